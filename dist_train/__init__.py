@@ -1,0 +1,1 @@
+"""Training, evaluation and export of embedding models with a class-sharded head."""

@@ -1,0 +1,1 @@
+"""Shards, sample order, decoding and augmentation."""

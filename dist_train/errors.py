@@ -1,0 +1,9 @@
+"""The two ways a command fails; the command line turns them into exit status 2 and 1."""
+
+
+class UserError(ValueError):
+    """The user's mistake: a wrong key, path or value. The message names it, and the way out."""
+
+
+class WorkError(RuntimeError):
+    """The work failed although it was asked for correctly: data rotted, a disk filled, a rank died."""

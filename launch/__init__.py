@@ -1,0 +1,1 @@
+"""Starting jobs: one process, torchrun, Slurm; and the command line."""
