@@ -1,0 +1,19 @@
+"""The `backbone` section of a configuration."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+BackboneName = Literal[
+    "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "mobilefacenet", "tiny"
+]
+
+
+class BackboneConfig(BaseModel):
+    """Which network turns images into embeddings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: BackboneName = Field("iresnet50", description="network; `tiny` is made for CPUs")
+    embedding_dim: int = Field(512, ge=2, le=8192, description="length D of an embedding")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the last layer")

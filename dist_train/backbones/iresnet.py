@@ -1,0 +1,87 @@
+"""The residual network of the face field.
+
+Deng et al., ArcFace (CVPR 2019), section 3.2: ResNet (He et al., CVPR 2016) with 3×3 stem of stride 1, blocks of the form
+BN-Conv-BN-PReLU-Conv-BN, and the head BN-Dropout-FC-BN that makes the embedding.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    """A 3×3 convolution that keeps the size, or halves it (rounding up) at stride 2."""
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+
+
+class Block(nn.Module):
+    """BN-Conv-BN-PReLU-Conv-BN beside a shortcut; the stride sits in the second convolution."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.BatchNorm2d(channels_in),
+            conv3x3(channels_in, channels_out),
+            nn.BatchNorm2d(channels_out),
+            nn.PReLU(channels_out),
+            conv3x3(channels_out, channels_out, stride),
+            nn.BatchNorm2d(channels_out),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels_in, S, S] -> [B, channels_out, S/stride, S/stride]."""
+        return self.residual(x) + self.shortcut(x)
+
+
+class IResNet(nn.Module):
+    """Images [B, 3, S, S] -> embeddings [B, D].
+
+    Args:
+        blocks: residual blocks in each of the four stages; each stage halves the picture.
+        widths: channels of the stem and of the four stages.
+        image_size: side S of the pictures in pixels.
+        embedding_dim: D.
+        dropout: share of features dropped before the last layer.
+        stem_stride: 2 quarters the cost of the whole network, for CPUs.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        image_size: int,
+        embedding_dim: int,
+        dropout: float,
+        stem_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv3x3(3, widths[0], stem_stride), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0]))
+        stages = []
+        for count, channels_in, channels_out in zip(blocks, widths[:-1], widths[1:], strict=True):
+            stages.append(Block(channels_in, channels_out, stride=2))
+            stages.extend(Block(channels_out, channels_out, stride=1) for _ in range(count - 1))
+        self.stages = nn.Sequential(*stages)
+        side = image_size
+        for stride in (stem_stride, 2, 2, 2, 2):
+            side = -(-side // stride)
+        self.embed = nn.Sequential(
+            nn.BatchNorm2d(widths[-1]),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(widths[-1] * side * side, embedding_dim),
+            # The scale of an embedding is the head's business: a learned one would let the network buy a lower loss
+            # by growing norms.
+            nn.BatchNorm1d(embedding_dim, affine=False),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""
+        return self.embed(self.stages(self.stem(images)))

@@ -1,0 +1,67 @@
+"""MobileFaceNet: Chen et al., "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile
+Devices" (CCBR 2018), table 1. About one million parameters.
+"""
+
+from torch import Tensor, nn
+
+# Expansion, channels, repeats, stride of the first repeat: the bottlenecks of table 1.
+BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+
+def conv_bn(channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution and batch normalisation, size kept at stride 1."""
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+
+
+class Bottleneck(nn.Module):
+    """Expand, filter each channel, project linearly; added to the input where the shapes agree."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        middle = channels_in * expansion
+        self.residual = nn.Sequential(
+            conv_bn(channels_in, middle, 1),
+            nn.PReLU(middle),
+            conv_bn(middle, middle, 3, stride, groups=middle),
+            nn.PReLU(middle),
+            conv_bn(middle, channels_out, 1),
+        )
+        self.same_shape = stride == 1 and channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels_in, S, S] -> [B, channels_out, S/stride, S/stride]."""
+        return x + self.residual(x) if self.same_shape else self.residual(x)
+
+
+class MobileFaceNet(nn.Module):
+    """Images [B, 3, S, S] -> embeddings [B, D]; a depthwise convolution over the whole map replaces pooling."""
+
+    def __init__(self, image_size: int, embedding_dim: int, dropout: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            conv_bn(3, 64, 3, 2),
+            nn.PReLU(64),
+            conv_bn(64, 64, 3, groups=64),
+            nn.PReLU(64),
+        ]
+        channels_in, side = 64, -(-image_size // 2)
+        for expansion, channels, repeats, first_stride in BOTTLENECKS:
+            for repeat in range(repeats):
+                stride = first_stride if repeat == 0 else 1
+                layers.append(Bottleneck(channels_in, channels, stride, expansion))
+                channels_in, side = channels, -(-side // stride)
+        layers += [conv_bn(channels_in, 512, 1), nn.PReLU(512)]
+        self.features = nn.Sequential(*layers)
+        self.embed = nn.Sequential(
+            nn.Conv2d(512, 512, side, groups=512, bias=False),
+            nn.BatchNorm2d(512),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(512, embedding_dim, bias=False),
+            nn.BatchNorm1d(embedding_dim),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""
+        return self.embed(self.features(images))

@@ -1,0 +1,178 @@
+"""The typed configuration of a run: YAML, dotted overrides, and errors that name the key."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dist_train.backbones.config import BackboneConfig
+from dist_train.data.config import DataConfig
+from dist_train.errors import UserError
+from dist_train.evaluate.config import EvaluateConfig
+from dist_train.export.config import ExportConfig
+from dist_train.head.config import HeadConfig
+
+
+class Section(BaseModel):
+    """Base of the sections: unknown keys are errors, values do not change after the start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainConfig(Section):
+    """How long, on what device, in what batches."""
+
+    epochs: float | None = Field(None, gt=0, description="passes over the set; give this or steps")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; give this or epochs")
+    global_batch_size: int = Field(512, ge=2, description="pictures per step over all ranks")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=2,
+        description="pictures per rank and forward pass; smaller than a rank's share means gradient accumulation. "
+        "BatchNorm normalises over it, so runs on other rank counts agree when it is set",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPUs that are there, else CPU")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the backbone's arithmetic; auto: bfloat16 on GPUs that have it, float32 on CPU"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: cores / local ranks")
+    log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and the tracker")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give one of epochs and steps")
+        return self
+
+
+class OptimizerConfig(Section):
+    """The backbone's optimizer and the learning rate of backbone and head."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="update rule of the backbone")
+    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="on weights")
+    decay_norms: bool = Field(True, description="weight decay on norms and biases too")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the peak")
+    schedule: Literal["cosine", "polynomial", "constant"] = Field("cosine", description="decay after the warm-up")
+    power: float = Field(2.0, gt=0, description="of the polynomial schedule")
+    final_lr: float = Field(0.0, ge=0, description="learning rate at the last step")
+    clip_norm: float | None = Field(None, gt=0, description="largest L2 norm of the backbone's gradient")
+
+
+class CheckpointConfig(Section):
+    """When training state is written."""
+
+    every_steps: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class TrackConfig(Section):
+    """Where figures go besides metrics.jsonl."""
+
+    wandb: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mode")
+    project: str = Field("headcount", min_length=1, description="W&B project")
+    name: str | None = Field(None, description="W&B run name; default: the run directory's name")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    run_dir: Path = Field(description="where everything about the run is written")
+    seed: int = Field(0, ge=0, lt=2**63, description="of every random choice")
+    data: DataConfig
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    train: TrainConfig
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe and apply `section.key=value` overrides; a value is parsed as YAML.
+
+    Raises:
+        UserError: the file or an override cannot be read, a key is unknown or a value out of range.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path}: expected sections with keys, found {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"config {path}:\n" + "\n".join(_explain(error))) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML: every key with its value, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Lines `key: old -> new` for every value that differs."""
+    before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
+    return [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise UserError(f"override {override!r}: expected section.key=value, e.g. head.sample_rate=0.2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML: {error}") from error
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override {override!r}: {section} is a value, not a section")
+    tree[last] = value
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(location)
+        if item["type"] == "extra_forbidden":
+            known = _keys_beside(location)
+            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+            hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
+            yield f"  {key}: unknown key; {hint}"
+        elif item["type"] == "missing":
+            yield f"  {key}: missing; it has no default"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"  {key or 'config'}: {message[0].lower() + message[1:]}; found {item['input']!r}"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    """Keys that the section of the last key of `location` knows."""
+    model: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

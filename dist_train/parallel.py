@@ -1,0 +1,125 @@
+"""Ranks, and the backbone replicated over them, behind one small interface."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_train.errors import UserError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the job.
+
+    Attributes:
+        rank: 0 .. world_size - 1 over all machines.
+        local_rank: this process among those of its machine.
+        world_size: processes of the job.
+        device: where this process computes.
+        group: the collectives' group; None when the process is alone.
+        saving_group: a second group over gloo, so that a checkpoint can be written while training communicates.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    group: dist.ProcessGroup | None = None
+    saving_group: dist.ProcessGroup | None = None
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on some rank; a collective when there are several."""
+        if self.group is None:
+            return flag
+        value = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group)
+        return bool(value.item())
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.group is not None:
+            dist.barrier(self.group)
+
+
+def join_ranks(device: str, threads: int | None) -> Ranks:
+    """Join the job that the environment describes (torchrun's variables), or stand alone without them.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        threads: CPU threads of this rank; default: the cores shared evenly by the machine's ranks.
+
+    Raises:
+        UserError: `cuda` without a GPU for this rank.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count()
+    if device == "cuda" and gpus < local_world:
+        raise UserError(
+            f"train.device=cuda: {gpus} GPUs for {local_world} ranks on this machine; start fewer ranks or use cpu"
+        )
+    use_cuda = device == "cuda" or (device == "auto" and gpus >= local_world)
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
+    if world_size == 1:
+        return Ranks(rank, local_rank, world_size, where)
+    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    return Ranks(rank, local_rank, world_size, where, dist.group.WORLD, dist.new_group(backend="gloo"))
+
+
+def leave_ranks(ranks: Ranks) -> None:
+    """Close the groups that `join_ranks` opened."""
+    if ranks.group is not None:
+        dist.destroy_process_group()
+
+
+class Replica:
+    """A backbone copied to every rank by DistributedDataParallel; alone, the plain module.
+
+    Gradients are averaged over ranks by DDP, while the head gives the gradient of the mean over the *global* batch;
+    so `embed` multiplies the gradient by the number of ranks at the border between the two.
+    """
+
+    def __init__(self, backbone: nn.Module, ranks: Ranks) -> None:
+        self.backbone = backbone
+        self._ranks = ranks
+        self._forward: nn.Module = backbone
+        if ranks.group is not None:
+            # BatchNorm's running statistics stay each rank's own and are averaged when somebody reads them
+            # (`average_buffers`), which spares a broadcast in every forward pass.
+            ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(
+                backbone, device_ids=ids, process_group=ranks.group, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] -> embeddings [B, D]."""
+        embeddings: Tensor = self._forward(images)
+        if self._ranks.world_size > 1:
+            embeddings.register_hook(lambda gradient: gradient * self._ranks.world_size)
+        return embeddings
+
+    def accumulate(self, last: bool) -> AbstractContextManager[object]:
+        """Around a micro-batch: gradients are exchanged only in the `last` one of a step."""
+        if last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
+
+    def average_buffers(self) -> None:
+        """Make running statistics the mean over ranks; a collective."""
+        if self._ranks.group is None:
+            return
+        for buffer in self.backbone.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer, group=self._ranks.group)
+                buffer /= self._ranks.world_size
