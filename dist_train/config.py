@@ -35,8 +35,9 @@ class TrainConfig(Section):
         "BatchNorm normalises over it, so runs on other rank counts agree when it is set",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPUs that are there, else CPU")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the backbone's arithmetic; auto: bfloat16 on GPUs that have it, float32 on CPU"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the backbone's arithmetic; auto: bfloat16 on GPUs that have it, float32 on CPU",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: cores / local ranks")
     log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and the tracker")

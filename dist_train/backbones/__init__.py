@@ -33,7 +33,9 @@ def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
         UserError: pictures too small for five halvings.
     """
     if image_size < MIN_IMAGE_SIZE:
-        raise UserError(f"image_size {image_size} px is too small for backbone.name={config.name}; use >= {MIN_IMAGE_SIZE}")
+        raise UserError(
+            f"image_size {image_size} px is too small for backbone.name={config.name}; use >= {MIN_IMAGE_SIZE}"
+        )
     if config.name == "mobilefacenet":
         return MobileFaceNet(image_size, config.embedding_dim, config.dropout)
     if config.name == "tiny":

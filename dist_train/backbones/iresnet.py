@@ -1,7 +1,7 @@
 """The residual network of the face field.
 
-Deng et al., ArcFace (CVPR 2019), section 3.2: ResNet (He et al., CVPR 2016) with 3×3 stem of stride 1, blocks of the form
-BN-Conv-BN-PReLU-Conv-BN, and the head BN-Dropout-FC-BN that makes the embedding.
+Deng et al., ArcFace (CVPR 2019), section 3.2: ResNet (He et al., CVPR 2016) with a 3×3 stem of stride 1, blocks of
+the form BN-Conv-BN-PReLU-Conv-BN, and BN-Dropout-FC-BN at the end, which makes the embedding.
 """
 
 from collections.abc import Sequence

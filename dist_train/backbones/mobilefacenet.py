@@ -1,5 +1,7 @@
-"""MobileFaceNet: Chen et al., "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile
-Devices" (CCBR 2018), table 1. About one million parameters.
+"""MobileFaceNet, about one million parameters.
+
+Chen et al., "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile Devices" (CCBR 2018),
+table 1.
 """
 
 from torch import Tensor, nn

@@ -1,0 +1,61 @@
+"""A whole run on this rank: join, train, then evaluate, export and report."""
+
+import logging
+
+import torch.distributed as dist
+
+from dist_train.config import RunConfig, dump_config
+from dist_train.finish import finish_run
+from dist_train.parallel import join_ranks, leave_ranks
+from dist_train.run_dir import open_run_dir
+from dist_train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED_STATUS = 130
+"""Exit status after a signal, as shells give it for SIGINT."""
+
+
+def run(config: RunConfig, resume: bool) -> int:
+    """Train by `config` and finish the run.
+
+    Returns:
+        Exit status: 0, or 130 when a signal ended training early, after a checkpoint.
+
+    Raises:
+        UserError: on rank 0, for a mistake that any rank found; the others leave silently.
+    """
+    ranks = join_ranks(config.train.device, config.train.threads)
+    try:
+        if ranks.rank == 0:
+            logger.info("configuration:\n%s", dump_config(config))
+        checkpoint = ranks.agree(lambda: open_run_dir(config, resume) if ranks.rank == 0 else None)
+        trainer = Trainer(config, ranks, ranks.gather(checkpoint)[0])
+        if not trainer.fit():
+            if ranks.rank == 0:
+                logger.warning(
+                    "stopped at step %d of %d, checkpoint written; go on with the same command and --resume",
+                    trainer.step,
+                    trainer.total_steps,
+                )
+            return INTERRUPTED_STATUS
+        finish_run(trainer)
+        return 0
+    finally:
+        leave_ranks(ranks)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether `error` only says that another rank went away, so that the reason stands in that rank's output."""
+    return (
+        dist.is_available()
+        and isinstance(error, RuntimeError)
+        and any(
+            sign in str(error)
+            for sign in (
+                "Connection closed by peer",
+                "Connection reset by peer",
+                "NCCL communicator was aborted",
+            )
+        )
+    )

@@ -1,0 +1,264 @@
+"""The training loop: it wires loader, backbone, head, optimizer, checkpoints and trackers together."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from tqdm import tqdm
+
+from dist_train.backbones import build_backbone
+from dist_train.checkpoint import Checkpointer, Progress
+from dist_train.config import OptimizerConfig, RunConfig
+from dist_train.data.loader import Batch, build_loader
+from dist_train.data.manifest import Manifest, load_manifest
+from dist_train.errors import UserError
+from dist_train.head import Head
+from dist_train.parallel import Ranks, Replica
+from dist_train.schedule import learning_rate
+from dist_train.trackers import Trackers
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """A run on this rank.
+
+    Args:
+        config: the whole configuration.
+        ranks: this process among the job's.
+        checkpoint: where to go on from; None for a fresh start.
+
+    Raises:
+        UserError: batch sizes that do not divide, or a dataset that cannot be trained on.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Path | None = None) -> None:
+        self.config, self.ranks = config, ranks
+        self.manifest, self.accumulation, self.total_steps = ranks.agree(lambda: _check(config, ranks.world_size))
+        torch.manual_seed(config.seed)  # the same initial backbone on every rank
+        backbone = build_backbone(config.backbone, self.manifest.image_size)
+        self.backbone = backbone.to(ranks.device, memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(config.optimizer, self.backbone)
+        self.head = ranks.agree(
+            lambda: Head(
+                config.head,
+                self.manifest.num_classes,
+                config.backbone.embedding_dim,
+                group=ranks.group,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                device=ranks.device,
+                seed=config.seed,
+            )
+        )
+        self.replica = Replica(self.backbone, ranks)
+        self.checkpointer = Checkpointer(
+            config.run_dir, config.checkpoint.keep, self.backbone, self.optimizer, self.head, ranks
+        )
+        self.step = 0
+        if checkpoint is not None:
+            self.step = ranks.agree(lambda: self._restore(checkpoint))
+        self.loader = ranks.agree(
+            lambda: build_loader(
+                config.data,
+                batch_size=config.train.global_batch_size // ranks.world_size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                seed=config.seed,
+                start_position=self.step * config.train.global_batch_size,
+                device=ranks.device,
+            )
+        )
+        self._precision = _precision(config.train.precision, ranks.device)
+        self._stop_asked = False
+
+    def fit(self) -> bool:
+        """Train to the last step, or until a signal asks to stop; a checkpoint is written either way.
+
+        Returns:
+            Whether the last step was reached.
+        """
+        trackers = Trackers(self.config, self.ranks.rank, self.step)
+        meter = Meter(self.config.train.global_batch_size)
+        images = self.config.train.global_batch_size
+        bar = tqdm(
+            total=self.total_steps * images,
+            initial=self.step * images,
+            unit="img",
+            unit_scale=True,
+            desc="train",
+            disable=self.ranks.rank != 0,
+        )
+        stopped = False
+        with self._signals(), self.loader, bar:
+            batches = iter(self.loader)
+            while self.step < self.total_steps and not stopped:
+                loss = self.train_step(meter.waiting(batches))
+                meter.add(loss)
+                bar.update(images)
+                if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
+                    figures = meter.figures() | self._figures()
+                    bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{figures['lr']:.2g}")
+                    trackers.log(self.step, figures)
+                if self.step % self.config.checkpoint.every_steps == 0:
+                    self.save()
+                self.checkpointer.commit_if_written()
+                stopped = self.ranks.any(self._stop_asked)
+            self.save()
+            self.checkpointer.wait()
+            trackers.close()
+        return self.step == self.total_steps
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One step of backbone and head on this rank's share of the global batch; its loss, the same on all ranks."""
+        self.backbone.train()
+        lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.config.backbone.dropout:
+            # A function of seed, step and rank, so that a resumed run drops what an unbroken one would.
+            torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
+        micro_batches = list(
+            zip(batch.images.chunk(self.accumulation), batch.labels.chunk(self.accumulation), strict=True)
+        )
+        total = torch.zeros((), device=self.ranks.device)
+        for index, (images, labels) in enumerate(micro_batches):
+            with self.replica.accumulate(last=index == self.accumulation - 1):
+                with torch.autocast(self.ranks.device.type, self._precision, enabled=self._precision != torch.float32):
+                    embeddings = self.replica.embed(images.contiguous(memory_format=torch.channels_last))
+                loss = self.head(embeddings.float(), labels) / self.accumulation
+                loss.backward()
+            total += loss.detach()
+        if self.config.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.head.step(lr)
+        self.step += 1
+        return total
+
+    def save(self) -> None:
+        """Begin a checkpoint of the present step; a collective."""
+        self.replica.average_buffers()
+        position = self.step * self.config.train.global_batch_size
+        manifest = self.manifest
+        self.checkpointer.save(
+            Progress(self.step, position, manifest.image_size, manifest.num_classes, manifest.digest)
+        )
+
+    def _restore(self, checkpoint: Path) -> int:
+        progress = self.checkpointer.restore(checkpoint)
+        if progress.data_digest != self.manifest.digest:
+            raise UserError(
+                f"checkpoint {checkpoint} was trained on another dataset than {self.config.data.path}: its shards "
+                "have other checksums; restore the set, or start a new run in another run_dir"
+            )
+        if self.ranks.rank == 0:
+            logger.info("resumed from %s at step %d of %d", checkpoint, progress.step, self.total_steps)
+        return progress.step
+
+    def _figures(self) -> dict[str, float]:
+        figures = {"lr": float(self.optimizer.param_groups[0]["lr"])}
+        figures["epoch"] = self.step * self.config.train.global_batch_size / self.manifest.samples
+        return figures | {f"head/{name}": value for name, value in self.head.statistics().items()}
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask for a stop at the next step boundary instead of ending the process."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._stop_asked = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Meter:
+    """Loss, speed and waiting time since the last report."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self._images_per_step = images_per_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self._started, self._waited, self._losses = time.perf_counter(), 0.0, list[Tensor]()
+
+    def waiting(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time until it is there counts as waiting."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        return batch
+
+    def add(self, loss: Tensor) -> None:
+        """Count a step. The loss is not read here, which would make the host wait for a GPU."""
+        self._losses.append(loss)
+
+    def figures(self) -> dict[str, float]:
+        """Mean loss, images per second over all ranks and the share of time spent waiting for data; starts anew."""
+        loss = float(torch.stack(self._losses).mean())
+        seconds = time.perf_counter() - self._started
+        images = len(self._losses) * self._images_per_step
+        figures = {"loss": loss, "images_per_s": images / seconds, "data_wait": self._waited / seconds}
+        self._reset()
+        return figures
+
+
+def build_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
+    """The backbone's optimizer; norms and biases in a group of their own, without decay if so configured."""
+    weights = [p for p in backbone.parameters() if p.ndim > 1]
+    vectors = [p for p in backbone.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},
+    ]
+    if config.name == "adamw":
+        return AdamW(groups, lr=config.lr)
+    return SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def _check(config: RunConfig, world_size: int) -> tuple[Manifest, int, int]:
+    """The set's manifest, micro-batches per step and steps, or an error before anything large is made."""
+    manifest = load_manifest(config.data.path)
+    return manifest, _accumulation(config, world_size), _total_steps(config, manifest)
+
+
+def _accumulation(config: RunConfig, world_size: int) -> int:
+    """Micro-batches in which a rank works off its share of the global batch."""
+    total = config.train.global_batch_size
+    micro = config.train.micro_batch_size or total // world_size
+    if micro < 2 or total % (micro * world_size):
+        raise UserError(
+            f"train.global_batch_size {total} is not a multiple of {world_size} ranks × train.micro_batch_size {micro} "
+            "(which must be at least 2); change one of them"
+        )
+    return total // (micro * world_size)
+
+
+def _total_steps(config: RunConfig, manifest: Manifest) -> int:
+    if manifest.samples < config.train.global_batch_size:
+        raise UserError(
+            f"train.global_batch_size {config.train.global_batch_size} is larger than the dataset "
+            f"{config.data.path}: {manifest.samples} pictures"
+        )
+    if config.train.steps is not None:
+        return config.train.steps
+    return max(1, int((config.train.epochs or 0) * manifest.samples / config.train.global_batch_size))
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

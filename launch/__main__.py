@@ -1,0 +1,5 @@
+"""`python -m launch` is `headcount`."""
+
+from launch.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""The command `headcount`."""
+
+import importlib.metadata
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from data_prep.cli import app as prep_app
+from dist_train.cli import train
+from dist_train.data.cli import app as data_app
+from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.cli import evaluate
+from dist_train.export.cli import export
+from launch.local import app as launch_app
+
+app = typer.Typer(
+    name="headcount",
+    help="Train embedding models on very large identity sets.",
+    epilog="A first run: `make quickstart`. Each command explains itself: `headcount train --help`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(prep_app, name="prep")
+app.add_typer(data_app, name="data")
+app.command()(train)
+app.command(name="eval")(evaluate)
+app.command()(export)
+app.add_typer(launch_app, name="launch")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"headcount {importlib.metadata.version('headcount')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Train embedding models on very large identity sets."""
+    # Rank 0 speaks; the others only when something is wrong.
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING,
+        format="%(message)s" if first else f"rank {os.environ.get('RANK')}: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def main() -> None:
+    """Run the command line: exit status 0, 1 for a failure of the work, 2 for a user's mistake."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except WorkError as error:
+        typer.echo(f"failed: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
