@@ -133,8 +133,8 @@ def leave_ranks(ranks: Ranks) -> None:
 class Replica:
     """A backbone copied to every rank by DistributedDataParallel; alone, the plain module.
 
-    Gradients are averaged over ranks by DDP, while the head gives the gradient of the mean over the *global* batch;
-    so `embed` multiplies the gradient by the number of ranks at the border between the two.
+    The head stands outside: it takes the embeddings as a leaf and gives their gradient back, which `backward` sends
+    through the network. So the same head serves every way of replicating a backbone.
     """
 
     def __init__(self, backbone: nn.Module, ranks: Ranks) -> None:
@@ -156,9 +156,17 @@ class Replica:
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] -> embeddings [B, D]."""
         embeddings: Tensor = self._forward(images)
-        if self._ranks.world_size > 1:
-            embeddings.register_hook(lambda gradient: gradient * self._ranks.world_size)
         return embeddings
+
+    def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
+        """Add to the parameters' gradients.
+
+        Args:
+            embeddings: what `embed` gave, [B, D].
+            gradient: of the mean loss over the *global* batch with respect to them, [B, D].
+        """
+        # DDP divides the sum over ranks by their number, which this takes back.
+        embeddings.backward(gradient.to(embeddings.dtype) * self._ranks.world_size)
 
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
         """Around a micro-batch: gradients are exchanged only in the `last` one of a step."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -125,16 +126,16 @@ class Trainer:
         if self.config.backbone.dropout:
             # A function of seed, step and rank, so that a resumed run drops what an unbroken one would.
             torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
-        micro_batches = list(
-            zip(batch.images.chunk(self.accumulation), batch.labels.chunk(self.accumulation), strict=True)
-        )
         total = torch.zeros((), device=self.ranks.device)
-        for index, (images, labels) in enumerate(micro_batches):
-            with self.replica.accumulate(last=index == self.accumulation - 1):
+        micro_batches = zip(batch.images.chunk(self.accumulation), batch.labels.chunk(self.accumulation), strict=True)
+        for index, (images, labels) in enumerate(micro_batches, start=1):
+            with self.replica.accumulate(last=index == self.accumulation):
                 with torch.autocast(self.ranks.device.type, self._precision, enabled=self._precision != torch.float32):
                     embeddings = self.replica.embed(images.contiguous(memory_format=torch.channels_last))
-                loss = self.head(embeddings.float(), labels) / self.accumulation
+                border = embeddings.detach().float().requires_grad_()
+                loss = self.head(border, labels) / self.accumulation
                 loss.backward()
+                self.replica.backward(embeddings, cast(Tensor, border.grad))
             total += loss.detach()
         if self.config.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optimizer.clip_norm)

@@ -1,0 +1,48 @@
+# Each target installs what it needs once, into .venv, and may be repeated.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+QUICK := runs/quickstart
+
+.PHONY: help quickstart test lint bench fonts clean
+help:
+	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
+	@echo "make test        the test suite        make lint   ruff and mypy"
+	@echo "make bench       measured claims -> benchmarks/results.jsonl"
+	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
+	@echo "make clean       remove .venv; data/ and runs/ stay"
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/pip install --progress-bar off --editable '.[dev]'
+	@touch $@
+
+# A second call goes on where the first was stopped; a finished run is left alone.
+quickstart: $(QUICK)/report.html
+	@echo "report: $(QUICK)/report.html   summary: $(QUICK)/summary.json   model: $(QUICK)/model.onnx"
+	@echo "once more from the start: rm -r $(QUICK) data/quickstart && make quickstart"
+
+data/quickstart/train/manifest.json: | $(INSTALLED)
+	$(BIN)/headcount prep glyphs data/quickstart --image-size 64
+
+$(QUICK)/report.html: data/quickstart/train/manifest.json
+	$(BIN)/headcount launch local configs/quickstart.yaml $(if $(wildcard $(QUICK)/config.yaml),--resume)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	@: > benchmarks/results.jsonl
+	@for script in $(filter-out benchmarks/plot_%,$(wildcard benchmarks/*.py)); do \
+		echo "$$script" >&2; $(BIN)/python $$script | tee -a benchmarks/results.jsonl || exit 1; done
+
+clean:
+	rm -rf .venv
