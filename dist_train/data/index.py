@@ -28,6 +28,18 @@ def format_index(samples: Iterable[list[Member]]) -> str:
     return f"{INDEX_VERSION} {len(lines)}\n" + "".join(f"{line}\n" for line in lines)
 
 
+def parse_members(line: str) -> list[Member]:
+    """Members in one line of an index.
+
+    Raises:
+        ValueError: not groups of extension, offset, size and name.
+    """
+    words = line.split()
+    if not words or len(words) % 4:
+        raise ValueError(f"{line[:80]!r} is not EXTENSION OFFSET SIZE NAME groups")
+    return [Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3]) for i in range(0, len(words), 4)]
+
+
 def read_index(path: Path) -> list[list[Member]]:
     """Members of every sample of the shard whose index is `path`.
 
@@ -45,13 +57,8 @@ def read_index(path: Path) -> list[list[Member]]:
         raise UserError(f"shard index {path}: {len(lines) - 1} lines for {head[1]} samples; it is cut off")
     samples = []
     for number, line in enumerate(lines[1:], start=2):
-        words = line.split()
-        if not words or len(words) % 4:
-            raise UserError(f"shard index {path}, line {number}: {line!r} is not EXTENSION OFFSET SIZE NAME groups")
         try:
-            samples.append(
-                [Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3]) for i in range(0, len(words), 4)]
-            )
+            samples.append(parse_members(line))
         except ValueError as error:
             raise UserError(f"shard index {path}, line {number}: {error}") from error
     return samples

@@ -1,0 +1,106 @@
+"""From positions to pixels: order, reading, decoding, augmentation, and the replacement of bad samples."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dist_train.data.augment import Augmentation, draw
+from dist_train.data.config import DataConfig
+from dist_train.data.counters import Ints
+from dist_train.data.opencv import Augmenter, Pixels, decode
+from dist_train.data.order import Order, SingleOrder, WindowShuffle
+from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.shards import BadSampleError, RawSample
+from dist_train.errors import WorkError
+
+_MOST_REPLACEMENTS = 1000  # bad samples in a row, after which something else is wrong
+
+
+class BadSample(NamedTuple):
+    """A sample that was replaced."""
+
+    position: int
+    shard: str
+    key: str
+    reason: str
+
+
+class Plan(NamedTuple):
+    """All that decides the batches of a run; equal plans give equal batches, in whatever process.
+
+    Attributes:
+        sets: the sets that are read.
+        config: the `data` section.
+        seed: of order and augmentation.
+        global_batch: samples per step over all ranks.
+        image_size: side of the pictures in pixels.
+    """
+
+    sets: tuple[ImageSet, ...]
+    config: DataConfig
+    seed: int
+    global_batch: int
+    image_size: int
+
+
+def build_order(plan: Plan) -> Order:
+    """The sample order of a plan."""
+    counts = [shard.samples for shard in plan.sets[0].manifest.shards]
+    shuffle = WindowShuffle(counts, plan.config.window_shards, plan.seed)
+    return SingleOrder(shuffle, plan.global_batch, plan.config.last_batch)
+
+
+class Assembler:
+    """Makes the pictures and labels of any positions of a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._order = build_order(plan)
+        # Two windows are in use while one passes into the next.
+        self._reader = SampleReader(plan.sets, plan.config.label_key, 2 * plan.config.window_shards + 2)
+        self._augmenter = Augmenter(plan.image_size)
+
+    def fill(self, positions: Ints, images: Pixels, labels: Ints) -> list[BadSample]:
+        """Write the samples at `positions` [n] into `images` [n, 3, size, size] (red first) and `labels` [n].
+
+        Returns:
+            The bad samples among them. Each has been replaced by the next good one in the order, which keeps the
+            augmentation of its own position.
+
+        Raises:
+            WorkError: nothing but bad samples follow a position.
+        """
+        places = self._order.locate(positions)
+        parameters = draw(self._plan.config.augment, self._plan.seed, places.epoch, places.place, self._plan.image_size)
+        bad: list[BadSample] = []
+        for row, position in enumerate(positions.tolist()):
+            shard, sample = int(places.shard[row]), int(places.sample[row])
+            try:
+                labels[row] = self._put(shard, sample, parameters, row, images[row])
+            except BadSampleError as error:
+                found = BadSample(position, self._reader.name(shard), self._reader.key(shard, sample), str(error))
+                bad.append(found)
+                labels[row] = self._replace(found, parameters, row, images[row])
+        return bad
+
+    def _put(self, shard: int, sample: int, parameters: Augmentation, row: int, out: Pixels) -> int:
+        raw: RawSample = self._reader.read(shard, sample)
+        self._augmenter.apply(decode(raw.image), parameters, row, out)
+        return raw.label
+
+    def _replace(self, bad: BadSample, parameters: Augmentation, row: int, out: Pixels) -> int:
+        following = np.arange(bad.position + 1, bad.position + 1 + _MOST_REPLACEMENTS, dtype=np.int64)
+        places = self._order.locate(following)
+        for shard, sample in zip(places.shard.tolist(), places.sample.tolist(), strict=True):
+            try:
+                return self._put(shard, sample, parameters, row, out)
+            except BadSampleError:
+                continue
+        raise WorkError(
+            f"{_MOST_REPLACEMENTS} bad samples in a row from position {bad.position} on; the first is {bad.key} in "
+            f"{bad.shard}: {bad.reason}; run `headcount data verify`"
+        )
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._reader.close()

@@ -1,0 +1,90 @@
+"""Samples by number out of one or several sets, whose shards are opened as they are needed."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dist_train.data.manifest import Manifest
+from dist_train.data.shards import BadSampleError, OpenShard, RawSample
+
+
+class ImageSet(NamedTuple):
+    """A set as the reader sees it.
+
+    Attributes:
+        path: directory or address.
+        manifest: what is in it.
+        first_label: added to its labels.
+    """
+
+    path: str
+    manifest: Manifest
+    first_label: int = 0
+
+
+class SampleReader:
+    """Reads samples of `sets`, numbered through all of them by shard and sample.
+
+    At most `open_shards` shards are open; the one unused for longest is closed first.
+    """
+
+    def __init__(self, sets: Sequence[ImageSet], label_key: str, open_shards: int) -> None:
+        self._shards = [(each, shard) for each in sets for shard in each.manifest.shards]
+        self._label_key = label_key
+        self._limit = open_shards
+        # A shard that cannot be opened is remembered as the reason, so that its samples do not all try again.
+        self._open: OrderedDict[int, OpenShard | BadSampleError] = OrderedDict()
+
+    def read(self, shard: int, sample: int, with_record: bool = False) -> RawSample:
+        """Read a sample.
+
+        Raises:
+            BadSampleError: it cannot be used.
+        """
+        raw = self._get(shard).read(sample, self._label_key, with_record)
+        source = self._shards[shard][0]
+        if raw.label >= source.manifest.num_classes:
+            raise BadSampleError(f"label {raw.label}, but the set has {source.manifest.num_classes} classes")
+        return raw._replace(label=raw.label + source.first_label)
+
+    def name(self, shard: int) -> str:
+        """Where a shard is, for messages."""
+        source, entry = self._shards[shard]
+        return f"{source.path.rstrip('/')}/{entry.name}"
+
+    def key(self, shard: int, sample: int) -> str:
+        """Name of a sample, for messages."""
+        try:
+            return self._get(shard).key(sample)
+        except BadSampleError:
+            return f"#{sample}"
+
+    def _get(self, number: int) -> OpenShard:
+        found = self._open.get(number)
+        if found is None:
+            found = self._open[number] = self._try_open(number)
+            if len(self._open) > self._limit:
+                _, oldest = self._open.popitem(last=False)
+                if isinstance(oldest, OpenShard):
+                    oldest.close()
+        else:
+            self._open.move_to_end(number)
+        if isinstance(found, BadSampleError):
+            raise found
+        return found
+
+    def _try_open(self, number: int) -> OpenShard | BadSampleError:
+        source, shard = self._shards[number]
+        path = Path(source.path) / shard.name
+        try:
+            return OpenShard(path, path.with_suffix(".idx"), shard)
+        except BadSampleError as error:
+            return error
+
+    def close(self) -> None:
+        """Close all shards."""
+        for each in self._open.values():
+            if isinstance(each, OpenShard):
+                each.close()
+        self._open.clear()
