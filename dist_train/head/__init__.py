@@ -1,1 +1,6 @@
 """The class-sharded classifier."""
+
+from dist_train.head.config import HeadConfig
+from dist_train.head.head import Head
+
+__all__ = ["Head", "HeadConfig"]

@@ -1,0 +1,145 @@
+"""The `head` section of a configuration."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MarginName = Literal[
+    "softmax",
+    "normface",
+    "sphereface",
+    "cosface",
+    "arcface",
+    "combined",
+    "adaface",
+    "curricularface",
+    "magface",
+    "adaptive",
+]
+
+# Which of the margin parameters each margin reads. A parameter set beside a margin that does not read it is refused,
+# so that no value in a recipe is silently without effect.
+MARGIN_PARAMETERS: dict[str, frozenset[str]] = {
+    "softmax": frozenset(),
+    "normface": frozenset(),
+    "sphereface": frozenset({"m1"}),
+    "cosface": frozenset({"m3"}),
+    "arcface": frozenset({"m2", "easy_margin"}),
+    "combined": frozenset({"m1", "m2", "m3"}),
+    "adaface": frozenset({"m2", "adaface"}),
+    "curricularface": frozenset({"m2", "curricular_momentum"}),
+    "magface": frozenset({"magface"}),
+    "adaptive": frozenset({"adaptive"}),
+}
+
+
+class AdaFaceConfig(BaseModel):
+    """How AdaFace turns an embedding's norm into image quality (Kim et al. 2022, section 3.3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    concentration: float = Field(0.333, gt=0, description="h: how sharply the margin follows the norm")
+    momentum: float = Field(0.99, ge=0, lt=1, description="of the moving mean and deviation of the norms")
+
+
+class MagFaceConfig(BaseModel):
+    """MagFace's norm range, margin range and regulariser (Meng et al. 2021, section 3.2)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lower_norm: float = Field(10.0, gt=0, description="l_a: smallest embedding norm told apart")
+    upper_norm: float = Field(110.0, gt=0, description="u_a: largest embedding norm told apart")
+    lower_margin: float = Field(0.45, ge=0, le=1.5, description="l_m: margin in radians at lower_norm")
+    upper_margin: float = Field(0.8, ge=0, le=1.5, description="u_m: margin in radians at upper_norm")
+    weight: float = Field(35.0, ge=0, description="lambda_g: weight of the norm regulariser")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lower_norm >= self.upper_norm:
+            raise ValueError(f"lower_norm {self.lower_norm} must be below upper_norm {self.upper_norm}")
+        if self.lower_margin > self.upper_margin:
+            raise ValueError(f"lower_margin {self.lower_margin} must not exceed upper_margin {self.upper_margin}")
+        return self
+
+
+class AdaptiveConfig(BaseModel):
+    """Per-class margins from class counts: the rarer the class, the larger the margin."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lowest: float = Field(0.3, ge=0, le=1.5, description="margin in radians of the most frequent class")
+    highest: float = Field(0.7, ge=0, le=1.5, description="margin in radians of the rarest class")
+    power: float = Field(0.25, gt=0, le=2, description="margins follow count ** -power (LDAM: 1/4)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest {self.lowest} must not exceed highest {self.highest}")
+        return self
+
+
+class HeadConfig(BaseModel):
+    """The class-sharded classifier: margin, sampling, row optimizer, storage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    margin: MarginName = Field("arcface", description="which margin-softmax loss")
+    scale: float | None = Field(
+        None, gt=0, le=1024, description="s, multiplies cosines; null: the margin's own default"
+    )
+    m1: float | None = Field(None, ge=1, le=8, description="angle multiplier; null: the margin's own default")
+    m2: float | None = Field(None, ge=0, le=1.5, description="angle added, radians; null: the margin's own default")
+    m3: float | None = Field(None, ge=0, le=1, description="cosine subtracted; null: the margin's own default")
+    easy_margin: bool = Field(False, description="arcface: a margin only where the target cosine is positive")
+    curricular_momentum: float = Field(0.99, ge=0, lt=1, description="curricularface: of the moving target cosine")
+    adaface: AdaFaceConfig = Field(AdaFaceConfig(), description="adaface's own parameters")
+    magface: MagFaceConfig = Field(MagFaceConfig(), description="magface's own parameters")
+    adaptive: AdaptiveConfig = Field(AdaptiveConfig(), description="the adaptive margin's own parameters")
+    centers_per_class: int = Field(1, ge=1, le=16, description="K of sub-center losses; the nearest center counts")
+    interclass_threshold: float | None = Field(
+        None, gt=-1, lt=1, description="negatives above this cosine are ignored (noisy sets); null: none is"
+    )
+
+    sample_rate: float = Field(1.0, gt=0, le=1, description="share of a rank's classes in each step's softmax")
+    sampling: Literal["uniform", "hard"] = Field(
+        "uniform", description="how negatives are drawn; hard: nearest to the batch out of twice as many drawn"
+    )
+    filter_eps: float = Field(
+        0.0, ge=0, le=0.01, description="rows whose softmax weights all lie below are left out of the backward; 0: none"
+    )
+
+    optimizer: Literal["sgd", "rowwise_adagrad", "adamw"] = Field("sgd", description="of the class centers")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd")
+    beta1: float = Field(0.9, ge=0, lt=1, description="adamw")
+    beta2: float = Field(0.999, ge=0, lt=1, description="adamw")
+    optimizer_eps: float = Field(1e-8, gt=0, le=1, description="rowwise_adagrad and adamw: added to the root")
+    weight_decay: float = Field(5e-4, ge=0, le=1, description="applied to chosen rows")
+    lr_scale: float = Field(1.0, gt=0, le=1000, description="the head's learning rate is the schedule's times this")
+    init_std: float = Field(0.01, gt=0, le=10, description="deviation of the normal distribution rows start from")
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of stored centers and moments; bfloat16 is written with stochastic rounding"
+    )
+    storage: Literal["device", "host", "mmap"] = Field("device", description="where centers and their state live")
+    storage_dir: Path | None = Field(None, description="directory of the memory-mapped files; needed for mmap")
+    logits_budget_mb: int = Field(
+        256, ge=1, le=1 << 20, description="logits kept for the backward; beyond it they are formed a second time"
+    )
+    block_rows: int | None = Field(
+        None, ge=1, le=1 << 24, description="centers handled at a time; null: fitted to the device's caches"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        every = frozenset().union(*MARGIN_PARAMETERS.values())
+        idle = sorted((self.model_fields_set & every) - MARGIN_PARAMETERS[self.margin])
+        idle = [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]
+        if idle:
+            readers = {name: sorted(m for m, names in MARGIN_PARAMETERS.items() if name in names) for name in idle}
+            raise ValueError(f"margin {self.margin!r} does not read {idle}; they belong to {readers}")
+        if self.margin == "softmax" and (self.scale is not None or self.interclass_threshold is not None):
+            raise ValueError("margin 'softmax' has no cosines: head.scale and head.interclass_threshold must be null")
+        if self.storage == "mmap" and self.storage_dir is None:
+            raise ValueError("head.storage=mmap needs head.storage_dir, the directory of its files")
+        return self

@@ -1,0 +1,78 @@
+"""Which classes take part in a step's softmax: this rank's positives and randomly drawn negatives.
+
+Partial FC (An et al. 2022, "Killing Two Birds with One Stone", section 3.2) keeps all positives and samples
+negatives uniformly. Here the cost depends on how many are drawn, not on how many classes there are.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def draw_distinct(generator: np.random.Generator, population: int, count: int, excluded: Indices) -> Indices:
+    """`count` distinct values of [0, population) without `excluded`, every subset equally likely; sorted.
+
+    Args:
+        generator: source of randomness.
+        population: values are drawn from [0, population).
+        count: at most population - len(excluded).
+        excluded: sorted, distinct.
+    """
+    candidates = population - len(excluded)
+    if count * 2 > candidates:
+        # Dense: draw the few that stay out. A mask of one byte per class is then no more than the result itself.
+        out = draw_distinct(generator, population, candidates - count, excluded) if count < candidates else excluded[:0]
+        mask = np.ones(population, dtype=bool)
+        mask[excluded] = False
+        mask[out] = False
+        return np.flatnonzero(mask)
+    drawn = excluded[:0]
+    while len(drawn) < count:
+        # Repeats are dropped, so draw a little more; any surplus is removed at random, which keeps subsets uniform.
+        missing = count - len(drawn)
+        fresh = generator.integers(0, population, size=missing + missing // 8 + 16)
+        drawn = np.concatenate([drawn, fresh])
+        drawn.sort()
+        drawn = drawn[np.concatenate([[True], drawn[1:] != drawn[:-1]])]
+        if len(excluded):
+            drawn = drawn[~_contained(drawn, excluded)]
+    if len(drawn) > count:
+        keep = np.ones(len(drawn), dtype=bool)
+        keep[generator.choice(len(drawn), size=len(drawn) - count, replace=False, shuffle=False)] = False
+        drawn = drawn[keep]
+    return drawn
+
+
+def choose_classes(num_classes: int, rate: float, positives: Indices, key: tuple[int, int, int]) -> Indices | None:
+    """This rank's classes for one step: all positives, then negatives up to rate · num_classes.
+
+    Args:
+        num_classes: classes of this rank.
+        rate: share of them, in (0, 1].
+        positives: sorted distinct classes of the batch among them.
+        key: (seed, step, rank): the same key draws the same negatives.
+
+    Returns:
+        Sorted distinct classes; None means all.
+    """
+    wanted = max(1, round(rate * num_classes)) if num_classes else 0
+    if wanted >= num_classes:
+        return None
+    if len(positives) >= wanted:
+        return positives
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    negatives = draw_distinct(generator, num_classes, wanted - len(positives), positives)
+    chosen = np.concatenate([positives, negatives])
+    chosen.sort()
+    return chosen
+
+
+def _contained(values: Indices, table: Indices) -> NDArray[np.bool_]:
+    """For each of sorted `values`, is it in sorted `table`?"""
+    place = np.searchsorted(values, table)
+    inside = place < len(values)
+    place, wanted = place[inside], table[inside]
+    mask = np.zeros(len(values), dtype=bool)
+    mask[place[values[place] == wanted]] = True
+    return mask

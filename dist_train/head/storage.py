@@ -1,0 +1,312 @@
+"""Where class centers and their optimizer state live: device memory, host memory or memory-mapped files.
+
+A table has one row per class of this rank. A step works on a `Lease`: the chosen classes' rows of every table,
+read and written in blocks as float32. From tables on the computing device a lease reads and writes the table
+itself; from others it works on a staged copy, fetched and written back by one worker thread in order, so that a
+fetch overlaps the backbone's forward and a write-back the next step's loading.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train.errors import UserError
+from dist_train.head.rounding import StochasticRounder
+from dist_train.head.workspace import Workspace
+
+_INIT_CLASSES = 1024  # classes whose initial rows come from one generator; part of what a seed means
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table: its name, numbers per class, stored type, and the value it starts with."""
+
+    name: str
+    width: int
+    dtype: torch.dtype
+    fill: float = 0.0
+
+
+def fill_normal(table: Tensor, start: int, seed: int, std: float) -> None:
+    """Normal initial rows of classes [start, start + n); class c's row depends on (seed, c) alone.
+
+    Args:
+        table: [n, width], any float type, on any device.
+        start: class of the first row.
+        seed: of the run.
+        std: standard deviation.
+    """
+    count, width = table.shape
+    block = torch.empty(_INIT_CLASSES, width)
+    generator = torch.Generator()
+    stop = start + count
+    for number in range(start // _INIT_CLASSES, -(-stop // _INIT_CLASSES)):
+        first = number * _INIT_CLASSES
+        low, high = max(first, start), min(first + _INIT_CLASSES, stop)
+        generator.manual_seed((seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9) % (1 << 63))
+        block.normal_(0.0, std, generator=generator)
+        table[low - start : high - start].copy_(block[low - first : high - first])
+
+
+class RowStore:
+    """Tables with one row per class of this rank, and leases on chosen rows.
+
+    Args:
+        specs: the tables.
+        num_classes: rows n of every table.
+        device: where the head computes.
+        storage: "device", "host" or "mmap".
+        directory: of memory-mapped files.
+        owner: (rank, world_size), part of the files' names.
+        rounder: writes bfloat16 tables.
+
+    Raises:
+        UserError: a file of another shape exists, or the disk has no room for the files.
+    """
+
+    def __init__(
+        self,
+        specs: list[TableSpec],
+        num_classes: int,
+        device: torch.device,
+        storage: str,
+        directory: Path | None,
+        owner: tuple[int, int],
+        rounder: StochasticRounder,
+    ) -> None:
+        self.num_classes = num_classes
+        self.device = device
+        self.staged = storage != "device"
+        self.specs = {spec.name: spec for spec in specs}
+        self.rounder = rounder
+        self.workspace = Workspace(device)
+        self.tables: dict[str, Tensor] = {}
+        self._idle: list[dict[str, Tensor]] = []
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="row-store") if self.staged else None
+        for spec in specs:
+            shape = (num_classes, spec.width)
+            if storage == "mmap":
+                if directory is None:
+                    raise UserError("head.storage=mmap needs head.storage_dir")
+                name = f"{spec.name}-{owner[0]:05d}-of-{owner[1]:05d}"
+                table = map_table(directory / name, shape, spec.dtype)
+            else:
+                pinned = storage == "host" and device.type == "cuda"
+                where = torch.device("cpu") if storage == "host" else device
+                table = torch.empty(shape, dtype=spec.dtype, device=where, pin_memory=pinned)
+            self.tables[spec.name] = table
+
+    def fill(self) -> None:
+        """Give every table but the centers its starting value."""
+        for name, spec in self.specs.items():
+            if name != "centers":
+                self.tables[name].fill_(spec.fill)
+
+    def lease(self, classes: Tensor | None) -> "Lease":
+        """The rows of `classes` (sorted local ids on the host; None: all). Staged rows are fetched meanwhile."""
+        if not self.staged:
+            on_device = None if classes is None else classes.to(self.device, non_blocking=True)
+            return Lease(self, self.num_classes if classes is None else len(classes), on_device)
+        count = self.num_classes if classes is None else len(classes)
+        host = self._idle.pop() if self._idle else {}
+        return StagedLease(self, count, classes, host)
+
+    def submit(self, work: Callable[[], None]) -> "Future[None]":
+        """Queue work behind all fetches and write-backs queued before."""
+        assert self._worker is not None  # only leases of staged stores come here
+        return self._worker.submit(work)
+
+    def put_back(self, host: dict[str, Tensor]) -> None:
+        """Return a lease's staging buffers for the next one."""
+        self._idle.append(host)
+
+    def flush(self) -> None:
+        """Wait until every write-back has reached the tables."""
+        if self._worker is not None:
+            self._worker.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """Finish write-backs and stop the worker."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=True)
+
+
+class Lease:
+    """Chosen rows of a store's tables, read from and written to the tables themselves.
+
+    Attributes:
+        count: number k of chosen classes.
+    """
+
+    def __init__(self, store: RowStore, count: int, classes: Tensor | None) -> None:
+        self.store = store
+        self.count = count
+        self.classes = classes
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the chosen ones as float32 [stop - start, width].
+
+        Valid until the next read of this table. It may be the table's own memory: change it only to `write` it.
+        """
+        table = self.store.tables[name]
+        shape = (stop - start, table.shape[1])
+        if self.classes is None:
+            rows = table[start:stop]
+        else:
+            rows = self.store.workspace.get(name, shape, table.dtype)
+            torch.index_select(table, 0, self.classes[start:stop], out=rows)
+        return self._widen(name, rows)
+
+    def pick(self, name: str, positions: Tensor) -> Tensor:
+        """A float32 copy of the chosen rows at `positions` [T] -> [T, width]."""
+        index = positions if self.classes is None else self.classes[positions]
+        return self.store.tables[name].index_select(0, index).float()
+
+    def write(self, name: str, start: int, stop: int, rows: Tensor) -> None:
+        """Store what `read` gave, changed; `rows` is scratch afterwards."""
+        table = self.store.tables[name]
+        if self.classes is None:
+            self._narrow(rows, table[start:stop])
+        else:
+            if table.dtype != torch.float32:
+                rows = self._narrow(rows, self.store.workspace.get(name, tuple(rows.shape), table.dtype))
+            table.index_copy_(0, self.classes[start:stop], rows)
+
+    def commit(self) -> None:
+        """All writes of this lease are made."""
+
+    def release(self) -> None:
+        """The lease is given up without writes."""
+
+    def _widen(self, name: str, rows: Tensor) -> Tensor:
+        if rows.dtype == torch.float32:
+            return rows
+        return self.store.workspace.get(name, tuple(rows.shape)).copy_(rows)
+
+    def _narrow(self, rows: Tensor, out: Tensor) -> Tensor:
+        if out.dtype != torch.float32:
+            return self.store.rounder.round(rows, out)
+        return out if out.data_ptr() == rows.data_ptr() else out.copy_(rows)
+
+
+class StagedLease(Lease):
+    """Chosen rows copied to the computing device, written back when committed."""
+
+    def __init__(self, store: RowStore, count: int, classes: Tensor | None, host: dict[str, Tensor]) -> None:
+        super().__init__(store, count, None)
+        self._rows_of = classes
+        self._host = host
+        self._near: dict[str, Tensor] | None = None
+        self._fetched = store.submit(self._fetch)
+
+    def _staging(self, name: str) -> Tensor:
+        table = self.store.tables[name]
+        size = self.count * table.shape[1]
+        buffer = self._host.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=table.dtype, pin_memory=self.store.device.type == "cuda")
+            self._host[name] = buffer
+        return buffer[:size].view(self.count, table.shape[1])
+
+    def _fetch(self) -> None:
+        for name, table in self.store.tables.items():
+            if self._rows_of is None:
+                self._staging(name).copy_(table)
+            else:
+                torch.index_select(table, 0, self._rows_of, out=self._staging(name))
+
+    def _rows(self, name: str) -> Tensor:
+        if self._near is None:
+            self._fetched.result()
+            device = self.store.device
+            self._near = {n: self._staging(n).to(device, non_blocking=True) for n in self.store.tables}
+        return self._near[name]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """See `Lease.read`."""
+        return self._widen(name, self._rows(name)[start:stop])
+
+    def pick(self, name: str, positions: Tensor) -> Tensor:
+        """See `Lease.pick`."""
+        return self._rows(name).index_select(0, positions).float()
+
+    def write(self, name: str, start: int, stop: int, rows: Tensor) -> None:
+        """See `Lease.write`."""
+        self._narrow(rows, self._rows(name)[start:stop])
+
+    def commit(self) -> None:
+        """Queue the write-back; the next fetch is queued behind it."""
+        ready: torch.cuda.Event | None = None
+        if self.store.device.type == "cuda":
+            for name in self.store.tables:
+                self._staging(name).copy_(self._rows(name), non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self.store.submit(partial(self._write_back, ready))
+
+    def release(self) -> None:
+        """Give the staging buffers back once the fetch is over."""
+        self.store.submit(partial(self.store.put_back, self._host))
+
+    def _write_back(self, ready: "torch.cuda.Event | None") -> None:
+        if ready is not None:
+            ready.synchronize()
+        for name, table in self.store.tables.items():
+            if self._rows_of is None:
+                table.copy_(self._staging(name))
+            else:
+                table.index_copy_(0, self._rows_of, self._staging(name))
+        self.store.put_back(self._host)
+
+
+def map_table(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A shared mapping of `path` as a tensor; its disk space is reserved, so a full disk shows here and not later.
+
+    Beside the file lies `path.json` with its shape and type. A file of the same shape is used again, its contents
+    are overwritten by the caller.
+
+    Raises:
+        UserError: the file or its description has another shape, or the disk is full.
+    """
+    size = shape[0] * shape[1] * dtype.itemsize
+    about = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
+    note = path.with_name(path.name + ".json")
+    if path.exists():
+        found = json.loads(note.read_text(encoding="utf-8")) if note.exists() else f"{path.stat().st_size} bytes"
+        if found != about or path.stat().st_size != size:
+            raise UserError(
+                f"head.storage_dir: {path} holds {found}, expected {about}; "
+                "it belongs to another run: give another directory or delete it"
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"head.storage_dir: cannot write {path}: {error.strerror}") from error
+    try:
+        if size == 0:
+            note.write_text(json.dumps(about), encoding="utf-8")
+            return torch.empty(shape, dtype=dtype)
+        free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            path.unlink()
+            raise UserError(
+                f"head.storage_dir: {path} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free ({error.strerror})"
+            ) from error
+        note.write_text(json.dumps(about), encoding="utf-8")
+        view = mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
+    view.madvise(mmap.MADV_RANDOM)  # chosen rows are scattered; read-ahead would fetch their idle neighbours
+    return torch.from_numpy(np.frombuffer(view, dtype=np.uint8)).view(dtype).view(shape)
