@@ -100,12 +100,13 @@ def parse_manifest(text: str, source: str) -> Manifest:
     return manifest
 
 
-def load_manifest(directory: Path) -> Manifest:
+def load_manifest(directory: str | Path) -> Manifest:
     """Read the manifest of the set in `directory`.
 
     Raises:
         UserError: no such directory, no manifest in it, or a bad one.
     """
+    directory = Path(directory)
     path = directory / MANIFEST_NAME
     try:
         text = path.read_text(encoding="utf-8")

@@ -60,6 +60,10 @@ class SampleReader:
         except BadSampleError:
             return f"#{sample}"
 
+    def is_open(self, shard: int) -> bool:
+        """Whether a shard could be opened, so that a bad sample in it is the sample's own fault."""
+        return isinstance(self._open.get(shard), OpenShard)
+
     def _get(self, number: int) -> OpenShard:
         found = self._open.get(number)
         if found is None:

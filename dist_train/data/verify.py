@@ -1,0 +1,91 @@
+"""Check a set against its manifest: sizes, checksums, indexes, labels, and that every picture decodes."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from dist_train.data.manifest import Manifest, Shard
+from dist_train.data.opencv import decode
+from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.shards import BadSampleError
+
+_BLOCK = 1 << 22
+
+
+class Problem(NamedTuple):
+    """Something wrong in a set; `key` is None where it is about a whole shard."""
+
+    shard: str
+    key: str | None
+    reason: str
+
+
+class ShardVerdict(NamedTuple):
+    """What was found in one shard."""
+
+    shard: str
+    samples: int
+    problems: list[Problem]
+
+
+def verify_set(
+    path: Path, manifest: Manifest, workers: int, decode_all: bool = True, label_key: str = "label"
+) -> Iterator[ShardVerdict]:
+    """Verdicts on the shards of a set, as they are reached; `workers` shards are checked at a time.
+
+    Args:
+        path: directory of the set.
+        manifest: what it should hold.
+        workers: processes.
+        decode_all: decode every picture, too.
+        label_key: key of the label in samples that have no `.cls`.
+    """
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        tasks = [pool.submit(verify_shard, path, manifest, shard, decode_all, label_key) for shard in manifest.shards]
+        for task in as_completed(tasks):
+            yield task.result()
+
+
+def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool, label_key: str) -> ShardVerdict:
+    """Check one shard of the set in `path`."""
+    try:
+        problems = [
+            Problem(shard.name, None, reason) for reason in [_compare_bytes(path / shard.name, shard)] if reason
+        ]
+    except OSError as error:
+        return ShardVerdict(shard.name, 0, [Problem(shard.name, None, f"{error.strerror}")])
+    one = Manifest(manifest.image_size, manifest.num_classes, (shard,))
+    reader = SampleReader([ImageSet(str(path), one)], label_key, open_shards=1)
+    try:
+        for sample in range(shard.samples):
+            try:
+                raw = reader.read(0, sample)
+                if decode_all:
+                    decode(raw.image)
+            except BadSampleError as error:
+                problem = Problem(shard.name, reader.key(0, sample), str(error))
+                if reader.is_open(0):
+                    problems.append(problem)
+                    continue
+                problems.append(problem._replace(key=None))
+                break
+    finally:
+        reader.close()
+    return ShardVerdict(shard.name, shard.samples, problems)
+
+
+def _compare_bytes(path: Path, shard: Shard) -> str | None:
+    size = os.stat(path).st_size
+    if size != shard.bytes:
+        return f"{size} bytes, the manifest says {shard.bytes}"
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != shard.sha256:
+        return f"sha256 {digest.hexdigest()}, the manifest says {shard.sha256}"
+    return None
