@@ -14,19 +14,13 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.optim import Optimizer
 
 from dist_train.backbones import build_backbone
 from dist_train.config import RunConfig, load_config
 from dist_train.errors import UserError, WorkError
 from dist_train.head import Head
-from dist_train.parallel import Ranks
+from dist_train.parallel import Replica
+from dist_train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -80,18 +74,16 @@ class Checkpointer:
     of the seed, the step and the rank, so there is no more to save.
     """
 
-    def __init__(
-        self, run_dir: Path, keep: int, backbone: nn.Module, optimizer: Optimizer, head: Head, ranks: Ranks
-    ) -> None:
+    def __init__(self, run_dir: Path, keep: int, replica: Replica, head: Head, ranks: Ranks) -> None:
         self._directory = run_dir / CHECKPOINTS
         self._keep = keep
-        self._backbone, self._optimizer, self._head, self._ranks = backbone, optimizer, head, ranks
+        self._replica, self._head, self._ranks = replica, head, ranks
         self._pending: tuple[Path, Path, Future[Any]] | None = None
 
     def _state(self) -> dict[str, Any]:
         return {
-            "backbone": get_model_state_dict(self._backbone),
-            "optimizer": get_optimizer_state_dict(self._backbone, self._optimizer),
+            "backbone": self._replica.backbone.state_dict(),
+            "optimizer": self._replica.optimizer_state(),
             "head": self._head.state_dict(),
         }
 
@@ -153,8 +145,8 @@ class Checkpointer:
             dcp.load(state, checkpoint_id=checkpoint, process_group=self._ranks.group)
         except Exception as error:  # DCP raises many kinds; all mean that this checkpoint cannot be used
             raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {_last_line(error)}") from error
-        set_model_state_dict(self._backbone, state["backbone"])
-        set_optimizer_state_dict(self._backbone, self._optimizer, state["optimizer"])
+        self._replica.backbone.load_state_dict(state["backbone"])
+        self._replica.load_optimizer_state(state["optimizer"])
         self._head.load_state_dict(state["head"])
         return progress
 
@@ -180,12 +172,12 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
     progress = read_progress(checkpoint)
     config = load_config(checkpoint.parent.parent / CONFIG_NAME)
     backbone = build_backbone(config.backbone, progress.image_size)
-    state = {"backbone": get_model_state_dict(backbone)}
+    state = {"backbone": backbone.state_dict()}
     try:
         dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     except Exception as error:  # as in Checkpointer.restore
         raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {_last_line(error)}") from error
-    set_model_state_dict(backbone, state["backbone"])
+    backbone.load_state_dict(state["backbone"])
     return backbone.eval(), config, progress
 
 

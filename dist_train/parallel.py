@@ -1,145 +1,36 @@
-"""Ranks, and the backbone replicated over them, behind one small interface."""
+"""The backbone replicated over ranks, with its optimizer, behind one small interface."""
 
-import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, Optimizer
 
-from dist_train.errors import UserError, WorkError
+from dist_train.config import OptimizerConfig
+from dist_train.ranks import Ranks
 
-T = TypeVar("T")
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among those of the job.
-
-    Attributes:
-        rank: 0 .. world_size - 1 over all machines.
-        local_rank: this process among those of its machine.
-        world_size: processes of the job.
-        device: where this process computes.
-        group: the collectives' group; None when the process is alone.
-        control_group: a group over gloo for flags and messages, which never makes the host wait for a GPU.
-        saving_group: another one, so that a checkpoint can be written while training communicates.
-    """
-
-    rank: int
-    local_rank: int
-    world_size: int
-    device: torch.device
-    group: dist.ProcessGroup | None = None
-    control_group: dist.ProcessGroup | None = None
-    saving_group: dist.ProcessGroup | None = None
-
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on some rank; a collective when there are several."""
-        if self.control_group is None:
-            return flag
-        value = torch.tensor([int(flag)])
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control_group)
-        return bool(value.item())
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.control_group is not None:
-            dist.barrier(self.control_group)
-
-    def gather(self, value: T) -> list[T]:
-        """Every rank's `value`, in the order of ranks, on every rank; a collective."""
-        if self.control_group is None:
-            return [value]
-        values: list[T | None] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.control_group)
-        return cast(list[T], values)
-
-    def agree(self, action: Callable[[], T]) -> T:
-        """Do `action` on every rank; if it fails on some, fail on all with one message. A collective.
-
-        `action` must not itself wait for other ranks before the point where it may fail.
-
-        Raises:
-            UserError | WorkError: on rank 0, with the distinct messages of all ranks and who found them.
-            SystemExit: on the other ranks, silently.
-        """
-        mistake: UserError | WorkError | None = None
-        result: T | None = None
-        try:
-            result = action()
-        except (UserError, WorkError) as error:
-            mistake = error
-        found = self.gather(mistake)
-        if not any(found):
-            return cast(T, result)
-        kind = WorkError if any(isinstance(error, WorkError) for error in found) else UserError
-        if self.rank != 0:
-            raise SystemExit(1 if kind is WorkError else 2)
-        who: dict[str, list[int]] = {}
-        for rank, error in enumerate(found):
-            if error is not None:
-                who.setdefault(str(error), []).append(rank)
-        if len(who) == 1:
-            raise kind(next(iter(who)))
-        raise kind("\n".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in who.items()))
-
-
-def join_ranks(device: str, threads: int | None) -> Ranks:
-    """Join the job that the environment describes (torchrun's variables), or stand alone without them.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-        threads: CPU threads of this rank; default: the cores shared evenly by the machine's ranks.
-
-    Raises:
-        UserError: `cuda` without a GPU for this rank.
-    """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank, local_world = (
-        int(os.environ.get("LOCAL_RANK", "0")),
-        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-    )
-    gpus = torch.cuda.device_count()
-    if device == "cuda" and gpus < local_world:
-        raise UserError(
-            f"train.device=cuda: {gpus} GPUs for {local_world} ranks on this machine; start fewer ranks or use cpu"
-        )
-    use_cuda = device == "cuda" or (device == "auto" and gpus >= local_world)
-    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(where)
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
-    if world_size == 1:
-        return Ranks(rank, local_rank, world_size, where)
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    control, saving = (dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) for _ in range(2))
-    return Ranks(rank, local_rank, world_size, where, dist.group.WORLD, control, saving)
-
-
-def leave_ranks(ranks: Ranks) -> None:
-    """Close the groups that `join_ranks` opened."""
-    if ranks.group is not None:
-        dist.destroy_process_group()
+# Tensors that each optimizer keeps for a parameter; with those of the backbone they make a checkpoint.
+OPTIMIZER_STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
 
 
 class Replica:
-    """A backbone copied to every rank by DistributedDataParallel; alone, the plain module.
+    """A backbone copied to every rank by DistributedDataParallel, and its optimizer; alone, the plain module.
 
     The head stands outside: it takes the embeddings as a leaf and gives their gradient back, which `backward` sends
     through the network. So the same head serves every way of replicating a backbone.
+
+    Args:
+        backbone: on this rank's device, with equal weights on every rank.
+        config: the `optimizer` section.
+        ranks: this process among the job's.
     """
 
-    def __init__(self, backbone: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, backbone: nn.Module, config: OptimizerConfig, ranks: Ranks) -> None:
         self.backbone = backbone
-        self._ranks = ranks
+        self._config, self._ranks = config, ranks
+        self._optimizer = build_optimizer(config, backbone)
         self._forward: nn.Module = backbone
         if ranks.group is not None:
             # BatchNorm's running statistics stay each rank's own and are averaged when somebody reads them
@@ -149,7 +40,7 @@ class Replica:
                 backbone,
                 device_ids=ids,
                 process_group=ranks.group,
-                broadcast_buffers=False,
+                forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
             )
 
@@ -157,6 +48,12 @@ class Replica:
         """Images [B, 3, S, S] -> embeddings [B, D]."""
         embeddings: Tensor = self._forward(images)
         return embeddings
+
+    def accumulate(self, last: bool) -> AbstractContextManager[object]:
+        """Around a micro-batch: gradients are exchanged only in the `last` one of a step."""
+        if last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
 
     def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
         """Add to the parameters' gradients.
@@ -168,11 +65,15 @@ class Replica:
         # DDP divides the sum over ranks by their number, which this takes back.
         embeddings.backward(gradient.to(embeddings.dtype) * self._ranks.world_size)
 
-    def accumulate(self, last: bool) -> AbstractContextManager[object]:
-        """Around a micro-batch: gradients are exchanged only in the `last` one of a step."""
-        if last or not isinstance(self._forward, DistributedDataParallel):
-            return nullcontext()
-        return self._forward.no_sync()
+    def step(self, lr: float) -> Tensor:
+        """Update the weights and forget the gradients; the L2 norm of the gradient before clipping, []."""
+        limit = float("inf") if self._config.clip_norm is None else self._config.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), limit)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def average_buffers(self) -> None:
         """Make running statistics the mean over ranks; a collective."""
@@ -182,3 +83,33 @@ class Replica:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer, group=self._ranks.group)
                 buffer /= self._ranks.world_size
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """By parameter name, the optimizer's tensors; zeros before the first step. Equal on every rank."""
+        state: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in self.backbone.named_parameters():
+            kept = self._optimizer.state[parameter]
+            for key in OPTIMIZER_STATE[self._config.name]:
+                if kept.get(key) is None:
+                    kept[key] = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
+            state[name] = {key: kept[key] for key in OPTIMIZER_STATE[self._config.name]}
+        return state
+
+    def load_optimizer_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `optimizer_state` gave, on whatever number of ranks."""
+        for name, tensors in self.optimizer_state().items():
+            for key, tensor in tensors.items():
+                tensor.copy_(state[name][key])
+
+
+def build_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
+    """The backbone's optimizer; norms and biases in a group of their own, without decay if so configured."""
+    weights = [p for p in backbone.parameters() if p.ndim > 1]
+    vectors = [p for p in backbone.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},
+    ]
+    if config.name == "adamw":
+        return AdamW(groups, lr=config.lr)
+    return SGD(groups, lr=config.lr, momentum=config.momentum)

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from dist_train.config import RunConfig, dump_config
 from dist_train.finish import finish_run
-from dist_train.parallel import join_ranks, leave_ranks
+from dist_train.ranks import join_ranks, leave_ranks
 from dist_train.run_dir import open_run_dir
 from dist_train.trainer import Trainer
 

@@ -10,22 +10,23 @@ from types import FrameType
 from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch import Tensor
 from tqdm import tqdm
 
 from dist_train.backbones import build_backbone
-from dist_train.checkpoint import Checkpointer, Progress
-from dist_train.config import OptimizerConfig, RunConfig
+from dist_train.checkpoint import Checkpointer, Progress, read_progress
+from dist_train.config import RunConfig
 from dist_train.data.loader import Batch, build_loader
-from dist_train.data.manifest import Manifest, load_manifest
 from dist_train.errors import UserError
 from dist_train.head import Head
-from dist_train.parallel import Ranks, Replica
+from dist_train.parallel import Replica
+from dist_train.ranks import Ranks
 from dist_train.schedule import learning_rate
 from dist_train.trackers import Trackers
 
 logger = logging.getLogger(__name__)
+
+BAD_SAMPLES_NAME = "bad_samples.jsonl"
 
 
 class Trainer:
@@ -42,11 +43,22 @@ class Trainer:
 
     def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Path | None = None) -> None:
         self.config, self.ranks = config, ranks
-        self.manifest, self.accumulation, self.total_steps = ranks.agree(lambda: _check(config, ranks.world_size))
-        torch.manual_seed(config.seed)  # the same initial backbone on every rank
-        backbone = build_backbone(config.backbone, self.manifest.image_size)
-        self.backbone = backbone.to(ranks.device, memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(config.optimizer, self.backbone)
+        self.accumulation = ranks.agree(lambda: _accumulation(config, ranks.world_size))
+        self.step = 0 if checkpoint is None else ranks.agree(lambda: read_progress(checkpoint).step)
+        self.loader = ranks.agree(
+            lambda: build_loader(
+                config.data,
+                batch_size=config.train.global_batch_size // ranks.world_size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                seed=config.seed,
+                start_position=self.step * config.train.global_batch_size,
+                device=ranks.device,
+                bad_samples_path=config.run_dir / BAD_SAMPLES_NAME,
+            )
+        )
+        self.manifest = self.loader.manifest
+        self.total_steps = _total_steps(config, self.loader.steps_per_epoch)
         self.head = ranks.agree(
             lambda: Head(
                 config.head,
@@ -59,24 +71,13 @@ class Trainer:
                 seed=config.seed,
             )
         )
-        self.replica = Replica(self.backbone, ranks)
-        self.checkpointer = Checkpointer(
-            config.run_dir, config.checkpoint.keep, self.backbone, self.optimizer, self.head, ranks
-        )
-        self.step = 0
+        torch.manual_seed(config.seed)  # the same initial backbone on every rank
+        backbone = build_backbone(config.backbone, self.loader.image_size)
+        self.backbone = backbone.to(ranks.device, memory_format=torch.channels_last)
+        self.replica = Replica(self.backbone, config.optimizer, ranks)
+        self.checkpointer = Checkpointer(config.run_dir, config.checkpoint.keep, self.replica, self.head, ranks)
         if checkpoint is not None:
-            self.step = ranks.agree(lambda: self._restore(checkpoint))
-        self.loader = ranks.agree(
-            lambda: build_loader(
-                config.data,
-                batch_size=config.train.global_batch_size // ranks.world_size,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                seed=config.seed,
-                start_position=self.step * config.train.global_batch_size,
-                device=ranks.device,
-            )
-        )
+            ranks.agree(lambda: self._restore(checkpoint))
         self._precision = _precision(config.train.precision, ranks.device)
         self._stop_asked = False
 
@@ -101,11 +102,11 @@ class Trainer:
         with self._signals(), self.loader, bar:
             batches = iter(self.loader)
             while self.step < self.total_steps and not stopped:
-                loss = self.train_step(meter.waiting(batches))
+                loss = self.train_step(next(batches))
                 meter.add(loss)
                 bar.update(images)
                 if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
-                    figures = meter.figures() | self._figures()
+                    figures = meter.figures(self.loader.take_wait()) | self._figures()
                     bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{figures['lr']:.2g}")
                     trackers.log(self.step, figures)
                 if self.step % self.config.checkpoint.every_steps == 0:
@@ -121,8 +122,6 @@ class Trainer:
         """One step of backbone and head on this rank's share of the global batch; its loss, the same on all ranks."""
         self.backbone.train()
         lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         if self.config.backbone.dropout:
             # A function of seed, step and rank, so that a resumed run drops what an unbroken one would.
             torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
@@ -137,10 +136,7 @@ class Trainer:
                 loss.backward()
                 self.replica.backward(embeddings, cast(Tensor, border.grad))
             total += loss.detach()
-        if self.config.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optimizer.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradient_norm = self.replica.step(lr)
         self.head.step(lr)
         self.step += 1
         return total
@@ -148,25 +144,30 @@ class Trainer:
     def save(self) -> None:
         """Begin a checkpoint of the present step; a collective."""
         self.replica.average_buffers()
-        position = self.step * self.config.train.global_batch_size
-        manifest = self.manifest
-        self.checkpointer.save(
-            Progress(self.step, position, manifest.image_size, manifest.num_classes, manifest.digest)
+        self.checkpointer.save(self._progress())
+
+    def _progress(self) -> Progress:
+        return Progress(
+            step=self.step,
+            position=self.step * self.config.train.global_batch_size,
+            image_size=self.loader.image_size,
+            num_classes=self.manifest.num_classes,
+            data_digest=self.manifest.digest,
         )
 
-    def _restore(self, checkpoint: Path) -> int:
+    def _restore(self, checkpoint: Path) -> None:
         progress = self.checkpointer.restore(checkpoint)
-        if progress.data_digest != self.manifest.digest:
+        if progress != self._progress():
             raise UserError(
-                f"checkpoint {checkpoint} was trained on another dataset than {self.config.data.path}: its shards "
-                "have other checksums; restore the set, or start a new run in another run_dir"
+                f"checkpoint {checkpoint} was made on other data than {self.config.data.path}: {progress}, but now "
+                f"{self._progress()}; bring that set back, or start a new run in another run_dir"
             )
         if self.ranks.rank == 0:
-            logger.info("resumed from %s at step %d of %d", checkpoint, progress.step, self.total_steps)
-        return progress.step
+            logger.info("resumed from %s at step %d of %d", checkpoint, self.step, self.total_steps)
 
     def _figures(self) -> dict[str, float]:
-        figures = {"lr": float(self.optimizer.param_groups[0]["lr"])}
+        figures = {"lr": learning_rate(self.config.optimizer, self.step - 1, self.total_steps)}
+        figures["gradient_norm"] = float(self.gradient_norm)
         figures["epoch"] = self.step * self.config.train.global_batch_size / self.manifest.samples
         return figures | {f"head/{name}": value for name, value in self.head.statistics().items()}
 
@@ -186,53 +187,23 @@ class Trainer:
 
 
 class Meter:
-    """Loss, speed and waiting time since the last report."""
+    """Loss and speed since the last report."""
 
     def __init__(self, images_per_step: int) -> None:
         self._images_per_step = images_per_step
-        self._reset()
-
-    def _reset(self) -> None:
-        self._started, self._waited, self._losses = time.perf_counter(), 0.0, list[Tensor]()
-
-    def waiting(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time until it is there counts as waiting."""
-        asked = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - asked
-        return batch
+        self._started, self._losses = time.perf_counter(), list[Tensor]()
 
     def add(self, loss: Tensor) -> None:
         """Count a step. The loss is not read here, which would make the host wait for a GPU."""
         self._losses.append(loss)
 
-    def figures(self) -> dict[str, float]:
-        """Mean loss, images per second over all ranks and the share of time spent waiting for data; starts anew."""
+    def figures(self, waited_s: float) -> dict[str, float]:
+        """Mean loss, images per second over all ranks, share of time spent waiting for data; starts anew."""
         loss = float(torch.stack(self._losses).mean())
         seconds = time.perf_counter() - self._started
         images = len(self._losses) * self._images_per_step
-        figures = {"loss": loss, "images_per_s": images / seconds, "data_wait": self._waited / seconds}
-        self._reset()
-        return figures
-
-
-def build_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
-    """The backbone's optimizer; norms and biases in a group of their own, without decay if so configured."""
-    weights = [p for p in backbone.parameters() if p.ndim > 1]
-    vectors = [p for p in backbone.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},
-    ]
-    if config.name == "adamw":
-        return AdamW(groups, lr=config.lr)
-    return SGD(groups, lr=config.lr, momentum=config.momentum)
-
-
-def _check(config: RunConfig, world_size: int) -> tuple[Manifest, int, int]:
-    """The set's manifest, micro-batches per step and steps, or an error before anything large is made."""
-    manifest = load_manifest(config.data.path)
-    return manifest, _accumulation(config, world_size), _total_steps(config, manifest)
+        self._started, self._losses = time.perf_counter(), []
+        return {"loss": loss, "images_per_s": images / seconds, "data_wait": waited_s / seconds}
 
 
 def _accumulation(config: RunConfig, world_size: int) -> int:
@@ -247,15 +218,10 @@ def _accumulation(config: RunConfig, world_size: int) -> int:
     return total // (micro * world_size)
 
 
-def _total_steps(config: RunConfig, manifest: Manifest) -> int:
-    if manifest.samples < config.train.global_batch_size:
-        raise UserError(
-            f"train.global_batch_size {config.train.global_batch_size} is larger than the dataset "
-            f"{config.data.path}: {manifest.samples} pictures"
-        )
+def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:
     if config.train.steps is not None:
         return config.train.steps
-    return max(1, int((config.train.epochs or 0) * manifest.samples / config.train.global_batch_size))
+    return max(1, round((config.train.epochs or 0) * steps_per_epoch))
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

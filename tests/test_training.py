@@ -15,7 +15,7 @@ import yaml
 
 from dist_train.checkpoint import committed_checkpoints, load_backbone
 from dist_train.config import load_config
-from dist_train.parallel import Ranks
+from dist_train.ranks import Ranks
 from dist_train.trackers import read_metrics
 from dist_train.trainer import Trainer
 from tests.ranks import run_ranks
@@ -34,8 +34,9 @@ def write_recipe(path, tiny_set, run_dir, **overrides):
         "run_dir": str(run_dir),
         "data": {"path": str(tiny_set), "workers": 0},
         "backbone": {"name": "tiny", "embedding_dim": 16},
-        "train": {"steps": 8, "global_batch_size": 24, "micro_batch_size": 4, "log_every": 1, "device": "cpu"},
-        "optimizer": {"lr": 0.05},
+        "head": {"scale": 16.0},
+        "train": {"steps": 8, "global_batch_size": 48, "micro_batch_size": 8, "log_every": 1, "device": "cpu"},
+        "optimizer": {"lr": 0.005},
         "checkpoint": {"every_steps": 4},
         "track": {"wandb": "disabled"},
     }
@@ -109,7 +110,7 @@ def test_the_command_trains_on_two_ranks_and_leaves_a_summary_and_a_report(tmp_p
     assert "holds another run; continue it with --resume" in again.stderr
     other = headcount("train", recipe, "--resume", "optimizer.lr=0.5")
     assert other.returncode == 2
-    assert "optimizer.lr: 0.05 -> 0.5" in other.stderr
+    assert "optimizer.lr: 0.005 -> 0.5" in other.stderr
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, tiny_set):

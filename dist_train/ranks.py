@@ -1,0 +1,127 @@
+"""The ranks of a job: who this process is, and how ranks agree."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from dist_train.errors import UserError, WorkError
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the job.
+
+    Attributes:
+        rank: 0 .. world_size - 1 over all machines.
+        local_rank: this process among those of its machine.
+        world_size: processes of the job.
+        device: where this process computes.
+        group: the collectives' group; None when the process is alone.
+        control_group: a group over gloo for flags and messages, which never makes the host wait for a GPU.
+        saving_group: another one, so that a checkpoint can be written while training communicates.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    group: dist.ProcessGroup | None = None
+    control_group: dist.ProcessGroup | None = None
+    saving_group: dist.ProcessGroup | None = None
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on some rank; a collective when there are several."""
+        if self.control_group is None:
+            return flag
+        value = torch.tensor([int(flag)])
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control_group)
+        return bool(value.item())
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.control_group is not None:
+            dist.barrier(self.control_group)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's `value`, in the order of ranks, on every rank; a collective."""
+        if self.control_group is None:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control_group)
+        return cast(list[T], values)
+
+    def agree(self, action: Callable[[], T]) -> T:
+        """Do `action` on every rank; if it fails on some, fail on all with one message. A collective.
+
+        `action` must not itself wait for other ranks before the point where it may fail.
+
+        Raises:
+            UserError | WorkError: on rank 0, with the distinct messages of all ranks and who found them.
+            SystemExit: on the other ranks, silently.
+        """
+        mistake: UserError | WorkError | None = None
+        result: T | None = None
+        try:
+            result = action()
+        except (UserError, WorkError) as error:
+            mistake = error
+        found = self.gather(mistake)
+        if not any(found):
+            return cast(T, result)
+        kind = WorkError if any(isinstance(error, WorkError) for error in found) else UserError
+        if self.rank != 0:
+            raise SystemExit(1 if kind is WorkError else 2)
+        who: dict[str, list[int]] = {}
+        for rank, error in enumerate(found):
+            if error is not None:
+                who.setdefault(str(error), []).append(rank)
+        if len(who) == 1:
+            raise kind(next(iter(who)))
+        raise kind("\n".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in who.items()))
+
+
+def join_ranks(device: str, threads: int | None) -> Ranks:
+    """Join the job that the environment describes (torchrun's variables), or stand alone without them.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        threads: CPU threads of this rank; default: the cores shared evenly by the machine's ranks.
+
+    Raises:
+        UserError: `cuda` without a GPU for this rank.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank, local_world = (
+        int(os.environ.get("LOCAL_RANK", "0")),
+        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
+    gpus = torch.cuda.device_count()
+    if device == "cuda" and gpus < local_world:
+        raise UserError(
+            f"train.device=cuda: {gpus} GPUs for {local_world} ranks on this machine; start fewer ranks or use cpu"
+        )
+    use_cuda = device == "cuda" or (device == "auto" and gpus >= local_world)
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
+    if world_size == 1:
+        return Ranks(rank, local_rank, world_size, where)
+    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    control, saving = (dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) for _ in range(2))
+    return Ranks(rank, local_rank, world_size, where, dist.group.WORLD, control, saving)
+
+
+def leave_ranks(ranks: Ranks) -> None:
+    """Close the groups that `join_ranks` opened."""
+    if ranks.group is not None:
+        dist.destroy_process_group()
