@@ -35,7 +35,7 @@ MARGIN_PARAMETERS: dict[str, frozenset[str]] = {
 
 
 class AdaFaceConfig(BaseModel):
-    """How AdaFace turns an embedding's norm into image quality (Kim et al. 2022, section 3.3)."""
+    """How AdaFace turns an embedding's norm into image quality (Kim et al. 2022, section 3)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,7 +44,7 @@ class AdaFaceConfig(BaseModel):
 
 
 class MagFaceConfig(BaseModel):
-    """MagFace's norm range, margin range and regulariser (Meng et al. 2021, section 3.2)."""
+    """MagFace's norm range, margin range and regulariser (Meng et al. 2021, section 3)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -88,7 +88,7 @@ class HeadConfig(BaseModel):
     scale: float | None = Field(
         None, gt=0, le=1024, description="s, multiplies cosines; null: the margin's own default"
     )
-    m1: float | None = Field(None, ge=1, le=8, description="angle multiplier; null: the margin's own default")
+    m1: float | None = Field(None, ge=0.5, le=8, description="angle multiplier; null: the margin's own default")
     m2: float | None = Field(None, ge=0, le=1.5, description="angle added, radians; null: the margin's own default")
     m3: float | None = Field(None, ge=0, le=1, description="cosine subtracted; null: the margin's own default")
     easy_margin: bool = Field(False, description="arcface: a margin only where the target cosine is positive")

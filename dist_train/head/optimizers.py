@@ -60,6 +60,72 @@ class RowSGD:
         lease.write("momentum", start, stop, moment)
 
 
+class RowwiseAdagrad:
+    """AdaGrad with one scalar a center: the sum of its mean squared gradients; weight decay is decoupled.
+
+    row -= lr · gradient / (sqrt(sum of mean(gradient²)) + eps). As used for embedding tables by FBGEMM and TorchRec.
+    """
+
+    decay_in_gradient = False
+
+    def __init__(self, eps: float, weight_decay: float) -> None:
+        self.eps = eps
+        self.weight_decay = weight_decay
+
+    def tables(self, centers_per_class: int, width: int, dtype: torch.dtype) -> list[TableSpec]:
+        """See `RowOptimizer`."""
+        return [TableSpec("squares", centers_per_class, torch.float32)]
+
+    def update(self, lease: Lease, start: int, stop: int, rows: Tensor, gradient: Tensor, lr: float) -> None:
+        """See `RowOptimizer`."""
+        sums = lease.read("squares", start, stop)
+        flat = sums.view(-1)
+        flat.add_(torch.linalg.vector_norm(gradient, dim=1).square_(), alpha=1 / gradient.shape[1])
+        rates = flat.sqrt().add_(self.eps).reciprocal_().mul_(-lr)
+        rows.mul_(1 - lr * self.weight_decay).addcmul_(gradient, rates[:, None])
+        lease.write("squares", start, stop, sums)
+
+
+class RowAdamW:
+    """AdamW as `torch.optim.AdamW`, but a row rests while it is not chosen, its moments and bias correction too."""
+
+    decay_in_gradient = False
+
+    def __init__(self, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.eps = eps
+        self.weight_decay = weight_decay
+
+    def tables(self, centers_per_class: int, width: int, dtype: torch.dtype) -> list[TableSpec]:
+        """See `RowOptimizer`."""
+        numbers = centers_per_class * width
+        return [
+            TableSpec("mean", numbers, dtype),
+            TableSpec("square", numbers, dtype),
+            TableSpec("updates", 1, torch.float32),
+        ]
+
+    def update(self, lease: Lease, start: int, stop: int, rows: Tensor, gradient: Tensor, lr: float) -> None:
+        """See `RowOptimizer`."""
+        mean, square = lease.read("mean", start, stop), lease.read("square", start, stop)
+        updates = lease.read("updates", start, stop).add_(1)
+        mean.view_as(rows).lerp_(gradient, 1 - self.beta1)
+        square.view_as(rows).mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        # Per class [n, 1]: the bias corrections of a class that has been updated that many times.
+        mean_share = 1 - self.beta1**updates
+        root_share = (1 - self.beta2**updates).sqrt_()
+        change = torch.div(square.sqrt(), root_share).add_(self.eps).mul_(mean_share).reciprocal_().mul_(mean)
+        rows.mul_(1 - lr * self.weight_decay).add_(change.view_as(rows), alpha=-lr)
+        lease.write("mean", start, stop, mean)
+        lease.write("square", start, stop, square)
+        lease.write("updates", start, stop, updates)
+
+
 def build_optimizer(config: HeadConfig) -> RowOptimizer:
     """The optimizer that `config` names."""
+    if config.optimizer == "rowwise_adagrad":
+        return RowwiseAdagrad(config.optimizer_eps, config.weight_decay)
+    if config.optimizer == "adamw":
+        return RowAdamW(config.beta1, config.beta2, config.optimizer_eps, config.weight_decay)
     return RowSGD(config.momentum)

@@ -2,14 +2,13 @@
 
 One pass over the chosen rows computes a block's logits, their exponentials against a running maximum, and at once
 their share of d loss / d queries, as long as the block's rows are in cache. The exponentials that are kept,
-[rows, G] numbers, are the low-rank form of the rows' gradient: gradient = weights @ (factors · queries). It is
+[rows, G] numbers, are the low-rank form of the rows' gradient: gradient = weights @ scaled queries. It is
 multiplied out block by block in the optimizer's step and never exists as a whole.
 
-Shapes: G samples of the global batch, k chosen classes of this rank, K centers a class, D numbers a center.
+Shapes as in `records`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
 
 import numpy as np
 import torch
@@ -17,82 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.head.margins import Margin
+from dist_train.head.records import Pass, Targets, spans
 from dist_train.head.storage import Lease
 from dist_train.head.workspace import Workspace
 
 _LOWEST = -1e30  # stands for minus infinity where a difference of two must not be NaN
-_CPU_BLOCK_ROWS = 1024  # a block of 512 float32 numbers a row, and its logits, then stay in a core's caches
-
-
-@dataclass
-class Targets:
-    """Which samples' classes this rank owns and has chosen (it always chooses its positives); T of them.
-
-    Attributes:
-        samples: [T] indices into the global batch.
-        positions: [T] places of their classes among the chosen, ascending.
-        places: the same on the host, where blocks are cut.
-        unit: [T, D] the target's nearest center, normalised (raw where the margin does not normalise).
-        inverse: [T] the inverse of that center's norm (1 where not normalised).
-        rows: [T] row of that center among the chosen rows.
-        cosines: [T] cosine between sample and that center.
-        slopes: [T] d target logit / d inner product of query and unit center.
-        norm_slopes: [T] d target logit / d embedding norm.
-        logits: [T].
-    """
-
-    samples: Tensor
-    positions: Tensor
-    places: NDArray[np.int64]
-    unit: Tensor = field(init=False)
-    inverse: Tensor = field(init=False)
-    rows: Tensor = field(init=False)
-    cosines: Tensor = field(init=False)
-    slopes: Tensor = field(init=False)
-    norm_slopes: Tensor = field(init=False)
-    logits: Tensor = field(init=False)
-
-    def between(self, start: int, stop: int) -> slice:
-        """Those whose class lies in [start, stop) of the chosen."""
-        low, high = np.searchsorted(self.places, [start, stop])
-        return slice(int(low), int(high))
-
-
-@dataclass
-class Pending:
-    """What one micro-batch leaves for the optimizer's step.
-
-    Attributes:
-        lease: on the rows of the chosen classes.
-        classes: the chosen classes, sorted local ids on the host; None: all.
-        queries: [G, D].
-        targets: this rank's targets.
-        block: classes a block.
-        weights: [k·K, G] exponentials over row norms, kept from the forward; None: to be formed again.
-        shifts: [blocks, G] the maximum that each block's exponentials are relative to.
-        log_sum: [G] logarithm of the sum of exponentials over all ranks.
-        inverse: [k·K] inverse row norms; None where not normalised.
-        target_pull: [T] d loss / d inner product of query and unit target center.
-        scale: [] gradient of the final loss with respect to this one's.
-    """
-
-    lease: Lease
-    classes: NDArray[np.int64] | None
-    queries: Tensor
-    targets: Targets
-    block: int
-    weights: Tensor | None
-    shifts: Tensor
-    log_sum: Tensor
-    inverse: Tensor | None
-    target_pull: Tensor
-    scale: Tensor
-
-
-def spans(count: int, block: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) blocks that cover `count`."""
-    for start in range(0, count, block):
-        yield start, min(start + block, count)
+_CPU_BLOCK_ROWS = 1024  # a block of 512 float32 numbers a row, and its logits, then stay near a core
 
 
 def inverse_norms(rows: Tensor, out: Tensor | None = None) -> Tensor:
@@ -102,12 +31,13 @@ def inverse_norms(rows: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 class BlockSoftmax:
-    """Forward pass and row gradients over the chosen rows of one rank.
+    """Forward pass and gradients over the chosen rows of one rank.
 
     Args:
         margin: the loss.
         centers_per_class: K.
         interclass_threshold: negatives above this cosine are ignored; None: none is.
+        filter_eps: rows whose softmax weights all lie below are left out of the backward.
         block_rows: rows at a time; None: fitted to caches.
         budget_mb: memory for logits kept until the step.
         device: where it computes.
@@ -118,6 +48,7 @@ class BlockSoftmax:
         margin: Margin,
         centers_per_class: int,
         interclass_threshold: float | None,
+        filter_eps: float,
         block_rows: int | None,
         budget_mb: int,
         device: torch.device,
@@ -125,11 +56,194 @@ class BlockSoftmax:
         self.margin = margin
         self.k = centers_per_class
         self.threshold = None if interclass_threshold is None else interclass_threshold * margin.scale
+        self.filter_eps = filter_eps
         self.block_rows = block_rows
         self.budget = budget_mb * 2**20
         self.device = device
         self.workspace = Workspace(device)
-        self._spare: list[Tensor] = []  # buffers of steps gone by
+        self._spare: list[Tensor] = []  # flat buffers of steps gone by
+
+    def recycle(self, done: Pass) -> None:
+        """Take back the buffer of a micro-batch whose step is over."""
+        if done.weights is not None:
+            self._put_back(done.weights)
+            done.weights = None
+
+    def find_targets(self, lease: Lease, targets: Targets, queries: Tensor) -> None:
+        """Fill in the targets' nearest centers and cosines (inner products where not normalised)."""
+        rows = lease.pick("centers", targets.positions).view(-1, queries.shape[1])  # [T·K, D]
+        inverse = inverse_norms(rows) if self.margin.normalised else torch.ones_like(rows[:, 0])
+        by_class = rows.view(-1, self.k, queries.shape[1])
+        products = (by_class @ queries[targets.samples].unsqueeze(2)).squeeze(2) * inverse.view(-1, self.k)
+        best, targets.nearest = products.max(dim=1)  # [T, K] -> [T]
+        picked = torch.arange(len(best), device=self.device) * self.k + targets.nearest
+        targets.inverse = inverse[picked]
+        targets.unit = rows[picked] * targets.inverse[:, None]
+        targets.cosines = best / self.margin.scale
+
+    def form_target_logits(self, targets: Targets, norms: Tensor, classes: Tensor) -> None:
+        """Apply the margin to the targets, with its derivatives.
+
+        Args:
+            targets: with cosines.
+            norms: [G] of the raw embeddings.
+            classes: [T] counted from this rank's first.
+        """
+        with torch.enable_grad():
+            cosines = targets.cosines.requires_grad_()
+            target_norms = norms[targets.samples].requires_grad_()
+            logits = self.margin.target_logits(cosines, target_norms, classes)
+            slopes, targets.norm_slopes = torch.autograd.grad(
+                logits.sum(), [cosines, target_norms], allow_unused=True, materialize_grads=True
+            )
+        targets.cosines, targets.logits = cosines.detach(), logits.detach()
+        targets.slopes = slopes / self.margin.scale
+
+    def forward(
+        self,
+        lease: Lease,
+        classes: NDArray[np.int64] | None,
+        queries: Tensor,
+        targets: Targets,
+        kept_bytes: int,
+        training: bool,
+    ) -> Pass:
+        """One pass over the chosen rows.
+
+        Args:
+            lease: the chosen rows.
+            classes: the chosen classes.
+            queries: [G, D].
+            targets: with logits.
+            kept_bytes: logits kept already by earlier micro-batches.
+            training: form d loss / d queries, and keep what the step needs.
+        """
+        samples, width = queries.shape
+        rows_total = lease.count * self.k
+        block = self._block_classes(samples)
+        keep = training and kept_bytes + 4 * rows_total * samples <= self.budget
+        weights = self._take(rows_total if keep else min(block * self.k, rows_total), samples)
+        inverse = queries.new_empty(rows_total) if self.margin.normalised else None
+        shifts = queries.new_empty((-(-lease.count // block), samples))
+        peaks = torch.empty_like(shifts)
+        top = queries.new_full((samples,), _LOWEST)
+        total = queries.new_zeros(samples)
+        top[targets.samples] = targets.logits
+        total[targets.samples] = 1.0
+        # Where rows are to be filtered, d loss / d queries waits for the sum over all ranks.
+        pull = torch.zeros_like(queries) if training and not self.filter_eps else None
+        for number, (start, stop) in enumerate(spans(0, lease.count, block)):
+            rows = lease.read("centers", start, stop).view(-1, width)
+            low, high = start * self.k, stop * self.k
+            some = weights[low:high] if keep else weights[: high - low]
+            scale = None if inverse is None else inverse_norms(rows, out=inverse[low:high])
+            slope = self._logits(rows, scale, targets, start, queries, some)
+            torch.amax(some, dim=0, out=peaks[number])
+            higher = torch.maximum(top, peaks[number], out=shifts[number])
+            fade = torch.sub(top, higher).exp_()
+            some.sub_(higher).exp_()
+            total.mul_(fade).add_(some.sum(dim=0))
+            top = higher
+            if slope is not None:
+                some.mul_(slope)
+            if pull is not None:
+                if scale is not None:
+                    some.mul_(scale[:, None])
+                pull.mul_(fade[:, None]).addmm_(some.T, rows)
+        kept = weights if keep else None
+        if kept is None:
+            self._put_back(weights)
+        return Pass(lease, classes, block, queries, targets, top, total, inverse, shifts, peaks, kept, pull)
+
+    def filter(self, done: Pass) -> NDArray[np.int64]:
+        """Narrow a pass to the classes that matter, and form `done.pull` from them.
+
+        A class stays where a sample's softmax weight on one of its rows reaches `filter_eps`, or it is a target.
+        Whole blocks are dropped by their largest logits alone. The lease is left to the caller.
+
+        Returns:
+            Kept classes' places among those chosen before, sorted.
+        """
+        samples, width = done.queries.shape
+        alive = ((done.peaks - done.log_sum).amax(dim=1) >= math.log(self.filter_eps)).cpu().numpy()
+        alive[done.targets.places // done.block] = True
+        pull = torch.zeros_like(done.queries)
+        kept: list[Tensor] = []
+        filled = 0  # rows already moved to the front of the weights' buffer
+        scratch = None if done.weights is not None else self._take(done.block * self.k, samples)
+        for number in np.flatnonzero(alive):
+            start = int(number) * done.block
+            stop = min(start + done.block, done.lease.count)
+            low, high = start * self.k, stop * self.k
+            if done.weights is not None:
+                some = done.weights[low:high]
+                some.mul_((done.shifts[number] - done.log_sum).exp_())
+            else:
+                assert scratch is not None
+                rows = done.lease.read("centers", start, stop).view(-1, width)
+                some = self._weights_again(done, rows, start, stop, scratch[: high - low])
+            keep = some.abs().view(-1, self.k * samples).amax(dim=1) >= self.filter_eps
+            keep[done.targets.positions[done.targets.between(start, stop)] - start] = True
+            places = keep.nonzero()[:, 0]
+            rows = done.lease.pick("centers", places + start).view(-1, width)
+            some = some.view(-1, self.k * samples)[places].view(-1, samples)
+            if done.inverse is not None:
+                some.mul_(done.inverse[low:high].view(-1, self.k)[places].view(-1, 1))
+            pull.addmm_(some.T, rows)
+            kept.append(places + start)
+            if done.weights is not None:
+                done.weights[filled : filled + len(some)] = some
+                filled += len(some)
+        if scratch is not None:
+            self._put_back(scratch)
+        places = torch.cat(kept) if kept else done.targets.positions[:0]
+        if done.weights is not None:
+            done.weights = done.weights[:filled]
+        if done.inverse is not None:
+            done.inverse = done.inverse.view(-1, self.k)[places].flatten()
+        host = places.cpu().numpy()
+        done.targets.move_to(host)
+        done.classes = host if done.classes is None else done.classes[host]
+        done.pull = pull
+        done.top = done.log_sum
+        # Weights are relative to the sum over all ranks now, in every block.
+        done.shifts = done.log_sum.expand(-(-len(host) // done.block), samples)
+        return host
+
+    def row_gradient(self, done: Pass, rows: Tensor, start: int, stop: int, out: Tensor) -> None:
+        """Gradient of chosen rows before its projection: sum over samples of d loss / d product · query.
+
+        Args:
+            done: one micro-batch.
+            rows: [n·K, D] centers of its classes [start, stop), which lie within one of its blocks.
+            start: first class.
+            stop: one past the last.
+            out: [n·K, D] receives the gradient.
+        """
+        samples, width = done.queries.shape
+        low, high = start * self.k, stop * self.k
+        factors = done.scale / samples
+        if done.weights is not None:
+            some = done.weights[low:high]
+            factors = done.shifts[start // done.block].sub(done.log_sum).exp_().mul_(factors)
+        else:
+            some = self.workspace.get("again", (high - low, samples))
+            self._weights_again(done, rows, start, stop, some)
+            if done.inverse is not None:
+                some.mul_(done.inverse[low:high, None])
+            factors = factors.expand(samples)
+        scaled = torch.mul(done.queries, factors[:, None], out=self.workspace.get("scaled", (samples, width)))
+        torch.mm(some, scaled, out=out)
+        targets, here = done.targets, done.targets.between(start, stop)
+        if here.stop > here.start:
+            pulls = targets.pull[here] * targets.inverse[here] * done.scale
+            places = (targets.positions[here] - start) * self.k + targets.nearest[here]
+            out.index_add_(0, places, done.queries[targets.samples[here]] * pulls[:, None])
+
+    def _block_classes(self, samples: int) -> int:
+        fitting = self.budget // (4 * samples)
+        wanted = self.block_rows or (_CPU_BLOCK_ROWS if self.device.type == "cpu" else fitting)
+        return max(1, min(wanted, fitting) // self.k)
 
     def _take(self, rows: int, samples: int) -> Tensor:
         buffer = self._spare.pop() if self._spare else None
@@ -137,181 +251,36 @@ class BlockSoftmax:
             buffer = torch.empty(rows * samples, device=self.device)
         return buffer[: rows * samples].view(rows, samples)
 
-    def recycle(self, pending: Pending) -> None:
-        """Take back the buffer of a micro-batch whose step is over."""
-        if pending.weights is not None:
-            base = pending.weights._base
-            self._spare.append(pending.weights.flatten() if base is None else base)
-            pending.weights = None
+    def _put_back(self, taken: Tensor) -> None:
+        assert taken._base is not None  # `_take` gives views of flat buffers
+        self._spare.append(taken._base)
 
-    def block_classes(self, samples: int) -> int:
-        """Classes in a block for a global batch of `samples`."""
-        fitting = self.budget // (4 * samples)
-        wanted = self.block_rows or (_CPU_BLOCK_ROWS if self.device.type == "cpu" else fitting)
-        return max(1, min(wanted, fitting) // self.k)
+    def _weights_again(self, done: Pass, rows: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
+        """Softmax weights times slopes of negatives among chosen classes [start, stop), from their centers."""
+        inverse = None if done.inverse is None else done.inverse[start * self.k : stop * self.k]
+        slope = self._logits(rows, inverse, done.targets, start, done.queries, out)
+        out.sub_(done.log_sum).exp_()
+        return out if slope is None else out.mul_(slope)
 
-    def find_targets(self, lease: Lease, targets: Targets, queries: Tensor) -> None:
-        """Fill in the targets' centers and cosines (inner products where not normalised)."""
-        rows = lease.pick("centers", targets.positions).view(-1, queries.shape[1])  # [T·K, D]
-        inverse = inverse_norms(rows) if self.margin.normalised else torch.ones_like(rows[:, 0])
-        products = (rows.view(-1, self.k, queries.shape[1]) @ queries[targets.samples].unsqueeze(2)).squeeze(2)
-        products *= inverse.view(-1, self.k)  # [T, K]
-        best, nearest = products.max(dim=1)
-        picked = torch.arange(len(nearest), device=self.device) * self.k + nearest
-        targets.inverse = inverse[picked]
-        targets.unit = rows[picked] * targets.inverse[:, None]
-        targets.rows = targets.positions * self.k + nearest
-        targets.cosines = best / self.margin.scale
-
-    def form_target_logits(self, targets: Targets, norms: Tensor, classes: Tensor) -> None:
-        """Apply the margin to the targets, with its derivatives."""
-        with torch.enable_grad():
-            cosines = targets.cosines.requires_grad_()
-            target_norms = norms[targets.samples].detach().requires_grad_()
-            logits = self.margin.target_logits(cosines, target_norms, classes)
-            slope, norm_slope = torch.autograd.grad(
-                logits.sum(), [cosines, target_norms], allow_unused=True, materialize_grads=True
-            )
-        targets.cosines = cosines.detach()
-        targets.logits = logits.detach()
-        targets.slopes = slope / self.margin.scale
-        targets.norm_slopes = norm_slope
-
-    def logits(
-        self,
-        rows: Tensor,
-        inverse: Tensor | None,
-        start: int,
-        stop: int,
-        queries: Tensor,
-        targets: Targets,
-        out: Tensor,
+    def _logits(
+        self, rows: Tensor, inverse: Tensor | None, targets: Targets, start: int, queries: Tensor, out: Tensor
     ) -> Tensor | None:
-        """Logits of the negatives among chosen classes [start, stop); -inf elsewhere.
-
-        Args:
-            rows: [n·K, D] their centers.
-            inverse: [n·K] inverse norms.
-            start: first class.
-            stop: one past the last.
-            queries: [G, D].
-            targets: this rank's targets.
-            out: [n·K, G] receives the logits.
+        """Logits of the negatives among chosen classes from `start` on into `out` [n·K, G]; -inf elsewhere.
 
         Returns:
             [n·K, G] d logit / d inner product of query and unit center; None where 1 throughout.
         """
+        samples = len(queries)
         torch.mm(rows, queries.T, out=out)
         if inverse is not None:
             out.mul_(inverse[:, None])
+        by_class = out.view(-1, self.k, samples)
         if self.k > 1:
-            by_class = out.view(-1, self.k, out.shape[1])
             best, nearest = by_class.max(dim=1, keepdim=True)
             by_class.fill_(-torch.inf).scatter_(1, nearest, best)
         if self.threshold is not None:
             out.masked_fill_(out > self.threshold, -torch.inf)
-        here = targets.between(start, stop)
+        here = targets.between(start, start + len(by_class))
         if here.stop > here.start:
-            places = targets.positions[here] - start
-            out.view(-1, self.k, out.shape[1])[places, :, targets.samples[here]] = -torch.inf
+            by_class[targets.positions[here] - start, :, targets.samples[here]] = -torch.inf
         return self.margin.negatives(out)
-
-    def forward(
-        self, lease: Lease, queries: Tensor, targets: Targets, kept_bytes: int, with_gradient: bool
-    ) -> "Forward":
-        """One pass over the chosen rows.
-
-        Args:
-            lease: the chosen rows.
-            queries: [G, D].
-            targets: filled in.
-            kept_bytes: logits kept already by earlier micro-batches.
-            with_gradient: form d loss / d queries and keep what the step needs.
-        """
-        samples = len(queries)
-        rows_total = lease.count * self.k
-        block = self.block_classes(samples)
-        keep = with_gradient and kept_bytes + 4 * rows_total * samples <= self.budget
-        weights = self._take(rows_total, samples) if keep else self.workspace.get("again", (block * self.k, samples))
-        inverse = queries.new_empty(rows_total) if self.margin.normalised else None
-        shifts = queries.new_empty((-(-lease.count // block), samples))
-        top = queries.new_full((samples,), _LOWEST)
-        total = queries.new_zeros(samples)
-        top[targets.samples] = targets.logits
-        total[targets.samples] = 1.0
-        pull = torch.zeros_like(queries) if with_gradient else None
-        for number, (start, stop) in enumerate(spans(lease.count, block)):
-            rows = lease.read("centers", start, stop).view(-1, queries.shape[1])
-            low, high = start * self.k, stop * self.k
-            some = weights[low:high] if keep else weights[: high - low]
-            scale = None if inverse is None else inverse_norms(rows, out=inverse[low:high])
-            slope = self.logits(rows, scale, start, stop, queries, targets, some)
-            higher = torch.maximum(top, some.amax(dim=0), out=shifts[number])
-            fade = torch.sub(top, higher).exp_()
-            some.sub_(higher).exp_()
-            total.mul_(fade).add_(some.sum(dim=0))
-            top = higher
-            if pull is not None:
-                if slope is not None:
-                    some.mul_(slope)
-                if scale is not None:
-                    some.mul_(scale[:, None])
-                pull.mul_(fade[:, None]).addmm_(some.T, rows)
-        return Forward(top, total, pull, weights if keep else None, shifts, inverse, block)
-
-    def row_gradient(self, pending: Pending, rows: Tensor, start: int, stop: int, out: Tensor) -> None:
-        """Gradient of chosen rows, before its projection: sum over samples of d loss / d product · query.
-
-        Args:
-            pending: of one micro-batch.
-            rows: [n·K, D] centers of its classes [start, stop), which lie within one of its blocks.
-            start: first class.
-            stop: one past the last.
-            out: [n·K, D] receives the gradient.
-        """
-        low, high = start * self.k, stop * self.k
-        queries, targets = pending.queries, pending.targets
-        samples = len(queries)
-        if pending.weights is not None:
-            some = pending.weights[low:high]
-            factors = pending.shifts[start // pending.block].sub(pending.log_sum).exp_()
-            factors.mul_(pending.scale / samples)
-        else:
-            some = self.workspace.get("again", (high - low, samples))
-            inverse = None if pending.inverse is None else pending.inverse[low:high]
-            slope = self.logits(rows, inverse, start, stop, queries, targets, some)
-            some.sub_(pending.log_sum).exp_()
-            if slope is not None:
-                some.mul_(slope)
-            if inverse is not None:
-                some.mul_(inverse[:, None])
-            factors = (pending.scale / samples).expand(samples)
-        scaled = torch.mul(queries, factors[:, None], out=self.workspace.get("scaled", tuple(queries.shape)))
-        torch.mm(some, scaled, out=out)
-        here = targets.between(start, stop)
-        if here.stop > here.start:
-            pulls = pending.target_pull[here] * targets.inverse[here] * pending.scale
-            out.index_add_(0, targets.rows[here] - low, queries[targets.samples[here]] * pulls[:, None])
-
-
-@dataclass
-class Forward:
-    """What one rank's pass over its chosen rows gives.
-
-    Attributes:
-        top: [G] largest logit.
-        total: [G] sum of exponentials relative to it, the target's included where this rank owns it.
-        pull: [G, D] sum of exponentials · slope · unit center over negatives; None without gradient.
-        weights: see `Pending`.
-        shifts: see `Pending`.
-        inverse: see `Pending`.
-        block: see `Pending`.
-    """
-
-    top: Tensor
-    total: Tensor
-    pull: Tensor | None
-    weights: Tensor | None
-    shifts: Tensor
-    inverse: Tensor | None
-    block: int

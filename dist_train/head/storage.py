@@ -28,12 +28,11 @@ _INIT_CLASSES = 1024  # classes whose initial rows come from one generator; part
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table: its name, numbers per class, stored type, and the value it starts with."""
+    """One table: its name, numbers per class, stored type. All but "centers" start with zeros."""
 
     name: str
     width: int
     dtype: torch.dtype
-    fill: float = 0.0
 
 
 def fill_normal(table: Tensor, start: int, seed: int, std: float) -> None:
@@ -102,14 +101,9 @@ class RowStore:
             else:
                 pinned = storage == "host" and device.type == "cuda"
                 where = torch.device("cpu") if storage == "host" else device
-                table = torch.empty(shape, dtype=spec.dtype, device=where, pin_memory=pinned)
+                # Written now, not at first use: memory that is not there shows before training starts.
+                table = torch.empty(shape, dtype=spec.dtype, device=where, pin_memory=pinned).zero_()
             self.tables[spec.name] = table
-
-    def fill(self) -> None:
-        """Give every table but the centers its starting value."""
-        for name, spec in self.specs.items():
-            if name != "centers":
-                self.tables[name].fill_(spec.fill)
 
     def lease(self, classes: Tensor | None) -> "Lease":
         """The rows of `classes` (sorted local ids on the host; None: all). Staged rows are fetched meanwhile."""
@@ -271,8 +265,8 @@ class StagedLease(Lease):
 def map_table(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """A shared mapping of `path` as a tensor; its disk space is reserved, so a full disk shows here and not later.
 
-    Beside the file lies `path.json` with its shape and type. A file of the same shape is used again, its contents
-    are overwritten by the caller.
+    Beside the file lies `path.json` with its shape and type. A file of the same shape is used again, but not its
+    contents: the mapping starts with zeros, since a run continues from its checkpoint.
 
     Raises:
         UserError: the file or its description has another shape, or the disk is full.
@@ -298,6 +292,7 @@ def map_table(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype)
         free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
         try:
+            os.truncate(descriptor, 0)
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
             path.unlink()

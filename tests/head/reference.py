@@ -14,7 +14,6 @@ class Answer:
     loss: Tensor
     embeddings_grad: Tensor
     rows_grad: Tensor
-    logits: Tensor
 
 
 def sine(cosine):
@@ -28,30 +27,52 @@ def arc(cosine, margin):
     return torch.where(cosine > torch.cos(math.pi - margin), turned, cosine - margin * margin.sin())
 
 
-def target_cosine(config: HeadConfig, cosine: Tensor, norms: Tensor, state: dict) -> Tensor:
+def falling(phi):
+    """cos(phi), past every multiple of pi continued downwards."""
+    turns = (phi / math.pi).floor().detach()
+    sign = torch.where(turns.remainder(2) == 0, 1.0, -1.0).double()
+    return sign * phi.cos() - 2 * turns
+
+
+def target_cosine(config: HeadConfig, t: Tensor, norms: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """The target's value in place of its cosine, for the first batch of a run; written from the papers' formulas."""
     name = config.margin
     if name == "normface":
-        return cosine
+        return t
     if name == "cosface":
-        return cosine - (0.35 if config.m3 is None else config.m3)
-    if name == "arcface":
-        margin = 0.5 if config.m2 is None else config.m2
-        if config.easy_margin:
-            return torch.where(cosine > 0, cosine * math.cos(margin) - sine(cosine) * math.sin(margin), cosine)
-        return arc(cosine, margin)
-    raise NotImplementedError(name)
+        return t - (0.35 if config.m3 is None else config.m3)
+    if name == "sphereface":
+        return falling((1.35 if config.m1 is None else config.m1) * t.acos())
+    if name == "combined":
+        m1, m2, m3 = (d if m is None else m for m, d in ((config.m1, 1.0), (config.m2, 0.3), (config.m3, 0.2)))
+        return falling(m1 * t.acos() + m2) - m3
+    if name == "adaface":
+        seen = norms.detach().clamp(0.001, 100)
+        momentum, m = config.adaface.momentum, 0.4 if config.m2 is None else config.m2
+        mean = momentum * 20 + (1 - momentum) * seen.mean()
+        deviation = momentum * 100 + (1 - momentum) * seen.std()
+        quality = ((seen - mean) / (deviation + 1e-3) * config.adaface.concentration).clamp(-1, 1)
+        return (t.acos() - m * quality).clamp(1e-3, math.pi - 1e-3).cos() - m - m * quality
+    if name == "magface":
+        own = config.magface
+        clipped = norms.clamp(own.lower_norm, own.upper_norm)
+        slope = (own.upper_margin - own.lower_margin) / (own.upper_norm - own.lower_norm)
+        return arc(t, slope * (clipped - own.lower_norm) + own.lower_margin)
+    if name == "adaptive":
+        rare = counts.double() ** -config.adaptive.power
+        share = (rare - rare.min()) / (rare.max() - rare.min())
+        margins = config.adaptive.lowest + (config.adaptive.highest - config.adaptive.lowest) * share
+        return arc(t, margins[labels])
+    margin = 0.5 if config.m2 is None else config.m2
+    if config.easy_margin:
+        return torch.where(t > 0, t * math.cos(margin) - sine(t) * math.sin(margin), t)
+    return arc(t, margin)
 
 
 def solve(
-    config: HeadConfig,
-    rows: Tensor,
-    embeddings: Tensor,
-    labels: Tensor,
-    chosen: Tensor,
-    scale: float,
-    state: dict | None = None,
+    config: HeadConfig, rows: Tensor, embeddings: Tensor, labels: Tensor, chosen: Tensor, scale: float, counts: Tensor
 ) -> Answer:
-    """Loss and gradients with the softmax over `chosen` classes.
+    """Loss and gradients of a run's first batch, with the softmax over `chosen` classes.
 
     Args:
         config: the head's.
@@ -60,25 +81,32 @@ def solve(
         labels: [G].
         chosen: [C] bool.
         scale: s.
-        state: what stateful margins remember.
+        counts: [C] images per class.
     """
-    state = {} if state is None else state
     rows = rows.double().requires_grad_()
     embeddings = embeddings.double().requires_grad_()
     norms = embeddings.norm(dim=1)
+    penalty: Tensor | float = 0.0
     if config.margin == "softmax":
         logits = torch.einsum("gd,ckd->gck", embeddings, rows[:, :, :-1]) + rows[:, :, -1]
         logits = logits.amax(dim=2)
     else:
         unit = embeddings / norms[:, None]
         cosines = torch.einsum("gd,ckd->gck", unit, rows / rows.norm(dim=2, keepdim=True)).amax(dim=2)
-        target = cosines.gather(1, labels[:, None])[:, 0]
-        shown = target_cosine(config, target, norms, state)
+        t = cosines.gather(1, labels[:, None])[:, 0]
+        shown = target_cosine(config, t, norms, labels, counts)
         others = cosines
         if config.interclass_threshold is not None:
             others = others.masked_fill(others > config.interclass_threshold, -torch.inf)
+        if config.margin == "curricularface":
+            average = (1 - config.curricular_momentum) * t.mean().detach()
+            bound = (t.acos() + (0.5 if config.m2 is None else config.m2)).cos().detach()
+            others = torch.where(others > bound[:, None], others * (average + others), others)
+        if config.margin == "magface":
+            clipped = norms.clamp(config.magface.lower_norm, config.magface.upper_norm)
+            penalty = config.magface.weight * (clipped / config.magface.upper_norm**2 + 1 / clipped).mean()
         logits = scale * others.scatter(1, labels[:, None], shown[:, None])
     logits = logits.masked_fill(~chosen, -torch.inf)
-    loss = torch.nn.functional.cross_entropy(logits, labels)
+    loss = torch.nn.functional.cross_entropy(logits, labels) + penalty
     loss.backward()
-    return Answer(loss.detach(), embeddings.grad, rows.grad, logits.detach())
+    return Answer(loss.detach(), embeddings.grad, rows.grad)

@@ -1,0 +1,93 @@
+"""The optimizer's step: gradients multiplied out, projected and applied block by block."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train.head.optimizers import RowOptimizer
+from dist_train.head.records import Pass, spans
+from dist_train.head.softmax import BlockSoftmax
+from dist_train.head.storage import Lease, RowStore
+from dist_train.head.workspace import Workspace
+
+
+class RowUpdate:
+    """Applies the gradients of one or several micro-batches to the rows they chose.
+
+    Args:
+        softmax: multiplies gradients out.
+        optimizer: turns them into updates.
+        store: holds the rows.
+        weight_decay: applied to chosen rows.
+        width: numbers D a center.
+    """
+
+    def __init__(
+        self, softmax: BlockSoftmax, optimizer: RowOptimizer, store: RowStore, weight_decay: float, width: int
+    ) -> None:
+        self.softmax = softmax
+        self.optimizer = optimizer
+        self.store = store
+        self.decay = weight_decay if optimizer.decay_in_gradient else 0.0
+        self.width = width
+        self.workspace = Workspace(store.device)
+
+    def apply(self, micro_batches: list[Pass], lr: float) -> None:
+        """Update every row that a micro-batch chose by the sum of its gradients; leases are used up."""
+        if len(micro_batches) == 1:
+            self._apply_one(micro_batches[0], lr)
+        else:
+            self._apply_union(micro_batches, lr)
+
+    def _apply_one(self, done: Pass, lr: float) -> None:
+        for start, stop in spans(0, done.lease.count, done.block):
+            stored = done.lease.read("centers", start, stop)
+            rows = stored.view(-1, self.width)
+            gradient = self.workspace.get("gradient", tuple(rows.shape))
+            self.softmax.row_gradient(done, rows, start, stop, gradient)
+            self._write(done.lease, start, stop, stored, gradient, lr)
+        done.lease.commit()
+
+    def _apply_union(self, micro_batches: list[Pass], lr: float) -> None:
+        for done in micro_batches:
+            done.lease.release()
+        chosen = [done.classes for done in micro_batches if done.classes is not None]
+        union = np.unique(np.concatenate(chosen)) if len(chosen) == len(micro_batches) else None
+        lease = self.store.lease(None if union is None else torch.from_numpy(union))
+        for start, stop in spans(0, lease.count, micro_batches[0].block):
+            stored = lease.read("centers", start, stop)
+            rows = stored.view(-1, self.width)
+            classes = np.arange(start, stop) if union is None else union[start:stop]
+            gradient = self.workspace.get("gradient", tuple(rows.shape)).zero_()
+            for done in micro_batches:
+                self._add(done, classes, stored, gradient.view_as(stored))
+            self._write(lease, start, stop, stored, gradient, lr)
+        lease.commit()
+
+    def _add(self, done: Pass, classes: np.ndarray, stored: Tensor, gradient: Tensor) -> None:
+        """Add a micro-batch's gradient [n, K·D] of sorted `classes` [n], whose rows are `stored` [n, K·D]."""
+        own = np.arange(classes[0], classes[-1] + 1) if done.classes is None else done.classes
+        # Both lists are sorted, so what they share is one range of the micro-batch's.
+        low, high = (int(i) for i in np.searchsorted(own, [classes[0], classes[-1] + 1]))
+        first = int(classes[0]) if done.classes is None else 0
+        for start, stop in spans(low + first, high + first, done.block):
+            shared = own[start - first : stop - first]
+            places = torch.from_numpy(np.searchsorted(classes, shared)).to(self.store.device)
+            rows = stored[places].view(-1, self.width)
+            part = self.workspace.get("part", tuple(rows.shape))
+            self.softmax.row_gradient(done, rows, start, stop, part)
+            gradient.index_add_(0, places, part.view(len(places), -1))
+
+    def _write(self, lease: Lease, start: int, stop: int, stored: Tensor, gradient: Tensor, lr: float) -> None:
+        """Project the gradient, update the block `stored` of chosen classes [start, stop) and store it."""
+        rows = stored.view(-1, self.width)
+        if self.softmax.margin.normalised:
+            # The cosine does not depend on a row's length, so its gradient has no part along the row.
+            along = torch.mul(gradient, rows, out=self.workspace.get("along", tuple(rows.shape))).sum(dim=1)
+            squares = torch.linalg.vector_norm(rows, dim=1).square_()
+            along.div_(squares.clamp_min_(torch.finfo(squares.dtype).tiny)).neg_().add_(self.decay)
+            gradient.addcmul_(rows, along[:, None])
+        elif self.decay:
+            gradient.add_(rows, alpha=self.decay)
+        self.optimizer.update(lease, start, stop, rows, gradient, lr)
+        lease.write("centers", start, stop, stored)
