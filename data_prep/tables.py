@@ -1,0 +1,161 @@
+"""A table of photos: CSV, TSV or parquet with a path or address and an identity per row."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.sources import Raw, Reader, Reject, Row, Source, listing, read_file
+from dist_train.errors import UserError
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
+_PAUSES_S = (1.0, 3.0)  # before the second and third try of an address
+_FETCHES_AT_ONCE = 16
+_FETCH_TIMEOUT_S = 30.0
+
+
+class TableSource(Source):
+    """Rows of `path`; relative photo paths start from the table's folder, addresses contain `://`.
+
+    Attributes:
+        path_column: column of paths or addresses.
+        identity_column: column of identities, text or whole numbers.
+    """
+
+    path_column: str = "path"
+    identity_column: str = "identity"
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows of the table, in its order."""
+        for batch in self._parquet() if self.path.suffix == ".parquet" else self._csv():
+            locations, identities = batch.column(0), batch.column(1)
+            if not pa.types.is_string(identities.type):
+                identities = pc.cast(identities, pa.string())
+            yield listing(pc.fill_null(pc.cast(locations, pa.binary()), b""), identities=identities)
+
+    def _csv(self) -> Iterator[pa.RecordBatch]:
+        from pyarrow import csv
+
+        wanted = [self.path_column, self.identity_column]
+        try:
+            with csv.open_csv(
+                self.path,
+                read_options=csv.ReadOptions(block_size=4 << 20),
+                parse_options=csv.ParseOptions(delimiter=_SEPARATORS[self.path.suffix], newlines_in_values=True),
+                convert_options=csv.ConvertOptions(
+                    include_columns=wanted,
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
+            ) as reader:
+                yield from reader
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            raise UserError(f"{self.path}: {self._missing(error)}") from error
+
+    def _parquet(self) -> Iterator[pa.RecordBatch]:
+        from pyarrow import parquet
+
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                kinds = {field.name: field.type for field in file.schema_arrow}
+                self._check_columns(kinds)
+                for batch in file.iter_batches(columns=[self.path_column, self.identity_column]):
+                    yield batch.select([self.path_column, self.identity_column])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{self.path}: {error}") from error
+
+    def _missing(self, error: Exception) -> str:
+        wanted = f"expected columns {self.path_column!r} and {self.identity_column!r}"
+        return f"{str(error).splitlines()[0]}; {wanted} (--path-column, --identity-column)"
+
+    def _check_columns(self, kinds: dict[str, pa.DataType]) -> None:
+        for column, whole_numbers in ((self.path_column, False), (self.identity_column, True)):
+            kind = kinds.get(column)
+            if kind is None:
+                raise UserError(
+                    f"{self.path}: no column {column!r} among {', '.join(kinds)}; "
+                    "name it with --path-column or --identity-column"
+                )
+            if not (_is_text(kind) or (whole_numbers and pa.types.is_integer(kind))):
+                raise UserError(f"{self.path}: column {column!r} holds {kind}, expected text")
+
+    def reader(self) -> Reader:
+        """A reader of files and addresses."""
+        return TableReader(self.path.parent)
+
+
+class TableReader(Reader):
+    """Reads paths from disk and addresses by fsspec, the addresses of a batch at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fsencode(root)
+
+    def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
+        """Content of each row's file or address."""
+        fetched = self._fetch([row.location.decode() for row in rows if b"://" in row.location])
+        return [self._one(row, fetched) for row in rows]
+
+    def _one(self, row: Row, fetched: dict[str, bytes | Reject]) -> Raw | Reject:
+        if not row.location:
+            return Reject("no path", "its path is empty")
+        if not row.identity:
+            return Reject("no identity", "its identity is empty")
+        if b"://" in row.location:
+            data = fetched[row.location.decode()]
+        else:
+            data = read_file(os.path.join(self._root, row.location))
+        return data if isinstance(data, Reject) else Raw(data, row.identity)
+
+    def _fetch(self, addresses: list[str]) -> dict[str, bytes | Reject]:
+        if not addresses:
+            return {}
+        # Waiting for a server takes no core: many at a time, whatever the number of workers.
+        with ThreadPoolExecutor(_FETCHES_AT_ONCE) as pool:
+            return dict(zip(addresses, pool.map(self._get, addresses), strict=True))
+
+    def _get(self, address: str) -> bytes | Reject:
+        scheme = address.partition("://")[0]
+        try:
+            filesystem = self._filesystem(scheme)
+        except (ImportError, ValueError) as error:
+            return Reject("no such protocol", str(error))
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                return bytes(filesystem.cat_file(address))
+            except Exception as error:  # each protocol has its own kinds
+                settled = _settled(error)
+                if settled or pause_s is None:
+                    return settled or Reject("unreachable", type(error).__name__)
+            time.sleep(pause_s)
+        raise AssertionError("the last pause is None")
+
+    def _filesystem(self, scheme: str) -> Any:  # noqa: ANN401 - fsspec has no types
+        import fsspec
+
+        options = {}
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S)}}
+        return fsspec.filesystem(scheme, **options)  # fsspec keeps one instance per scheme and options
+
+
+def _settled(error: Exception) -> Reject | None:
+    """What an error settles; None if it is worth another try."""
+    if isinstance(error, FileNotFoundError):
+        return Reject("vanished", "no such address")
+    status = getattr(error, "status", None)
+    if isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 500 and status != 429):
+        return Reject("unreadable", f"status {status}" if status else "permission denied")
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
