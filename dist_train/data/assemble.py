@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dist_train.data.augment import Augmentation, draw
+from dist_train.data.augment import draw
+from dist_train.data.bad_samples import BadSample
 from dist_train.data.config import DataConfig
 from dist_train.data.counters import Ints
 from dist_train.data.opencv import Augmenter, Pixels, decode
@@ -14,15 +15,6 @@ from dist_train.data.shards import BadSampleError, RawSample
 from dist_train.errors import WorkError
 
 _MOST_REPLACEMENTS = 1000  # bad samples in a row, after which something else is wrong
-
-
-class BadSample(NamedTuple):
-    """A sample that was replaced."""
-
-    position: int
-    shard: str
-    key: str
-    reason: str
 
 
 class Plan(NamedTuple):
@@ -72,28 +64,29 @@ class Assembler:
         """
         places = self._order.locate(positions)
         parameters = draw(self._plan.config.augment, self._plan.seed, places.epoch, places.place, self._plan.image_size)
+        self._augmenter.load(parameters)
         bad: list[BadSample] = []
         for row, position in enumerate(positions.tolist()):
             shard, sample = int(places.shard[row]), int(places.sample[row])
             try:
-                labels[row] = self._put(shard, sample, parameters, row, images[row])
+                labels[row] = self._put(shard, sample, row, images[row])
             except BadSampleError as error:
                 found = BadSample(position, self._reader.name(shard), self._reader.key(shard, sample), str(error))
                 bad.append(found)
-                labels[row] = self._replace(found, parameters, row, images[row])
+                labels[row] = self._replace(found, row, images[row])
         return bad
 
-    def _put(self, shard: int, sample: int, parameters: Augmentation, row: int, out: Pixels) -> int:
+    def _put(self, shard: int, sample: int, row: int, out: Pixels) -> int:
         raw: RawSample = self._reader.read(shard, sample)
-        self._augmenter.apply(decode(raw.image), parameters, row, out)
+        self._augmenter.apply(decode(raw.image), row, out)
         return raw.label
 
-    def _replace(self, bad: BadSample, parameters: Augmentation, row: int, out: Pixels) -> int:
+    def _replace(self, bad: BadSample, row: int, out: Pixels) -> int:
         following = np.arange(bad.position + 1, bad.position + 1 + _MOST_REPLACEMENTS, dtype=np.int64)
         places = self._order.locate(following)
         for shard, sample in zip(places.shard.tolist(), places.sample.tolist(), strict=True):
             try:
-                return self._put(shard, sample, parameters, row, out)
+                return self._put(shard, sample, row, out)
             except BadSampleError:
                 continue
         raise WorkError(

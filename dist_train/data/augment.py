@@ -14,6 +14,7 @@ from dist_train.data.counters import Ints, uniforms
 
 _STREAM = 1
 _DRAWS = 20  # a number per parameter, used or not: switching one change on leaves the others as they were
+_COMMON_DRAWS = 9  # those of flip, rotation, crop and colour, which come first
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, R, G, B
 _MID_GREY = 127.5
 
@@ -46,7 +47,10 @@ class Augmentation(NamedTuple):
 
 def draw(config: AugmentConfig, seed: int, epochs: Ints, indices: Ints, size_px: int) -> Augmentation:
     """Parameters of the samples at (`epochs`, `indices`), both [n], for pictures of side `size_px`."""
-    u = uniforms(seed, _STREAM, epochs, indices, _DRAWS).T  # [20, n]
+    rare = config.low_resolution or config.blur or config.jpeg or config.erase
+    drawn = uniforms(seed, _STREAM, epochs, indices, _DRAWS if rare else _COMMON_DRAWS)
+    u = np.ones((_DRAWS, len(indices)))
+    u[: drawn.shape[1]] = drawn.T  # [20, n]
     flip = np.where(u[0] < config.flip, -1.0, 1.0)
     angle = np.deg2rad(config.rotation) * (2 * u[1] - 1)
     scale = 1 - (1 - config.crop) * u[2]

@@ -84,14 +84,15 @@ def sheet(path: Path, manifest: Manifest, rows: int, columns: int, seed: int, la
     numbers = permute(np.arange(count, dtype=np.int64), manifest.samples, seed)
     starts = np.cumsum([0] + [shard.samples for shard in manifest.shards])
     reader = SampleReader([ImageSet(str(path), manifest)], label_key, open_shards=8)
-    augmenter, unchanged = Augmenter(size), identity(1, size)
+    augmenter = Augmenter(size)
+    augmenter.load(identity(1, size))
     picture = np.zeros((rows * size, columns * size, 3), dtype=np.uint8)
     planes = np.empty((3, size, size), dtype=np.uint8)
     for place, number in enumerate(numbers.tolist()):
         shard = int(np.searchsorted(starts, number, side="right")) - 1
         try:
             raw = reader.read(shard, number - int(starts[shard]))
-            augmenter.apply(decode(raw.image), unchanged, 0, planes)
+            augmenter.apply(decode(raw.image), 0, planes)
         except BadSampleError:
             planes[0], planes[1:] = 255, 0
         top, left = place // columns * size, place % columns * size

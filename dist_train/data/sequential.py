@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_train.data.augment import identity
-from dist_train.data.loader import normalise
+from dist_train.data.batch import normalise
 from dist_train.data.manifest import load_manifest
 from dist_train.data.opencv import Augmenter, decode
 from dist_train.data.reader import ImageSet, SampleReader
@@ -64,7 +64,8 @@ def iterate_set(
     manifest = load_manifest(Path(path))
     size = image_size or manifest.image_size
     reader = SampleReader([ImageSet(str(path), manifest)], label_key, open_shards=2)
-    augmenter, unchanged = Augmenter(size), identity(1, size)
+    augmenter = Augmenter(size)
+    augmenter.load(identity(1, size))
     starts = np.cumsum([0] + [shard.samples for shard in manifest.shards])
     stop = manifest.samples * (rank + 1) // world_size
     try:
@@ -77,7 +78,7 @@ def iterate_set(
                 shard = int(np.searchsorted(starts, number, side="right")) - 1
                 try:
                     raw = reader.read(shard, number - int(starts[shard]), with_record=True)
-                    augmenter.apply(decode(raw.image), unchanged, 0, images[len(labels)])
+                    augmenter.apply(decode(raw.image), 0, images[len(labels)])
                 except BadSampleError as error:
                     log.warning("sample %d, in %s, is left out: %s", number, reader.name(shard), error)
                     continue

@@ -3,9 +3,10 @@
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_train.data.index import INDEX_VERSION, Member, parse_members
 from dist_train.data.manifest import Shard
@@ -29,9 +30,9 @@ class RawSample(NamedTuple):
     """
 
     key: str
-    image: np.ndarray
+    image: NDArray[np.uint8]
     label: int
-    record: dict | None
+    record: dict[str, Any] | None
 
 
 class OpenShard:
@@ -81,6 +82,13 @@ class OpenShard:
         except ValueError as error:
             raise BadSampleError(f"shard {self.path}: index line {sample + 2}: {error}") from error
 
+    def key(self, sample: int) -> str:
+        """Name of a sample for messages, even when the sample is unreadable."""
+        try:
+            return _key(self.members(sample)[0].name)
+        except BadSampleError:
+            return f"#{sample}"
+
     def read(self, sample: int, label_key: str, with_record: bool = False) -> RawSample:
         """Read one sample.
 
@@ -97,61 +105,65 @@ class OpenShard:
                 record = member
         if image is None:
             raise BadSampleError("no .jpg, .jpeg, .png or .webp in it")
-        body = self._load_record(record) if record and (with_record or not label) else None
-        if label is not None:
-            text = self._read(label).strip()
-            if not text.isdigit() or len(text) > 18:
-                raise BadSampleError(f"label {text[:40]!r} in {label.name} is not a class number")
-            number = int(text)
-        else:
-            number = _label_of(body, label_key)
         if image.size == 0:
             raise BadSampleError(f"{image.name} is empty")
-        return RawSample(image.name.rsplit("/", 1)[-1].split(".", 1)[0], self._read_array(image), number, body)
-
-    def key(self, sample: int) -> str:
-        """Name of a sample for messages, even when the sample is unreadable."""
-        try:
-            return self.members(sample)[0].name.rsplit("/", 1)[-1].split(".", 1)[0]
-        except (BadSampleError, IndexError):
-            return f"#{sample}"
-
-    def _load_record(self, member: Member) -> dict:
-        try:
-            body = json.loads(self._read(member))
-        except ValueError as error:
-            raise BadSampleError(f"{member.name}: not JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise BadSampleError(f"{member.name}: {type(body).__name__}, expected a JSON object")
-        return body
-
-    def _read(self, member: Member) -> bytes:
-        data = os.pread(self._fd, _HEADER + member.size, member.offset - _HEADER)
-        if len(data) != _HEADER + member.size:
-            raise BadSampleError(f"{member.name}: the tar ends before its {member.size} bytes at {member.offset}")
-        # The header before the data must name the member: else the tar has changed since it was indexed.
-        if not _names(data[:100], member.name):
-            raise BadSampleError(f"{member.name}: not at offset {member.offset}; the shard changed since indexing")
-        return data[_HEADER:]
-
-    def _read_array(self, member: Member) -> np.ndarray:
-        return np.frombuffer(self._read(member), dtype=np.uint8)
+        if label is None and record is None:
+            raise BadSampleError("no label: neither .cls nor .json in it")
+        if label is not None and not with_record:
+            record = None  # it is not worth parsing
+        wanted = [member for member in (image, label, record) if member is not None]
+        start = min(member.offset for member in wanted) - _HEADER
+        stop = max(member.offset + member.size for member in wanted)
+        # A sample's members lie side by side: one system call for all.
+        data = os.pread(self._fd, stop - start, start)
+        for member in wanted:
+            _check_member(data, start, member)
+        body = None if record is None else _parse_record(data, start, record)
+        number = _label_in(body, label_key) if label is None else _parse_label(data, start, label)
+        pixels = np.frombuffer(data, dtype=np.uint8, count=image.size, offset=image.offset - start)
+        return RawSample(_key(image.name), pixels, number, body)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
 
 
-def _names(field: bytes, name: str) -> bool:
-    expected = name.encode()
-    # Longer names live in a header of their own, before this one.
-    return len(expected) > 99 or field[: len(expected) + 1] == expected + b"\0"
+def _key(name: str) -> str:
+    # WebDataset's rule: the extension starts at the first dot of the last part.
+    return name.rsplit("/", 1)[-1].split(".", 1)[0]
 
 
-def _label_of(body: dict | None, key: str) -> int:
-    if body is None:
-        raise BadSampleError("no label: neither .cls nor .json in it")
-    label = body.get(key)
+def _check_member(data: bytes, start: int, member: Member) -> None:
+    place = member.offset - start
+    if len(data) < place + member.size:
+        raise BadSampleError(f"{member.name}: the tar ends before its {member.size} bytes at {member.offset}")
+    # The header before the data names the member, or the tar has changed since it was indexed. Names of 100 bytes and
+    # more are in a header of their own.
+    expected = member.name.encode()
+    header = place - _HEADER
+    if len(expected) < 100 and data[header : header + len(expected) + 1] != expected + b"\0":
+        raise BadSampleError(f"{member.name}: not at offset {member.offset}; the shard changed since indexing")
+
+
+def _parse_label(data: bytes, start: int, member: Member) -> int:
+    text = data[member.offset - start : member.offset - start + member.size].strip()
+    if not text.isdigit() or len(text) > 18:
+        raise BadSampleError(f"label {text[:40]!r} in {member.name} is not a class number")
+    return int(text)
+
+
+def _parse_record(data: bytes, start: int, member: Member) -> dict[str, Any]:
+    try:
+        body = json.loads(data[member.offset - start : member.offset - start + member.size])
+    except ValueError as error:
+        raise BadSampleError(f"{member.name}: not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise BadSampleError(f"{member.name}: {type(body).__name__}, expected a JSON object")
+    return body
+
+
+def _label_in(body: dict[str, Any] | None, key: str) -> int:
+    label = (body or {}).get(key)
     if isinstance(label, bool) or not isinstance(label, int) or label < 0:
         raise BadSampleError(f"no label: its .json has {key!r} = {label!r}, expected a class number")
     return label
