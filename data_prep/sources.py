@@ -136,10 +136,10 @@ class FileReader(Reader):
         return [self._read(row) for row in rows]
 
     def _read(self, row: Row) -> Raw | Reject:
-        if not row.identity:
-            return Reject("no identity", "it lies in no identity's folder")
         data = read_file(os.path.join(self._root, row.location))
-        return data if isinstance(data, Reject) else Raw(data, row.identity)
+        if isinstance(data, Reject):
+            return data
+        return Raw(data, row.identity) if row.identity else Reject("no identity", "it lies in no identity's folder")
 
 
 def read_file(path: bytes) -> bytes | Reject:

@@ -98,7 +98,7 @@ class TestFolder:
         try:
             assert {k: v.reason for k, v in read(FolderSource(path=tmp_path)).items()} == {
                 "a/1.jpg": "unreadable",
-                "b": "not a file",
+                "b": "unreadable",
             }
         finally:
             (tmp_path / "b").chmod(0o700)
