@@ -147,21 +147,28 @@ def read_file(path: bytes) -> bytes | Reject:
     try:
         # Non-blocking, so that a pipe among the photos is refused and not waited for.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            status = os.fstat(fd)
-            if stat.S_ISDIR(status.st_mode):
-                return Reject("not a file", "a folder that cannot be listed, or a link to a folder listed elsewhere")
-            if not stat.S_ISREG(status.st_mode):
-                return Reject("not a file", "a pipe, socket or device")
-            if status.st_size > MAX_FILE_BYTES:
-                return Reject("too large", f"{status.st_size} bytes, the most is {MAX_FILE_BYTES}")
-            return file.read()
+        try:
+            return _content(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         if error.errno in _GONE:
             return Reject("vanished", "listed at planning, not there any more")
         if error.errno in _UNREADABLE:
             return Reject("unreadable", error.strerror or str(error))
         raise
+
+
+def _content(fd: int) -> bytes | Reject:
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        return Reject("not a file", "a folder that cannot be listed, or a link to a folder listed elsewhere")
+    if not stat.S_ISREG(status.st_mode):
+        return Reject("not a file", "a pipe, socket or device")
+    if status.st_size > MAX_FILE_BYTES:
+        return Reject("too large", f"{status.st_size} bytes, the most is {MAX_FILE_BYTES}")
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read()
 
 
 def listing(
