@@ -1,1 +1,1 @@
-"""Verification, identification and reports."""
+"""Evaluation by the field's protocols, and its report."""

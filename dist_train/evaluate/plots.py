@@ -1,0 +1,156 @@
+"""Figures of reports as SVG text that takes its ink from the page, so that it suits light and dark."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from dist_train.evaluate.curves import Roc, roc, thin
+from dist_train.evaluate.identification import IdentificationResult
+from dist_train.evaluate.verification import VerificationResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours of Okabe and Ito (2008): told apart by colour-blind readers, and readable on white and on black.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
+_INK = "#010203"  # replaced by the page's own text colour
+_HISTORY_POINTS = 800
+
+
+def _figure(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11, color=_INK, loc="left", fontweight="bold")
+    axes.set_xlabel(x, fontsize=9, color=_INK)
+    axes.set_ylabel(y, fontsize=9, color=_INK)
+    axes.tick_params(colors=_INK, labelsize=8, which="both", width=0.5)
+    axes.grid(True, color=_INK, alpha=0.12, linewidth=0.6)
+    axes.patch.set_alpha(0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_INK)
+        spine.set_alpha(0.4)
+    return figure, axes
+
+
+def _legend(axes: "Axes", place: Literal["lower right", "upper right"]) -> None:
+    if len(axes.get_legend_handles_labels()[0]) > 1:  # the heading names a single one
+        axes.legend(loc=place, fontsize=8, frameon=False, labelcolor=_INK)
+
+
+def _svg(figure: "Figure", salt: str) -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    # The salt keeps the ids of several figures on one page apart, and the same in every run.
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    body = text.getvalue()
+    body = body[body.index("<svg") :].replace(_INK, "currentColor")
+    body = re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', _OPENING, body, count=1)
+    return re.sub(r"font: ([^;]*?)'DejaVu Sans'[^;\"]*", r"font: \1system-ui, sans-serif", body)
+
+
+_OPENING = (
+    r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" \1 role="img" class="plot">'
+)
+
+
+def plot_history(history: Sequence[dict[str, float]], key: str, title: str, unit: str, smooth: bool) -> str | None:
+    """A training figure over the steps, on request with its running mean; None where fewer than two lines have it."""
+    points = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
+    if len(points) < 2:
+        return None
+    steps, values = np.array(points, dtype=float).T
+    figure, axes = _figure(title, "step", unit)
+    stride = -(-len(steps) // _HISTORY_POINTS)
+    window = max(1, len(steps) // 50) if smooth else 1
+    mean = np.convolve(np.pad(values, (window - 1, 0), mode="edge"), np.full(window, 1 / window), mode="valid")
+    if window > 1:
+        axes.plot(steps[::stride], values[::stride], color=COLORS[0], alpha=0.3, linewidth=0.8)
+    axes.plot(steps[::stride], mean[::stride], color=COLORS[0], linewidth=1.6)
+    axes.set_xlim(steps[0], steps[-1])
+    if values.min() >= 0:
+        axes.set_ylim(bottom=0)
+    return _svg(figure, f"history {key}")
+
+
+def _curves(results: Sequence[tuple[str, VerificationResult]]) -> list[tuple[str, Roc]]:
+    return [(label, thin(roc(result.scores, result.same))) for label, result in results]
+
+
+def plot_roc(results: Sequence[tuple[str, VerificationResult]], salt: str) -> str:
+    """True accept rate over false accept rate, logarithmic; starts at one false accept."""
+    figure, axes = _figure("ROC", "false accept rate", "true accept rate")
+    lowest, floor = 1.0, 1.0
+    for color, (label, curve) in zip(_cycle(len(results)), _curves(results), strict=True):
+        seen = curve.far > 0
+        axes.plot(curve.far[seen], curve.tar[seen], color=color, linewidth=1.6, label=label, drawstyle="steps-post")
+        lowest, floor = min(lowest, curve.far[seen].min()), min(floor, curve.tar[seen].min())
+    axes.set_xscale("log")
+    axes.set_xlim(min(lowest, 0.1), 1)
+    axes.set_ylim(max(0.0, floor - 0.05 * (1.02 - floor)), 1 + 0.02 * (1 - floor) + 1e-3)
+    _legend(axes, "lower right")
+    return _svg(figure, f"roc {salt}")
+
+
+def plot_det(results: Sequence[tuple[str, VerificationResult]], salt: str) -> str:
+    """False reject rate over false accept rate, both logarithmic."""
+    figure, axes = _figure("DET", "false accept rate", "false reject rate")
+    lowest = 1.0
+    for color, (label, curve) in zip(_cycle(len(results)), _curves(results), strict=True):
+        seen = (curve.far > 0) & (curve.tar < 1)
+        axes.plot(curve.far[seen], 1 - curve.tar[seen], color=color, linewidth=1.6, label=label, drawstyle="steps-post")
+        lowest = min(lowest, curve.far[curve.far > 0].min())
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(min(lowest, 0.1), 1)
+    _legend(axes, "upper right")
+    return _svg(figure, f"det {salt}")
+
+
+def plot_scores(label: str, result: VerificationResult, salt: str) -> str:
+    """Histograms of the cosines of both kinds of pairs, and the threshold."""
+    figure, axes = _figure(f"Scores: {label}", "cosine", "share of pairs")
+    low, high = float(result.scores.min()), float(result.scores.max())
+    edges = np.linspace(low, max(high, low + 1e-6), 61)
+    for color, kind, chosen in (
+        (COLORS[1], "different identities", ~result.same),
+        (COLORS[0], "same identity", result.same),
+    ):
+        counts, _ = np.histogram(result.scores[chosen], edges)
+        axes.stairs(counts / max(chosen.sum(), 1), edges, color=color, fill=True, alpha=0.35)
+        axes.stairs(counts / max(chosen.sum(), 1), edges, color=color, linewidth=1.2, label=kind)
+    axes.axvline(result.threshold, color=_INK, linewidth=1, linestyle="--", label=f"threshold {result.threshold:.3f}")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.35)  # room for the legend
+    _legend(axes, "upper right")
+    return _svg(figure, f"scores {salt}")
+
+
+def plot_cmc(results: Sequence[tuple[str, IdentificationResult]], salt: str) -> str:
+    """Share of probes whose mate is among the first k."""
+    figure, axes = _figure("CMC", "rank k", "share with mate in the first k")
+    floor = 1.0
+    for color, (label, result) in zip(_cycle(len(results)), results, strict=True):
+        ranks = np.arange(1, len(result.cmc) + 1)
+        axes.step(ranks, result.cmc, where="post", color=color, linewidth=1.6, label=label)
+        floor = min(floor, float(result.cmc[0]))
+    axes.set_xscale("log")
+    axes.set_xlim(1, max(2, max(len(result.cmc) for _, result in results)))
+    axes.set_ylim(max(0.0, floor - 0.1 * (1.05 - floor)), 1 + 0.02 * (1 - floor) + 1e-3)
+    ticks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.set_xticks([], minor=True)
+    _legend(axes, "lower right")
+    return _svg(figure, f"cmc {salt}")
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(count)]

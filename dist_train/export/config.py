@@ -1,0 +1,16 @@
+"""The `export` section of a configuration."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ExportConfig(BaseModel):
+    """What is written for deployment when a run ends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    onnx: bool = Field(True, description="write model.onnx")
+    opset: int = Field(18, ge=18, le=23, description="ONNX operator set")
+    normalize_inside: bool = Field(
+        False, description="the model takes uint8 pictures [B, S, S, 3] and scales them itself; else float in [-1, 1]"
+    )
+    check_images: int = Field(64, ge=1, le=65536, description="pictures on which ONNX and PyTorch are compared")

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_curve
+from sklearn.model_selection import KFold
+
+from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.bin import VerificationSet
+from dist_train.evaluate.curves import roc, tar_at_far, thin
+from dist_train.evaluate.embed import Embeddings
+from dist_train.evaluate.verification import evaluate_verification, fold_accuracies, fold_tars, judge_pairs
+from tests.evaluate.faces import color_picture, colors, embed_color
+from tests.ranks import run_ranks
+
+
+def distances_of(count, seed=0):
+    generator = np.random.default_rng(seed)
+    same = generator.random(count) < 0.5
+    return np.where(same, generator.normal(0.8, 0.3, count), generator.normal(1.6, 0.3, count)).clip(0, 3.99), same
+
+
+@pytest.mark.parametrize("count", [10, 37, 600])
+def test_ten_fold_accuracy_follows_the_protocol_step_by_step(count):
+    distances, same = distances_of(count)
+    thresholds = np.arange(0, 4, 0.01)
+    accuracies, chosen = fold_accuracies(distances, same)
+    for fold, (train, test) in enumerate(KFold(10, shuffle=False).split(distances)):
+        scores = [np.mean((distances[train] < t) == same[train]) for t in thresholds]
+        threshold = thresholds[int(np.argmax(scores))]
+        assert chosen[fold] == pytest.approx(threshold)
+        assert accuracies[fold] == pytest.approx(np.mean((distances[test] < threshold) == same[test]))
+
+
+def test_tar_at_far_takes_its_threshold_from_the_other_folds():
+    distances, same = distances_of(4000)
+    thresholds = np.arange(0, 4, 0.001)
+    found = fold_tars(distances, same, [1e-2, 1e-1])
+    for far, entry in found.items():
+        tars = []
+        for train, test in KFold(10, shuffle=False).split(distances):
+            negatives = distances[train][~same[train]]
+            rates = np.array([(negatives < t).mean() for t in thresholds])
+            high = int(np.argmax(rates >= far))
+            low = high - 1
+            threshold = np.interp(far, rates[[low, high]], thresholds[[low, high]])
+            tars.append((distances[test][same[test]] < threshold).mean())
+        assert entry.tar == pytest.approx(np.mean(tars), abs=1e-9)
+        assert entry.measured_far == pytest.approx(far, rel=0.3)
+        assert entry.resolved
+
+
+def test_a_far_below_one_false_accept_is_marked_and_means_none():
+    distances, same = distances_of(600)
+    entry = fold_tars(distances, same, [1e-5])[1e-5]
+    assert not entry.resolved
+    assert entry.negatives == (~same).sum()
+    nearest = distances[~same].min()
+    assert entry.tar == pytest.approx((distances[same] < nearest).mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("levels", [0, 7])
+def test_the_roc_is_that_of_scikit_learn_ties_included(levels):
+    distances, same = distances_of(500)
+    scores = -distances if not levels else np.round(-distances * levels) / levels
+    ours = roc(scores, same)
+    far, tar, thresholds = roc_curve(same, scores, drop_intermediate=False)
+    np.testing.assert_allclose(ours.far, far)
+    np.testing.assert_allclose(ours.tar, tar)
+    np.testing.assert_allclose(ours.thresholds[1:], thresholds[1:])
+
+
+def test_tar_at_far_of_a_curve_never_exceeds_the_demanded_far():
+    distances, same = distances_of(500)
+    curve = roc(-distances, same)
+    for far in (1e-3, 1e-2, 0.5, 1.0):
+        entry = tar_at_far(curve, far, int((~same).sum()))
+        cut = np.sort(-distances[~same])[::-1]
+        allowed = int(far * len(cut))
+        threshold = cut[allowed] if allowed < len(cut) else -np.inf
+        assert entry.tar == pytest.approx((-distances[same] > threshold).mean())
+        assert entry.measured_far <= far
+
+
+def test_a_thinned_curve_keeps_its_ends():
+    distances, same = distances_of(20000)
+    curve = roc(-distances, same)
+    few = thin(curve, 100)
+    assert len(few.far) <= 103
+    assert (few.far[0], few.far[-1], few.tar[-1]) == (0, 1, 1)
+
+
+def tiny_set(pairs=30):
+    """Same pairs: one colour and a few levels beside it; others: two colours."""
+    base = colors(2 * pairs)
+    images, same = [], []
+    for i in range(pairs):
+        equal = i % 2 == 0
+        left, right = base[2 * i], np.clip(base[2 * i] + 3, 0, 255) if equal else base[2 * i + 1]
+        images += [color_picture(left), color_picture(right)]
+        same.append(equal)
+    return VerificationSet("tiny", images, np.array(same))
+
+
+def test_a_set_is_judged_by_the_sum_of_picture_and_mirror_image():
+    dataset = tiny_set()
+
+    def lopsided(images):
+        # The left half alone: only the mirror image makes the sum see both.
+        return images[..., :8].mean(dim=(2, 3)) + images[:, :, 0, 0]
+
+    result = evaluate_verification(lopsided, dataset, 16, 7)
+    assert result.accuracy > 0.6
+    summary = result.summary()
+    assert summary["pairs"] == 30
+    assert summary["unresolved_fars"] == ["0.001", "0.0001", "1e-05"]
+    assert set(summary["tar_at_far"]) == {"0.001", "0.0001", "1e-05"}
+
+
+def on_ranks(rank, world_size):
+    import torch.distributed as dist
+
+    result = evaluate_verification(embed_color, tiny_set(), 16, 4, rank, world_size, dist.group.WORLD)
+    return result.scores, result.accuracy, result.mean_norm
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_several_ranks_give_what_one_gives(world_size):
+    alone = evaluate_verification(embed_color, tiny_set(), 16, 4)
+    for scores, accuracy, norm in run_ranks(world_size, on_ranks):
+        np.testing.assert_array_equal(scores, alone.scores)
+        assert (accuracy, norm) == (alone.accuracy, pytest.approx(alone.mean_norm))
+
+
+def broken_on_ranks(rank, world_size):
+    import torch.distributed as dist
+
+    dataset = tiny_set()
+    dataset.images[-1] = b"no picture"
+    try:
+        evaluate_verification(embed_color, dataset, 16, 4, rank, world_size, dist.group.WORLD)
+    except WorkError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_damaged_picture_on_one_rank_is_an_error_on_all():
+    messages = run_ranks(2, broken_on_ranks)
+    assert (
+        messages[0]
+        == messages[1]
+        == ("verification set tiny, picture 59: cannot be decoded (10 bytes); it is damaged or no picture")
+    )
+
+
+def test_embeddings_that_are_not_finite_name_the_picture():
+    def diverged(images):
+        result = embed_color(images)
+        result[1] = torch.nan
+        return result
+
+    with pytest.raises(WorkError, match=r"embedding of picture 1 is not finite"):
+        evaluate_verification(diverged, tiny_set(), 16, 5)
+
+
+def test_a_set_that_cannot_be_judged_is_refused():
+    dataset = tiny_set()
+    features = Embeddings(torch.randn(60, 4), 1.0)
+    with pytest.raises(UserError, match="5 pairs, expected at least 10"):
+        judge_pairs(VerificationSet("few", dataset.images[:10], dataset.same[:5]), features)
+    with pytest.raises(UserError, match="30 of 30 pairs are the same identity"):
+        judge_pairs(VerificationSet("one", dataset.images, np.ones(30, bool)), features)
+
+
+def test_hard_pairs_are_the_wrong_ones_worst_first():
+    dataset = tiny_set()
+    generator = torch.Generator().manual_seed(1)
+    result = judge_pairs(dataset, Embeddings(torch.randn(60, 8, generator=generator), 1.0))
+    wrong = (result.scores > result.threshold) != result.same
+    assert {pair.number for pair in result.hard_pairs} <= set(np.flatnonzero(wrong))
+    distance = [abs(pair.score - result.threshold) for pair in result.hard_pairs]
+    assert distance == sorted(distance, reverse=True)
+    assert result.hard_pairs[0].left == dataset.images[2 * result.hard_pairs[0].number]
