@@ -83,8 +83,8 @@ def solve(
         scale: s.
         counts: [C] images per class.
     """
-    rows = rows.double().requires_grad_()
-    embeddings = embeddings.double().requires_grad_()
+    rows = rows.detach().double().clone().requires_grad_()
+    embeddings = embeddings.detach().double().clone().requires_grad_()
     norms = embeddings.norm(dim=1)
     penalty: Tensor | float = 0.0
     if config.margin == "softmax":
