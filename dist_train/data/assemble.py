@@ -1,20 +1,25 @@
 """From positions to pixels: order, reading, decoding, augmentation, and the replacement of bad samples."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dist_train.data.augment import draw
 from dist_train.data.bad_samples import BadSample
+from dist_train.data.class_index import load_class_index
 from dist_train.data.config import DataConfig
 from dist_train.data.counters import Ints
 from dist_train.data.opencv import Augmenter, Pixels, decode
-from dist_train.data.order import Order, SingleOrder, WindowShuffle
+from dist_train.data.order import ClassOrder, MixedOrder, Order, SingleOrder, WindowShuffle
 from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.remote import cache_policy
 from dist_train.data.shards import BadSampleError, RawSample
 from dist_train.errors import WorkError
 
 _MOST_REPLACEMENTS = 1000  # bad samples in a row, after which something else is wrong
+
+_MOST_OPEN = 400  # shards; a process may have 1,024 files open by default
 
 
 class Plan(NamedTuple):
@@ -26,6 +31,7 @@ class Plan(NamedTuple):
         seed: of order and augmentation.
         global_batch: samples per step over all ranks.
         image_size: side of the pictures in pixels.
+        class_index: directory of the samples sorted by class, where the order needs that.
     """
 
     sets: tuple[ImageSet, ...]
@@ -33,13 +39,34 @@ class Plan(NamedTuple):
     seed: int
     global_batch: int
     image_size: int
+    class_index: str = ""
 
 
 def build_order(plan: Plan) -> Order:
-    """The sample order of a plan."""
-    counts = [shard.samples for shard in plan.sets[0].manifest.shards]
-    shuffle = WindowShuffle(counts, plan.config.window_shards, plan.seed)
-    return SingleOrder(shuffle, plan.global_batch, plan.config.last_batch)
+    """The sample order of a plan.
+
+    Raises:
+        UserError: a batch that the data cannot fill.
+    """
+    config = plan.config
+    counts = [[shard.samples for shard in each.manifest.shards] for each in plan.sets]
+    if config.images_per_class:
+        members, starts = load_class_index(Path(plan.class_index))
+        return ClassOrder(members, starts, counts[0], config.images_per_class, plan.seed, plan.global_batch)
+    shuffles = [
+        WindowShuffle(samples, config.window_shards, plan.seed, stream) for stream, samples in enumerate(counts)
+    ]
+    if config.mix:
+        weights = [config.weight, *(source.weight for source in config.mix)]
+        return MixedOrder(shuffles, weights, plan.seed, plan.global_batch)
+    return SingleOrder(shuffles[0], plan.global_batch, config.last_batch)
+
+
+def open_reader(plan: Plan) -> SampleReader:
+    """A reader for the shards of a plan."""
+    # Two windows of each set are in use while one passes into the next.
+    limit = min((2 * plan.config.window_shards + 2) * len(plan.sets), _MOST_OPEN)
+    return SampleReader(plan.sets, plan.config.label_key, limit, cache_policy(plan.config))
 
 
 class Assembler:
@@ -48,8 +75,7 @@ class Assembler:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._order = build_order(plan)
-        # Two windows are in use while one passes into the next.
-        self._reader = SampleReader(plan.sets, plan.config.label_key, 2 * plan.config.window_shards + 2)
+        self._reader = open_reader(plan)
         self._augmenter = Augmenter(plan.image_size)
 
     def fill(self, positions: Ints, images: Pixels, labels: Ints) -> list[BadSample]:

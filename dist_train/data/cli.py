@@ -29,9 +29,9 @@ def inspect(
 ) -> None:
     """Print counts, sizes and the histogram of labels; draw a sheet of samples."""
     from dist_train.data import inspect as looking
-    from dist_train.data.manifest import load_manifest
+    from dist_train.data.sources import open_manifest
 
-    manifest = load_manifest(path)
+    manifest = open_manifest(str(path), label_key)
     typer.echo(looking.describe(path, manifest, label_key))
     if sheet is not None:
         looking.save_sheet(looking.sheet(path, manifest, rows, columns, seed, label_key), sheet)
@@ -48,11 +48,11 @@ def verify(
     """Compare every shard with the manifest: size, checksum, index, labels, pictures. Exit status 1 if any is wrong."""
     from tqdm import tqdm
 
-    from dist_train.data.manifest import load_manifest
+    from dist_train.data.sources import open_manifest
     from dist_train.data.verify import verify_set
     from dist_train.errors import WorkError
 
-    manifest = load_manifest(path)
+    manifest = open_manifest(str(path), label_key)
     found = 0
     with tqdm(total=manifest.samples, unit="img", unit_scale=True, desc="verify") as bar:
         for verdict in verify_set(path, manifest, workers, decode, label_key):

@@ -1,8 +1,5 @@
 """Counter-based randomness: pure functions of integers, the same with every numpy and on every machine."""
 
-from functools import lru_cache
-from math import isqrt
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,39 +52,56 @@ def uniforms(seed: int, stream: int, epochs: Ints, indices: Ints, count: int) ->
 def permute(indices: Ints, size: int, seed: int, *tweak: int) -> Ints:
     """Images of `indices` under a pseudo-random permutation of 0 .. size - 1, computed one by one.
 
-    A Feistel network over pairs of digits in base ceil(sqrt(size)), walked until it lands inside the range: no table,
-    so that any part of the permutation of a hundred million samples costs only itself.
+    No table: any part of the permutation of a hundred million samples costs only itself.
 
     Args:
         indices: [n], each in 0 .. size - 1.
         size: length of the permutation.
         seed: the key.
-        tweak: up to three integers that, with the seed, choose the permutation.
+        tweak: up to two integers that, with the seed, choose the permutation.
+    """
+    first, second = [*tweak, 0, 0][:2]
+    return permute_each(indices, np.asarray(size), seed, np.asarray(first), np.asarray(second))
+
+
+def permute_each(indices: Ints, sizes: Ints, seed: int, first: Ints, second: Ints) -> Ints:
+    """`permute` with a permutation of its own for every index.
+
+    A Feistel network over pairs of digits in base ceil(sqrt(size)), walked until it lands inside the range.
+
+    Args:
+        indices: [n], each in 0 .. its size - 1.
+        sizes: lengths of the permutations; like the tweaks, broadcast to [n].
+        seed: the key.
+        first: tweaks that, with the seed, choose the permutations.
+        second: more of them.
 
     Source: Black and Rogaway, "Ciphers with arbitrary finite domains" (CT-RSA 2002), sections 3 and 5.
     """
-    if size <= 1:
-        return np.zeros_like(indices)
-    keys = _round_keys(seed, tweak)
-    base = np.uint64(isqrt(size - 1) + 1)
     values = indices.astype(np.uint64)
+    root = np.sqrt(sizes.astype(np.float64)).astype(np.uint64)
+    bases = root + (root * root < sizes.astype(np.uint64))
+    keys = _round_keys(seed, first.astype(np.uint64), second.astype(np.uint64))  # [..., rounds]
     outside = np.ones(len(values), dtype=bool)
+    # Permutations are mostly shared: numbers stay numbers then, which divide faster than arrays.
     while outside.any():
+        base = bases[outside] if bases.ndim else bases
+        round_keys = keys[outside] if keys.ndim > 1 else keys
         left, right = values[outside] // base, values[outside] % base
-        for key in keys:
-            left, right = right, (left + _mix(right ^ key) % base) % base
+        for number in range(_FEISTEL_ROUNDS):
+            left, right = right, (left + _mix(right ^ round_keys[..., number]) % base) % base
         values[outside] = left * base + right
-        outside = values >= np.uint64(size)
+        outside = values >= sizes.astype(np.uint64)
     return values.astype(np.int64)
 
 
-@lru_cache(maxsize=4096)
-def _round_keys(seed: int, tweak: tuple[int, ...]) -> tuple[np.uint64, ...]:
-    words = [*tweak, 0, 0, 0]
+def _round_keys(seed: int, first: UInts, second: UInts) -> UInts:
     rounds = np.arange(_FEISTEL_ROUNDS, dtype=np.uint64)
-    # The first word's high half is folded in, so that class numbers and windows beyond 2**32 stay apart.
-    mixed = philox(seed, (words[0], words[1], words[2], rounds | np.uint64((words[0] >> 32) << 8)))  # [rounds, 4]
-    return tuple((mixed[:, 0] << _HALF) | mixed[:, 1])
+    first, second = first[..., None], second[..., None]
+    # 48 bits of each tweak and the round fit into the counter.
+    top = (first >> _HALF) << np.uint64(16) | (second >> _HALF) & np.uint64(0xFFFF)
+    words = philox(seed, (first, second, top, rounds | np.uint64(1 << 31)))  # [..., rounds, 4]
+    return (words[..., 0] << _HALF) | words[..., 1]
 
 
 def _mix(values: UInts) -> UInts:

@@ -9,14 +9,18 @@ from typing import Self
 
 import torch
 
-from dist_train.data.assemble import Plan, build_order
+from dist_train.data.assemble import Plan, build_order, open_reader
 from dist_train.data.bad_samples import BadSampleLog
 from dist_train.data.batch import Batch, Transfer
+from dist_train.data.class_index import build_class_index
 from dist_train.data.config import DataConfig
-from dist_train.data.manifest import Manifest, load_manifest
+from dist_train.data.manifest import Manifest
+from dist_train.data.order import Order
 from dist_train.data.pool import LocalProducer, Producer, WorkerPool
-from dist_train.data.reader import ImageSet
+from dist_train.data.remote import Prefetcher, cache_policy, is_remote
 from dist_train.data.sequential import SetBatch, iterate_set
+from dist_train.data.sources import Sources, open_sources
+from dist_train.errors import UserError
 
 __all__ = ["Batch", "Loader", "SetBatch", "build_loader", "iterate_set"]
 
@@ -33,24 +37,29 @@ class Loader:
     def __init__(
         self,
         plan: Plan,
+        order: Order,
         manifest: Manifest,
         producer: Producer,
         transfer: Transfer,
         bad_samples: BadSampleLog,
+        prefetcher: Prefetcher | None,
         batch_size: int,
         rank: int,
         start: int,
     ) -> None:
         self.manifest = manifest
         self.image_size = plan.image_size
-        self.steps_per_epoch = build_order(plan).epoch_length // plan.global_batch
+        self.steps_per_epoch = order.epoch_length // plan.global_batch
         self._plan = plan
         self._producer = producer
         self._transfer = transfer
         self._bad_samples = bad_samples
+        self._order = order
+        self._prefetcher = prefetcher
         self._position = start
         self._offset = rank * batch_size
         self._waited_s = 0.0
+        self._look_ahead()
         for step in range(plan.config.prefetch):
             producer.submit(start + step * plan.global_batch + self._offset)
 
@@ -65,8 +74,13 @@ class Loader:
         ahead = self._plan.config.prefetch * self._plan.global_batch
         self._producer.submit(self._position + ahead + self._offset)
         self._position += self._plan.global_batch
+        self._look_ahead()
         self._waited_s += time.perf_counter() - begin
         return batch
+
+    def _look_ahead(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.want(self._order.upcoming(self._position).tolist())
 
     @property
     def bad_samples(self) -> int:
@@ -85,6 +99,8 @@ class Loader:
     def close(self) -> None:
         """Give back files and processes; safe to repeat."""
         self._producer.close()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
 
     def __enter__(self) -> Self:
         return self
@@ -124,19 +140,55 @@ def build_loader(
     Raises:
         UserError: no set there, or one that is smaller than a global batch.
     """
-    manifest = load_manifest(config.path)
-    sets = (ImageSet(config.path, manifest),)
-    plan = Plan(sets, config, seed, batch_size * world_size, config.image_size or manifest.image_size)
-    build_order(plan)  # what is wrong with it is said before any process starts
+    sources = open_sources(config)
+    plan = Plan(
+        sources.sets,
+        config,
+        seed,
+        batch_size * world_size,
+        config.image_size or sources.manifest.image_size,
+        _class_index(config, sources, batch_size),
+    )
+    order = build_order(plan)  # what is wrong with it is said before any process starts
     workers = _share_of_cores() if config.workers is None else config.workers
     producer: Producer
     if workers:
         producer = WorkerPool(plan, batch_size, workers, config.prefetch, config.timeout_s)
     else:
         producer = LocalProducer(plan, batch_size)
-    bad_samples = BadSampleLog(bad_samples_path, config.max_bad_fraction, -(-manifest.samples // world_size))
+    per_rank = -(-sources.manifest.samples // world_size)
+    bad_samples = BadSampleLog(bad_samples_path, config.max_bad_fraction, per_rank)
     transfer = Transfer(device or torch.device("cpu"))
-    return Loader(plan, manifest, producer, transfer, bad_samples, batch_size, rank, start_position)
+    prefetcher = _prefetcher(plan, order)
+    return Loader(
+        plan, order, sources.manifest, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
+    )
+
+
+def _class_index(config: DataConfig, sources: Sources, batch_size: int) -> str:
+    if config.images_per_class is None:
+        return ""
+    if batch_size % config.images_per_class:
+        raise UserError(
+            f"a rank's batch of {batch_size} is not a multiple of data.images_per_class={config.images_per_class}"
+        )
+    return str(build_class_index(sources.sets[0], config.label_key, cache_policy(config).directory))
+
+
+def _prefetcher(plan: Plan, order: Order) -> Prefetcher | None:
+    remote = [each for each in plan.sets if is_remote(each.path)]
+    if not remote:
+        return None
+    needed = 0
+    for each in remote:
+        sizes = sorted((shard.bytes for shard in each.manifest.shards), reverse=True)
+        needed += sum(sizes if plan.config.images_per_class else sizes[: 2 * plan.config.window_shards])
+    if needed > plan.config.cache_gb * 1e9:
+        raise UserError(
+            f"data.cache_gb={plan.config.cache_gb:g}: two windows of shards take {needed / 1e9:.3g} GB; give it more, "
+            f"or lower data.window_shards={plan.config.window_shards}"
+        )
+    return Prefetcher(open_reader(plan).fetch)
 
 
 def _share_of_cores() -> int:

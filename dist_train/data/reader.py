@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dist_train.data.config import DataConfig
+from dist_train.data.foreign import write_index
 from dist_train.data.manifest import Manifest
+from dist_train.data.remote import CachePolicy, ShardCache, cache_policy, is_remote
 from dist_train.data.shards import BadSampleError, OpenShard, RawSample
+from dist_train.errors import UserError
 
 
 class ImageSet(NamedTuple):
@@ -29,8 +33,12 @@ class SampleReader:
     At most `open_shards` shards are open; the one unused for longest is closed first.
     """
 
-    def __init__(self, sets: Sequence[ImageSet], label_key: str, open_shards: int) -> None:
+    def __init__(
+        self, sets: Sequence[ImageSet], label_key: str, open_shards: int, policy: CachePolicy | None = None
+    ) -> None:
         self._shards = [(each, shard) for each in sets for shard in each.manifest.shards]
+        policy = policy or cache_policy(DataConfig(path=sets[0].path))
+        self._caches = {each.path: ShardCache(each.path, policy) for each in sets if is_remote(each.path)}
         self._label_key = label_key
         self._limit = open_shards
         # A shard that cannot be opened is remembered as the reason, so that its samples do not all try again.
@@ -79,12 +87,30 @@ class SampleReader:
         return found
 
     def _try_open(self, number: int) -> OpenShard | BadSampleError:
-        source, shard = self._shards[number]
-        path = Path(source.path) / shard.name
+        shard = self._shards[number][1]
         try:
-            return OpenShard(path, path.with_suffix(".idx"), shard)
+            path = self.fetch(number)
+            index = path.with_suffix(".idx")
+            if not index.exists() and path.exists():
+                write_index(path, index)
+            return OpenShard(path, index, shard)
         except BadSampleError as error:
             return error
+        except UserError as error:
+            return BadSampleError(str(error))
+        except OSError as error:
+            return BadSampleError(f"shard {self.name(number)}: no index, and none can be written: {error.strerror}")
+
+    def fetch(self, number: int) -> Path:
+        """Local path of a shard; one behind an address is downloaded if need be.
+
+        Raises:
+            BadSampleError: the shard is gone, or is not what the manifest says.
+            WorkError: the server cannot be reached, or the disk is full.
+        """
+        source, shard = self._shards[number]
+        cache = self._caches.get(source.path)
+        return Path(source.path) / shard.name if cache is None else cache.fetch(shard)
 
     def close(self) -> None:
         """Close all shards."""

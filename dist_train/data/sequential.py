@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dist_train.data.augment import identity
 from dist_train.data.batch import normalise
-from dist_train.data.manifest import load_manifest
 from dist_train.data.opencv import Augmenter, decode
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
+from dist_train.data.sources import open_manifest
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def iterate_set(
     Raises:
         UserError: no set there.
     """
-    manifest = load_manifest(Path(path))
+    manifest = open_manifest(str(path), label_key)
     size = image_size or manifest.image_size
     reader = SampleReader([ImageSet(str(path), manifest)], label_key, open_shards=2)
     augmenter = Augmenter(size)

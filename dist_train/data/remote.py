@@ -1,0 +1,252 @@
+"""Shards behind an address: downloaded whole into a bounded cache that the processes of a machine share."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+
+from dist_train.data.config import DataConfig
+from dist_train.data.foreign import locked, sha256_of, write_index
+from dist_train.data.manifest import Shard
+from dist_train.data.shards import BadSampleError
+from dist_train.errors import UserError, WorkError
+
+_T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_CONNECT_S = 30  # to reach a server
+_SILENCE_S = 60  # between two bytes of an answer
+_DOWNLOADS = 4  # at a time, ahead of need
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address."""
+    return "://" in path
+
+
+def default_cache_dir() -> Path:
+    """The user's cache directory, by the XDG rule."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headcount"
+
+
+class CachePolicy(NamedTuple):
+    """How shards behind addresses are kept.
+
+    Attributes:
+        directory: where.
+        limit_bytes: most bytes of all of them.
+        retries: further tries after a failure.
+        timeout_s: longest wait for another process that downloads the same shard.
+    """
+
+    directory: Path
+    limit_bytes: int
+    retries: int
+    timeout_s: float
+
+
+def cache_policy(config: DataConfig) -> CachePolicy:
+    """What the `data` section says about the cache."""
+    directory = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+    return CachePolicy(directory, int(config.cache_gb * 1e9), config.retries, config.timeout_s)
+
+
+class Remote:
+    """Files behind an address, with further tries."""
+
+    def __init__(self, url: str, retries: int) -> None:
+        self.url = url.rstrip("/")
+        self._retries = retries
+
+    def text(self, name: str) -> str:
+        """A small file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            UserError: the kind of address is unknown.
+            WorkError: the server cannot be reached.
+        """
+
+        def attempt() -> str:
+            filesystem, path = self._open(name)
+            return bytes(filesystem.cat_file(path)).decode()
+
+        return self._insist(name, attempt)
+
+    def download(self, name: str, target: Path, accept: Callable[[Path], str | None]) -> str | None:
+        """Copy a file to `target`, until `accept` has nothing against it; what it has after the last try.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            UserError: the kind of address is unknown.
+            WorkError: the server cannot be reached.
+        """
+
+        def attempt() -> None:
+            filesystem, path = self._open(name)
+            filesystem.get_file(path, str(target))
+            complaint = accept(target)
+            if complaint is not None:
+                raise _UnacceptableError(complaint)
+
+        try:
+            self._insist(name, attempt)
+        except _UnacceptableError as error:
+            return str(error)
+        return None
+
+    def _open(self, name: str) -> tuple[Any, str]:
+        options: dict[str, Any] = {}
+        if self.url.startswith("http"):
+            import aiohttp
+
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+            options = {"client_kwargs": {"timeout": limits}}
+        try:
+            return fsspec.core.url_to_fs(f"{self.url}/{name}", **options)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{self.url}: {error}; for s3 install headcount[s3], for gs headcount[gcs]") from error
+
+    def _insist(self, name: str, attempt: Callable[[], _T]) -> _T:
+        begin = time.monotonic()
+        last: Exception | None = None
+        for number in range(self._retries + 1):
+            try:
+                return attempt()
+            except (FileNotFoundError, UserError):
+                raise
+            # Each file system of fsspec raises its own library's exceptions; none of them is known not to pass.
+            except Exception as error:
+                last = error
+                log.info("%s/%s, try %d: %s", self.url, name, number + 1, error or type(error).__name__)
+                if number < self._retries:
+                    time.sleep(min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S))
+        if isinstance(last, _UnacceptableError):
+            raise last
+        raise WorkError(
+            f"{self.url}/{name}: no success in {self._retries + 1} tries over {time.monotonic() - begin:.0f} s, at "
+            f"last {type(last).__name__}: {last}; see to the server or the network, then resume the run"
+        ) from last
+
+
+class _UnacceptableError(Exception):
+    """A file came whole, but is not the one that was expected."""
+
+
+class ShardCache:
+    """Local copies of one set's shards, checked against its manifest.
+
+    All sets share the directory and its limit; what was used longest ago is deleted first.
+    """
+
+    def __init__(self, url: str, policy: CachePolicy) -> None:
+        self._remote = Remote(url, policy.retries)
+        self._root = policy.directory
+        self._directory = policy.directory / hashlib.sha256(self._remote.url.encode()).hexdigest()[:16]
+        self._limit = policy.limit_bytes
+        self._timeout_s = policy.timeout_s
+
+    def fetch(self, shard: Shard) -> Path:
+        """Path of a local copy, downloaded if need be; other processes that want it wait.
+
+        Raises:
+            BadSampleError: the shard is gone, or is not what the manifest says.
+            WorkError: the server cannot be reached, or the disk is full.
+        """
+        path = self._directory / shard.name
+        if self._is_there(path, shard):
+            return path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_name(f".{path.name}.lock"), self._timeout_s):
+                if not self._is_there(path, shard):
+                    self._make_room(shard)
+                    self._download(shard, path)
+        except FileNotFoundError as error:
+            raise BadSampleError(f"{self._remote.url}/{shard.name}: not there") from error
+        except OSError as error:
+            raise WorkError(
+                f"data.cache_dir {self._root}: {error.strerror or error}; free space or name another"
+            ) from error
+        return path
+
+    def _is_there(self, path: Path, shard: Shard) -> bool:
+        try:
+            if path.stat().st_size != shard.bytes:
+                return False  # the set was written anew under the same address
+            os.utime(path)  # the time of last use
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _download(self, shard: Shard, path: Path) -> None:
+        part = path.with_name(f".{path.name}.part")
+        complaint = self._remote.download(shard.name, part, lambda file: _compare(file, shard))
+        if complaint is not None:
+            part.unlink(missing_ok=True)
+            raise BadSampleError(f"{self._remote.url}/{shard.name}: {complaint}")
+        # The index is made of the tar that came, so that it cannot be one of another version.
+        write_index(part, path.with_suffix(".idx"))
+        part.replace(path)
+
+    def _make_room(self, shard: Shard) -> None:
+        with locked(self._root / ".room.lock", self._timeout_s):
+            held = []
+            for file in self._root.glob("*/**/*.tar"):
+                try:
+                    state = file.stat()
+                except FileNotFoundError:
+                    continue
+                held.append((state.st_mtime, state.st_size, file))
+            excess = sum(size for _, size, _ in held) + shard.bytes - self._limit
+            for _, size, file in sorted(held):
+                if excess <= 0:
+                    return
+                # Processes that have it open keep it; the space is free when they close it.
+                file.unlink(missing_ok=True)
+                file.with_suffix(".idx").unlink(missing_ok=True)
+                excess -= size
+
+
+class Prefetcher:
+    """Downloads shards ahead of their use, in threads of the training process."""
+
+    def __init__(self, fetch: Callable[[int], object]) -> None:
+        self._fetch = fetch
+        self._pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="shards")
+        self._asked: list[int] = []
+
+    def want(self, shards: list[int]) -> None:
+        """Fetch those of `shards` that the last call did not name."""
+        new = [shard for shard in shards if shard not in set(self._asked)]
+        self._asked = shards
+        for shard in new:
+            self._pool.submit(self._try, shard)
+
+    def _try(self, shard: int) -> None:
+        try:
+            self._fetch(shard)
+        except (BadSampleError, WorkError) as error:
+            # The reader that needs it will meet the same, and knows what to do about it.
+            log.info("ahead of need: %s", error)
+
+    def close(self) -> None:
+        """Start no more downloads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _compare(file: Path, shard: Shard) -> str | None:
+    size = file.stat().st_size
+    if size != shard.bytes:
+        return f"{size} bytes, the manifest says {shard.bytes}"
+    digest = sha256_of(file)
+    return None if digest == shard.sha256 else f"sha256 {digest}, the manifest says {shard.sha256}"
