@@ -1,0 +1,47 @@
+"""Clean glyphs: a character drawn by a font, as a tight coverage mask."""
+
+import hashlib
+
+import numpy as np
+from PIL import ImageFont
+
+from data_prep.glyphs.fonts import Font
+
+EM_PX = 72
+"""Size of the em square at which masks are drawn."""
+MAX_EMS = 1.6
+"""Larger glyphs (long ligatures, whole words) are left out: at picture size nothing of them could be read."""
+
+
+class Renderer:
+    """Draws characters; keeps fonts open, so use one a process."""
+
+    def __init__(self, fonts: list[Font]) -> None:
+        self._fonts = fonts
+        self._open: dict[int, ImageFont.FreeTypeFont] = {}
+
+    def mask(self, font: int, character: int) -> np.ndarray | None:
+        """Coverage uint8 [h, w] of a character in a font (its number), cropped to the ink; None when blank.
+
+        Raises:
+            OSError: FreeType cannot draw it.
+        """
+        if font not in self._open:
+            chosen = self._fonts[font]
+            self._open[font] = ImageFont.truetype(
+                str(chosen.path), EM_PX, index=chosen.face, layout_engine=ImageFont.Layout.BASIC
+            )
+        core = self._open[font].getmask(chr(character), mode="L")
+        width, height = core.size
+        if not width or not height or max(width, height) > MAX_EMS * EM_PX:
+            return None
+        mask = np.array(core, dtype=np.uint8).reshape(height, width)
+        rows, columns = np.flatnonzero(mask.max(axis=1) > 64), np.flatnonzero(mask.max(axis=0) > 64)
+        if not len(rows) or not len(columns):
+            return None
+        return np.ascontiguousarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+def fingerprint(mask: np.ndarray) -> bytes:
+    """Equal for glyphs that look the same wherever they stand on the line."""
+    return hashlib.blake2b(mask.tobytes(), digest_size=12, key=repr(mask.shape).encode()).digest()

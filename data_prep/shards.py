@@ -1,0 +1,152 @@
+"""Writing shards: deterministic bytes, an index beside each, nothing half-written under its final name."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dist_train.data.index import Member, format_index
+from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
+from dist_train.errors import WorkError
+
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class _HashingFile(io.RawIOBase):
+    """A file that is only written forwards, and knows the SHA-256 of what went in."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "ReadableBuffer") -> int:
+        self._file.write(data)
+        self.sha256.update(data)
+        self.bytes += len(memoryview(data))
+        return len(memoryview(data))
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        super().close()
+
+
+class ShardWriter:
+    """Writes one shard. Left by an exception, it leaves nothing behind; else tar and index appear by rename.
+
+    The same samples give the same bytes: times, owners and modes in the tar are constants.
+
+    Args:
+        path: the tar's final name; the index gets the same name with `.idx`.
+
+    Raises:
+        WorkError: the disk is full or the directory cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _HashingFile(self._temporary)
+        except OSError as error:
+            raise WorkError(f"shard {path}: cannot be written: {error.strerror}") from error
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  closed in __exit__
+        self._samples: list[list[Member]] = []
+
+    def write(
+        self, key: str, image: bytes, label: int, record: dict[str, Any] | None = None, extension: str = "jpg"
+    ) -> None:
+        """Add a sample.
+
+        Args:
+            key: unique in the set; letters, digits, `-` and `_`, at most 80.
+            image: encoded picture.
+            label: its class.
+            record: what is known of it besides, stored as JSON.
+            extension: of the picture, without dot.
+        """
+        files = [(extension, image), ("cls", str(label).encode())]
+        if record is not None:
+            files.append(("json", json.dumps(record, ensure_ascii=True, sort_keys=True).encode()))
+        members = []
+        for suffix, data in files:
+            info = tarfile.TarInfo(f"{key}.{suffix}")
+            info.size = len(data)
+            members.append(Member(suffix, self._tar.offset + tarfile.BLOCKSIZE, len(data), info.name))
+            self._tar.addfile(info, io.BytesIO(data))
+        self._samples.append(members)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._commit()
+            elif isinstance(error, OSError):
+                raise WorkError(f"shard {self._path}: cannot be written: {error.strerror or error}") from error
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        index = self._path.with_suffix(".idx")
+        temporary_index = index.with_name(f".{index.name}.tmp")
+        try:
+            self._tar.close()
+            self._file.close()
+            temporary_index.write_text(format_index(self._samples), encoding="utf-8")
+            # The tar comes last: where it stands, its index does too.
+            temporary_index.replace(index)
+            self._temporary.replace(self._path)
+        except OSError as error:
+            temporary_index.unlink(missing_ok=True)
+            raise WorkError(f"shard {self._path}: cannot be written: {error.strerror or error}") from error
+
+    @property
+    def shard(self) -> Shard:
+        """The manifest's entry, after the writer was left."""
+        return Shard(self._path.name, len(self._samples), self._file.bytes, self._file.sha256.hexdigest())
+
+
+def write_identities(directory: Path, names: Sequence[str], counts: Sequence[int]) -> None:
+    """Write `identities.parquet`: label (the place in `names`), name, number of pictures."""
+    table = pa.table(
+        {
+            "label": pa.array(range(len(names)), pa.int64()),
+            "name": pa.array(names, pa.string()),
+            "count": pa.array(counts, pa.int64()),
+        }
+    )
+    temporary = directory / f".{IDENTITIES_NAME}.tmp"
+    pq.write_table(table, temporary)
+    temporary.replace(directory / IDENTITIES_NAME)
+
+
+def write_set(
+    directory: Path, image_size: int, names: Sequence[str], counts: Sequence[int], shards: Sequence[Shard]
+) -> None:
+    """Complete a set whose shards are written: identities, then the manifest, which makes it a set."""
+    write_identities(directory, names, counts)
+    Manifest(image_size, len(names), tuple(shards)).save(directory)
