@@ -4,11 +4,10 @@ A run directory holds `checkpoints/step-00001000/`, each in the form of `torch.d
 tensors once, class-sharded ones as `DTensor`, so that the number of ranks may change between writing and reading.
 """
 
-import json
 import logging
 import shutil
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,117 +15,128 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from dist_train.backbones import build_backbone
+from dist_train.checkpoint_store import (
+    CHECKPOINTS,
+    Progress,
+    checkpoint_name,
+    checksums_path,
+    committed_checkpoints,
+    damage,
+    prune,
+    read_progress,
+    write_checksums,
+    write_progress,
+)
 from dist_train.config import RunConfig, load_config
 from dist_train.errors import UserError, WorkError
 from dist_train.head import Head
 from dist_train.parallel import Replica
-from dist_train.ranks import Ranks
+from dist_train.ranks import COLLECTIVE_TIMEOUT, Ranks
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
 CONFIG_NAME = "config.yaml"
-PROGRESS_NAME = "progress.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands, and on what data.
-
-    Attributes:
-        step: optimizer steps done.
-        position: place in the sample order, in samples over all ranks.
-        image_size: side of the pictures in pixels.
-        num_classes: classes of the head.
-        data_digest: digest of the set's manifest.
-    """
-
-    step: int
-    position: int
-    image_size: int
-    num_classes: int
-    data_digest: str
-
-
-def committed_checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run_dir / CHECKPOINTS).glob("step-*/.metadata"))
-
-
-def read_progress(checkpoint: Path) -> Progress:
-    """The progress that `checkpoint` was written at.
-
-    Raises:
-        WorkError: missing or damaged.
-    """
-    try:
-        return Progress(**json.loads((checkpoint / PROGRESS_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise WorkError(
-            f"checkpoint {checkpoint}: {PROGRESS_NAME} is damaged ({error}); remove this checkpoint"
-        ) from error
 
 
 class Checkpointer:
-    """Saves and restores backbone, optimizer, head and progress.
+    """Saves and restores backbone, optimizer and head, and the moving average of weights where there is one.
 
     Everything else that a step depends on (sample order, augmentation, sampled classes, dropout) is a pure function
     of the seed, the step and the rank, so there is no more to save.
+
+    Args:
+        run_dir: directory of the run.
+        keep: newest checkpoints kept, besides the best.
+        replica: backbone and optimizer.
+        head: the class-sharded head.
+        average: moving average of the backbone's weights, or None.
+        ranks: this process among the job's.
     """
 
-    def __init__(self, run_dir: Path, keep: int, replica: Replica, head: Head, ranks: Ranks) -> None:
-        self._directory = run_dir / CHECKPOINTS
-        self._keep = keep
-        self._replica, self._head, self._ranks = replica, head, ranks
-        self._pending: tuple[Path, Path, Future[Any]] | None = None
+    def __init__(
+        self, run_dir: Path, keep: int, replica: Replica, head: Head, average: nn.Module | None, ranks: Ranks
+    ) -> None:
+        self._run_dir, self._keep = run_dir, keep
+        self._replica, self._head, self._average, self._ranks = replica, head, average, ranks
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[Path, Path, Future[None]] | None = None
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "backbone": self._replica.backbone.state_dict(),
+        state = {
+            "backbone": self._replica.backbone_state(),
             "optimizer": self._replica.optimizer_state(),
             "head": self._head.state_dict(),
         }
+        if self._average is not None:
+            state["average"] = self._average.state_dict()
+        return state
 
     def save(self, progress: Progress) -> None:
         """Begin to write a checkpoint; returns when the state is copied, while the files are written behind.
 
-        A collective. An earlier save that is still being written is waited for first.
+        A collective. An earlier save that is still being written is waited for first. A save that fails is reported
+        when it is found out; training goes on and older checkpoints stay.
         """
         self.wait()
-        final = self._directory / f"step-{progress.step:08d}"
+        final = self._run_dir / CHECKPOINTS / checkpoint_name(progress.step)
         if (final / ".metadata").exists():
             return
-        writing = self._directory / f".writing-{final.name}"
+        writing = final.with_name(f".writing-{final.name}")
+        problem = None
         if self._ranks.rank == 0:
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir(parents=True)
-            (writing / PROGRESS_NAME).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-        self._ranks.barrier()
-        future = dcp.async_save(self._state(), checkpoint_id=writing, process_group=self._ranks.saving_group)
-        if not isinstance(future, Future):
-            raise TypeError(f"async_save gave {type(future).__name__}, expected a Future")
-        self._pending = (writing, final, future)
+            try:
+                shutil.rmtree(writing, ignore_errors=True)
+                writing.mkdir(parents=True)
+                write_progress(writing, progress)
+            except OSError as error:
+                problem = error
+                self._report(final, error)
+        if self._ranks.any(problem is not None)[0]:
+            return
+        upload = dcp.async_save(self._state(), checkpoint_id=writing, process_group=self._ranks.saving_group)
+        if not isinstance(upload, Future):
+            raise TypeError(f"async_save gave {type(upload).__name__}, expected a Future")
+        self._pending = (writing, final, self._thread.submit(self._finish, writing, upload))
+
+    def _finish(self, writing: Path, upload: Future[Any]) -> None:
+        """In the background: when the files are written, add their checksums."""
+        upload.result()
+        write_checksums(writing, self._ranks.rank)
 
     def wait(self) -> None:
-        """Wait for a save under way and commit it. One that failed is reported and removed; older ones stay."""
+        """Wait for a save under way, and commit it on rank 0."""
         if self._pending is None:
             return
-        writing, final, future = self._pending
+        writing, final, written = self._pending
         self._pending = None
-        error = future.exception()
+        error = written.exception()
         if self._ranks.rank != 0:
             return
-        if error is not None:
+        try:
+            if error is not None:
+                raise error
+            self._wait_for_peers(writing)
+            writing.replace(final)
+            prune(self._run_dir, self._keep)
+        except Exception as failure:  # DCP's, the disk's: none of them is worth the run
             shutil.rmtree(writing, ignore_errors=True)
-            logger.error(
-                "checkpoint %s was NOT written: %s; training goes on, older ones are intact",
-                final.name,
-                error,
-            )
-            return
-        writing.replace(final)
-        for old in committed_checkpoints(self._directory.parent)[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            self._report(final, failure)
+
+    def _wait_for_peers(self, writing: Path) -> None:
+        """Wait until every rank has put its checksums beside its files."""
+        deadline = time.monotonic() + COLLECTIVE_TIMEOUT.total_seconds()
+        for rank in range(self._ranks.world_size):
+            while not checksums_path(writing, rank).exists():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"rank {rank} did not finish its files in {COLLECTIVE_TIMEOUT}")
+                time.sleep(0.01)
+
+    def _report(self, checkpoint: Path, error: BaseException) -> None:
+        logger.error(
+            "CHECKPOINT NOT WRITTEN: %s: %s. Training goes on, older checkpoints are intact",
+            checkpoint,
+            last_line(error),
+        )
 
     def commit_if_written(self) -> None:
         """Commit a save whose files are complete, without waiting."""
@@ -142,17 +152,33 @@ class Checkpointer:
         progress = read_progress(checkpoint)
         state = self._state()
         try:
-            dcp.load(state, checkpoint_id=checkpoint, process_group=self._ranks.group)
+            dcp.load(state, checkpoint_id=checkpoint, process_group=self._ranks.control_group)
         except Exception as error:  # DCP raises many kinds; all mean that this checkpoint cannot be used
-            raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {_last_line(error)}") from error
-        self._replica.backbone.load_state_dict(state["backbone"])
-        self._replica.load_optimizer_state(state["optimizer"])
+            raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
+        self._replica.load_state(state["backbone"], state["optimizer"])
         self._head.load_state_dict(state["head"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         return progress
 
 
+def newest_sound_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
+    """The newest checkpoint whose files are as they were written; damaged ones are passed over with a warning.
+
+    A collective: the ranks share the reading.
+    """
+    found = ranks.gather(committed_checkpoints(run_dir))[0]
+    for checkpoint in reversed(found):
+        wrong = [line for lines in ranks.gather(damage(checkpoint, ranks.rank, ranks.world_size)) for line in lines]
+        if not wrong:
+            return checkpoint
+        if ranks.rank == 0:
+            logger.warning("checkpoint %s is damaged and passed over: %s", checkpoint, "; ".join(dict.fromkeys(wrong)))
+    return None
+
+
 def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
-    """The trained backbone of a run, in evaluation mode on the CPU.
+    """The trained backbone of a run, in evaluation mode on the CPU: its moving average where one was kept.
 
     Args:
         path: a run directory (its newest checkpoint is taken) or one checkpoint in it.
@@ -166,21 +192,28 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
         found = committed_checkpoints(path)
         if not found:
             raise UserError(
-                f"{path}: no checkpoint found; give a run directory or a directory like RUN/{CHECKPOINTS}/step-00001000"
+                f"{path}: no checkpoint found; give a run directory or one like RUN/{CHECKPOINTS}/step-00001000"
             )
         checkpoint = found[-1]
     progress = read_progress(checkpoint)
     config = load_config(checkpoint.parent.parent / CONFIG_NAME)
     backbone = build_backbone(config.backbone, progress.image_size)
-    state = {"backbone": backbone.state_dict()}
+    names = {name: f"module.{name}" for name in backbone.state_dict()}
+    section = "backbone"
+    if config.train.ema_decay is not None:
+        section = "average"
+    else:
+        names = {name: name for name in names}
+    state = {section: {names[name]: tensor for name, tensor in backbone.state_dict().items()}}
     try:
         dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     except Exception as error:  # as in Checkpointer.restore
-        raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {_last_line(error)}") from error
-    backbone.load_state_dict(state["backbone"])
+        raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
+    backbone.load_state_dict({name: state[section][names[name]] for name in names})
     return backbone.eval(), config, progress
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, where nested errors put the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -11,6 +11,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in run_dir")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="resume although the configuration differs from the stored one")
+    ] = False,
 ) -> None:
     """Train an embedding model; evaluate, export and report at the end.
 
@@ -29,7 +32,7 @@ def train(
     from dist_train.run import lost_peer, run
 
     try:
-        status = run(load_config(config, overrides or []), resume)
+        status = run(load_config(config, overrides or []), resume, allow_changes)
     except RuntimeError as error:
         if not lost_peer(error):
             raise

@@ -35,10 +35,17 @@ class TrainConfig(Section):
         "BatchNorm normalises over it, so runs on other rank counts agree when it is set",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPUs that are there, else CPU")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="of the backbone's arithmetic; auto: bfloat16 on GPUs that have it, float32 on CPU",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the backbone's arithmetic; auto: bfloat16 on GPUs that have it, float32 on CPU"
     )
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
+        "ddp", description="how the backbone is replicated: DistributedDataParallel or a stage of DeepSpeed ZeRO"
+    )
+    compile: bool = Field(False, description="torch.compile the backbone")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and exported"
+    )
+    max_bad_steps: int = Field(20, ge=1, description="steps in a row without finite numbers after which the run stops")
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: cores / local ranks")
     log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and the tracker")
 
@@ -68,7 +75,8 @@ class CheckpointConfig(Section):
     """When training state is written."""
 
     every_steps: int = Field(1000, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    every_minutes: float | None = Field(None, gt=0, description="longest time between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept; the best one is kept besides")
 
 
 class TrackConfig(Section):

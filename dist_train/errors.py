@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class WorkError(RuntimeError):
     """The work failed although it was asked for correctly: data rotted, a disk filled, a rank died."""
+
+
+class NonFiniteError(WorkError):
+    """NaN or infinity where a step needs numbers; the step was refused on every rank and changed nothing."""

@@ -1,5 +1,6 @@
 """The backbone replicated over ranks, with its optimizer, behind one small interface."""
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -8,33 +9,100 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from dist_train.config import OptimizerConfig
+from dist_train.config import OptimizerConfig, RunConfig
+from dist_train.errors import NonFiniteError
 from dist_train.ranks import Ranks
 
 # Tensors that each optimizer keeps for a parameter; with those of the backbone they make a checkpoint.
-OPTIMIZER_STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
+OPTIMIZER_STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
-class Replica:
-    """A backbone copied to every rank by DistributedDataParallel, and its optimizer; alone, the plain module.
+class Replica(ABC):
+    """A backbone copied to every rank, and its optimizer.
 
     The head stands outside: it takes the embeddings as a leaf and gives their gradient back, which `backward` sends
-    through the network. So the same head serves every way of replicating a backbone.
+    through the network. So the same head serves every way of replicating a backbone, and state dicts have one form
+    for all of them: a run may go on with another one.
+    """
+
+    def __init__(self, backbone: nn.Module, ranks: Ranks) -> None:
+        self.backbone = backbone
+        self.ranks = ranks
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] -> embeddings [B, D], in the precision configured."""
+
+    @abstractmethod
+    def accumulate(self, last: bool) -> AbstractContextManager[object]:
+        """Around a micro-batch: gradients are exchanged only in the `last` one of a step."""
+
+    @abstractmethod
+    def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
+        """Add to the parameters' gradients.
+
+        Args:
+            embeddings: what `embed` gave, [B, D].
+            gradient: of the mean loss over the *global* batch with respect to them, [B, D].
+        """
+
+    @abstractmethod
+    def step(self, lr: float) -> Tensor:
+        """Update the weights and forget the gradients; the L2 norm of the gradient before clipping, [].
+
+        Raises:
+            NonFiniteError: the gradient is not finite; the weights are as before, on all ranks.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the gradients."""
+
+    @abstractmethod
+    def backbone_state(self) -> dict[str, Tensor]:
+        """The backbone's whole state dict, equal on every rank after `average_buffers`; a collective."""
+
+    @abstractmethod
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """By parameter name, the optimizer's whole tensors, equal on every rank; zeros at first. A collective."""
+
+    @abstractmethod
+    def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `backbone_state` and `optimizer_state` gave, on whatever number of ranks. A collective."""
+
+    def average_buffers(self) -> None:
+        """Make BatchNorm's running statistics the mean over ranks; a collective.
+
+        Between two calls they are each rank's own, which spares an exchange in every forward pass.
+        """
+        if self.ranks.group is None:
+            return
+        for buffer in self.backbone.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer, group=self.ranks.group)
+                buffer /= self.ranks.world_size
+
+
+class DdpReplica(Replica):
+    """By DistributedDataParallel; alone, the plain module.
 
     Args:
+        config: the whole configuration.
         backbone: on this rank's device, with equal weights on every rank.
-        config: the `optimizer` section.
         ranks: this process among the job's.
     """
 
-    def __init__(self, backbone: nn.Module, config: OptimizerConfig, ranks: Ranks) -> None:
-        self.backbone = backbone
-        self._config, self._ranks = config, ranks
-        self._optimizer = build_optimizer(config, backbone)
+    def __init__(self, config: RunConfig, backbone: nn.Module, ranks: Ranks) -> None:
+        super().__init__(backbone, ranks)
+        self._config = config.optimizer
+        self._precision = precision(config.train.precision, ranks.device)
+        self._optimizer = build_optimizer(config.optimizer, backbone)
+        # Embeddings' gradients are scaled rather than the loss, so that the head stays in plain float32.
+        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._precision == torch.float16)
         self._forward: nn.Module = backbone
+        if config.train.compile:
+            backbone.compile()
         if ranks.group is not None:
-            # BatchNorm's running statistics stay each rank's own and are averaged when somebody reads them
-            # (`average_buffers`), which spares a broadcast in every forward pass.
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self._forward = DistributedDataParallel(
                 backbone,
@@ -45,61 +113,101 @@ class Replica:
             )
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] -> embeddings [B, D]."""
-        embeddings: Tensor = self._forward(images)
+        """See `Replica.embed`."""
+        with torch.autocast(images.device.type, self._precision, enabled=self._precision != torch.float32):
+            embeddings: Tensor = self._forward(images)
         return embeddings
 
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
-        """Around a micro-batch: gradients are exchanged only in the `last` one of a step."""
+        """See `Replica.accumulate`."""
         if last or not isinstance(self._forward, DistributedDataParallel):
             return nullcontext()
         return self._forward.no_sync()
 
     def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
-        """Add to the parameters' gradients.
-
-        Args:
-            embeddings: what `embed` gave, [B, D].
-            gradient: of the mean loss over the *global* batch with respect to them, [B, D].
-        """
+        """See `Replica.backward`."""
         # DDP divides the sum over ranks by their number, which this takes back.
-        embeddings.backward(gradient.to(embeddings.dtype) * self._ranks.world_size)
+        scaled: Tensor = self._scaler.scale(gradient * self.ranks.world_size)
+        embeddings.backward(scaled.to(embeddings.dtype))
 
     def step(self, lr: float) -> Tensor:
-        """Update the weights and forget the gradients; the L2 norm of the gradient before clipping, []."""
+        """See `Replica.step`."""
+        self._scaler.unscale_(self._optimizer)
         limit = float("inf") if self._config.clip_norm is None else self._config.clip_norm
         norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), limit)
+        if not norm.isfinite():
+            if self._scaler.is_enabled():
+                self._scaler.update()  # halves the scale, since unscale_ saw an infinity
+            raise NonFiniteError(f"the backbone's gradient has norm {float(norm)}")
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.discard()
         return norm
 
-    def average_buffers(self) -> None:
-        """Make running statistics the mean over ranks; a collective."""
-        if self._ranks.group is None:
-            return
-        for buffer in self.backbone.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer, group=self._ranks.group)
-                buffer /= self._ranks.world_size
+    def discard(self) -> None:
+        """See `Replica.discard`."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """See `Replica.backbone_state`."""
+        return self.backbone.state_dict()
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """By parameter name, the optimizer's tensors; zeros before the first step. Equal on every rank."""
-        state: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in self.backbone.named_parameters():
-            kept = self._optimizer.state[parameter]
-            for key in OPTIMIZER_STATE[self._config.name]:
-                if kept.get(key) is None:
-                    kept[key] = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
-            state[name] = {key: kept[key] for key in OPTIMIZER_STATE[self._config.name]}
+        """See `Replica.optimizer_state`."""
+        state = {
+            name: {key: self._kept(parameter)[key] for key in OPTIMIZER_STATE[self._config.name]}
+            for name, parameter in self.backbone.named_parameters()
+        }
+        first = next(iter(self.backbone.parameters()))
+        state["scalars"] = {"steps": self._kept(first).get("step", torch.zeros(())), "scale": self._scale()}
         return state
 
-    def load_optimizer_state(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `optimizer_state` gave, on whatever number of ranks."""
-        for name, tensors in self.optimizer_state().items():
-            for key, tensor in tensors.items():
-                tensor.copy_(state[name][key])
+    def _kept(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The optimizer's tensors of a parameter, made before the first step would."""
+        kept: dict[str, Tensor] = self._optimizer.state[parameter]
+        for key in OPTIMIZER_STATE[self._config.name]:
+            if kept.get(key) is None:
+                kept[key] = torch.zeros_like(parameter)
+        if self._config.name == "adamw":
+            kept.setdefault("step", torch.zeros(()))
+        return kept
+
+    def _scale(self) -> Tensor:
+        return torch.tensor(self._scaler.get_scale())
+
+    def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
+        """See `Replica.load_state`."""
+        self.backbone.load_state_dict(backbone)
+        with torch.no_grad():
+            for name, parameter in self.backbone.named_parameters():
+                kept = self._kept(parameter)
+                for key in OPTIMIZER_STATE[self._config.name]:
+                    kept[key].copy_(optimizer[name][key])
+                if "step" in kept:
+                    kept["step"].copy_(optimizer["scalars"]["steps"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(optimizer["scalars"]["scale"])})
+
+
+def build_replica(config: RunConfig, backbone: nn.Module, accumulation: int, ranks: Ranks) -> Replica:
+    """The replica that `train.strategy` names.
+
+    Args:
+        config: the whole configuration.
+        backbone: on this rank's device, with equal weights on every rank.
+        accumulation: micro-batches per step.
+        ranks: this process among the job's.
+
+    Raises:
+        UserError: options that the strategy does not have.
+    """
+    if config.train.strategy == "ddp":
+        return DdpReplica(config, backbone, ranks)
+    from dist_train.zero import ZeroReplica  # DeepSpeed takes seconds to import
+
+    return ZeroReplica(config, backbone, accumulation, ranks)
 
 
 def build_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
@@ -113,3 +221,12 @@ def build_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
     if config.name == "adamw":
         return AdamW(groups, lr=config.lr)
     return SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that `train.precision` means on `device`."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

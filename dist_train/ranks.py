@@ -38,13 +38,13 @@ class Ranks:
     control_group: dist.ProcessGroup | None = None
     saving_group: dist.ProcessGroup | None = None
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on some rank; a collective when there are several."""
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether it holds on some rank; one collective when there are several ranks."""
         if self.control_group is None:
-            return flag
-        value = torch.tensor([int(flag)])
+            return list(flags)
+        value = torch.tensor(flags, dtype=torch.int64)
         dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control_group)
-        return bool(value.item())
+        return [bool(one) for one in value.tolist()]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -81,9 +81,9 @@ class Ranks:
         if self.rank != 0:
             raise SystemExit(1 if kind is WorkError else 2)
         who: dict[str, list[int]] = {}
-        for rank, error in enumerate(found):
-            if error is not None:
-                who.setdefault(str(error), []).append(rank)
+        for rank, one in enumerate(found):
+            if one is not None:
+                who.setdefault(str(one), []).append(rank)
         if len(who) == 1:
             raise kind(next(iter(who)))
         raise kind("\n".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in who.items()))
@@ -117,7 +117,10 @@ def join_ranks(device: str, threads: int | None) -> Ranks:
     if world_size == 1:
         return Ranks(rank, local_rank, world_size, where)
     dist.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    control, saving = (dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) for _ in range(2))
+    # Every rank is in both, so new_group gives the group itself and not the marker of an outsider.
+    control, saving = (
+        cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)) for _ in range(2)
+    )
     return Ranks(rank, local_rank, world_size, where, dist.group.WORLD, control, saving)
 
 

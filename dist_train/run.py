@@ -1,9 +1,12 @@
 """A whole run on this rank: join, train, then evaluate, export and report."""
 
 import logging
+import time
+from contextlib import closing
 
 import torch.distributed as dist
 
+from dist_train.checkpoint import newest_sound_checkpoint
 from dist_train.config import RunConfig, dump_config
 from dist_train.finish import finish_run
 from dist_train.ranks import join_ranks, leave_ranks
@@ -16,8 +19,13 @@ INTERRUPTED_STATUS = 130
 """Exit status after a signal, as shells give it for SIGINT."""
 
 
-def run(config: RunConfig, resume: bool) -> int:
+def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
     """Train by `config` and finish the run.
+
+    Args:
+        config: the whole configuration.
+        resume: go on from the newest sound checkpoint in `run_dir`; implied when torchrun or Slurm restarts the job.
+        allow_changes: resume although the configuration differs from the one that the run was made with.
 
     Returns:
         Exit status: 0, or 130 when a signal ended training early, after a checkpoint.
@@ -25,13 +33,16 @@ def run(config: RunConfig, resume: bool) -> int:
     Raises:
         UserError: on rank 0, for a mistake that any rank found; the others leave silently.
     """
+    started = time.monotonic()
     ranks = join_ranks(config.train.device, config.train.threads)
     try:
         if ranks.rank == 0:
             logger.info("configuration:\n%s", dump_config(config))
-        checkpoint = ranks.agree(lambda: open_run_dir(config, resume) if ranks.rank == 0 else None)
-        trainer = Trainer(config, ranks, ranks.gather(checkpoint)[0])
-        if not trainer.fit():
+        ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
+        with closing(Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as trainer:
+            if trainer.fit():
+                finish_run(trainer, started)
+                return 0
             if ranks.rank == 0:
                 logger.warning(
                     "stopped at step %d of %d, checkpoint written; go on with the same command and --resume",
@@ -39,8 +50,6 @@ def run(config: RunConfig, resume: bool) -> int:
                     trainer.total_steps,
                 )
             return INTERRUPTED_STATUS
-        finish_run(trainer)
-        return 0
     finally:
         leave_ranks(ranks)
 

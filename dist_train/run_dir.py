@@ -4,18 +4,22 @@ import logging
 import os
 from pathlib import Path
 
-from dist_train.checkpoint import CONFIG_NAME, committed_checkpoints
+from dist_train.checkpoint import CONFIG_NAME
 from dist_train.config import RunConfig, differences, dump_config, load_config
 from dist_train.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+RESTART_COUNTERS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
-def open_run_dir(config: RunConfig, resume: bool) -> Path | None:
+
+def restarted() -> bool:
+    """Whether torchrun or Slurm has started this job again, after a failure or a preemption."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTERS)
+
+
+def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> None:
     """Make the run directory, or with `resume` enter the one that is there. Call it on rank 0 only.
-
-    Returns:
-        The newest checkpoint to go on from; None for a start from the beginning.
 
     Raises:
         UserError: it cannot be written, holds another run, or was made with another configuration.
@@ -23,30 +27,31 @@ def open_run_dir(config: RunConfig, resume: bool) -> Path | None:
     directory = config.run_dir
     stored = directory / CONFIG_NAME
     _check_writable(directory)
-    if stored.exists() and not resume:
-        raise UserError(
-            f"run_dir {directory} holds another run; continue it with --resume, or name another: run_dir=PATH"
-        )
-    if resume and not stored.exists():
+    if stored.exists():
+        if not resume and not restarted():
+            raise UserError(
+                f"run_dir {directory} holds another run; continue it with --resume, or name another: run_dir=PATH"
+            )
+        _check_same(directory, load_config(stored), config, allow_changes)
+    elif resume:
         raise UserError(
             f"run_dir {directory} holds no run to resume ({CONFIG_NAME} is missing); start without --resume"
         )
-    if resume:
-        changed = differences(load_config(stored), config)
-        if changed:
-            raise UserError(
-                f"run_dir {directory} was made with another configuration:\n  "
-                + "\n  ".join(changed)
-                + "\nresume with the same one, or start a new run in another run_dir"
-            )
-        found = committed_checkpoints(directory)
-        if not found:
-            logger.warning("no checkpoint in %s yet; starting from the beginning", directory)
-        return found[-1] if found else None
     temporary = stored.with_suffix(".tmp")
     temporary.write_text(dump_config(config), encoding="utf-8")
     temporary.replace(stored)
-    return None
+
+
+def _check_same(directory: Path, old: RunConfig, new: RunConfig, allow_changes: bool) -> None:
+    changed = differences(old, new)
+    if changed and not allow_changes:
+        raise UserError(
+            f"run_dir {directory} was made with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nresume with the same one, accept the changes with --allow-changes, or start anew in another run_dir"
+        )
+    for line in changed:
+        logger.warning("resuming with a changed configuration: %s", line)
 
 
 def _check_writable(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class WandbTracker:
         import wandb
 
         id_file = config.run_dir / "wandb_id"
-        run_id = id_file.read_text(encoding="utf-8") if resumed and id_file.exists() else wandb.util.generate_id()
+        run_id = id_file.read_text(encoding="utf-8") if resumed and id_file.exists() else secrets.token_hex(4)
         id_file.write_text(run_id, encoding="utf-8")
         self._run: Any = wandb.init(
             project=config.track.project,
@@ -99,9 +100,10 @@ class Trackers:
             sink.log(step, figures)
 
     def close(self) -> None:
-        """End all sinks."""
+        """End all sinks; safe to repeat."""
         for sink in self._sinks:
             sink.close()
+        self._sinks.clear()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -1,27 +1,29 @@
 """The training loop: it wires loader, backbone, head, optimizer, checkpoints and trackers together."""
 
 import logging
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from dist_train.backbones import build_backbone
-from dist_train.checkpoint import Checkpointer, Progress, read_progress
+from dist_train.bad_steps import BadSteps
+from dist_train.checkpoint import Checkpointer
+from dist_train.checkpoint_store import Progress, read_best, read_progress, write_best
 from dist_train.config import RunConfig
 from dist_train.data.loader import Batch, build_loader
-from dist_train.errors import UserError
+from dist_train.errors import NonFiniteError, UserError
+from dist_train.evaluation import check_sets, evaluate_backbone
 from dist_train.head import Head
-from dist_train.parallel import Replica
+from dist_train.meter import Meter
+from dist_train.parallel import build_replica
 from dist_train.ranks import Ranks
 from dist_train.schedule import learning_rate
+from dist_train.stop_signal import StopSignal
 from dist_train.trackers import Trackers
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Path | None = None) -> None:
         self.config, self.ranks = config, ranks
+        ranks.agree(lambda: check_sets(config.evaluate))
         self.accumulation = ranks.agree(lambda: _accumulation(config, ranks.world_size))
         self.step = 0 if checkpoint is None else ranks.agree(lambda: read_progress(checkpoint).step)
         self.loader = ranks.agree(
@@ -73,22 +76,29 @@ class Trainer:
         )
         torch.manual_seed(config.seed)  # the same initial backbone on every rank
         backbone = build_backbone(config.backbone, self.loader.image_size)
-        self.backbone = backbone.to(ranks.device, memory_format=torch.channels_last)
-        self.replica = Replica(self.backbone, config.optimizer, ranks)
-        self.checkpointer = Checkpointer(config.run_dir, config.checkpoint.keep, self.replica, self.head, ranks)
+        self.backbone = backbone.to(ranks.device).to(memory_format=torch.channels_last)
+        decay = config.train.ema_decay
+        self.average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.replica = ranks.agree(lambda: build_replica(config, self.backbone, self.accumulation, ranks))
+        self.meter = Meter(config.train.global_batch_size, ranks.device)
+        self.bad_steps = BadSteps(config.train.max_bad_steps, ranks)
+        self.checkpointer = Checkpointer(
+            config.run_dir, config.checkpoint.keep, self.replica, self.head, self.average, ranks
+        )
         if checkpoint is not None:
             ranks.agree(lambda: self._restore(checkpoint))
-        self._precision = _precision(config.train.precision, ranks.device)
-        self._stop_asked = False
+        self.trackers = Trackers(config, ranks.rank, self.step)
+        self.samples: Tensor | None = None  # of the first batch, for the report
 
     def fit(self) -> bool:
         """Train to the last step, or until a signal asks to stop; a checkpoint is written either way.
 
         Returns:
             Whether the last step was reached.
+
+        Raises:
+            WorkError: too many steps in a row without a finite loss.
         """
-        trackers = Trackers(self.config, self.ranks.rank, self.step)
-        meter = Meter(self.config.train.global_batch_size)
         images = self.config.train.global_batch_size
         bar = tqdm(
             total=self.total_steps * images,
@@ -99,52 +109,119 @@ class Trainer:
             disable=self.ranks.rank != 0,
         )
         stopped = False
-        with self._signals(), self.loader, bar:
+        last_save = time.monotonic()
+        with StopSignal() as stop, bar:
             batches = iter(self.loader)
             while self.step < self.total_steps and not stopped:
-                loss = self.train_step(next(batches))
-                meter.add(loss)
+                self.meter.add(self.train_step(next(batches)))
                 bar.update(images)
-                if self.step % self.config.train.log_every == 0 or self.step == self.total_steps:
-                    figures = meter.figures(self.loader.take_wait()) | self._figures()
+                if self._due(self.config.train.log_every) or self.step == self.total_steps:
+                    figures = self._figures()
                     bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{figures['lr']:.2g}")
-                    trackers.log(self.step, figures)
-                if self.step % self.config.checkpoint.every_steps == 0:
+                    self.trackers.log(self.step, figures)
+                if self._due(self.config.evaluate.every_steps):
+                    self._evaluate()
+                # One exchange a step for both questions; rank 0's clock decides for all.
+                overdue = self.ranks.rank == 0 and self._overdue(last_save)
+                stopped, overdue = self.ranks.any(stop.asked, overdue)
+                if overdue or self._due(self.config.checkpoint.every_steps):
                     self.save()
+                    last_save = time.monotonic()
                 self.checkpointer.commit_if_written()
-                stopped = self.ranks.any(self._stop_asked)
+            if self.samples is None:  # resumed at the last step
+                self.samples = next(batches).images
             self.save()
             self.checkpointer.wait()
-            trackers.close()
         return self.step == self.total_steps
 
+    def close(self) -> None:
+        """End trackers and data workers, whatever happened; safe to repeat."""
+        self.trackers.close()
+        self.loader.close()
+
     def train_step(self, batch: Batch) -> Tensor:
-        """One step of backbone and head on this rank's share of the global batch; its loss, the same on all ranks."""
+        """One step of backbone and head on this rank's share of the global batch; its loss, the same on all ranks.
+
+        A step whose embeddings or gradient are not finite changes nothing on any rank and counts as bad.
+        """
+        if self.samples is None:
+            self.samples = batch.images
         self.backbone.train()
         lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
         if self.config.backbone.dropout:
             # A function of seed, step and rank, so that a resumed run drops what an unbroken one would.
             torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
         total = torch.zeros((), device=self.ranks.device)
-        micro_batches = zip(batch.images.chunk(self.accumulation), batch.labels.chunk(self.accumulation), strict=True)
-        for index, (images, labels) in enumerate(micro_batches, start=1):
-            with self.replica.accumulate(last=index == self.accumulation):
-                with torch.autocast(self.ranks.device.type, self._precision, enabled=self._precision != torch.float32):
-                    embeddings = self.replica.embed(images.contiguous(memory_format=torch.channels_last))
-                border = embeddings.detach().float().requires_grad_()
-                loss = self.head(border, labels) / self.accumulation
-                loss.backward()
-                self.replica.backward(embeddings, cast(Tensor, border.grad))
-            total += loss.detach()
-        self.gradient_norm = self.replica.step(lr)
-        self.head.step(lr)
+        try:
+            for index in range(self.accumulation):
+                total += self._micro_step(batch, index)
+            self.gradient_norm = self.replica.step(lr)
+            self.head.step(lr)
+            if self.average is not None:
+                self.average.update_parameters(self.backbone)
+            self.bad_steps.good()
+        except NonFiniteError as error:
+            self.replica.discard()
+            self.head.zero_grad()
+            self.bad_steps.bad(error, self.step, self.backbone, batch)
+            total.fill_(float("nan"))
         self.step += 1
         return total
+
+    def _micro_step(self, batch: Batch, index: int) -> Tensor:
+        """Forward and backward of the `index`-th part of the batch; its share of the step's loss."""
+        images = batch.images.chunk(self.accumulation)[index].contiguous(memory_format=torch.channels_last)
+        labels = batch.labels.chunk(self.accumulation)[index]
+        with self.replica.accumulate(last=index == self.accumulation - 1):
+            with self.meter.time("backbone"):
+                embeddings = self.replica.embed(images)
+            border = embeddings.detach().float().requires_grad_()
+            try:
+                with self.meter.time("head"):
+                    loss = self.head(border, labels) / self.accumulation
+                    loss.backward()
+            except NonFiniteError:
+                # The gradient exchange that this forward pass announced must still happen.
+                self.replica.backward(embeddings, torch.zeros_like(border))
+                raise
+            with self.meter.time("backbone"):
+                self.replica.backward(embeddings, cast(Tensor, border.grad))
+        return loss.detach()
 
     def save(self) -> None:
         """Begin a checkpoint of the present step; a collective."""
         self.replica.average_buffers()
+        self._sync_average()
         self.checkpointer.save(self._progress())
+
+    def evaluated_backbone(self) -> nn.Module:
+        """The network that is evaluated and exported, in evaluation mode with statistics of all ranks; a collective."""
+        self.replica.average_buffers()
+        self._sync_average()
+        backbone = self.backbone if self.average is None else self.average.module
+        return backbone.eval()
+
+    def _sync_average(self) -> None:
+        if self.average is not None:
+            for own, source in zip(self.average.module.buffers(), self.backbone.buffers(), strict=True):
+                own.copy_(source)
+
+    def _evaluate(self) -> None:
+        """Evaluate; the checkpoint of the best model so far is kept. A collective."""
+        found = evaluate_backbone(self.evaluated_backbone(), self.config.evaluate, self.loader.image_size, self.ranks)
+        self.trackers.log(self.step, found.figures())
+        best = read_best(self.config.run_dir)
+        if self.ranks.any(best is None or found.score > best[1])[0]:
+            if self.ranks.rank == 0:
+                write_best(self.config.run_dir, self.step, found.score)
+            self.save()
+
+    def _due(self, every_steps: int | None) -> bool:
+        return every_steps is not None and self.step % every_steps == 0
+
+    def _overdue(self, last_save: float) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - last_save > 60 * minutes
 
     def _progress(self) -> Progress:
         return Progress(
@@ -166,44 +243,12 @@ class Trainer:
             logger.info("resumed from %s at step %d of %d", checkpoint, self.step, self.total_steps)
 
     def _figures(self) -> dict[str, float]:
-        figures = {"lr": learning_rate(self.config.optimizer, self.step - 1, self.total_steps)}
+        figures = self.meter.figures(self.loader.take_wait())
+        figures["lr"] = learning_rate(self.config.optimizer, self.step - 1, self.total_steps)
         figures["gradient_norm"] = float(self.gradient_norm)
-        figures["epoch"] = self.step * self.config.train.global_batch_size / self.manifest.samples
+        figures["bad_steps"] = self.bad_steps.count
+        figures["epoch"] = self.step / self.loader.steps_per_epoch
         return figures | {f"head/{name}": value for name, value in self.head.statistics().items()}
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for a stop at the next step boundary instead of ending the process."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._stop_asked = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class Meter:
-    """Loss and speed since the last report."""
-
-    def __init__(self, images_per_step: int) -> None:
-        self._images_per_step = images_per_step
-        self._started, self._losses = time.perf_counter(), list[Tensor]()
-
-    def add(self, loss: Tensor) -> None:
-        """Count a step. The loss is not read here, which would make the host wait for a GPU."""
-        self._losses.append(loss)
-
-    def figures(self, waited_s: float) -> dict[str, float]:
-        """Mean loss, images per second over all ranks, share of time spent waiting for data; starts anew."""
-        loss = float(torch.stack(self._losses).mean())
-        seconds = time.perf_counter() - self._started
-        images = len(self._losses) * self._images_per_step
-        self._started, self._losses = time.perf_counter(), []
-        return {"loss": loss, "images_per_s": images / seconds, "data_wait": waited_s / seconds}
 
 
 def _accumulation(config: RunConfig, world_size: int) -> int:
@@ -222,10 +267,3 @@ def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:
     if config.train.steps is not None:
         return config.train.steps
     return max(1, round((config.train.epochs or 0) * steps_per_epoch))
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32

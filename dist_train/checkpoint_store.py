@@ -1,0 +1,150 @@
+"""Checkpoint directories of a run: which are complete, which are sound, which are kept."""
+
+import json
+import logging
+import shutil
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dist_train.errors import WorkError
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+PROGRESS_NAME = "progress.json"
+BEST_NAME = "best.json"
+READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands, and on what data.
+
+    Attributes:
+        step: optimizer steps done.
+        position: place in the sample order, in samples over all ranks.
+        image_size: side of the pictures in pixels.
+        num_classes: classes of the head.
+        data_digest: digest of the set's manifest.
+    """
+
+    step: int
+    position: int
+    image_size: int
+    num_classes: int
+    data_digest: str
+
+
+def committed_checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in (run_dir / CHECKPOINTS).glob("step-*/.metadata"))
+
+
+def write_progress(checkpoint: Path, progress: Progress) -> None:
+    """Put `progress` into a checkpoint's directory."""
+    (checkpoint / PROGRESS_NAME).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """The progress that `checkpoint` was written at.
+
+    Raises:
+        WorkError: missing or damaged.
+    """
+    try:
+        return Progress(**json.loads((checkpoint / PROGRESS_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkError(
+            f"checkpoint {checkpoint}: {PROGRESS_NAME} is damaged ({error}); remove this checkpoint"
+        ) from error
+
+
+def write_checksums(checkpoint: Path, rank: int) -> Path:
+    """Write size and CRC-32 of the files that `rank` wrote into `checkpoint`, and of `.metadata` on rank 0.
+
+    Each rank reads back its own files, so that the work is split and what is checked is what the disk returned.
+    """
+    names = sorted(path.name for path in checkpoint.glob(f"__{rank}_*"))
+    if rank == 0:
+        names += [".metadata", PROGRESS_NAME]
+    sums = {name: [(checkpoint / name).stat().st_size, _crc32(checkpoint / name)] for name in names}
+    temporary, final = checkpoint / f".checksums-{rank}", checksums_path(checkpoint, rank)
+    temporary.write_text(json.dumps(sums), encoding="utf-8")
+    return temporary.replace(final)
+
+
+def checksums_path(checkpoint: Path, rank: int) -> Path:
+    """Where the checksums of `rank`'s files are; it exists once they are all written."""
+    return checkpoint / f"checksums-{rank}.json"
+
+
+def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with a checkpoint's files, a line each; empty when it is sound.
+
+    Args:
+        checkpoint: its directory.
+        part: which share of the files to read, of `parts`, so that ranks may divide the work.
+        parts: how many shares there are.
+    """
+    listings = sorted(checkpoint.glob("checksums-*.json"))
+    if not listings:
+        return ["no checksums"]
+    sums: dict[str, list[int]] = {}
+    for listing in listings:
+        try:
+            sums |= json.loads(listing.read_text(encoding="utf-8"))
+        except ValueError:
+            return [f"{listing.name} is not JSON"]
+    wrong = []
+    for name, (size, crc) in sorted(sums.items())[part::parts]:
+        path = checkpoint / name
+        if not path.exists():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            wrong.append(f"{name} has {path.stat().st_size} bytes, expected {size}")
+        elif _crc32(path) != crc:
+            wrong.append(f"{name} has another checksum than when it was written")
+    return wrong
+
+
+def read_best(run_dir: Path) -> tuple[int, float] | None:
+    """Step and score of the best checkpoint so far; None before the first evaluation."""
+    path = run_dir / CHECKPOINTS / BEST_NAME
+    if not path.exists():
+        return None
+    best = json.loads(path.read_text(encoding="utf-8"))
+    return int(best["step"]), float(best["score"])
+
+
+def write_best(run_dir: Path, step: int, score: float) -> None:
+    """Record that the checkpoint of `step` is the best so far; `prune` will keep it."""
+    path = run_dir / CHECKPOINTS / BEST_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step, "score": score}), encoding="utf-8")
+    temporary.replace(path)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one."""
+    best = read_best(run_dir)
+    for path in committed_checkpoints(run_dir)[:-keep]:
+        if best is None or path.name != checkpoint_name(best[0]):
+            # Renamed first: a removal that is cut off must not leave something that looks complete.
+            doomed = path.with_name(f".removing-{path.name}")
+            path.replace(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of the checkpoint at `step`."""
+    return f"step-{step:08d}"
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc

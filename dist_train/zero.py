@@ -1,0 +1,131 @@
+"""The backbone under DeepSpeed ZeRO: Rajbhandari et al., "ZeRO" (SC 2020), stages 1 to 3."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.config import RunConfig
+from dist_train.errors import NonFiniteError, UserError
+from dist_train.parallel import OPTIMIZER_STATE, Replica, build_optimizer, precision
+from dist_train.ranks import Ranks
+
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+class ZeroReplica(Replica):
+    """Optimizer state (stage 1), gradients (2) and weights (3) of the backbone split over ranks by DeepSpeed.
+
+    State dicts are gathered whole, so that checkpoints are those of `DdpReplica`.
+
+    Args:
+        config: the whole configuration.
+        backbone: on this rank's device, with equal weights on every rank.
+        accumulation: micro-batches per step.
+        ranks: this process among the job's.
+
+    Raises:
+        UserError: one rank only, or an option that does not go with ZeRO.
+    """
+
+    def __init__(self, config: RunConfig, backbone: nn.Module, accumulation: int, ranks: Ranks) -> None:
+        super().__init__(backbone, ranks)
+        train = config.train
+        self._stage = STAGES[train.strategy]
+        self._names = OPTIMIZER_STATE[config.optimizer.name]
+        half = precision(train.precision, ranks.device)
+        self._check(config, half)
+        if ranks.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        micro = train.global_batch_size // (accumulation * ranks.world_size)
+        settings = {
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": accumulation,
+            "zero_optimization": {"stage": self._stage},
+            # Said even when off: this library clips at 1.0 by itself.
+            "gradient_clipping": config.optimizer.clip_norm or 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "torch_autocast": {"enabled": half != torch.float32, "dtype": str(half).removeprefix("torch.")},
+        }
+        self._engine: Any
+        self._engine, *_ = deepspeed.initialize(
+            model=backbone,
+            optimizer=build_optimizer(config.optimizer, backbone),
+            config=settings,
+            dist_init_required=False,
+        )
+
+    def _check(self, config: RunConfig, half: torch.dtype) -> None:
+        if self.ranks.group is None:
+            raise UserError(f"train.strategy={config.train.strategy} splits over ranks, but there is one; use ddp")
+        if half == torch.float16:
+            raise UserError("train.precision=float16 goes with train.strategy=ddp only; use bfloat16 or ddp")
+        if self._stage == 3 and config.train.ema_decay is not None:
+            raise UserError("train.ema_decay needs whole weights on every rank; use zero2, or set it to null")
+        if config.train.compile:
+            raise UserError("train.compile goes with train.strategy=ddp only")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `Replica.embed`."""
+        embeddings: Tensor = self._engine(images)
+        return embeddings
+
+    def accumulate(self, last: bool) -> AbstractContextManager[object]:
+        """The engine counts micro-batches itself."""
+        self._last = last
+        return nullcontext()
+
+    def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
+        """See `Replica.backward`."""
+        # The engine divides by the micro-batches of a step, which the head's gradient has done, and by the ranks.
+        factor = self.ranks.world_size * self._engine.gradient_accumulation_steps()
+        self._engine.backward((embeddings * (gradient * factor).to(embeddings.dtype)).sum())
+        if not self._last:
+            self._engine.step()  # counts the micro-batch; the weights change after the last one only
+
+    def step(self, lr: float) -> Tensor:
+        """See `Replica.step`."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        norm = torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)
+        if not norm.isfinite():
+            # The engine has applied it already.
+            raise NonFiniteError(f"under ZeRO the gradient has norm {float(norm)} and cannot be taken back")
+        return norm
+
+    def discard(self) -> None:
+        """See `Replica.discard`."""
+        self._engine.optimizer.zero_grad()
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """See `Replica.backbone_state`."""
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.backbone.parameters()), enabled=self._stage == 3):
+            return {name: tensor.detach().clone() for name, tensor in self.backbone.state_dict().items()}
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """See `Replica.optimizer_state`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link()
+        return {
+            name: {key: safe_get_full_optimizer_state(parameter, key) for key in self._names}
+            for name, parameter in self.backbone.named_parameters()
+        }
+
+    def _link(self) -> None:
+        """Make the engine look up its optimizer tensors again: it does so once, before later groups have theirs."""
+        if self._stage < 3:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
+        """See `Replica.load_state`."""
+        raise UserError("resuming under ZeRO is not there yet")
