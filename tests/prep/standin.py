@@ -1,0 +1,53 @@
+"""Cheap stand-ins for the detector, importable by workers; some fail as asked."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.sources import Reject
+from data_prep.transforms import Crop, Made, Process, Transform
+
+
+class Upper(Transform):
+    """ "Aligns" a text by writing it in capitals; texts with `bad` in them are rejected, `two` gives two pictures."""
+
+    image_size: int = 8
+    batch: int = 3
+    pause_s: float = 0.0
+
+    def open(self) -> Process:
+        return self._process
+
+    def _process(self, photos: Sequence[bytes]) -> list[Made]:
+        time.sleep(self.pause_s * len(photos))
+        return [self._one(photo) for photo in photos]
+
+    def _one(self, photo: bytes) -> Made:
+        if b"bad" in photo:
+            return Reject("no face", "it says bad")
+        crop = Crop(photo.upper(), "jpg", {"length": len(photo)}, float(len(photo)), 0.5)
+        return [crop, crop._replace(data=photo.upper() + b"2")] if b"two" in photo else [crop]
+
+
+class Failing(Upper):
+    """Fails in the way and as often as the files in `orders` say: `NAME` holds how often a photo with NAME fails."""
+
+    orders: Path
+
+    def _one(self, photo: bytes) -> Made:
+        for order in sorted(self.orders.iterdir()):
+            if order.name.encode() in photo and self._left(order):
+                if order.name.startswith("kill"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if order.name.startswith("full"):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                raise RuntimeError(f"ordered by {order.name}")
+        return super()._one(photo)
+
+    def _left(self, order: Path) -> bool:
+        left = int(order.read_text())
+        order.write_text(str(left - 1))
+        return left > 0

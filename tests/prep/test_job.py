@@ -1,0 +1,383 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.engines.engine import attempt
+from data_prep.engines.local import LocalEngine
+from data_prep.job import resume_job, run_job
+from data_prep.lock import locked
+from data_prep.plan import JobOptions, Layout, Plan
+from data_prep.progress import Progress
+from data_prep.sources import FolderSource
+from dist_train.data.index import read_index
+from dist_train.data.manifest import load_manifest
+from dist_train.errors import UserError, WorkError
+from tests.prep.standin import Failing, Upper
+
+
+class InProcess:
+    """An engine without processes."""
+
+    def __init__(self, order=None):
+        self.order = order or (lambda units: units)
+        self.units = []
+
+    def run(self, task, units):
+        for unit in self.order(list(units)):
+            self.units.append(unit)
+            yield attempt(task, unit)
+
+
+def photos(root: Path, people: int = 6, each: int = 9) -> Path:
+    for person in range(people):
+        folder = root / f"person {person}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(each):
+            (folder / f"{number}.jpg").write_bytes(f"photo {person} {number}".encode())
+    return root
+
+
+def options(root: Path, transform=None, **more) -> JobOptions:
+    more = {"unit_rows": 10, "min_images": 2, **more}
+    return JobOptions(source=FolderSource(path=root), transform=transform or Upper(), **more)
+
+
+def run(out, opts, engine=None, **more):
+    return run_job(out, opts, engine or InProcess(), Progress(quiet=True), **more)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
+
+
+def samples(out: Path) -> dict[str, tuple[int, bytes]]:
+    """Key -> (label, picture), by tarfile; checks the index on the way."""
+    found = {}
+    for shard in load_manifest(out).shards:
+        members = read_index((out / shard.name).with_suffix(".idx"))
+        with tarfile.open(out / shard.name) as tar:
+            data = {name: tar.extractfile(name).read() for name in tar.getnames()}
+        for sample in members:
+            key = sample[0].name.partition(".")[0]
+            assert key not in found
+            found[key] = (int(data[f"{key}.cls"]), data[f"{key}.jpg"])
+    return found
+
+
+def identities(out: Path) -> dict[str, tuple[int, int]]:
+    rows = pq.read_table(out / "identities.parquet").to_pylist()
+    return {row["name"]: (row["label"], row["count"]) for row in rows}
+
+
+def rejects(out: Path) -> dict[str, tuple[str, str]]:
+    return {row["source"]: (row["reason"], row["detail"]) for row in pq.read_table(out / "rejects.parquet").to_pylist()}
+
+
+def messy(root: Path) -> Path:
+    """Photos with every kind of reject among them."""
+    photos(root)
+    (root / "person 1" / "3.jpg").write_bytes(b"bad")
+    (root / "person 2" / "4.jpg").write_bytes(b"photo 0 0")  # a copy under another name
+    (root / "person 0" / "copy.jpg").write_bytes(b"photo 0 0")
+    (root / "person 3" / "5.jpg").unlink()
+    (root / "person 3" / "5.jpg").symlink_to("nowhere")
+    (root / "alone").mkdir()
+    (root / "alone" / "only.jpg").write_bytes(b"photo alone")
+    (root / "none").mkdir()
+    (root / "none" / "1.jpg").write_bytes(b"bad too")
+    (root / "person 4" / "two.jpg").write_bytes(b"two faces")
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A messy source and the set that one uninterrupted job in this process makes of it."""
+    base = tmp_path_factory.mktemp("reference")
+    root = messy(base / "photos")
+    run(base / "out", options(root))
+    return root, base / "out"
+
+
+def test_every_input_is_kept_or_rejected_with_its_reason(reference):
+    root, out = reference
+    given = {str(p.relative_to(root)) for p in root.rglob("*") if not p.is_dir()}
+    rejected = rejects(out)
+    assert rejected == {
+        "person 1/3.jpg": ("no face", "it says bad"),
+        "none/1.jpg": ("no face", "it says bad"),
+        "person 0/copy.jpg": ("duplicate", "same bytes as person 0/0.jpg"),
+        "person 2/4.jpg": ("duplicate", "same bytes as person 0/0.jpg"),
+        "person 3/5.jpg": ("vanished", "listed at planning, not there any more"),
+        "alone/only.jpg": ("few pictures", "its identity has 1, the least is 2"),
+    }
+    kept = samples(out)
+    assert len({key.partition("-")[0] for key in kept}) + len(rejected) == len(given)
+    assert sum(count for _, count in identities(out).values()) == len(kept) == load_manifest(out).samples
+
+
+def test_labels_follow_sorted_names_and_each_picture_has_its_own(reference):
+    _, out = reference
+    names = identities(out)
+    assert [name for name, _ in sorted(names.items(), key=lambda item: item[1])] == [f"person {i}" for i in range(6)]
+    for label, picture in samples(out).values():
+        if b"TWO" not in picture:
+            assert picture.split()[1] == str(label).encode()
+
+
+def test_several_faces_of_a_photo_have_keys_of_their_own_and_records_name_the_source(reference):
+    _, out = reference
+    two = sorted((key, picture) for key, (_, picture) in samples(out).items() if b"TWO" in picture)
+    assert [picture for _, picture in two] == [b"TWO FACES", b"TWO FACES2"]
+    assert [key[-3:] for key, _ in two] == ["-00", "-01"]
+    records = []
+    for shard in load_manifest(out).shards:
+        with tarfile.open(out / shard.name) as tar:
+            records += [json.loads(tar.extractfile(n).read()) for n in tar.getnames() if n == f"{two[0][0]}.json"]
+    assert records == [{"source": "person 4/two.jpg", "length": 9}]
+
+
+def test_an_identity_is_spread_over_the_shards(tmp_path):
+    root = photos(tmp_path / "photos", people=4, each=64)
+    run(tmp_path / "out", options(root, unit_rows=32))
+    shards_of = {}
+    for shard in load_manifest(tmp_path / "out").shards:
+        with tarfile.open(tmp_path / "out" / shard.name) as tar:
+            for name in tar.getnames():
+                if name.endswith(".cls"):
+                    shards_of.setdefault(tar.extractfile(name).read(), set()).add(shard.name)
+    assert all(len(shards) >= 4 for shards in shards_of.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_make_the_same_bytes(reference, tmp_path, workers):
+    root, out = reference
+    run(tmp_path / "out", options(root), LocalEngine(workers))
+    assert content(tmp_path / "out") == content(out)
+
+
+def test_the_order_of_units_does_not_matter(reference, tmp_path):
+    root, out = reference
+    shuffled = random.Random(3)
+    run(tmp_path / "out", options(root), InProcess(lambda units: shuffled.sample(units, len(units))))
+    assert content(tmp_path / "out") == content(out)
+
+
+def test_a_job_stopped_after_any_unit_goes_on_and_repeats_nothing(reference, tmp_path):
+    root, out = reference
+
+    class Stop(BaseException):
+        pass
+
+    class Stopping(InProcess):
+        def run(self, task, units):
+            for outcome in super().run(task, units):
+                yield outcome
+                raise Stop
+
+    made = []
+    for _ in range(100):
+        engine = Stopping()
+        try:
+            run(tmp_path / "out", options(root), engine)
+        except Stop:
+            made += engine.units
+            continue
+        break
+    units = Plan(Layout(out)).units
+    assert sorted(made) == sorted([*range(units), *range(units)])  # made once, sealed once
+    assert content(tmp_path / "out") == content(out)
+    assert not list((tmp_path / "out" / ".prep" / "units").glob("*.tar"))
+
+
+def test_a_finished_job_does_nothing_again(reference):
+    root, out = reference
+    engine = InProcess()
+    run(out, options(root), engine)
+    assert engine.units == []
+
+
+def test_other_options_on_the_same_output_are_refused_by_name(reference):
+    root, out = reference
+    with pytest.raises(UserError, match="planned with other options: min_images was 2, is 5"):
+        run(out, options(root, min_images=5))
+    with pytest.raises(UserError, match=r"transform\.image_size was 8, is 16"):
+        run(out, options(root, Upper(image_size=16)))
+
+
+def test_two_jobs_on_one_output_refuse_each_other(reference, tmp_path):
+    root, _ = reference
+    with locked(Layout(tmp_path / "out")), pytest.raises(UserError, match=rf"another job.*{os.getpid()}"):
+        run(tmp_path / "out", options(root))
+    with locked(Layout(tmp_path / "out"), shared=True), locked(Layout(tmp_path / "out"), shared=True):
+        pass
+
+
+def test_a_set_made_by_something_else_is_not_touched(reference, tmp_path):
+    root, out = reference
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_bytes((out / "manifest.json").read_bytes())
+    with pytest.raises(UserError, match="holds a set already"):
+        run(tmp_path / "out", options(root))
+
+
+def test_an_empty_source_and_one_without_a_usable_picture_are_said(tmp_path):
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="nothing in it"):
+        run(tmp_path / "out", options(tmp_path / "photos"))
+    (tmp_path / "photos" / "a" / "1.jpg").write_bytes(b"bad")
+    with pytest.raises(WorkError, match="no picture is left of 1 inputs"):
+        run(tmp_path / "out", options(tmp_path / "photos"))
+
+
+def orders(tmp_path, **times) -> Path:
+    (tmp_path / "orders").mkdir()
+    for name, count in times.items():
+        (tmp_path / "orders" / name).write_text(str(count))
+    return tmp_path / "orders"
+
+
+@pytest.mark.parametrize("kind", ["kill", "raise"])
+def test_a_unit_that_fails_is_tried_again(tmp_path, kind):
+    root = photos(tmp_path / "photos")
+    (root / "person 0" / "x.jpg").write_bytes(f"{kind} this".encode())
+    run(tmp_path / "out", options(root, Failing(orders=orders(tmp_path, **{kind: 2}))), LocalEngine(2))
+    assert rejects(tmp_path / "out") == {}
+    assert load_manifest(tmp_path / "out").samples == 55
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("kill", r"the worker died \(SIGKILL\)"), ("raise", "RuntimeError: ordered")]
+)
+def test_a_unit_that_fails_every_time_is_set_aside_and_can_be_retried(tmp_path, kind, error):
+    root = photos(tmp_path / "photos")
+    (root / "person 0" / "x.jpg").write_bytes(f"{kind} this".encode())
+    opts = options(root, Failing(orders=orders(tmp_path, **{kind: 3})))
+    with pytest.raises(WorkError, match=rf"1 of 6 units were set aside, \d+ inputs; .*{error}.*resume .*out --retry"):
+        run(tmp_path / "out", opts, LocalEngine(2))
+    out = tmp_path / "out"
+    lost = rejects(out)
+    assert {reason for reason, _ in lost.values()} == {"unit failed"}
+    assert len(samples(out)) + len(lost) == 55
+    resume_job(out, InProcess(), Progress(quiet=True), retry=True)
+    assert rejects(out) == {}
+    assert len(samples(out)) == 55
+    (root / "person 0" / "x.jpg").write_bytes(f"{kind} this".encode())
+    (tmp_path / "orders" / kind).write_text("0")
+    run(tmp_path / "again", opts)
+    assert content(out) == content(tmp_path / "again")
+
+
+def test_a_full_disk_stops_the_job_and_sets_nothing_aside(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "person 0" / "x.jpg").write_bytes(b"full disk")
+    opts = options(root, Failing(orders=orders(tmp_path, full=1)))
+    with pytest.raises(WorkError, match="No space left on device; make room and run the same command again"):
+        run(tmp_path / "out", opts)
+    run(tmp_path / "out", opts)
+    assert rejects(tmp_path / "out") == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_really_full_disk_leaves_a_job_that_goes_on(tmp_path):
+    root = tmp_path / "photos"
+    for number in range(64):
+        (root / f"p{number % 4}").mkdir(parents=True, exist_ok=True)
+        (root / f"p{number % 4}" / f"{number}.jpg").write_bytes(b"%03d" % number * 4000)
+    out = tmp_path / "out"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", out], check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        with pytest.raises(WorkError, match="No space left on device"):
+            run(out, options(root, unit_rows=8), LocalEngine(2))
+        subprocess.run(["mount", "-o", "remount,size=16m", out], check=True)
+        run(out, options(root, unit_rows=8), LocalEngine(2))
+        run(tmp_path / "other", options(root, unit_rows=8))
+        assert content(out) == content(tmp_path / "other")
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
+def test_a_lost_source_sets_units_aside_instead_of_rejecting_every_photo(tmp_path):
+    root = photos(tmp_path / "photos")
+
+    class Unplugged(InProcess):
+        def run(self, task, units):
+            (tmp_path / "photos").rename(tmp_path / "elsewhere")
+            try:
+                yield from super().run(task, units)
+            finally:
+                (tmp_path / "elsewhere").rename(tmp_path / "photos")
+
+    with pytest.raises(
+        WorkError, match="no unit of 6 could be made; the first: WorkError: none of 10 inputs can be read"
+    ):
+        run(tmp_path / "out", options(root), Unplugged())
+    run(tmp_path / "out", options(root))
+    assert rejects(tmp_path / "out") == {}
+
+
+def test_old_labels_stay_when_identities_are_added(reference, tmp_path):
+    _, old = reference
+    root = photos(tmp_path / "photos", people=3)
+    for name in ("12", "7", "anna"):
+        (root / name).mkdir()
+        for number in range(2):
+            (root / name / f"{number}.jpg").write_bytes(f"photo {name} {number}".encode())
+    run(tmp_path / "out", options(root, labels_from=old))
+    found = identities(tmp_path / "out")
+    assert {name: label for name, (label, _) in found.items() if name in identities(old)} == {
+        name: label for name, (label, _) in identities(old).items()
+    }
+    assert [found[name] for name in ("7", "12", "anna")] == [(6, 2), (7, 2), (8, 2)]
+    assert [found[f"person {i}"][1] for i in range(6)] == [9, 9, 9, 0, 0, 0]
+    assert load_manifest(tmp_path / "out").num_classes == 9
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from data_prep.engines.local import LocalEngine
+from data_prep.progress import Progress
+from data_prep.job import run_job
+from tests.prep.standin import Upper
+from tests.prep.test_job import options
+
+if __name__ == "__main__":
+    run_job(Path(sys.argv[2]), options(Path(sys.argv[1]), Upper(pause_s=0.004)), LocalEngine(2), Progress(quiet=True))
+"""
+
+
+def test_killing_the_whole_job_at_random_moments_loses_and_repeats_nothing(reference, tmp_path):
+    root, _ = reference
+    out = tmp_path / "out"
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    moments = random.Random(11)
+    done: dict[str, int] = {}
+    kills = 0
+    while True:
+        job = subprocess.Popen([sys.executable, script, root, out], env=environment, start_new_session=True)
+        try:
+            assert job.wait(timeout=moments.uniform(0.3, 2.0) if kills < 8 else 60) == 0
+            break
+        except subprocess.TimeoutExpired:
+            job.send_signal(signal.SIGKILL)  # the workers are left to find out by themselves
+            job.wait()
+            kills += 1
+        for mark in (out / ".prep").glob("[us]*/*.json"):
+            assert done.setdefault(str(mark), mark.stat().st_mtime_ns) == mark.stat().st_mtime_ns  # never made again
+        time.sleep(moments.uniform(0, 0.05))
+    assert kills > 0
+    run(tmp_path / "other", options(root, Upper(pause_s=0.004)))
+    assert content(out) == content(tmp_path / "other")
