@@ -1,0 +1,82 @@
+"""Leaving out rows without weight, and negatives near the batch. Tier 1: one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_train.head import Head, HeadConfig
+
+CLASSES, DIM, BATCH = 600, 64, 8
+
+
+def build(**settings) -> Head:
+    config = HeadConfig(weight_decay=0.0, momentum=0.0, **settings)
+    return Head(config, CLASSES, DIM, group=None, rank=0, world_size=1, device=torch.device("cpu"), seed=5)
+
+
+def trained_batch(head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings near their centers, as a trained network's."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
+    centers = head.class_centers().float()
+    centers = centers[labels] if centers.ndim == 2 else centers[labels, 0]
+    noise = torch.randn(BATCH, DIM, generator=generator)
+    unit = torch.nn.functional.normalize(centers)
+    return (20 * (unit + 0.6 * torch.nn.functional.normalize(noise))).requires_grad_(), labels
+
+
+def step(head: Head, keep_logits: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    embeddings, labels = trained_batch(head)
+    if not keep_logits:
+        head._softmax.budget = 4 * BATCH * 4
+    before = head.class_centers().clone()
+    head(embeddings, labels).backward()
+    head.step(0.1)
+    return embeddings.grad, head.class_centers() - before
+
+
+@pytest.mark.parametrize("keep_logits", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"sample_rate": 0.5, "block_rows": 37},
+        {"centers_per_class": 2, "block_rows": 100},
+        {"margin": "curricularface"},
+        {"storage": "host"},
+    ],
+)
+def test_filtered_gradients_agree_with_the_full_ones(settings, keep_logits):
+    full_grad, full_change = step(build(**settings), keep_logits)
+    filtered = build(**settings, filter_eps=2e-9)
+    grad, change = step(filtered, keep_logits)
+    assert (grad - full_grad).norm() / full_grad.norm() < 1e-5
+    assert (change - full_change).norm() / full_change.norm() < 1e-5
+    shares = filtered.statistics()
+    assert shares["classes_updated"] < 0.8 * shares["classes_sampled"]
+    touched = (change.flatten(1) != 0).any(dim=1).float().mean()
+    assert touched <= shares["classes_updated"] + 1e-6
+
+
+def test_a_filter_that_drops_nothing_changes_nothing():
+    full_grad, full_change = step(build())
+    grad, change = step(build(filter_eps=1e-30))
+    assert torch.allclose(grad, full_grad, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(change, full_change, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("storage", ["device", "mmap"])
+def test_hard_sampling_keeps_positives_and_nearer_negatives(storage, tmp_path):
+    head = build(sample_rate=0.2, sampling="hard", storage=storage, storage_dir=Path(tmp_path))
+    embeddings, labels = trained_batch(head)
+    head(embeddings, labels).backward()
+    chosen = torch.from_numpy(head._loss.micro_batches[0].classes)
+    assert len(chosen) == 120
+    assert torch.isin(labels, chosen).all()
+    unit = torch.nn.functional.normalize(head.class_centers())
+    hardness = (unit @ torch.nn.functional.normalize(embeddings.detach()).T).amax(dim=1)
+    rest = torch.ones(CLASSES, dtype=torch.bool)
+    rest[chosen] = False
+    assert hardness[chosen].median() > hardness[rest].median()
+    head.close()
