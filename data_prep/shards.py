@@ -64,7 +64,7 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._temporary = _temporary(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _HashingFile(self._temporary)
@@ -112,7 +112,7 @@ class ShardWriter:
 
     def _commit(self) -> None:
         index = self._path.with_suffix(".idx")
-        temporary_index = index.with_name(f".{index.name}.tmp")
+        temporary_index = _temporary(index)
         try:
             self._tar.close()
             self._file.close()
@@ -128,6 +128,11 @@ class ShardWriter:
     def shard(self) -> Shard:
         """The manifest's entry, after the writer was left."""
         return Shard(self._path.name, len(self._samples), self._file.bytes, self._file.sha256.hexdigest())
+
+
+def _temporary(path: Path) -> Path:
+    # Named by process: one that outlives its job must not write into the file of its successor.
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
 def write_identities(directory: Path, names: Sequence[str], counts: Sequence[int]) -> None:
