@@ -24,7 +24,7 @@ def test_philox_gives_the_known_answers_of_its_authors(seed, counter, expected):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 16, 17, 1000, 4096, 4097])
 def test_a_permutation_takes_every_value_once(size):
-    images = permute(np.arange(size), size, 3, 1, 2)
+    images = permute(np.arange(size), size, 3, 1)
     assert sorted(images.tolist()) == list(range(size))
 
 
@@ -38,7 +38,7 @@ def test_permutations_with_other_keys_differ():
     images = {
         tuple(permute(np.arange(50), 50, seed, *tweak).tolist())
         for seed in (0, 1, 2**40)
-        for tweak in [(0,), (1,), (0, 1), (0, 0, 1), (2**33,)]
+        for tweak in [(0,), (1,), (0, 1), (2**33,), (0, 2**33)]
     }
     assert len(images) == 15
 

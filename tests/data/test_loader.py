@@ -1,0 +1,175 @@
+"""Batches: what they hold, over ranks, workers, restarts and epochs."""
+
+import numpy as np
+import pytest
+import torch
+
+from dist_train.data.config import DataConfig
+from dist_train.data.loader import build_loader, iterate_set
+from dist_train.errors import UserError
+from tests.data.sets import make_set, picture, write_tar
+
+SHARDS = [10, 7, 0, 13, 5, 9, 20]
+CPU = torch.device("cpu")
+FIELD = {
+    "rotation": 10, "crop": 0.8, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "grey": 0.1, "blur": 0.2,
+    "low_resolution": 0.2, "jpeg": 0.2, "erase": 0.2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("set")
+    make_set(directory, SHARDS, num_classes=9)
+    return str(directory)
+
+
+def config(path, **values):
+    return DataConfig.model_validate({"path": path, "workers": 0, "window_shards": 3, "backend": "opencv"} | values)
+
+
+def take(loader, count):
+    batches = [next(loader) for _ in range(count)]
+    return [torch.cat(parts).numpy() for parts in zip(*batches, strict=True)]
+
+
+def load(config, count, batch_size=8, rank=0, world_size=1, seed=5, start=0):
+    with build_loader(config, batch_size, rank, world_size, seed, start) as loader:
+        return take(loader, count)
+
+
+def test_a_batch_holds_normalised_pictures_with_their_labels(path):
+    with build_loader(config(path, augment={"flip": 0}), 8, 0, 1, 0) as loader:
+        batch = next(loader)
+        assert loader.manifest.samples == 64
+        assert loader.steps_per_epoch == 8
+    assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.images.dtype == torch.float32
+    assert batch.images.is_contiguous()
+    assert -1 <= batch.images.min() < batch.images.max() <= 1
+    assert batch.positions.tolist() == list(range(8))
+    shown = [np.abs(np.stack([picture(n) for n in range(64)]) / 127.5 - 1 - image).mean(axis=(1, 2, 3)).argmin()
+             for image in batch.images.permute(0, 2, 3, 1).numpy()]  # fmt: skip
+    assert [n % 9 for n in shown] == batch.labels.tolist()
+
+
+def test_batches_stay_as_they_are_when_later_ones_come(path):
+    with build_loader(config(path), 8, 0, 1, 0) as loader:
+        kept = [next(loader) for _ in range(6)]
+        copies = [batch.images.clone() for batch in kept]
+        for _ in range(6):
+            next(loader)
+    assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_together_get_what_one_rank_gets(path, world_size):
+    values = config(path, augment=FIELD)
+    images, labels, positions = load(values, 4, batch_size=24)
+    parts = [load(values, 4, 24 // world_size, rank, world_size) for rank in range(world_size)]
+    joined = [np.concatenate([np.split(part[i], 4)[step] for step in range(4) for part in parts]) for i in range(3)]
+    assert np.array_equal(joined[2], positions)
+    assert np.array_equal(joined[1], labels)
+    assert np.array_equal(joined[0], images)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_give_what_the_training_process_itself_gives(path, workers):
+    alone = load(config(path, augment=FIELD), 10, batch_size=7)
+    helped = load(config(path, augment=FIELD, workers=workers, prefetch=2), 10, batch_size=7)
+    assert all(np.array_equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 13])
+def test_a_resumed_run_gets_the_remaining_samples_on_another_number_of_ranks(path, steps):
+    values = config(path, augment=FIELD)
+    with build_loader(values, 8, 0, 1, 5) as loader:
+        take(loader, steps)
+        state = loader.state_dict()
+        expected = take(loader, 4)
+    assert state == {"position": 8 * steps, "seed": 5}
+    parts = [load(values, 4, 4, rank, 2, state["seed"], state["position"]) for rank in range(2)]
+    for i in range(3):
+        joined = np.concatenate([np.split(part[i], 4)[step] for step in range(4) for part in parts])
+        assert np.array_equal(joined, expected[i])
+
+
+def test_the_state_counts_what_was_consumed_and_not_what_was_prefetched(path):
+    with build_loader(config(path, prefetch=5), 8, 0, 2, 5) as loader:
+        assert loader.state_dict()["position"] == 0
+        next(loader)
+        assert loader.state_dict()["position"] == 16
+
+
+def test_the_wait_for_data_is_reported_once(path):
+    with build_loader(config(path), 8, 0, 1, 5) as loader:
+        next(loader)
+        assert loader.take_wait() > 0
+        assert loader.take_wait() == 0
+
+
+def test_a_mixture_puts_the_labels_of_further_sets_behind_the_first_ones(path, tmp_path):
+    make_set(tmp_path / "more", [30], num_classes=4)
+    mix = {"path": str(tmp_path / "more"), "weight": 1}
+    with build_loader(config(path, mix=[mix]), 40, 0, 1, 0) as loader:
+        assert loader.manifest.num_classes == 13
+        assert set(take(loader, 10)[1].tolist()) == set(range(13))
+    with build_loader(config(path, mix=[mix | {"shared_labels": True}]), 40, 0, 1, 0) as loader:
+        assert loader.manifest.num_classes == 9
+        labels = take(loader, 10)[1]
+    assert set(labels.tolist()) == set(range(9))
+    assert (labels < 4).mean() > 0.6
+
+
+def test_class_balanced_batches_are_the_same_from_workers(path, tmp_path):
+    values = {"images_per_class": 3, "cache_dir": str(tmp_path)}
+    labels = load(config(path, **values), 6, batch_size=12)[1].reshape(-1, 3)
+    assert (labels == labels[:, :1]).all()
+    helped = load(config(path, **values, workers=2), 6, batch_size=12)[1].reshape(-1, 3)
+    assert np.array_equal(labels, helped)
+    with pytest.raises(UserError, match=r"batch of 8 is not a multiple of data.images_per_class=3"):
+        build_loader(config(path, **values), 8, 0, 1, 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_sees_each_sample_once_in_stored_order_with_its_record(tmp_path, world_size):
+    make_set(tmp_path, [5, 0, 6], num_classes=4, records=True)
+    batches = [list(iterate_set(tmp_path, 3, rank, world_size)) for rank in range(world_size)]
+    flat = [batch for part in batches for batch in part]
+    assert torch.cat([batch.positions for batch in flat]).tolist() == list(range(11))
+    assert torch.cat([batch.labels for batch in flat]).tolist() == [n % 4 for n in range(11)]
+    assert [record["number"] for batch in flat for record in batch.records] == list(range(11))
+    images = torch.cat([batch.images for batch in flat]).permute(0, 2, 3, 1).numpy()
+    assert np.abs(images[7] - (picture(7) / 127.5 - 1)).mean() < 0.03
+
+
+def test_evaluation_leaves_out_a_bad_sample_and_says_so(tmp_path, caplog):
+    make_set(tmp_path, [5], num_classes=4)
+    tar = tmp_path / "x-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[512:516] = b"bad!"
+    tar.write_bytes(data)
+    (batch,) = iterate_set(tmp_path, 10)
+    assert batch.positions.tolist() == [1, 2, 3, 4]
+    assert batch.records == [None] * 4
+    assert "x-000000.tar, is left out: cannot be decoded" in caplog.text
+
+
+def test_pictures_of_another_size_are_resized_with_one_warp(path):
+    with build_loader(config(path, image_size=48, augment={"flip": 0}), 8, 0, 1, 5) as large:
+        big = next(large).images
+    small = torch.from_numpy(load(config(path, augment={"flip": 0}), 1)[0])
+    again = torch.nn.functional.interpolate(small, size=(48, 48), mode="bilinear")
+    assert (again - big)[:, :, 2:-2, 2:-2].abs().mean() < 0.01
+
+
+def test_a_missing_set_and_a_manifest_that_disagrees_are_user_errors(path, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such directory"):
+        build_loader(config(str(tmp_path / "nowhere")), 8, 0, 1, 0)
+    make_set(tmp_path / "a", [4, 4])
+    (tmp_path / "a" / "x-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard x-000001.tar: No such file"):
+        build_loader(config(str(tmp_path / "a")), 2, 0, 1, 0)
+    write_tar(tmp_path / "a" / "x-000001.tar", [])
+    with pytest.raises(UserError, match=r"shard x-000001.tar: 10240 bytes, the manifest says \d+"):
+        build_loader(config(str(tmp_path / "a")), 2, 0, 1, 0)
