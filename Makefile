@@ -26,7 +26,7 @@ quickstart: $(QUICK)/report.html
 	@echo "once more from the start: rm -r $(QUICK) data/quickstart && make quickstart"
 
 data/quickstart/train/manifest.json: | $(INSTALLED)
-	$(BIN)/headcount prep glyphs data/quickstart --image-size 64
+	$(BIN)/headcount prep glyphs data/quickstart --image-size 64 --views 16
 
 $(QUICK)/report.html: data/quickstart/train/manifest.json
 	$(BIN)/headcount launch local configs/quickstart.yaml $(if $(wildcard $(QUICK)/config.yaml),--resume)

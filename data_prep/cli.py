@@ -29,7 +29,7 @@ def glyphs(
     heldout_identities: Annotated[int, typer.Option(min=2, help="most characters held out")] = 1000,
     heldout_fonts: Annotated[float, typer.Option(min=0.01, max=0.9, help="share of fonts held out")] = 0.2,
     pairs: Annotated[int, typer.Option(min=20, help="pairs of verification.bin")] = 6000,
-    difficulty: Annotated[float, typer.Option(min=0, max=2, help="strength of all nuisances; 0: clean glyphs")] = 1.0,
+    difficulty: Annotated[float, typer.Option(min=0, max=3, help="strength of all nuisances; 0: clean glyphs")] = 1.0,
     jpeg_quality: Annotated[int, typer.Option(min=60, max=100, help="highest JPEG quality")] = 90,
     shard_samples: Annotated[int, typer.Option(min=1, help="pictures per shard")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="same seed, same fonts: same bytes")] = 0,

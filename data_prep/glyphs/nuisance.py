@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-MIN_CONTRAST = 60
+MIN_CONTRAST = 155
 """Grey levels between ink and paper that are left at difficulty 1."""
 
 
@@ -16,7 +16,7 @@ class PictureSpec:
     Attributes:
         image_size: side in pixels.
         difficulty: scales every nuisance; 0 leaves a centred black glyph on white.
-        jpeg_quality: highest quality; the lowest falls by 50 with difficulty 1.
+        jpeg_quality: highest quality; the lowest falls by 25 with difficulty 1.
         seed: of the set.
     """
 
@@ -42,12 +42,12 @@ def picture(mask: np.ndarray, em_px: int, spec: PictureSpec, key: tuple[int, int
     ink = _place(_stroke(mask, spec, random), em_px, spec, random)
     ink = _occlude(ink, spec, random)
     levels = _colour(ink, spec, random)
-    if random.random() < 0.6 * spec.difficulty:
-        sigma = random.uniform(0.3, 1.6) * spec.difficulty * spec.image_size / 112
+    if random.random() < 0.3 * spec.difficulty:
+        sigma = random.uniform(0.15, 0.8) * spec.difficulty * spec.image_size / 112
         levels = cv2.GaussianBlur(levels, (0, 0), sigma)
-    noise = random.uniform(0, 22) * spec.difficulty
+    noise = random.uniform(0, 11) * spec.difficulty
     levels = levels + random.standard_normal(levels.shape, dtype=np.float32) * noise
-    quality = int(spec.jpeg_quality - random.uniform(0, 50) * min(1.0, spec.difficulty))
+    quality = int(spec.jpeg_quality - random.uniform(0, 25) * spec.difficulty)
     encoded = cv2.imencode(
         ".jpg", np.clip(levels, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, max(10, quality)]
     )
@@ -59,9 +59,9 @@ def _stroke(mask: np.ndarray, spec: PictureSpec, random: np.random.Generator) ->
     choice, size = random.random(), 1 + random.integers(1, 3)
     padded = cv2.copyMakeBorder(mask, 4, 4, 4, 4, cv2.BORDER_CONSTANT)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (int(size), int(size)))
-    if choice < 0.3 * spec.difficulty:
+    if choice < 0.15 * spec.difficulty:
         return cv2.dilate(padded, kernel)
-    if choice < 0.5 * spec.difficulty:
+    if choice < 0.25 * spec.difficulty:
         thin = cv2.erode(padded, kernel)
         if int(thin.sum()) > 0.5 * int(padded.sum()):
             return thin
@@ -73,14 +73,14 @@ def _place(mask: np.ndarray, em_px: int, spec: PictureSpec, random: np.random.Ge
     height, width = mask.shape
     size, hard = spec.image_size, spec.difficulty
     fitted = 0.66 * size / em_px
-    scale = min(fitted, 0.85 * size / max(height, width)) * np.exp(random.uniform(-0.3, 0.18) * hard)
-    angle = np.deg2rad(random.uniform(-18, 18) * hard)
-    stretch = np.exp(random.uniform(-0.12, 0.12) * hard)
+    scale = min(fitted, 0.85 * size / max(height, width)) * np.exp(random.uniform(-0.15, 0.09) * hard)
+    angle = np.deg2rad(random.uniform(-9, 9) * hard)
+    stretch = np.exp(random.uniform(-0.06, 0.06) * hard)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.diag([scale * stretch, scale / stretch])
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * np.array([width, height]) / 2
-    placed = corners @ matrix.T + size / 2 + random.uniform(-0.09, 0.09, 2) * size * hard
-    placed += random.uniform(-0.05, 0.05, (4, 2)) * size * hard
+    placed = corners @ matrix.T + size / 2 + random.uniform(-0.045, 0.045, 2) * size * hard
+    placed += random.uniform(-0.025, 0.025, (4, 2)) * size * hard
     source = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
     warp = cv2.getPerspectiveTransform(source, placed.astype(np.float32))
     # Halved first where it shrinks a lot: bilinear sampling alone would lose thin strokes.
@@ -94,11 +94,11 @@ def _place(mask: np.ndarray, em_px: int, spec: PictureSpec, random: np.random.Ge
 def _occlude(ink: np.ndarray, spec: PictureSpec, random: np.random.Generator) -> np.ndarray:
     """Strokes drawn across, or a patch wiped out."""
     size = spec.image_size
-    if random.random() < 0.3 * spec.difficulty:
+    if random.random() < 0.15 * spec.difficulty:
         ends = random.integers(0, size, (2, 2))
         thickness = int(random.integers(1, max(2, size // 24) + 1))
         cv2.line(ink, ends[0].tolist(), ends[1].tolist(), float(random.integers(0, 2)), thickness, cv2.LINE_AA)
-    if random.random() < 0.3 * spec.difficulty:
+    if random.random() < 0.15 * spec.difficulty:
         side = random.uniform(0.1, 0.25, 2) * size
         left, top = random.uniform(0.1, 0.7, 2) * size
         ink[int(top) : int(top + side[0]), int(left) : int(left + side[1])] = float(random.random() < 0.25)
@@ -107,14 +107,14 @@ def _occlude(ink: np.ndarray, spec: PictureSpec, random: np.random.Generator) ->
 
 def _colour(ink: np.ndarray, spec: PictureSpec, random: np.random.Generator) -> np.ndarray:
     """Ink and paper in colour, either darker, over an uneven paper: float32 [S, S, 3] grey levels."""
-    size, hard = spec.image_size, min(1.0, spec.difficulty)
-    contrast = 255 - random.uniform(0, 255 - MIN_CONTRAST) * hard
+    size, hard = spec.image_size, min(2.0, spec.difficulty)
+    contrast = max(20.0, 255 - random.uniform(0, 255 - MIN_CONTRAST) * hard)
     dark = random.uniform(0, 255 - contrast)
     paper, letters = dark + contrast, dark
-    if random.random() < 0.3 * hard:
+    if random.random() < 0.15 * hard:
         paper, letters = letters, paper
-    tint = random.uniform(-25, 25, (2, 3)) * hard
-    texture = random.standard_normal((7, 7, 3), dtype=np.float32) * np.float32(random.uniform(0, 14) * spec.difficulty)
+    tint = random.uniform(-12, 12, (2, 3)) * hard
+    texture = random.standard_normal((7, 7, 3), dtype=np.float32) * np.float32(random.uniform(0, 7) * spec.difficulty)
     shade = cv2.resize(texture, (size, size), interpolation=cv2.INTER_CUBIC)
     coverage = ink[:, :, None]
     levels: np.ndarray = (paper + tint[0]) * (1 - coverage) + (letters + tint[1]) * coverage + shade
