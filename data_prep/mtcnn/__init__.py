@@ -1,0 +1,1 @@
+"""Face detection by multi-task cascaded convolutional networks, batched over pictures of mixed sizes."""

@@ -1,0 +1,78 @@
+"""Makes `weights.npz` out of the wheel `mtcnn-1.0.0-py3-none-any.whl` of PyPI; needed once, kept for the record.
+
+    pip download --no-deps mtcnn==1.0.0 && pip install joblib lz4
+    python -m data_prep.mtcnn.convert mtcnn-1.0.0-py3-none-any.whl
+
+The wheel holds a list of arrays per network, in the order of its Keras layers: convolution kernels as [rows, columns,
+in, out], dense ones as [in, out], inputs of the first dense layer as [columns, rows, channels]: the networks were
+trained on transposed pictures. Only that order changes here, and P-Net's first layer is padded with zeros.
+"""
+
+import argparse
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.mtcnn.networks import STEM
+from data_prep.mtcnn.weights import WEIGHTS
+from dist_train.errors import UserError
+
+WHEEL_SHA256 = "0a96b4868e56db9ae984449519642be6dba03240e608a67e928ebb47833e9144"
+NETWORKS = {
+    "pnet": "conv1 prelu1 conv2 prelu2 conv3 prelu3 box score",
+    "rnet": "conv1 prelu1 conv2 prelu2 conv3 prelu3 dense4 prelu4 box score",
+    "onet": "conv1 prelu1 conv2 prelu2 conv3 prelu3 conv4 prelu4 dense5 prelu5 box landmarks score",
+}
+Array = NDArray[np.float32]
+
+
+def convert(wheel: Path) -> dict[str, Array]:
+    """The arrays of all networks, named as in their state dictionaries after `pnet.`, `rnet.`, `onet.`.
+
+    Raises:
+        UserError: another file than the wheel that this was written for.
+    """
+    import joblib
+
+    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != WHEEL_SHA256:  # a pickle is in it
+        raise UserError(f"{wheel}: sha256 is {found}, expected {WHEEL_SHA256} (mtcnn 1.0.0)")
+    arrays: dict[str, Array] = {}
+    with zipfile.ZipFile(wheel) as archive:
+        for network, layers in NETWORKS.items():
+            values = iter(joblib.load(io.BytesIO(archive.read(f"mtcnn/assets/weights/{network}.lz4"))))
+            for layer in layers.split():
+                weight = next(values)
+                arrays[f"{network}.{layer}.weight"] = weight.ravel() if "prelu" in layer else _kernel(layer, weight)
+                if "prelu" not in layer:
+                    arrays[f"{network}.{layer}.bias"] = next(values)
+    for kind in "weight", "bias":
+        score, box = (arrays.pop(f"pnet.{layer}.{kind}") for layer in ("score", "box"))
+        arrays[f"pnet.outputs.{kind}"] = np.concatenate([score, box])
+        arrays[f"pnet.conv1.{kind}"] = _padded(arrays[f"pnet.conv1.{kind}"], 0)
+    arrays["pnet.prelu1.weight"] = _padded(arrays["pnet.prelu1.weight"], 0)
+    arrays["pnet.conv2.weight"] = _padded(arrays["pnet.conv2.weight"], 1)
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _kernel(layer: str, weight: Array) -> Array:
+    if weight.ndim == 4:
+        return weight.transpose(3, 2, 0, 1)
+    if layer.startswith("dense"):
+        columns_rows_channels = weight.reshape(3, 3, -1, weight.shape[1])
+        return columns_rows_channels.transpose(3, 2, 1, 0).reshape(weight.shape[1], -1)
+    return weight.T
+
+
+def _padded(array: Array, axis: int) -> Array:
+    """`array` with zeros at the end of `axis`, up to `STEM`."""
+    return np.pad(array, [(0, STEM - array.shape[axis] if a == axis else 0) for a in range(array.ndim)])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheel", type=Path)
+    np.savez(WEIGHTS, **convert(parser.parse_args().wheel))  # type: ignore[arg-type]

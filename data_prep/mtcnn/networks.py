@@ -1,0 +1,102 @@
+"""P-Net, R-Net and O-Net: three small networks, each more certain and more costly than the one before.
+
+Zhang, Zhang, Li, Qiao: Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks (IEEE Signal
+Processing Letters, 2016), figure 2, with the channel counts of the authors' published models.
+
+Inputs are RGB with pixel values mapped from 0..255 to (x - 127.5) / 128. A regression gives the four sides of the box
+as offsets in units of the box's own width and height; landmarks are places within the box in the same units.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+
+STEM = 16  # channels of P-Net's first layer: the paper's 10, padded with zeros that fill a vector register
+
+
+class PNet(nn.Module):
+    """The proposal network, fully convolutional: one answer per cell of 2 pixels, about the 12x12 pixels that follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, STEM, 3)
+        self.prelu1 = nn.PReLU(STEM)
+        self.conv2 = nn.Conv2d(STEM, 16, 3)
+        self.prelu2 = nn.PReLU(16)
+        self.conv3 = nn.Conv2d(16, 32, 3)
+        self.prelu3 = nn.PReLU(32)
+        self.outputs = nn.Conv2d(32, 6, 1)  # face score and box regression, see `forward`
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Answers about every window.
+
+        Args:
+            pictures: [n, 3, H, W], H and W even.
+
+        Returns:
+            [n, 6, H/2 - 5, W/2 - 5]: logits of no face and face, then the regression of left, top, right, bottom.
+        """
+        x = F.max_pool2d(self.prelu1(self.conv1(pictures)), 2)
+        x = self.prelu2(self.conv2(x))
+        x = self.prelu3(self.conv3(x))
+        answers: Tensor = self.outputs(x)
+        return answers
+
+
+class RNet(nn.Module):
+    """The refinement network: candidates of 24x24 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 28, 3)
+        self.prelu1 = nn.PReLU(28)
+        self.conv2 = nn.Conv2d(28, 48, 3)
+        self.prelu2 = nn.PReLU(48)
+        self.conv3 = nn.Conv2d(48, 64, 2)
+        self.prelu3 = nn.PReLU(64)
+        self.dense4 = nn.Linear(64 * 3 * 3, 128)
+        self.prelu4 = nn.PReLU(128)
+        self.score = nn.Linear(128, 2)
+        self.box = nn.Linear(128, 4)
+
+    def forward(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, 2] of no face and face, and the box regression [n, 4], of `candidates` [n, 3, 24, 24]."""
+        x = F.max_pool2d(self.prelu1(self.conv1(candidates)), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
+        x = self.prelu3(self.conv3(x))
+        x = self.prelu4(self.dense4(x.flatten(1)))  # [n, 64, 3, 3] -> [n, 576]
+        return self.score(x), self.box(x)
+
+
+class ONet(nn.Module):
+    """The output network: candidates of 48x48 pixels, and where eyes, nose and corners of the mouth are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 3)
+        self.prelu1 = nn.PReLU(32)
+        self.conv2 = nn.Conv2d(32, 64, 3)
+        self.prelu2 = nn.PReLU(64)
+        self.conv3 = nn.Conv2d(64, 64, 3)
+        self.prelu3 = nn.PReLU(64)
+        self.conv4 = nn.Conv2d(64, 128, 2)
+        self.prelu4 = nn.PReLU(128)
+        self.dense5 = nn.Linear(128 * 3 * 3, 256)
+        self.prelu5 = nn.PReLU(256)
+        self.score = nn.Linear(256, 2)
+        self.box = nn.Linear(256, 4)
+        self.landmarks = nn.Linear(256, 10)
+
+    def forward(self, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is said of `candidates` [n, 3, 48, 48].
+
+        Returns:
+            Logits [n, 2] of no face and face, the box regression [n, 4], and landmarks [n, 5, 2] as x, y.
+        """
+        x = F.max_pool2d(self.prelu1(self.conv1(candidates)), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.prelu3(self.conv3(x)), 2, 2, ceil_mode=True)
+        x = self.prelu4(self.conv4(x))
+        x = self.prelu5(self.dense5(x.flatten(1)))  # [n, 128, 3, 3] -> [n, 1152]
+        points = self.landmarks(x).view(-1, 2, 5).transpose(1, 2)  # five x, then five y -> [n, 5, 2]
+        return self.score(x), self.box(x), points
