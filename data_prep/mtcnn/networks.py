@@ -7,7 +7,6 @@ Inputs are RGB with pixel values mapped from 0..255 to (x - 127.5) / 128. A regr
 as offsets in units of the box's own width and height; landmarks are places within the box in the same units.
 """
 
-import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ STEM = 16  # channels of P-Net's first layer: the paper's 10, padded with zeros 
 
 
 class PNet(nn.Module):
-    """The proposal network, fully convolutional: one answer per cell of 2 pixels, about the 12x12 pixels that follow."""
+    """The proposal network, fully convolutional: one answer per 2x2 pixels, about the 12x12 that follow."""
 
     def __init__(self) -> None:
         super().__init__()
