@@ -5,7 +5,7 @@
 
 The wheel holds a list of arrays per network, in the order of its Keras layers: convolution kernels as [rows, columns,
 in, out], dense ones as [in, out], inputs of the first dense layer as [columns, rows, channels]: the networks were
-trained on transposed pictures. Only that order changes here, and P-Net's first layer is padded with zeros.
+trained on transposed pictures. Only that order changes here; channels that networks.py adds are zeros.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.mtcnn.networks import STEM
+from data_prep.mtcnn.networks import INPUT, STEM
 from data_prep.mtcnn.weights import WEIGHTS
 from dist_train.errors import UserError
 
@@ -52,9 +52,11 @@ def convert(wheel: Path) -> dict[str, Array]:
     for kind in "weight", "bias":
         score, box = (arrays.pop(f"pnet.{layer}.{kind}") for layer in ("score", "box"))
         arrays[f"pnet.outputs.{kind}"] = np.concatenate([score, box])
-        arrays[f"pnet.conv1.{kind}"] = _padded(arrays[f"pnet.conv1.{kind}"], 0)
-    arrays["pnet.prelu1.weight"] = _padded(arrays["pnet.prelu1.weight"], 0)
-    arrays["pnet.conv2.weight"] = _padded(arrays["pnet.conv2.weight"], 1)
+        arrays[f"pnet.conv1.{kind}"] = _padded(arrays[f"pnet.conv1.{kind}"], 0, STEM)
+    arrays["pnet.prelu1.weight"] = _padded(arrays["pnet.prelu1.weight"], 0, STEM)
+    arrays["pnet.conv2.weight"] = _padded(arrays["pnet.conv2.weight"], 1, STEM)
+    for network in NETWORKS:
+        arrays[f"{network}.conv1.weight"] = _padded(arrays[f"{network}.conv1.weight"], 1, INPUT)
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -67,9 +69,9 @@ def _kernel(layer: str, weight: Array) -> Array:
     return weight.T
 
 
-def _padded(array: Array, axis: int) -> Array:
-    """`array` with zeros at the end of `axis`, up to `STEM`."""
-    return np.pad(array, [(0, STEM - array.shape[axis] if a == axis else 0) for a in range(array.ndim)])
+def _padded(array: Array, axis: int, length: int) -> Array:
+    """`array` with zeros at the end of `axis`, up to `length`."""
+    return np.pad(array, [(0, length - array.shape[axis] if a == axis else 0) for a in range(array.ndim)])
 
 
 if __name__ == "__main__":

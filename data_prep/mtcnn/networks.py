@@ -3,13 +3,16 @@
 Zhang, Zhang, Li, Qiao: Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks (IEEE Signal
 Processing Letters, 2016), figure 2, with the channel counts of the authors' published models.
 
-Inputs are RGB with pixel values mapped from 0..255 to (x - 127.5) / 128. A regression gives the four sides of the box
-as offsets in units of the box's own width and height; landmarks are places within the box in the same units.
+Inputs are RGB with pixel values mapped from 0..255 to (x - 127.5) / 128, and a fourth channel that is not looked at: a
+pixel's four sums are gathered as one word of 16 bytes (`windows.py`), and to drop one would cost more than to carry it.
+A regression gives the four sides of the box as offsets in units of the box's own width and height; landmarks are places
+within the box in the same units.
 """
 
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
+INPUT = 4  # channels of the input; weights of the last are zero
 STEM = 16  # channels of P-Net's first layer: the paper's 10, padded with zeros that fill a vector register
 
 
@@ -18,7 +21,7 @@ class PNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, STEM, 3)
+        self.conv1 = nn.Conv2d(INPUT, STEM, 3)
         self.prelu1 = nn.PReLU(STEM)
         self.conv2 = nn.Conv2d(STEM, 16, 3)
         self.prelu2 = nn.PReLU(16)
@@ -30,7 +33,7 @@ class PNet(nn.Module):
         """Answers about every window.
 
         Args:
-            pictures: [n, 3, H, W], H and W even.
+            pictures: [n, INPUT, H, W], H and W even.
 
         Returns:
             [n, 6, H/2 - 5, W/2 - 5]: logits of no face and face, then the regression of left, top, right, bottom.
@@ -47,7 +50,7 @@ class RNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 28, 3)
+        self.conv1 = nn.Conv2d(INPUT, 28, 3)
         self.prelu1 = nn.PReLU(28)
         self.conv2 = nn.Conv2d(28, 48, 3)
         self.prelu2 = nn.PReLU(48)
@@ -59,7 +62,7 @@ class RNet(nn.Module):
         self.box = nn.Linear(128, 4)
 
     def forward(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [n, 2] of no face and face, and the box regression [n, 4], of `candidates` [n, 3, 24, 24]."""
+        """Logits [n, 2] of no face and face, and the box regression [n, 4], of `candidates` [n, INPUT, 24, 24]."""
         x = F.max_pool2d(self.prelu1(self.conv1(candidates)), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
         x = self.prelu3(self.conv3(x))
@@ -72,7 +75,7 @@ class ONet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 32, 3)
+        self.conv1 = nn.Conv2d(INPUT, 32, 3)
         self.prelu1 = nn.PReLU(32)
         self.conv2 = nn.Conv2d(32, 64, 3)
         self.prelu2 = nn.PReLU(64)
@@ -87,7 +90,7 @@ class ONet(nn.Module):
         self.landmarks = nn.Linear(256, 10)
 
     def forward(self, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is said of `candidates` [n, 3, 48, 48].
+        """What is said of `candidates` [n, INPUT, 48, 48].
 
         Returns:
             Logits [n, 2] of no face and face, the box regression [n, 4], and landmarks [n, 5, 2] as x, y.

@@ -1,0 +1,287 @@
+"""The cascade: from pictures of mixed sizes to faces.
+
+    pictures ──► all levels of all pictures, packed on canvases ──► P-Net ──► boxes, suppressed per level and picture
+             ──► their 24x24 crops ──► R-Net ──► fewer boxes ──► their 48x48 crops ──► O-Net ──► faces, five landmarks
+
+Every step works on the candidates of the whole batch. Memory is bounded: pictures are taken in groups of so many pixels,
+canvases have a fixed size, crops go through the networks in chunks.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data_prep.mtcnn.boxes import pixels, regress, square, suppress, suppress_nested
+from data_prep.mtcnn.networks import INPUT, ONet, PNet, RNet
+from data_prep.mtcnn.packing import Canvas, Place, pack
+from data_prep.mtcnn.pyramid import CELL, STRIDE, Piece, pieces
+from data_prep.mtcnn.weights import load_weights
+from data_prep.mtcnn.windows import CHANNELS, SumTables, cells
+from dist_train.errors import UserError
+
+Picture = NDArray[np.uint8]
+
+
+class Faces(NamedTuple):
+    """The faces of a picture, the most certain first.
+
+    Attributes:
+        boxes: [n, 4] float32: left, top, right, bottom in pixels; may reach out of the picture.
+        scores: [n] float32, certainty from 0 to 1.
+        landmarks: [n, 5, 2] float32: x, y of left eye, right eye (as seen by the viewer), nose, left and right corner
+            of the mouth, in pixels.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+
+
+class Limits(NamedTuple):
+    """What goes through at once on a kind of device: enough to keep it busy, little enough for its memory.
+
+    Attributes:
+        canvas_px: height and width of P-Net's input, even.
+        rnet: candidates of R-Net.
+        onet: candidates of O-Net.
+    """
+
+    canvas_px: tuple[int, int]
+    rnet: int
+    onet: int
+
+
+# On CPU no layer's output is above 32 MB: glibc would map larger ones afresh every time, at the price of their pages.
+LIMITS = {"cpu": Limits((512, 896), 512, 96), "cuda": Limits((2048, 2048), 8192, 4096)}
+
+
+class _Candidates(NamedTuple):
+    """Boxes of the whole batch: picture [n], boxes [n, 4], scores [n]."""
+
+    picture: Tensor
+    boxes: Tensor
+    scores: Tensor
+
+
+class Detector:
+    """Finds faces in batches of pictures of mixed sizes. To be used by one thread at a time."""
+
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        min_face_px: float = 20,
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+        factor: float = 0.709,
+        overlaps: tuple[float, float, float, float] = (0.5, 0.7, 0.7, 0.7),
+        precision: torch.dtype | None = None,
+        batch_px: int = 8_000_000,
+    ) -> None:
+        """A detector with the pretrained networks.
+
+        Args:
+            device: where networks run.
+            min_face_px: side of the smallest face to be found, in pixels.
+            thresholds: of the three networks' scores.
+            factor: from one scale of a picture to the next.
+            overlaps: above which the less certain of two boxes goes: within a scale, across scales, after R-Net (as
+                intersection over union), after O-Net (over the smaller box).
+            precision: of the networks; default float32 on CPU, float16 on GPU.
+            batch_px: pixels of pictures that are in work at once, at 16 bytes each; a larger picture goes alone.
+
+        Raises:
+            UserError: a value makes no sense, or there is no such device.
+        """
+        if min_face_px < CELL:
+            raise UserError(f"min_face_px is {min_face_px}, expected at least {CELL}, the smallest window")
+        if not 0.3 <= factor <= 0.95:
+            raise UserError(f"factor is {factor}, expected 0.3 to 0.95")
+        for name, values in (("thresholds", thresholds), ("overlaps", overlaps)):
+            if not all(0 < value < 1 for value in values):
+                raise UserError(f"{name} are {values}, expected numbers between 0 and 1")
+        self.device = torch.device(device)
+        if self.device.type not in LIMITS or (self.device.type == "cuda" and not torch.cuda.is_available()):
+            raise UserError(f"device {device!r} is not available, expected cpu, or cuda on a machine with a GPU")
+        self.min_face_px, self.factor = min_face_px, factor
+        self.thresholds, self.overlaps = thresholds, overlaps
+        self.precision = precision or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        self.batch_px = batch_px
+        self._limits = LIMITS[self.device.type]
+        self._pnet, self._rnet, self._onet = PNet(), RNet(), ONet()
+        load_weights(pnet=self._pnet, rnet=self._rnet, onet=self._onet)
+        for network in (self._pnet, self._rnet, self._onet):
+            network.eval().requires_grad_(False).to(self.device, self.precision, memory_format=torch.channels_last)
+        self._buffer = np.empty((0, CHANNELS), np.int32)
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Picture]) -> list[Faces]:
+        """The faces of each picture.
+
+        Args:
+            images: uint8 [height, width, 3], RGB, of any sizes.
+
+        Raises:
+            UserError: one of them is not that.
+        """
+        for number, image in enumerate(images):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                raise UserError(
+                    f"images[{number}]: {image.dtype} {list(image.shape)}, expected uint8 [height, width, 3], RGB"
+                )
+        return [faces for group in _groups(images, self.batch_px) for faces in self._detect(group)]
+
+    def _detect(self, images: Sequence[Picture]) -> list[Faces]:
+        needed = sum(cells(image) for image in images)
+        if len(self._buffer) < needed:
+            self._buffer = np.empty((needed, CHANNELS), np.int32)
+        tables = SumTables(images, self._buffer, self.device)
+        found, landmarks = self._output(tables, self._refine(tables, self._propose(tables)))
+        order = found.scores.argsort(descending=True, stable=True)
+        picture, boxes, scores, points = (
+            values[order].cpu().numpy() for values in (found.picture, found.boxes, found.scores, landmarks)
+        )
+        return [
+            Faces(boxes[mine], scores[mine], points[mine])
+            for mine in (np.flatnonzero(picture == number) for number in range(len(images)))
+        ]
+
+    def _propose(self, tables: SumTables) -> _Candidates:
+        """P-Net over all levels."""
+        height, width = self._limits.canvas_px
+        todo = [
+            piece
+            for number, shape in enumerate(tables.shapes)
+            for piece in pieces(number, shape, self.min_face_px, self.factor, height, width)
+        ]
+        places, canvases = pack([(piece.height, piece.width) for piece in todo], height, width)
+        hits = [
+            self._propose_on(
+                tables, canvas, [(p, at) for p, at in zip(todo, places, strict=True) if at.canvas == number]
+            )
+            for number, canvas in enumerate(canvases)
+        ]
+        picture, level, boxes, scores, offsets = (
+            torch.cat(values) for values in zip(*hits, _nothing(self.device), strict=True)
+        )
+        kept = suppress(boxes, scores, picture * (level.amax() + 1) + level if len(level) else level, self.overlaps[0])
+        kept = kept[suppress(boxes[kept], scores[kept], picture[kept], self.overlaps[1])]
+        return _Candidates(picture[kept], square(regress(boxes[kept], offsets[kept], 0)), scores[kept])
+
+    def _propose_on(
+        self, tables: SumTables, canvas: Canvas, content: list[tuple[Piece, Place]]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Picture [n], level [n], box [n, 4], score [n] and regression [n, 4] of the windows above the threshold."""
+        pixels_ = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
+        owner = np.full((canvas.height // STRIDE, canvas.width // STRIDE), -1, np.int64)
+        for number, (piece, at) in enumerate(content):
+            part = pixels_[at.top : at.top + piece.height, at.left : at.left + piece.width]
+            tables.level(piece.picture, *piece.size, piece.top, piece.left, part)
+            row, column = at.top // STRIDE, at.left // STRIDE
+            beyond = (CELL - STRIDE) // STRIDE  # windows that begin in the piece but do not end in it
+            owner[row : row + piece.height // STRIDE - beyond, column : column + piece.width // STRIDE - beyond] = (
+                number
+            )
+        answers = self._pnet(pixels_.permute(2, 0, 1)[None].to(self.precision))[0].float()  # [6, rows, columns]
+        margin = answers[1] - answers[0]
+        row, column = (margin >= _logit(self.thresholds[0])).nonzero().unbind(1)
+        number = torch.from_numpy(owner).to(self.device)[row, column]
+        valid = number >= 0
+        row, column, number = row[valid], column[valid], number[valid]
+
+        def of(values: list[int]) -> Tensor:
+            return torch.tensor(values, device=self.device)[number]
+
+        y = row * STRIDE + of([piece.top - at.top for piece, at in content])
+        x = column * STRIDE + of([piece.left - at.left for piece, at in content])
+        start = torch.stack([x, y], 1).float() + 1
+        scale = torch.tensor([piece.scale for piece, _ in content], device=self.device)[number, None]
+        boxes = torch.cat([start / scale, (start + CELL - 1) / scale], 1).floor_()
+        return (
+            of([piece.picture for piece, _ in content]),
+            of([piece.level for piece, _ in content]),
+            boxes,
+            margin[row, column].sigmoid(),
+            answers[2:, row, column].T,
+        )
+
+    def _refine(self, tables: SumTables, given: _Candidates) -> _Candidates:
+        """R-Net over the candidates of P-Net."""
+        kept, (logits, offsets) = self._ask(self._rnet, tables, given, 24, self._limits.rnet, (2, 4))
+        scores = (logits[:, 1] - logits[:, 0]).sigmoid()
+        sure = torch.where(scores > self.thresholds[1])[0]
+        picture, boxes, scores, offsets = (
+            given.picture[kept][sure],
+            given.boxes[kept][sure],
+            scores[sure],
+            offsets[sure],
+        )
+        best = suppress(boxes, scores, picture, self.overlaps[2])
+        return _Candidates(picture[best], square(regress(boxes[best], offsets[best], 1)), scores[best])
+
+    def _output(self, tables: SumTables, given: _Candidates) -> tuple[_Candidates, Tensor]:
+        """O-Net over the candidates of R-Net: faces and landmarks [n, 5, 2]."""
+        kept, (logits, offsets, points) = self._ask(self._onet, tables, given, 48, self._limits.onet, (2, 4, 10))
+        scores = (logits[:, 1] - logits[:, 0]).sigmoid()
+        sure = torch.where(scores > self.thresholds[2])[0]
+        picture, boxes, scores = given.picture[kept][sure], given.boxes[kept][sure], scores[sure]
+        size = boxes[:, 2:] - boxes[:, :2] + 1
+        landmarks = points[sure].view(-1, 5, 2) * size[:, None] + boxes[:, None, :2] - 1
+        boxes = regress(boxes, offsets[sure], 1)
+        best = suppress_nested(boxes, scores, picture, self.overlaps[3])
+        return _Candidates(picture[best], boxes[best], scores[best]), landmarks[best]
+
+    def _ask(
+        self, network: nn.Module, tables: SumTables, given: _Candidates, size: int, chunk: int, widths: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Answers of `network` about candidates.
+
+        Args:
+            network: R-Net or O-Net.
+            tables: of the pictures.
+            given: the candidates.
+            size: of the network's input.
+            chunk: candidates at once.
+            widths: numbers in each of the network's answers.
+
+        Returns:
+            Numbers of those candidates that have a pixel in their picture, and the answers [n, width] about them.
+        """
+        heights, widths_px = torch.tensor(tables.shapes, device=self.device)[given.picture].unbind(1)
+        inside = pixels(given.boxes, heights, widths_px)
+        kept = torch.where((inside[:, 2:] > inside[:, :2]).all(1))[0]
+        answers = [[torch.empty(0, width, device=self.device)] for width in widths]
+        for part in kept.split(chunk):
+            crops = tables.crops(given.picture[part], inside[part], size)
+            for collected, answer in zip(answers, network(crops.to(self.precision)), strict=True):
+                collected.append(answer.float().flatten(1))
+        return kept, [torch.cat(collected) for collected in answers]
+
+
+def _groups(images: Sequence[Picture], batch_px: int) -> Iterator[list[Picture]]:
+    """Images in their order, in groups of at most `batch_px` pixels or of one."""
+    group: list[Picture] = []
+    total = 0
+    for image in images:
+        count = image.shape[0] * image.shape[1]
+        if group and total + count > batch_px:
+            yield group
+            group, total = [], 0
+        group.append(image)
+        total += count
+    if group:
+        yield group
+
+
+def _nothing(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `Detector._propose_on` finds on no canvas."""
+    numbers = torch.empty(0, dtype=torch.long, device=device)
+    boxes = torch.empty(0, 4, device=device)
+    return numbers, numbers, boxes, boxes[:, 0], boxes
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))

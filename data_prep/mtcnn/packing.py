@@ -1,0 +1,88 @@
+"""Rectangles of many sizes on few canvases, by the skyline method (Jylänki: A Thousand Ways to Pack the Bin, 2010)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where a rectangle is."""
+
+    canvas: int
+    top: int
+    left: int
+
+
+class _Step(NamedTuple):
+    """A horizontal piece of the skyline."""
+
+    left: int
+    right: int
+    height: int
+
+
+@dataclass
+class Canvas:
+    """A canvas that fills from its top; `height` and `width` are what is covered so far."""
+
+    max_height: int
+    max_width: int
+    height: int = 0
+    width: int = 0
+    _skyline: list[_Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._skyline = [_Step(0, self.max_width, 0)]
+
+    def put(self, height: int, width: int) -> tuple[int, int] | None:
+        """Top and left of the highest free place for a rectangle, which is taken; None if there is none."""
+        best: tuple[int, int] | None = None
+        for step in self._skyline:
+            left, right = step.left, step.left + width
+            if right > self.max_width:
+                break
+            top = max(other.height for other in self._skyline if other.left < right and other.right > left)
+            if top + height <= self.max_height and (best is None or top < best[0]):
+                best = top, left
+        if best is not None:
+            self._cover(best[0] + height, best[1], best[1] + width)
+        return best
+
+    def _cover(self, bottom: int, left: int, right: int) -> None:
+        steps = [_Step(left, right, bottom)]
+        for step in self._skyline:
+            if step.left < left:
+                steps.append(_Step(step.left, min(step.right, left), step.height))
+            if step.right > right:
+                steps.append(_Step(max(step.left, right), step.right, step.height))
+        self._skyline = sorted(steps)
+        self.height = max(self.height, bottom)
+        self.width = max(self.width, right)
+
+
+def pack(sizes: Sequence[tuple[int, int]], max_height: int, max_width: int) -> tuple[list[Place], list[Canvas]]:
+    """A place for each rectangle, the highest ones first.
+
+    Args:
+        sizes: height and width of each; none above the limits.
+        max_height: of a canvas.
+        max_width: of a canvas.
+
+    Returns:
+        The place of each rectangle, and the canvases.
+    """
+    canvases: list[Canvas] = []
+    places: dict[int, Place] = {}
+    for number in sorted(range(len(sizes)), key=lambda n: sizes[n], reverse=True):
+        for index, canvas in enumerate(canvases):
+            found = canvas.put(*sizes[number])
+            if found is not None:
+                break
+        else:
+            index = len(canvases)
+            canvases.append(Canvas(max_height, max_width))
+            found = canvases[-1].put(*sizes[number])
+        if found is None:
+            raise ValueError(f"a rectangle of {sizes[number]} does not fit a canvas of {max_height, max_width}")
+        places[number] = Place(index, *found)
+    return [places[number] for number in range(len(sizes))], canvases
