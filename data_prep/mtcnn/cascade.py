@@ -3,8 +3,8 @@
     pictures ──► all levels of all pictures, packed on canvases ──► P-Net ──► boxes, suppressed per level and picture
              ──► their 24x24 crops ──► R-Net ──► fewer boxes ──► their 48x48 crops ──► O-Net ──► faces, five landmarks
 
-Every step works on the candidates of the whole batch. Memory is bounded: pictures are taken in groups of so many pixels,
-canvases have a fixed size, crops go through the networks in chunks.
+Every step works on the candidates of the whole batch. Memory is bounded: pictures are taken in groups of so many
+pixels, canvases have a fixed size, crops go through the networks in chunks.
 """
 
 import math
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.mtcnn.boxes import pixels, regress, square, suppress, suppress_nested
-from data_prep.mtcnn.networks import INPUT, ONet, PNet, RNet
+from data_prep.mtcnn.networks import ONet, PNet, RNet
 from data_prep.mtcnn.packing import Canvas, Place, pack
 from data_prep.mtcnn.pyramid import CELL, STRIDE, Piece, pieces
 from data_prep.mtcnn.weights import load_weights
@@ -56,8 +56,10 @@ class Limits(NamedTuple):
     onet: int
 
 
-# On CPU no layer's output is above 32 MB: glibc would map larger ones afresh every time, at the price of their pages.
-LIMITS = {"cpu": Limits((512, 896), 512, 96), "cuda": Limits((2048, 2048), 8192, 4096)}
+# On CPU all that a network holds at once is below `HEAP_BYTES`, see `_keep_heap`.
+LIMITS = {"cpu": Limits((400, 640), 128, 24), "cuda": Limits((2048, 2048), 8192, 4096)}
+
+HEAP_BYTES = 31 * 2**20
 
 
 class _Candidates(NamedTuple):
@@ -116,6 +118,8 @@ class Detector:
         for network in (self._pnet, self._rnet, self._onet):
             network.eval().requires_grad_(False).to(self.device, self.precision, memory_format=torch.channels_last)
         self._buffer = np.empty((0, CHANNELS), np.int32)
+        if self.device.type == "cpu":
+            _keep_heap()
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Picture]) -> list[Faces]:
@@ -175,19 +179,18 @@ class Detector:
         self, tables: SumTables, canvas: Canvas, content: list[tuple[Piece, Place]]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Picture [n], level [n], box [n, 4], score [n] and regression [n, 4] of the windows above the threshold."""
-        pixels_ = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
+        canvas_ = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
         owner = np.full((canvas.height // STRIDE, canvas.width // STRIDE), -1, np.int64)
         for number, (piece, at) in enumerate(content):
-            part = pixels_[at.top : at.top + piece.height, at.left : at.left + piece.width]
+            part = canvas_[at.top : at.top + piece.height, at.left : at.left + piece.width]
             tables.level(piece.picture, *piece.size, piece.top, piece.left, part)
             row, column = at.top // STRIDE, at.left // STRIDE
             beyond = (CELL - STRIDE) // STRIDE  # windows that begin in the piece but do not end in it
             owner[row : row + piece.height // STRIDE - beyond, column : column + piece.width // STRIDE - beyond] = (
                 number
             )
-        answers = self._pnet(pixels_.permute(2, 0, 1)[None].to(self.precision))[0].float()  # [6, rows, columns]
-        margin = answers[1] - answers[0]
-        row, column = (margin >= _logit(self.thresholds[0])).nonzero().unbind(1)
+        logits, features = self._pnet(canvas_.permute(2, 0, 1)[None].to(self.precision))
+        row, column = (logits[0] >= _logit(self.thresholds[0])).nonzero().unbind(1)
         number = torch.from_numpy(owner).to(self.device)[row, column]
         valid = number >= 0
         row, column, number = row[valid], column[valid], number[valid]
@@ -204,8 +207,8 @@ class Detector:
             of([piece.picture for piece, _ in content]),
             of([piece.level for piece, _ in content]),
             boxes,
-            margin[row, column].sigmoid(),
-            answers[2:, row, column].T,
+            logits[0, row, column].float().sigmoid(),
+            self._pnet.box(features[0, row, column]).float(),
         )
 
     def _refine(self, tables: SumTables, given: _Candidates) -> _Candidates:
@@ -274,6 +277,16 @@ def _groups(images: Sequence[Picture], batch_px: int) -> Iterator[list[Picture]]
         total += count
     if group:
         yield group
+
+
+def _keep_heap() -> None:
+    """Have glibc keep freed memory, up to twice `HEAP_BYTES`, for the next layer.
+
+    It gives larger pieces back to the system and takes them anew, which costs more than the arithmetic of P-Net: every
+    page is cleared again. How much it keeps follows from the largest piece that was ever freed, at most 32 MB
+    (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    torch.empty(HEAP_BYTES, dtype=torch.uint8)
 
 
 def _nothing(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

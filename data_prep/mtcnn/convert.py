@@ -50,8 +50,6 @@ def convert(wheel: Path) -> dict[str, Array]:
                 if "prelu" not in layer:
                     arrays[f"{network}.{layer}.bias"] = next(values)
     for kind in "weight", "bias":
-        score, box = (arrays.pop(f"pnet.{layer}.{kind}") for layer in ("score", "box"))
-        arrays[f"pnet.outputs.{kind}"] = np.concatenate([score, box])
         arrays[f"pnet.conv1.{kind}"] = _padded(arrays[f"pnet.conv1.{kind}"], 0, STEM)
     arrays["pnet.prelu1.weight"] = _padded(arrays["pnet.prelu1.weight"], 0, STEM)
     arrays["pnet.conv2.weight"] = _padded(arrays["pnet.conv2.weight"], 1, STEM)
@@ -62,7 +60,8 @@ def convert(wheel: Path) -> dict[str, Array]:
 
 def _kernel(layer: str, weight: Array) -> Array:
     if weight.ndim == 4:
-        return weight.transpose(3, 2, 0, 1)
+        out_in_rows_columns = weight.transpose(3, 2, 0, 1)
+        return out_in_rows_columns[:, :, 0, 0] if layer in ("score", "box") else out_in_rows_columns
     if layer.startswith("dense"):
         columns_rows_channels = weight.reshape(3, 3, -1, weight.shape[1])
         return columns_rows_channels.transpose(3, 2, 1, 0).reshape(weight.shape[1], -1)

@@ -9,6 +9,7 @@ A regression gives the four sides of the box as offsets in units of the box's ow
 within the box in the same units.
 """
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
@@ -27,22 +28,31 @@ class PNet(nn.Module):
         self.prelu2 = nn.PReLU(16)
         self.conv3 = nn.Conv2d(16, 32, 3)
         self.prelu3 = nn.PReLU(32)
-        self.outputs = nn.Conv2d(32, 6, 1)  # face score and box regression, see `forward`
+        self.score = nn.Linear(32, 2)
+        self.box = nn.Linear(32, 4)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Answers about every window.
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known about every window.
 
         Args:
-            pictures: [n, INPUT, H, W], H and W even.
+            pictures: [n, INPUT, H, W], H and W even, channels last in memory.
 
         Returns:
-            [n, 6, H/2 - 5, W/2 - 5]: logits of no face and face, then the regression of left, top, right, bottom.
+            Logits [n, H/2 - 5, W/2 - 5] of there being a face, and features [n, H/2 - 5, W/2 - 5, 32], which `box` turns
+            into regressions where there is one.
         """
-        x = F.max_pool2d(self.prelu1(self.conv1(pictures)), 2)
+        x = _halve(self.prelu1(self.conv1(pictures)))
         x = self.prelu2(self.conv2(x))
-        x = self.prelu3(self.conv3(x))
-        answers: Tensor = self.outputs(x)
-        return answers
+        x = self.prelu3(self.conv3(x)).permute(0, 2, 3, 1)
+        # Of the two classes' logits only the difference counts, and one product is cheaper than two.
+        logits = x @ (self.score.weight[1] - self.score.weight[0]) + (self.score.bias[1] - self.score.bias[0])
+        return logits, x
+
+
+def _halve(x: Tensor) -> Tensor:
+    """`max_pool2d(x, 2)` of even height and width, in half its time for channels-last pictures."""
+    x = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
+    return torch.maximum(x[:, :, :, 0::2], x[:, :, :, 1::2])
 
 
 class RNet(nn.Module):
