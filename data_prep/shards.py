@@ -17,7 +17,6 @@ from dist_train.data.index import Member, format_index
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
 from dist_train.errors import WorkError
 
-
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 

@@ -79,24 +79,28 @@ class Checkpointer:
         """
         self.wait()
         final = self._run_dir / CHECKPOINTS / checkpoint_name(progress.step)
-        if (final / ".metadata").exists():
-            return
         writing = final.with_name(f".writing-{final.name}")
-        problem = None
-        if self._ranks.rank == 0:
-            try:
-                shutil.rmtree(writing, ignore_errors=True)
-                writing.mkdir(parents=True)
-                write_progress(writing, progress)
-            except OSError as error:
-                problem = error
-                self._report(final, error)
-        if self._ranks.any(problem is not None)[0]:
+        # Rank 0 alone looks and decides: the others may look before or after it has committed.
+        begun = self._ranks.rank != 0 or self._begin(writing, final, progress)
+        if self._ranks.any(not begun)[0]:
             return
         upload = dcp.async_save(self._state(), checkpoint_id=writing, process_group=self._ranks.saving_group)
         if not isinstance(upload, Future):
             raise TypeError(f"async_save gave {type(upload).__name__}, expected a Future")
         self._pending = (writing, final, self._thread.submit(self._finish, writing, upload))
+
+    def _begin(self, writing: Path, final: Path, progress: Progress) -> bool:
+        """Make the directory to write into; False where this step's checkpoint exists or the disk refuses."""
+        if (final / ".metadata").exists():
+            return False
+        try:
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir(parents=True)
+            write_progress(writing, progress)
+        except OSError as error:
+            self._report(final, error)
+            return False
+        return True
 
     def _finish(self, writing: Path, upload: Future[Any]) -> None:
         """In the background: when the files are written, add their checksums."""

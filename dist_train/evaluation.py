@@ -29,6 +29,8 @@ class Evaluation:
 
     def figures(self) -> dict[str, float]:
         """The results under the names that trackers use."""
+        if not (self.verification or self.identification):
+            return {}
         figures = {"evaluate/score": self.score}
         for one in self.verification:
             figures[f"evaluate/{one.name}/accuracy"] = one.accuracy

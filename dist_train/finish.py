@@ -34,7 +34,8 @@ def finish_run(trainer: Trainer, started: float) -> None:
     config, ranks, samples = trainer.config, trainer.ranks, cast(Tensor, trainer.samples)
     backbone = trainer.evaluated_backbone()
     found = evaluate_backbone(backbone, config.evaluate, trainer.loader.image_size, ranks)
-    trainer.trackers.log(trainer.step, found.figures())
+    if figures := found.figures():
+        trainer.trackers.log(trainer.step, figures)
     if ranks.rank == 0:
         summary = _summary(trainer, found)
         if config.export.onnx:

@@ -10,7 +10,7 @@ from dist_train.checkpoint import newest_sound_checkpoint
 from dist_train.config import RunConfig, dump_config
 from dist_train.finish import finish_run
 from dist_train.ranks import join_ranks, leave_ranks
-from dist_train.run_dir import open_run_dir
+from dist_train.run_dir import claim_run_dir, open_run_dir
 from dist_train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
             logger.info("configuration:\n%s", dump_config(config))
         ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
         with closing(Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as trainer:
+            ranks.agree(lambda: claim_run_dir(config) if ranks.rank == 0 else None)
             if trainer.fit():
                 finish_run(trainer, started)
                 return 0

@@ -19,7 +19,7 @@ def restarted() -> bool:
 
 
 def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> None:
-    """Make the run directory, or with `resume` enter the one that is there. Call it on rank 0 only.
+    """Make the run directory, or with `resume` look whether the one that is there may go on. Call it on rank 0 only.
 
     Raises:
         UserError: it cannot be written, holds another run, or was made with another configuration.
@@ -37,9 +37,21 @@ def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> None:
         raise UserError(
             f"run_dir {directory} holds no run to resume ({CONFIG_NAME} is missing); start without --resume"
         )
+
+
+def claim_run_dir(config: RunConfig) -> None:
+    """Write the configuration, which makes the directory this run's. Call it on rank 0, once the run can begin.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    stored = config.run_dir / CONFIG_NAME
     temporary = stored.with_suffix(".tmp")
-    temporary.write_text(dump_config(config), encoding="utf-8")
-    temporary.replace(stored)
+    try:
+        temporary.write_text(dump_config(config), encoding="utf-8")
+        temporary.replace(stored)
+    except OSError as error:
+        raise UserError(f"run_dir {config.run_dir}: cannot write {CONFIG_NAME}: {error.strerror}") from error
 
 
 def _check_same(directory: Path, old: RunConfig, new: RunConfig, allow_changes: bool) -> None:

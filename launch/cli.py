@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
-from launch.local import app as launch_app
+from launch.commands import app as launch_app
 
 app = typer.Typer(
     name="headcount",
@@ -54,14 +55,31 @@ def root(
 
 def main() -> None:
     """Run the command line: exit status 0, 1 for a failure of the work, 2 for a user's mistake."""
+    status = _status()
+    if "RANK" in os.environ:
+        # A thread of gloo that takes Python's lock while the interpreter ends aborts the process, whatever its status.
+        # All that a rank has to close is closed by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _status() -> int:
     try:
         app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        return 2
     except WorkError as error:
         typer.echo(f"failed: {error}", err=True)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
-        sys.exit(130)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0

@@ -36,7 +36,7 @@ def write_recipe(path, tiny_set, run_dir, **overrides):
         "backbone": {"name": "tiny", "embedding_dim": 16},
         "head": {"scale": 16.0},
         "train": {"steps": 8, "global_batch_size": 48, "micro_batch_size": 8, "log_every": 1, "device": "cpu"},
-        "optimizer": {"lr": 0.005},
+        "optimizer": {"lr": 0.003},
         "checkpoint": {"every_steps": 4},
         "track": {"wandb": "disabled"},
     }
@@ -57,6 +57,7 @@ def ranks_of_test(rank, world_size):
 def train_steps(rank, world_size, recipe, steps, checkpoint=None):
     """Losses of the next `steps` steps; the state is saved at the end."""
     config = load_config(recipe)
+    config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, ranks_of_test(rank, world_size), checkpoint)
     with trainer.loader:
         batches = iter(trainer.loader)
@@ -110,7 +111,7 @@ def test_the_command_trains_on_two_ranks_and_leaves_a_summary_and_a_report(tmp_p
     assert "holds another run; continue it with --resume" in again.stderr
     other = headcount("train", recipe, "--resume", "optimizer.lr=0.5")
     assert other.returncode == 2
-    assert "optimizer.lr: 0.005 -> 0.5" in other.stderr
+    assert "optimizer.lr: 0.003 -> 0.5" in other.stderr
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, tiny_set):
@@ -135,7 +136,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, tiny_s
     ("override", "status", "message"),
     [
         ("data.path=/nowhere", 2, "no such directory"),
-        ("train.global_batch_size=4096", 2, "larger than the dataset"),
+        ("train.global_batch_size=4096", 2, "fewer than one global batch of 4096"),
         ("train.micro_batch_size=5", 2, "is not a multiple of"),
         ("run_dir=/proc/run", 2, "cannot write there"),
         ("head.sample_rat=0.1", 2, "did you mean head.sample_rate?"),

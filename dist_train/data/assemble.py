@@ -1,20 +1,21 @@
 """From positions to pixels: order, reading, decoding, augmentation, and the replacement of bad samples."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dist_train.data.augment import draw
+from dist_train.data.augment import Augmentation, draw
 from dist_train.data.bad_samples import BadSample
 from dist_train.data.class_index import load_class_index
 from dist_train.data.config import DataConfig
 from dist_train.data.counters import Ints
 from dist_train.data.opencv import Augmenter, Pixels, decode
-from dist_train.data.order import ClassOrder, MixedOrder, Order, SingleOrder, WindowShuffle
+from dist_train.data.order import ClassOrder, MixedOrder, Order, Places, SingleOrder, WindowShuffle
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.remote import cache_policy
-from dist_train.data.shards import BadSampleError, RawSample
+from dist_train.data.shards import BadSampleError
 from dist_train.errors import WorkError
 
 _MOST_REPLACEMENTS = 1000  # bad samples in a row, after which something else is wrong
@@ -70,51 +71,75 @@ def open_reader(plan: Plan) -> SampleReader:
 
 
 class Assembler:
-    """Makes the pictures and labels of any positions of a plan."""
+    """Makes the pictures and labels of any positions of a plan.
+
+    Attributes:
+        order: which sample stands where.
+        reader: of the samples.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._order = build_order(plan)
-        self._reader = open_reader(plan)
+        self.order = build_order(plan)
+        self.reader = open_reader(plan)
         self._augmenter = Augmenter(plan.image_size)
+
+    def draw(self, places: Places) -> Augmentation:
+        """Augmentation parameters of some places."""
+        config = self._plan.config.augment
+        return draw(config, self._plan.seed, places.epoch, places.place, self._plan.image_size)
 
     def fill(self, positions: Ints, images: Pixels, labels: Ints) -> list[BadSample]:
         """Write the samples at `positions` [n] into `images` [n, 3, size, size] (red first) and `labels` [n].
 
         Returns:
-            The bad samples among them. Each has been replaced by the next good one in the order, which keeps the
-            augmentation of its own position.
+            The bad samples among them, which have been replaced; see `walk`.
 
         Raises:
             WorkError: nothing but bad samples follow a position.
         """
-        places = self._order.locate(positions)
-        parameters = draw(self._plan.config.augment, self._plan.seed, places.epoch, places.place, self._plan.image_size)
-        self._augmenter.load(parameters)
+        places = self.order.locate(positions)
+        self._augmenter.load(self.draw(places))
+
+        def put(row: int, shard: int, sample: int) -> None:
+            raw = self.reader.read(shard, sample)
+            self._augmenter.apply(decode(raw.image), row, images[row])
+            labels[row] = raw.label
+
+        return self.walk(positions, places, put)
+
+    def walk(self, positions: Ints, places: Places, put: Callable[[int, int, int], None]) -> list[BadSample]:
+        """Call `put(row, shard, sample)` for the samples at `positions` [n], whose `places` these are.
+
+        Where `put` raises `BadSampleError`, the next good sample in the order takes the bad one's place, whatever rank
+        or worker that one belongs to, and keeps the augmentation of the position.
+
+        Returns:
+            The bad samples.
+
+        Raises:
+            WorkError: nothing but bad samples follow a position.
+        """
         bad: list[BadSample] = []
-        for row, position in enumerate(positions.tolist()):
-            shard, sample = int(places.shard[row]), int(places.sample[row])
+        rows = zip(positions.tolist(), places.shard.tolist(), places.sample.tolist(), strict=True)
+        for row, (position, shard, sample) in enumerate(rows):
             try:
-                labels[row] = self._put(shard, sample, row, images[row])
+                put(row, shard, sample)
             except BadSampleError as error:
-                found = BadSample(position, self._reader.name(shard), self._reader.key(shard, sample), str(error))
+                found = BadSample(position, self.reader.name(shard), self.reader.key(shard, sample), str(error))
                 bad.append(found)
-                labels[row] = self._replace(found, row, images[row])
+                self._replace(found, row, put)
         return bad
 
-    def _put(self, shard: int, sample: int, row: int, out: Pixels) -> int:
-        raw: RawSample = self._reader.read(shard, sample)
-        self._augmenter.apply(decode(raw.image), row, out)
-        return raw.label
-
-    def _replace(self, bad: BadSample, row: int, out: Pixels) -> int:
+    def _replace(self, bad: BadSample, row: int, put: Callable[[int, int, int], None]) -> None:
         following = np.arange(bad.position + 1, bad.position + 1 + _MOST_REPLACEMENTS, dtype=np.int64)
-        places = self._order.locate(following)
+        places = self.order.locate(following)
         for shard, sample in zip(places.shard.tolist(), places.sample.tolist(), strict=True):
             try:
-                return self._put(shard, sample, row, out)
+                put(row, shard, sample)
             except BadSampleError:
                 continue
+            return
         raise WorkError(
             f"{_MOST_REPLACEMENTS} bad samples in a row from position {bad.position} on; the first is {bad.key} in "
             f"{bad.shard}: {bad.reason}; run `headcount data verify`"
@@ -122,4 +147,4 @@ class Assembler:
 
     def close(self) -> None:
         """Close the shards."""
-        self._reader.close()
+        self.reader.close()

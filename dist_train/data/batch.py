@@ -35,21 +35,23 @@ class Transfer:
         self._device = device
         self._pool: list[NDArray[np.float32]] = []
 
-    def __call__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], positions: NDArray[np.int64]) -> Batch:
+    def __call__(
+        self, images: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> Batch:
         """A batch that shares no memory with `images` [B, 3, S, S], `labels` [B] or `positions` [B]."""
-        pixels, classes = torch.from_numpy(images), torch.from_numpy(labels)
+        pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
+        classes = torch.from_numpy(labels)
         if self._device.type == "cpu":
-            out = torch.from_numpy(self._array(images.shape))
+            out = torch.from_numpy(self._array(tuple(images.shape)))
             for part, part_out in zip(pixels.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
                 normalise(part, part_out)
             return Batch(out, classes.clone(), torch.from_numpy(positions.copy()))
-        if self._device.type == "cuda":
-            # The pinned copies may be dropped at once: their allocator waits for the transfer before reusing them.
-            pixels, classes = pixels.pin_memory(), classes.pin_memory()
+        if self._device.type == "cuda" and pixels.device.type == "cpu":
+            # The pinned copy may be dropped at once: its allocator waits for the transfer before reusing it.
+            pixels = pixels.pin_memory()
         # Blocking where memory is not pinned: the caller's arrays may change as soon as this returns.
         pixels = pixels.to(self._device, non_blocking=pixels.is_pinned())
-        classes = classes.to(self._device, non_blocking=classes.is_pinned())
-        return Batch(normalise(pixels), classes, torch.from_numpy(positions.copy()))
+        return Batch(normalise(pixels), classes.to(self._device), torch.from_numpy(positions.copy()))
 
     def _array(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         # The tensors over an array, saved for backward or not, keep a reference to it. One without is free. A fresh

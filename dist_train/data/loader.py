@@ -1,5 +1,6 @@
 """Batches for training: an endless, exactly resumable stream, each rank taking its part of every global batch."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from dist_train.data.remote import Prefetcher, cache_policy, is_remote
 from dist_train.data.sequential import SetBatch, iterate_set
 from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Batch", "Loader", "SetBatch", "build_loader", "iterate_set"]
 
@@ -150,19 +153,33 @@ def build_loader(
         _class_index(config, sources, batch_size),
     )
     order = build_order(plan)  # what is wrong with it is said before any process starts
-    workers = _share_of_cores() if config.workers is None else config.workers
-    producer: Producer
-    if workers:
-        producer = WorkerPool(plan, batch_size, workers, config.prefetch, config.timeout_s)
-    else:
-        producer = LocalProducer(plan, batch_size)
+    device = device or torch.device("cpu")
+    producer = _make_producer(plan, batch_size, device)
     per_rank = -(-sources.manifest.samples // world_size)
     bad_samples = BadSampleLog(bad_samples_path, config.max_bad_fraction, per_rank)
-    transfer = Transfer(device or torch.device("cpu"))
+    transfer = Transfer(device)
     prefetcher = _prefetcher(plan, order)
     return Loader(
         plan, order, sources.manifest, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
     )
+
+
+def _make_producer(plan: Plan, batch_size: int, device: torch.device) -> Producer:
+    config = plan.config
+    # DALI's CPU operators are slower than OpenCV's, so it is worth its start only where there is a GPU.
+    if config.backend == "dali" or (config.backend == "auto" and device.type == "cuda"):
+        try:
+            from dist_train.data.dali import DaliProducer
+        except ImportError as error:
+            if config.backend == "dali":
+                raise UserError(f"data.backend=dali: {error}; install nvidia-dali-cuda130, or use opencv") from error
+            log.warning("no DALI here (%s): OpenCV decodes", error)
+        else:
+            return DaliProducer(plan, batch_size, device, config.timeout_s)
+    workers = _share_of_cores() if config.workers is None else config.workers
+    if workers:
+        return WorkerPool(plan, batch_size, workers, config.prefetch, config.timeout_s)
+    return LocalProducer(plan, batch_size)
 
 
 def _class_index(config: DataConfig, sources: Sources, batch_size: int) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from dist_train.data.counters import Ints
 from dist_train.data.exchange import TASK, Board, anonymous_file, make_memory, positions_of
 from dist_train.errors import WorkError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _LOOK_S = 0.25  # pause between looks at whether the workers live
 _CHUNK = 64  # most samples in a task
 _TASKS = 1500  # most tasks under way: all fit into a pipe, so that writing one never blocks
@@ -32,9 +35,9 @@ _GRACE_S = 2.0  # for workers to end by themselves
 
 
 class Finished(NamedTuple):
-    """A batch before it goes to the device; its arrays are overwritten after the next `submit`."""
+    """A batch before it goes to the device; its arrays may be overwritten after the next `submit`."""
 
-    images: NDArray[np.uint8]
+    images: "NDArray[np.uint8] | Tensor"
     labels: Ints
     positions: Ints
     bad: list[BadSample]
@@ -97,6 +100,7 @@ class WorkerPool:
         self._free = deque(range(slots))
         self._pending: deque[_Pending] = deque()
         self._rest = b""
+        self._looked = time.monotonic()
         self._workers: list[subprocess.Popen[bytes]] = []
         memory = make_memory(slots, batch_size, plan.image_size, workers)
         self._board = Board(memory, slots, batch_size, plan.image_size, workers)
@@ -135,18 +139,20 @@ class WorkerPool:
             WorkError: a worker died or failed, or the time limit passed.
         """
         batch = self._pending[0]
-        begin = looked = time.monotonic()
+        begin = now = time.monotonic()
         self._receive()
-        while batch.tasks:
+        while True:
+            if now - self._looked >= _LOOK_S:
+                self._looked = now
+                self._look_after_workers()
+            if not batch.tasks:
+                break
+            if now - begin > self._timeout_s:
+                raise WorkError(self._explain_delay(batch))
             readable, _, _ = select.select([self._results], [], [], _LOOK_S)
-            now = time.monotonic()
             if readable:
                 self._receive()
-            if now - looked >= _LOOK_S or not readable:
-                looked = now
-                self._look_after_workers()
-            if batch.tasks and now - begin > self._timeout_s:
-                raise WorkError(self._explain_delay(batch))
+            now = time.monotonic()
         self._pending.popleft()
         self._free.append(batch.slot)
         positions = positions_of(batch.first, 0, self._batch_size)

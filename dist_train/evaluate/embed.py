@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -15,8 +16,10 @@ from dist_train.errors import UserError, WorkError
 EmbedFn = Callable[[Tensor], Tensor]
 """Images [B, 3, S, S] float32 in [-1, 1] on the CPU -> raw embeddings [B, D], on any device."""
 
-ReadFn = Callable[[int], bytes]
-"""Number of a picture -> its encoded bytes; called from several threads."""
+LoadFn = Callable[[int], np.ndarray]
+"""Number of a picture -> uint8 [S, S, 3], red first; called from several threads."""
+
+T = TypeVar("T")
 
 _DECODERS = 4  # threads; OpenCV decodes outside the interpreter lock
 _AHEAD = 2  # batches decoded while the network works
@@ -57,6 +60,11 @@ def decode_picture(data: bytes, image_size: int, name: str) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
+def decoding(read: Callable[[int], bytes], image_size: int, name: str) -> LoadFn:
+    """A loader of pictures whose encoded bytes `read` gives."""
+    return lambda number: decode_picture(read(number), image_size, f"{name}, picture {number}")
+
+
 def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
     """Pictures uint8 [S, S, 3] -> float32 [B, 3, S, S] in [-1, 1]."""
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # [B, S, S, 3] -> [B, 3, S, S]
@@ -68,11 +76,49 @@ def rank_slice(count: int, rank: int, world_size: int) -> tuple[int, int]:
     return count * rank // world_size, count * (rank + 1) // world_size
 
 
+def embed_batches(
+    embed_fn: EmbedFn, load: LoadFn, numbers: range, batch_size: int, *, flip: bool = True, name: str = "pictures"
+) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """Embed pictures in order, batch by batch; while the network works on one, the next are decoded.
+
+    Yields:
+        The pictures' numbers, features float32 [B, D] = f(picture) + f(mirrored picture), and their mean raw norms [B].
+
+    Raises:
+        WorkError: a picture that cannot be decoded, or embeddings that are not finite.
+    """
+    for part, images in _batches(load, numbers, batch_size):
+        with torch.inference_mode():
+            raw = [embed_fn(images).float().cpu()]
+            if flip:
+                raw.append(embed_fn(images.flip(3)).float().cpu())
+        features = torch.stack(raw).sum(dim=0)  # [B, D]
+        bad = (~torch.isfinite(features).all(dim=1)).nonzero()
+        if len(bad):
+            raise WorkError(
+                f"{name}: the embedding of picture {part[int(bad[0])]} is not finite; "
+                "training diverged or the model is damaged"
+            )
+        yield part, features, torch.stack([each.norm(dim=1) for each in raw]).mean(dim=0)
+
+
+def _batches(load: LoadFn, numbers: range, batch_size: int) -> Iterator[tuple[range, Tensor]]:
+    parts = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
+    with ThreadPoolExecutor(_DECODERS) as pool:
+        pending = [[pool.submit(load, n) for n in part] for part in parts[:_AHEAD]]
+        try:
+            for index, part in enumerate(parts):
+                if index + _AHEAD < len(parts):
+                    pending.append([pool.submit(load, n) for n in parts[index + _AHEAD]])
+                yield part, to_tensor([future.result() for future in pending.pop(0)])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def embed_pictures(
     embed_fn: EmbedFn,
-    read: ReadFn,
+    load: LoadFn,
     count: int,
-    image_size: int,
     batch_size: int,
     *,
     flip: bool = True,
@@ -83,13 +129,12 @@ def embed_pictures(
 ) -> Embeddings:
     """Embed pictures 0 .. count - 1, each rank its contiguous part; every rank gets all embeddings.
 
-    Collectives (with `world_size` > 1): one gather of messages, one all-gather of [count / W, D + 1] float32.
+    Collectives (with a group): one gather of messages, one all-gather of [count / W, D + 1] float32.
 
     Args:
         embed_fn: the network.
-        read: gives a picture's encoded bytes.
+        load: gives a decoded picture.
         count: number of pictures.
-        image_size: side of the network's input in pixels.
         batch_size: pictures per forward pass.
         flip: add the embedding of the mirrored picture.
         name: of the set, for messages.
@@ -103,75 +148,49 @@ def embed_pictures(
     """
     if count == 0:
         raise UserError(f"{name}: no pictures in it")
-    start, stop = rank_slice(count, rank, world_size)
-    rows: Tensor | None = None
-    problem: str | None = None
-    try:
-        rows = _embed_range(embed_fn, read, range(start, stop), image_size, batch_size, flip, name)
-    except WorkError as error:
-        problem = str(error)
-    rows = _gather_rows(rows, problem, count, world_size, group)
+
+    def embed_part() -> Tensor | None:
+        numbers = range(*rank_slice(count, rank, world_size))
+        batches = embed_batches(embed_fn, load, numbers, batch_size, flip=flip, name=name)
+        rows = [torch.cat([features, norms[:, None]], dim=1) for _, features, norms in batches]
+        return torch.cat(rows) if rows else None
+
+    rows = _gather_rows(together(embed_part, group), count, world_size, group)
     return Embeddings(rows[:, :-1], float(rows[:, -1].mean()))
 
 
-def _embed_range(
-    embed_fn: EmbedFn, read: ReadFn, numbers: range, image_size: int, batch_size: int, flip: bool, name: str
-) -> Tensor | None:
-    """Features and mean raw norm of some pictures: [n, D + 1]; None where there are none."""
-    parts = []
-    for part, images in _batches(read, numbers, image_size, batch_size, name):
-        with torch.inference_mode():
-            raw = [embed_fn(images).float().cpu()]
-            if flip:
-                raw.append(embed_fn(images.flip(3)).float().cpu())
-        features = torch.stack(raw).sum(dim=0)  # [B, D]
-        norms = torch.stack([each.norm(dim=1) for each in raw]).mean(dim=0)  # [B]
-        bad = (~torch.isfinite(features).all(dim=1)).nonzero()
-        if len(bad):
-            raise WorkError(
-                f"{name}: the embedding of picture {part[int(bad[0])]} is not finite; "
-                "training diverged or the model is damaged"
-            )
-        parts.append(torch.cat([features, norms[:, None]], dim=1))
-    return torch.cat(parts) if parts else None
+def together(work: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+    """Do `work` on every rank; what fails on one fails on all, so that none waits for the others in vain.
 
+    `work` must not communicate. A collective, where there is a group.
 
-def _batches(
-    read: ReadFn, numbers: range, image_size: int, batch_size: int, name: str
-) -> Iterator[tuple[range, Tensor]]:
-    """Decoded batches; while the network works on one, the next are decoded."""
-
-    def load(number: int) -> np.ndarray:
-        return decode_picture(read(number), image_size, f"{name}, picture {number}")
-
-    parts = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        pending = [[pool.submit(load, n) for n in part] for part in parts[:_AHEAD]]
-        try:
-            for index, part in enumerate(parts):
-                if index + _AHEAD < len(parts):
-                    pending.append([pool.submit(load, n) for n in parts[index + _AHEAD]])
-                yield part, to_tensor([future.result() for future in pending.pop(0)])
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _gather_rows(
-    rows: Tensor | None, problem: str | None, count: int, world_size: int, group: dist.ProcessGroup | None
-) -> Tensor:
-    if world_size == 1:
-        if problem or rows is None:
-            raise WorkError(problem or "no embeddings")
-        return rows
-    # Agree first: a rank that failed would leave the others waiting in the collective below.
-    notes: list[tuple[str | None, int]] = [(None, 0)] * world_size
-    dist.all_gather_object(notes, (problem, 0 if rows is None else rows.shape[1]), group=group)
-    found = [text for text, _ in notes if text]
+    Raises:
+        WorkError: with the first failing rank's message, on every rank.
+    """
+    if group is None:
+        return work()
+    result: T | None = None
+    problem: str | None = None
+    try:
+        result = work()
+    except WorkError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(problems, problem, group=group)
+    found = [text for text in problems if text]
     if found:
         raise WorkError(found[0])
-    width = max(width for _, width in notes)
+    return cast(T, result)
+
+
+def _gather_rows(rows: Tensor | None, count: int, world_size: int, group: dist.ProcessGroup | None) -> Tensor:
+    """Every rank's rows, one after another; a rank without any gives None."""
+    if group is None:
+        return cast(Tensor, rows)
+    widths = [0] * world_size
+    dist.all_gather_object(widths, 0 if rows is None else rows.shape[1], group=group)
     sizes = [stop - start for start, stop in (rank_slice(count, r, world_size) for r in range(world_size))]
-    mine = torch.zeros(max(sizes), width)
+    mine = torch.zeros(max(sizes), max(widths))  # a collective wants equal shapes
     if rows is not None:
         mine[: len(rows)] = rows
     gathered = [torch.empty_like(mine) for _ in range(world_size)]

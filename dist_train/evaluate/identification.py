@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.errors import UserError
-from dist_train.evaluate.embed import EmbedFn, embed_pictures, rank_slice
+from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice
 from dist_train.evaluate.search import score_blocks
 from dist_train.evaluate.sets import RoleSet
 
@@ -249,15 +249,15 @@ def evaluate_identification(
         UserError: no such set, or one without roles, gallery or probes.
         WorkError: a damaged picture or embeddings that are not finite.
     """
+    name = f"identification set {set_dir}"
     with RoleSet(set_dir) as samples:
         embeddings = embed_pictures(
             embed_fn,
-            samples.read,
+            decoding(samples.read, image_size, name),
             len(samples),
-            image_size,
             batch_size,
             flip=flip,
-            name=f"identification set {set_dir}",
+            name=name,
             rank=rank,
             world_size=world_size,
             group=group,

@@ -1,98 +1,68 @@
-"""Reading a whole set of shards in its stored order, with each sample's label and role."""
+"""Samples of a set of shards by number, for several threads at once; a sample that is unusable is an error here.
 
-import json
-import os
+Training may leave bad samples out; an evaluation that did would not be comparable with the next.
+"""
+
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from dist_train.data.index import Member, read_index
-from dist_train.data.manifest import Manifest, load_manifest
+from dist_train.data.manifest import load_manifest
+from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.shards import BadSampleError, RawSample
 from dist_train.errors import UserError, WorkError
 
-_IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 ROLES = ("gallery", "probe")
+_OPEN_SHARDS = 64
 
 
 class StoredSet:
-    """The samples of a set by number, in the order of shards and of samples in them.
+    """The samples of a set, in the order of its shards and of the samples in them.
 
     Args:
         directory: a set of shards.
+        label_key: key of the label in samples that have no `.cls`.
 
     Raises:
-        UserError: no such set, or a sample without a picture.
+        UserError: no such set.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, label_key: str = "label") -> None:
         self.directory = directory
-        self.manifest: Manifest = load_manifest(directory)
-        self._files: list[int] = []
-        self._samples: list[tuple[int, dict[str, Member]]] = []
-        for number, shard in enumerate(self.manifest.shards):
-            path = directory / shard.name
-            try:
-                self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            except OSError as error:
-                self.close()
-                raise UserError(f"shard {path}: {error.strerror}; run `headcount data verify`") from error
-            members = read_index(path.with_suffix(".idx"))
-            self._samples += [(number, {member.extension: member for member in sample}) for sample in members]
+        self.manifest = load_manifest(directory)
+        self._reader = SampleReader([ImageSet(str(directory), self.manifest)], label_key, _OPEN_SHARDS)
+        self._starts = np.cumsum([0] + [shard.samples for shard in self.manifest.shards])
+        self._lock = threading.Lock()  # the reader opens and closes shards
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return int(self._starts[-1])
+
+    def sample(self, number: int) -> RawSample:
+        """A sample: its key, encoded picture, label and parsed `.json`.
+
+        Raises:
+            WorkError: it cannot be used.
+        """
+        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        try:
+            with self._lock:
+                return self._reader.read(shard, number - int(self._starts[shard]), with_record=True)
+        except BadSampleError as error:
+            raise WorkError(
+                f"set {self.directory}: sample {number}, in {self._reader.name(shard)}: {error}; "
+                "run `headcount data verify`"
+            ) from error
 
     def read(self, number: int) -> bytes:
         """The encoded picture of a sample."""
-        file, members = self._samples[number]
-        for extension, member in members.items():
-            if extension in _IMAGES:
-                return self._bytes(file, member)
-        raise WorkError(f"set {self.directory}: sample {self.key(number)} has no picture")
-
-    def label(self, number: int) -> int:
-        """The class number of a sample."""
-        text = self._text(number, "cls").strip()
-        if not text.isdigit():
-            raise WorkError(f"set {self.directory}: sample {self.key(number)} has label {text[:40]!r}")
-        return int(text)
-
-    def record(self, number: int) -> dict[str, object]:
-        """The `.json` of a sample; empty without one."""
-        if "json" not in self._samples[number][1]:
-            return {}
-        try:
-            body = json.loads(self._text(number, "json"))
-        except ValueError as error:
-            raise WorkError(f"set {self.directory}: sample {self.key(number)}: .json: {error}") from error
-        return body if isinstance(body, dict) else {}
-
-    def key(self, number: int) -> str:
-        """The name of a sample's members without their extension."""
-        first = next(iter(self._samples[number][1].values()))
-        return first.name.rsplit("/", 1)[-1].split(".", 1)[0]
-
-    def _text(self, number: int, extension: str) -> str:
-        file, members = self._samples[number]
-        if extension not in members:
-            raise WorkError(f"set {self.directory}: sample {self.key(number)} has no .{extension}")
-        return self._bytes(file, members[extension]).decode(errors="replace")
-
-    def _bytes(self, file: int, member: Member) -> bytes:
-        data = os.pread(self._files[file], member.size, member.offset)
-        if len(data) != member.size:
-            raise WorkError(
-                f"set {self.directory}: {member.name} ends after {len(data)} of {member.size} bytes; "
-                "run `headcount data verify`"
-            )
-        return data
+        return self.sample(number).image.tobytes()
 
     def close(self) -> None:
         """Close the shards."""
-        while self._files:
-            os.close(self._files.pop())
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +74,7 @@ class StoredSet:
 
 
 class RoleSet(StoredSet):
-    """A set for identification: every sample belongs to the gallery or is a probe.
+    """A set for identification: every sample belongs to the gallery or is a probe, as its `.json` says.
 
     Attributes:
         labels: int64 [N].
@@ -112,25 +82,29 @@ class RoleSet(StoredSet):
 
     Raises:
         UserError: no such set, samples without a role, or no gallery or no probes.
+        WorkError: a sample that cannot be used.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        numbers = range(len(self))
-        roles = [self.record(number).get("role") for number in numbers]
-        for number, role in enumerate(roles):
-            if role not in ROLES:
-                self.close()
-                raise UserError(
-                    f"identification set {directory}: sample {self.key(number)} has role {role!r} in its .json, "
-                    f"expected one of {ROLES}"
-                )
-        self.labels = np.array([self.label(number) for number in numbers], dtype=np.int64)
-        self.is_gallery = np.array([role == "gallery" for role in roles])
-        if self.is_gallery.all() or not self.is_gallery.any():
+        try:
+            self.labels = np.empty(len(self), dtype=np.int64)
+            self.is_gallery = np.empty(len(self), dtype=bool)
+            for number in range(len(self)):
+                sample = self.sample(number)
+                role = (sample.record or {}).get("role")
+                if role not in ROLES:
+                    raise UserError(
+                        f"identification set {directory}: sample {sample.key} has role {role!r} in its .json, "
+                        f"expected one of {ROLES}"
+                    )
+                self.labels[number], self.is_gallery[number] = sample.label, role == "gallery"
             count = int(self.is_gallery.sum())
+            if not 0 < count < len(self):
+                raise UserError(
+                    f"identification set {directory}: {count} gallery pictures and {len(self) - count} probes; "
+                    "expected some of both"
+                )
+        except BaseException:
             self.close()
-            raise UserError(
-                f"identification set {directory}: {count} gallery pictures and {len(self) - count} probes; "
-                "expected some of both"
-            )
+            raise

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
 from dist_train.evaluate.curves import TarAtFar
-from dist_train.evaluate.embed import Embeddings, EmbedFn, embed_pictures
+from dist_train.evaluate.embed import Embeddings, EmbedFn, decoding, embed_pictures
 
 __all__ = ["VerificationResult", "VerificationSet", "evaluate_verification", "read_bin", "score_pairs"]
 
@@ -239,14 +239,14 @@ def evaluate_verification(
         UserError: a set that cannot be judged.
         WorkError: a damaged picture or embeddings that are not finite.
     """
+    name = f"verification set {dataset.name}"
     embeddings = embed_pictures(
         embed_fn,
-        dataset.images.__getitem__,
+        decoding(dataset.images.__getitem__, image_size, name),
         len(dataset.images),
-        image_size,
         batch_size,
         flip=flip,
-        name=f"verification set {dataset.name}",
+        name=name,
         rank=rank,
         world_size=world_size,
         group=group,

@@ -79,9 +79,9 @@ class OnnxModel:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=onnxruntime.get_available_providers()
-            )
+            here = onnxruntime.get_available_providers()
+            providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in here]
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's own kinds have no common base
             raise UserError(f"model {path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
         entries, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -24,6 +24,11 @@ def children():
     return [p for p in psutil.Process().children() if "dist_train.data.worker" in " ".join(p.cmdline())]
 
 
+def exhaust(loader):
+    for _ in range(1000):
+        next(loader)
+
+
 @pytest.fixture
 def path(tmp_path):
     make_set(tmp_path, [20, 20])
@@ -37,8 +42,7 @@ def test_a_killed_worker_is_named_within_seconds(path):
         os.kill(victim.pid, signal.SIGKILL)
         begin = time.monotonic()
         with pytest.raises(WorkError, match=rf"data worker [01] of 2 \(pid {victim.pid}\) was killed by SIGKILL"):
-            for _ in range(1000):
-                next(loader)
+            exhaust(loader)
         assert time.monotonic() - begin < 20
     assert not children()
 
@@ -49,8 +53,7 @@ def test_all_workers_killed_is_an_error_and_not_a_wait(path):
         for victim in children():
             os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises(WorkError, match="was killed by SIGKILL"):
-            for _ in range(1000):
-                next(loader)
+            exhaust(loader)
 
 
 def test_a_worker_that_hangs_is_named_with_what_it_does_when_the_time_limit_passes(path):
@@ -60,8 +63,7 @@ def test_a_worker_that_hangs_is_named_with_what_it_does_when_the_time_limit_pass
         with pytest.raises(
             WorkError, match=r"within data.timeout_s=2 s: waited for positions \d+ to \d+; worker"
         ) as error:
-            for _ in range(3):
-                next(loader)
+            exhaust(loader)
         assert "x-000000.tar" in str(error.value)
     assert not children()
 

@@ -1,0 +1,251 @@
+"""Decode and augment with DALI: on the GPU where there is one, by the same order and parameters as OpenCV."""
+
+import logging
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+
+from dist_train.data.assemble import Assembler, Plan
+from dist_train.data.augment import Augmentation, pixel_maps
+from dist_train.data.bad_samples import BadSample
+from dist_train.data.config import AugmentConfig
+from dist_train.data.counters import Ints
+from dist_train.data.exchange import positions_of
+from dist_train.data.opencv import ERASED, Pixels, cut_off, decode
+from dist_train.data.pool import Finished
+from dist_train.data.shards import BadSampleError
+from dist_train.errors import WorkError
+
+log = logging.getLogger(__name__)
+
+_THREADS = 4  # of DALI; on a GPU they only parse and copy
+
+
+class _Gathered(NamedTuple):
+    """A batch as it goes into DALI."""
+
+    encoded: list[Pixels]
+    labels: Ints
+    positions: Ints
+    bad: list[BadSample]
+    inputs: dict[str, NDArray[Any]]
+    samples: set[tuple[int, int]]
+
+
+class DaliProducer:
+    """Makes batches with a DALI pipeline; a thread reads shards ahead of it.
+
+    Pictures that DALI may treat otherwise than OpenCV (anything but three-channel JPEG) are decoded by OpenCV and
+    handed on without loss, so that backends agree on which samples are bad. A batch that DALI fails on is made by
+    OpenCV.
+    """
+
+    def __init__(self, plan: Plan, batch_size: int, device: torch.device, timeout_s: float) -> None:
+        self._plan = plan
+        self._batch_size = batch_size
+        self._device = device
+        self._timeout_s = timeout_s
+        self._depth = plan.config.prefetch
+        self._assembler = Assembler(plan)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._asked: deque[Future[_Gathered]] = deque()
+        self._running: deque[_Gathered] = deque()
+        self._difficult: set[tuple[int, int]] = set()
+        self._start_pipeline()
+
+    def _start_pipeline(self) -> None:
+        self._pipeline = _make_pipeline(
+            self._plan.config.augment,
+            self._plan.image_size,
+            self._device.type == "cuda",
+            batch_size=self._batch_size,
+            num_threads=_THREADS,
+            device_id=(self._device.index or 0) if self._device.type == "cuda" else None,
+            prefetch_queue_depth=1,  # then a call of schedule_run is one run, and this class says how many are ahead
+        )
+        self._pipeline.build()
+
+    def submit(self, first: int) -> None:
+        """Ask for the batch whose first position is `first`."""
+        self._asked.append(self._reader.submit(self._gather, first))
+
+    def collect(self) -> Finished:
+        """Wait for the batch that was asked for first, among those not collected yet.
+
+        Raises:
+            WorkError: reading failed, or took longer than the time limit.
+        """
+        if not self._running:
+            self._schedule(self._wait(self._asked.popleft()))
+        # The pipeline works on further batches, as far as they are read, while this one is waited for.
+        while self._asked and len(self._running) < self._depth and self._asked[0].done():
+            self._schedule(self._wait(self._asked.popleft()))
+        batch = self._running.popleft()
+        # On a GPU the outputs are bound to torch's stream: neither side waits for the other on the host.
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        try:
+            (output,) = self._pipeline.share_outputs(cuda_stream=stream)
+        except RuntimeError as error:
+            return self._fall_back(batch, error)
+        images = torch.from_dlpack(output.as_tensor())  # uint8 [B, 3, S, S]; it keeps DALI's buffer alive
+        self._pipeline.release_outputs()
+        return Finished(images, batch.labels, batch.positions, batch.bad)
+
+    def _wait(self, future: "Future[_Gathered]") -> _Gathered:
+        begin = time.monotonic()
+        try:
+            return future.result(self._timeout_s)
+        except FutureTimeoutError:
+            raise WorkError(
+                f"no batch within data.timeout_s={self._timeout_s:g} s: waited {time.monotonic() - begin:.0f} s for "
+                f"the thread that reads shards of {', '.join(each.path for each in self._plan.sets)}"
+            ) from None
+
+    def _schedule(self, batch: _Gathered) -> None:
+        self._pipeline.feed_input("encoded", batch.encoded)
+        for name, values in batch.inputs.items():
+            self._pipeline.feed_input(name, values)
+        self._pipeline.schedule_run()
+        self._running.append(batch)
+
+    def _fall_back(self, batch: _Gathered, error: RuntimeError) -> Finished:
+        log.warning(
+            "DALI cannot make the batch at position %d, OpenCV makes it: %s",
+            batch.positions[0],
+            str(error).split("\n")[0],
+        )
+        self._difficult |= batch.samples
+        # A pipeline that failed does not go on; what it was given is given to a new one.
+        self._start_pipeline()
+        rest, self._running = self._running, deque()
+        for each in rest:
+            self._schedule(each)
+        images = np.empty((self._batch_size, 3, self._plan.image_size, self._plan.image_size), dtype=np.uint8)
+        labels = np.empty(self._batch_size, dtype=np.int64)
+        assembler = Assembler(self._plan)  # the thread that reads ahead uses the other one
+        bad = assembler.fill(batch.positions, images, labels)
+        assembler.close()
+        return Finished(images, labels, batch.positions, bad)
+
+    def _gather(self, first: int) -> _Gathered:
+        positions = positions_of(first, 0, self._batch_size)
+        encoded: list[Pixels] = [np.empty(0, dtype=np.uint8)] * self._batch_size
+        sides = np.empty(self._batch_size, dtype=np.int64)
+        labels = np.empty(self._batch_size, dtype=np.int64)
+        samples = set()
+
+        def put(row: int, shard: int, sample: int) -> None:
+            raw = self._assembler.reader.read(shard, sample)
+            encoded[row], sides[row] = _prepare(raw.image, (shard, sample) in self._difficult)
+            labels[row] = raw.label
+            samples.add((shard, sample))
+
+        places = self._assembler.order.locate(positions)
+        bad = self._assembler.walk(positions, places, put)
+        parameters = self._assembler.draw(places)
+        inputs = _inputs(self._plan.config.augment, parameters, sides, self._plan.image_size)
+        return _Gathered(encoded, labels, positions, bad, inputs, samples)
+
+    def close(self) -> None:
+        """Give back the pipeline and the shards; safe to repeat."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._asked.clear()
+        self._running.clear()
+        self._assembler.close()
+
+
+def _prepare(encoded: Pixels, difficult: bool) -> tuple[Pixels, int]:
+    """What to give to DALI for a picture, and the picture's side in pixels."""
+    reason = cut_off(encoded)
+    if reason:
+        raise BadSampleError(reason)
+    shape = None if difficult else _jpeg_shape(bytes(encoded))
+    if shape is None or shape[2] != 3:
+        picture = decode(encoded)
+        _, packed = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+        return packed.reshape(-1), picture.shape[0]
+    height, width, _ = shape
+    if height != width:
+        raise BadSampleError(f"{width}x{height} pixels, expected a square")
+    return encoded, height
+
+
+def _jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
+    """Height, width and components of an 8-bit JPEG, from its frame header (ITU-T T.81, B.2.2); None: not found."""
+    place = 2
+    if data[:2] != b"\xff\xd8":
+        return None
+    while place + 9 < len(data) and data[place] == 0xFF:
+        kind = data[place + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            if data[place + 4] != 8:
+                return None
+            height, width = (int.from_bytes(data[place + i : place + i + 2], "big") for i in (5, 7))
+            return height, width, data[place + 9]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
+
+
+def _inputs(config: AugmentConfig, rows: Augmentation, sides: Ints, size_px: int) -> dict[str, NDArray[Any]]:
+    """The parameters in DALI's terms, by the names of the pipeline's inputs; each [n, ...]."""
+    inputs: dict[str, NDArray[Any]] = {
+        "maps": pixel_maps(rows, sides, centre=0).astype(np.float32),  # [n, 2, 3]
+        "sizes": np.repeat(rows.side[:, None], 2, axis=1).astype(np.float32),  # [n, 2]
+    }
+    if config.blur:
+        # OpenCV's window for 8-bit pictures; a window of one pixel leaves a picture as it is.
+        windows = np.where(rows.sigma > 0, np.rint(rows.sigma * 6 + 1).astype(np.int32) | 1, 1)
+        inputs["windows"] = windows.astype(np.int32)
+        inputs["sigmas"] = np.where(rows.sigma > 0, rows.sigma, 1.0).astype(np.float32)
+    if config.jpeg:
+        inputs["qualities"] = rows.quality.astype(np.int32)
+    if _has_colour(config):
+        inputs["colours"] = rows.colour.astype(np.float32)  # [n, 3, 3]
+        inputs["offsets"] = np.repeat(rows.offset[:, None], 3, axis=1).astype(np.float32)  # [n, 3]
+    if config.erase:
+        inputs["anchors"] = rows.box[:, 1::-1].astype(np.float32)  # [n, 2], top and left
+        inputs["shapes"] = (rows.box[:, 3:1:-1] - rows.box[:, 1::-1]).astype(np.float32)  # [n, 2]
+    return inputs
+
+
+def _has_colour(config: AugmentConfig) -> bool:
+    return bool(config.brightness or config.contrast or config.saturation or config.grey)
+
+
+@pipeline_def(enable_conditionals=True)
+def _make_pipeline(config: AugmentConfig, size_px: int, gpu: bool) -> Any:  # noqa: ANN401  a DataNode has no stubs
+    encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1)
+    maps = fn.external_source(name="maps", dtype=DALIDataType.FLOAT, ndim=2)
+    sizes = fn.external_source(name="sizes", dtype=DALIDataType.FLOAT, ndim=1)
+    picture: Any = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
+    picture = fn.warp_affine(picture, matrix=maps, size=sizes, fill_value=0)
+    if config.low_resolution:
+        picture = fn.resize(
+            picture, resize_x=size_px, resize_y=size_px, interp_type=DALIInterpType.INTERP_LINEAR, antialias=False
+        )
+    if config.blur:
+        sigmas = fn.external_source(name="sigmas", dtype=DALIDataType.FLOAT, ndim=0)
+        windows = fn.external_source(name="windows", dtype=DALIDataType.INT32, ndim=0)
+        picture = fn.gaussian_blur(picture, sigma=sigmas, window_size=windows)
+    if config.jpeg:
+        qualities = fn.external_source(name="qualities", dtype=DALIDataType.INT32, ndim=0)
+        if qualities > 0:
+            picture = fn.jpeg_compression_distortion(picture, quality=qualities)
+    if _has_colour(config):
+        colours = fn.external_source(name="colours", dtype=DALIDataType.FLOAT, ndim=2)
+        offsets = fn.external_source(name="offsets", dtype=DALIDataType.FLOAT, ndim=1)
+        picture = fn.coord_transform(picture, M=colours, T=offsets, dtype=DALIDataType.UINT8)
+    if config.erase:
+        anchors = fn.external_source(name="anchors", dtype=DALIDataType.FLOAT, ndim=1)
+        shapes = fn.external_source(name="shapes", dtype=DALIDataType.FLOAT, ndim=1)
+        picture = fn.erase(picture, anchor=anchors, shape=shapes, axis_names="HW", fill_value=ERASED)
+    return fn.transpose(picture, perm=[2, 0, 1])  # [H, W, 3] -> [3, H, W]

@@ -1,0 +1,45 @@
+"""torchrun's agent in this process: it starts this machine's ranks, watches them, and ends with their exit status."""
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from dist_train.errors import WorkError
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+USER_MISTAKE, INTERRUPTED = 2, 130  # exit statuses, as `headcount` itself gives them
+
+
+def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
+    """Run `python ARGUMENTS` as the ranks that `settings` describe; the exit status of the job.
+
+    What went wrong stands in the failing rank's own output.
+
+    Raises:
+        WorkError: the machines of the job did not find each other.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
+
+    # The ranks' own messages say what happened; the agent's would bury them.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // settings.nproc_per_node)))
+    try:
+        elastic_launch(settings, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        # Ranks that lost a peer, or were ended for it, follow the one that failed.
+        statuses = [failure.exitcode for failure in error.failures.values()]
+        return USER_MISTAKE if USER_MISTAKE in statuses else next((status for status in statuses if status > 0), 1)
+    except SignalException:
+        return INTERRUPTED
+    except RendezvousError as error:
+        raise WorkError(
+            f"no meeting of {settings.min_nodes} machines at {settings.rdzv_endpoint}, job {settings.run_id}: {error}; "
+            "start the same command on all of them, and see that each can reach this address"
+        ) from error
+    return 0
