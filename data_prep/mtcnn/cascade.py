@@ -46,12 +46,12 @@ class Limits(NamedTuple):
     """What goes through at once on a kind of device: enough to keep it busy, little enough for its memory.
 
     Attributes:
-        canvas_px: height and width of P-Net's input, even.
+        pixel_rowspx: height and width of P-Net's input, even.
         rnet: candidates of R-Net.
         onet: candidates of O-Net.
     """
 
-    canvas_px: tuple[int, int]
+    pixel_rowspx: tuple[int, int]
     rnet: int
     onet: int
 
@@ -116,7 +116,8 @@ class Detector:
         self._pnet, self._rnet, self._onet = PNet(), RNet(), ONet()
         load_weights(pnet=self._pnet, rnet=self._rnet, onet=self._onet)
         for network in (self._pnet, self._rnet, self._onet):
-            network.eval().requires_grad_(False).to(self.device, self.precision, memory_format=torch.channels_last)
+            network.eval().requires_grad_(False).to(self.device, self.precision)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self._buffer = np.empty((0, CHANNELS), np.int32)
         if self.device.type == "cpu":
             _keep_heap()
@@ -155,19 +156,17 @@ class Detector:
 
     def _propose(self, tables: SumTables) -> _Candidates:
         """P-Net over all levels."""
-        height, width = self._limits.canvas_px
+        height, width = self._limits.pixel_rowspx
         todo = [
             piece
             for number, shape in enumerate(tables.shapes)
             for piece in pieces(number, shape, self.min_face_px, self.factor, height, width)
         ]
         places, canvases = pack([(piece.height, piece.width) for piece in todo], height, width)
-        hits = [
-            self._propose_on(
-                tables, canvas, [(p, at) for p, at in zip(todo, places, strict=True) if at.canvas == number]
-            )
-            for number, canvas in enumerate(canvases)
-        ]
+        content: list[list[tuple[Piece, Place]]] = [[] for _ in canvases]
+        for piece, place in zip(todo, places, strict=True):
+            content[place.canvas].append((piece, place))
+        hits = [self._propose_on(tables, *both) for both in zip(canvases, content, strict=True)]
         picture, level, boxes, scores, offsets = (
             torch.cat(values) for values in zip(*hits, _nothing(self.device), strict=True)
         )
@@ -179,29 +178,28 @@ class Detector:
         self, tables: SumTables, canvas: Canvas, content: list[tuple[Piece, Place]]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Picture [n], level [n], box [n, 4], score [n] and regression [n, 4] of the windows above the threshold."""
-        canvas_ = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
+        # What no piece covers stays zero; windows there belong to nobody.
+        pixel_rows = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
         owner = np.full((canvas.height // STRIDE, canvas.width // STRIDE), -1, np.int64)
         for number, (piece, at) in enumerate(content):
-            part = canvas_[at.top : at.top + piece.height, at.left : at.left + piece.width]
+            part = pixel_rows[at.top : at.top + piece.height, at.left : at.left + piece.width]
             tables.level(piece.picture, *piece.size, piece.top, piece.left, part)
-            row, column = at.top // STRIDE, at.left // STRIDE
+            y, x = at.top // STRIDE, at.left // STRIDE
             beyond = (CELL - STRIDE) // STRIDE  # windows that begin in the piece but do not end in it
-            owner[row : row + piece.height // STRIDE - beyond, column : column + piece.width // STRIDE - beyond] = (
-                number
-            )
-        logits, features = self._pnet(canvas_.permute(2, 0, 1)[None].to(self.precision))
+            owner[y : y + piece.height // STRIDE - beyond, x : x + piece.width // STRIDE - beyond] = number
+        logits, features = self._pnet(pixel_rows.permute(2, 0, 1)[None].to(self.precision))
         row, column = (logits[0] >= _logit(self.thresholds[0])).nonzero().unbind(1)
-        number = torch.from_numpy(owner).to(self.device)[row, column]
-        valid = number >= 0
-        row, column, number = row[valid], column[valid], number[valid]
+        piece_of = torch.from_numpy(owner).to(self.device)[row, column]
+        owned = piece_of >= 0
+        row, column, piece_of = row[owned], column[owned], piece_of[owned]
 
         def of(values: list[int]) -> Tensor:
-            return torch.tensor(values, device=self.device)[number]
+            return torch.tensor(values, device=self.device)[piece_of]
 
-        y = row * STRIDE + of([piece.top - at.top for piece, at in content])
-        x = column * STRIDE + of([piece.left - at.left for piece, at in content])
-        start = torch.stack([x, y], 1).float() + 1
-        scale = torch.tensor([piece.scale for piece, _ in content], device=self.device)[number, None]
+        top = row * STRIDE + of([piece.top - at.top for piece, at in content])
+        left = column * STRIDE + of([piece.left - at.left for piece, at in content])
+        start = torch.stack([left, top], 1).float() + 1
+        scale = torch.tensor([piece.scale for piece, _ in content], device=self.device)[piece_of, None]
         boxes = torch.cat([start / scale, (start + CELL - 1) / scale], 1).floor_()
         return (
             of([piece.picture for piece, _ in content]),
@@ -216,14 +214,9 @@ class Detector:
         kept, (logits, offsets) = self._ask(self._rnet, tables, given, 24, self._limits.rnet, (2, 4))
         scores = (logits[:, 1] - logits[:, 0]).sigmoid()
         sure = torch.where(scores > self.thresholds[1])[0]
-        picture, boxes, scores, offsets = (
-            given.picture[kept][sure],
-            given.boxes[kept][sure],
-            scores[sure],
-            offsets[sure],
-        )
+        picture, boxes, scores = given.picture[kept][sure], given.boxes[kept][sure], scores[sure]
         best = suppress(boxes, scores, picture, self.overlaps[2])
-        return _Candidates(picture[best], square(regress(boxes[best], offsets[best], 1)), scores[best])
+        return _Candidates(picture[best], square(regress(boxes[best], offsets[sure][best], 1)), scores[best])
 
     def _output(self, tables: SumTables, given: _Candidates) -> tuple[_Candidates, Tensor]:
         """O-Net over the candidates of R-Net: faces and landmarks [n, 5, 2]."""

@@ -38,8 +38,8 @@ class PNet(nn.Module):
             pictures: [n, INPUT, H, W], H and W even, channels last in memory.
 
         Returns:
-            Logits [n, H/2 - 5, W/2 - 5] of there being a face, and features [n, H/2 - 5, W/2 - 5, 32], which `box` turns
-            into regressions where there is one.
+            Logits [n, H/2 - 5, W/2 - 5] of there being a face, and features [n, H/2 - 5, W/2 - 5, 32], which `box`
+            turns into regressions where there is one.
         """
         x = _halve(self.prelu1(self.conv1(pictures)))
         x = self.prelu2(self.conv2(x))

@@ -74,15 +74,21 @@ def pack(sizes: Sequence[tuple[int, int]], max_height: int, max_width: int) -> t
     canvases: list[Canvas] = []
     places: dict[int, Place] = {}
     for number in sorted(range(len(sizes)), key=lambda n: sizes[n], reverse=True):
-        for index, canvas in enumerate(canvases):
-            found = canvas.put(*sizes[number])
-            if found is not None:
-                break
-        else:
-            index = len(canvases)
-            canvases.append(Canvas(max_height, max_width))
-            found = canvases[-1].put(*sizes[number])
-        if found is None:
-            raise ValueError(f"a rectangle of {sizes[number]} does not fit a canvas of {max_height, max_width}")
-        places[number] = Place(index, *found)
+        height, width = sizes[number]
+        if height > max_height or width > max_width:
+            raise ValueError(f"a rectangle of {height}x{width} does not fit a canvas of {max_height}x{max_width}")
+        places[number] = _put(canvases, height, width) or _open(canvases, max_height, max_width, height, width)
     return [places[number] for number in range(len(sizes))], canvases
+
+
+def _put(canvases: list[Canvas], height: int, width: int) -> Place | None:
+    for index, canvas in enumerate(canvases):
+        if (found := canvas.put(height, width)) is not None:
+            return Place(index, *found)
+    return None
+
+
+def _open(canvases: list[Canvas], max_height: int, max_width: int, height: int, width: int) -> Place:
+    canvases.append(Canvas(max_height, max_width))
+    canvases[-1].put(height, width)
+    return Place(len(canvases) - 1, 0, 0)

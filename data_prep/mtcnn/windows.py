@@ -2,8 +2,8 @@
 
 A picture that becomes h x w pixels is cut into h x w rectangles, which overlap by a pixel where the sizes do not
 divide: row i covers the rows floor(i·H/h) to ceil((i+1)·H/h). This is torch's `adaptive_avg_pool2d`, the resampling
-that the reference uses for all scales and crops. The networks are sensitive to it: with cv2's INTER_AREA, which weighs pixels
-at the borders of a rectangle by their share, one face in 15 gets another box.
+that the reference uses for all scales and crops. The networks are sensitive to it: with cv2's INTER_AREA, which weighs
+pixels at the borders of a rectangle by their share, one face in 15 gets another box.
 
 Sums over rectangles come from summed-area tables, so their cost does not depend on the size of the picture. Sums are
 int32 and may wrap around; differences of wrapped sums are exact as long as a rectangle has less than 8 million pixels.
