@@ -1,0 +1,146 @@
+"""Encoded photos of all kinds to RGB pixels, upright, or the reason why not.
+
+The size is read from the head before anything is decoded, so that a small file cannot claim all memory. Greyscale,
+alpha (over black), 16 bits, CMYK, animated GIF (first frame) and EXIF orientation are taken care of. JPEGs come out at
+1/2, 1/4 or 1/8 of their size where that is asked for, by libjpeg in the frequency domain: most of decoding is saved.
+"""
+
+import io
+import warnings
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from data_prep.sources import Reject
+
+MAX_PIXELS = 150_000_000  # 450 MB decoded
+JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones make them
+SHRINKS = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+
+
+class Photo(NamedTuple):
+    """A decoded photo.
+
+    Attributes:
+        pixels: [height, width, 3] uint8, RGB, upright.
+        shrink: how many times smaller it is than the file says: 1, 2, 4 or 8.
+    """
+
+    pixels: NDArray[np.uint8]
+    shrink: int
+
+
+class Head(NamedTuple):
+    """What the head of an encoded picture says.
+
+    Attributes:
+        format: as Pillow names it.
+        mode: of its pixels, as Pillow names it.
+        width: in pixels, before any rotation.
+        height: likewise.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def decode(data: bytes, least_side_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Photo | Reject:
+    """Decode a photo.
+
+    Args:
+        data: the encoded photo.
+        least_side_px: a JPEG may come out smaller, as long as its longer side stays at least this; None: at
+            its full size.
+        max_pixels: a larger photo is rejected.
+    """
+    if not data:
+        return Reject("empty", "0 bytes")
+    head = read_head(data)
+    if isinstance(head, Reject):
+        return head
+    if head.width * head.height > max_pixels:
+        return Reject("too large", f"{head.width}x{head.height} pixels, at most {max_pixels} in all are decoded")
+    if head.format in JPEGS and not _whole(data):
+        return Reject("truncated", f"{len(data)} bytes of a JPEG without its end")
+    shrink = _shrink(head, least_side_px)
+    if (pixels := _by_opencv(data, head, shrink)) is not None:
+        return Photo(pixels, shrink)
+    by_pillow = _by_pillow(data)
+    return by_pillow if isinstance(by_pillow, Reject) else Photo(by_pillow, 1)
+
+
+def read_head(data: bytes) -> Head | Reject:
+    """Format and size of an encoded picture, without decoding it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                return Head(image.format or "", image.mode, *image.size)
+    except Image.DecompressionBombError as error:
+        return Reject("too large", _first_line(error))
+    except Exception as error:  # whatever a broken file makes one of Pillow's readers stumble over
+        return Reject("not a picture", f"{len(data)} bytes that start with {data[:8].hex()}: {_first_line(error)}")
+
+
+def _shrink(head: Head, least_side_px: int | None) -> int:
+    if head.format not in JPEGS or least_side_px is None:
+        return 1
+    longer = max(head.width, head.height)
+    return next((by for by in SHRINKS if longer // by >= least_side_px), 1)
+
+
+def _whole(data: bytes) -> bool:
+    """Whether a JPEG has its end mark; OpenCV would fill what is missing with grey without a word.
+
+    The mark cannot occur inside of scans, but an embedded preview has one too: that lies before the first scan, within
+    the segments that are walked over here (ITU T.81, annex B).
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(b"\xff\xd9", at) >= 0
+
+
+def _by_opencv(data: bytes, head: Head, shrink: int) -> NDArray[np.uint8] | None:
+    """The usual cases, at OpenCV's speed; None for those that it does not treat as is wanted here."""
+    if head.format not in (*JPEGS, "PNG", "WEBP", "BMP") or head.mode not in ("RGB", "L"):
+        return None
+    flags = SHRINKS.get(shrink, cv2.IMREAD_COLOR)  # both apply the EXIF orientation
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _by_pillow(data: bytes) -> NDArray[np.uint8] | Reject:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                upright = ImageOps.exif_transpose(image)
+                return np.asarray(_rgb(upright), np.uint8)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `read_head`
+        reason = "truncated" if "truncated" in str(error) else "damaged"
+        return Reject(reason, f"{len(data)} bytes: {_first_line(error)}")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, np.float64)
+        top = 65535 if image.mode != "F" or values.max(initial=0) > 1 else 1
+        return Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if "A" in image.getbands():
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
