@@ -102,12 +102,12 @@ class Detector:
             raise UserError(f"min_face_px is {min_face_px}, expected at least {CELL}, the smallest window")
         if not 0.3 <= factor <= 0.95:
             raise UserError(f"factor is {factor}, expected 0.3 to 0.95")
+        if batch_px < 1:
+            raise UserError(f"batch_px is {batch_px}, expected at least 1")
         for name, values in (("thresholds", thresholds), ("overlaps", overlaps)):
             if not all(0 < value < 1 for value in values):
                 raise UserError(f"{name} are {values}, expected numbers between 0 and 1")
-        self.device = torch.device(device)
-        if self.device.type not in LIMITS or (self.device.type == "cuda" and not torch.cuda.is_available()):
-            raise UserError(f"device {device!r} is not available, expected cpu, or cuda on a machine with a GPU")
+        self.device = _device(device)
         self.min_face_px, self.factor = min_face_px, factor
         self.thresholds, self.overlaps = thresholds, overlaps
         self.precision = precision or (torch.float32 if self.device.type == "cpu" else torch.float16)
@@ -255,6 +255,16 @@ class Detector:
             for collected, answer in zip(answers, network(crops.to(self.precision)), strict=True):
                 collected.append(answer.float().flatten(1))
         return kept, [torch.cat(collected) for collected in answers]
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in LIMITS or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device {str(name)!r} is not available, expected cpu, or cuda on a machine with a GPU")
+    return device
 
 
 def _groups(images: Sequence[Picture], batch_px: int) -> Iterator[list[Picture]]:
