@@ -1,0 +1,80 @@
+"""One rank of a job that may be started again: `python -m launch.rank RUN_DIR train CONFIG ...`.
+
+`headcount launch torchrun` and `headcount launch slurm` start their ranks so. It gives Slurm's names for ranks those
+that `dist_train.ranks` reads, and tells a fresh start from a second one: a restarted job goes on with its run, while
+a new job must not touch a run that is there, unless told to by `--resume`.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from dist_train.checkpoint import CONFIG_NAME
+
+JOB_NAME = "job"
+LINGER_S = 3.0
+
+
+def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables as torchrun gives them, for a task of an `srun` step; empty where there is none, or torchrun runs."""
+    if "SLURM_PROCID" not in environment or "RANK" in environment:
+        return {}
+    tasks, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_STEP_NUM_NODES"])
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(tasks // nodes),
+    }
+
+
+def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
+    """Whether `job` has begun the run in `run_dir` before; otherwise it is noted there as the one that begins it.
+
+    The launchers' own counts of restarts do not tell: torchrun counts the failures of each machine by itself, and
+    none when machines come or go.
+
+    Args:
+        run_dir: directory of the run.
+        job: a name that no other job has.
+        resume: the user wants a run that is there to be gone on with.
+    """
+    note = run_dir / JOB_NAME
+    if (run_dir / CONFIG_NAME).exists() and not resume:
+        return note.exists() and note.read_text(encoding="utf-8") == job
+    with suppress(OSError):  # the run itself will say better that it cannot write there
+        run_dir.mkdir(parents=True, exist_ok=True)
+        note.write_text(job, encoding="utf-8")
+    return False
+
+
+def main() -> None:
+    """Be the rank that the environment describes."""
+    # The warning before a time limit asks for a checkpoint. Before training has begun there is nothing to save, and
+    # the trainer sets its own handler then.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    run_dir, *arguments = sys.argv[1:]
+    os.environ.update(slurm_ranks(os.environ))
+    job = os.environ.get("TORCHELASTIC_RUN_ID") or f"slurm-{os.environ.get('SLURM_JOB_ID')}"
+    first = os.environ.get("RANK") == "0"  # the only one that opens the run directory
+    if first and begun_before(Path(run_dir), job, "--resume" in arguments):
+        arguments.append("--resume")
+    sys.argv = ["headcount", *arguments]
+    from launch.cli import main as headcount
+
+    try:
+        headcount()
+    except SystemExit as end:
+        if end.code and "SLURM_PROCID" in os.environ:
+            # srun ends all ranks when the first one fails. A little later all have failed by themselves, and what
+            # srun gives back is the status that they agreed on instead of that of being killed.
+            time.sleep(LINGER_S)
+        raise
+
+
+if __name__ == "__main__":
+    main()

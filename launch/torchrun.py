@@ -1,0 +1,161 @@
+"""Ranks under torchrun's agents, one agent a machine: `headcount launch torchrun`.
+
+The agent runs in this process, with torch's own reading of torchrun's arguments, so the command that is printed does
+the same when typed by hand. What is gained is a clear end: the ranks' own message, and their exit status.
+"""
+
+import logging
+import os
+import re
+import shlex
+import sys
+import uuid
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dist_train.errors import UserError
+from launch.agent import run_agent
+
+DEFAULT_PORT = 29400  # torchrun's own
+
+# Ranks would meet in one store for the life of the agents, where those started again find addresses of the ones before
+# them and wait for the dead (pytorch/pytorch issue 135712). With this the store of each start is a new one.
+SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class TorchrunJob:
+    """What the agents of a job are to do; equal on all its machines.
+
+    Attributes:
+        min_nodes: machines without which the job waits.
+        max_nodes: most machines; with more than `min_nodes` it goes on with fewer and takes in more.
+        procs_per_node: ranks of each machine.
+        rdzv_endpoint: `HOST:PORT` where the machines meet; HOST is one of them.
+        rdzv_id: name of the job at that meeting point.
+        max_restarts: how often the ranks are started again after one of them failed.
+        stop_timeout_s: how long the ranks may take for their checkpoint after a signal to the agent.
+    """
+
+    min_nodes: int
+    max_nodes: int
+    procs_per_node: int
+    rdzv_endpoint: str
+    rdzv_id: str
+    max_restarts: int
+    stop_timeout_s: int = 600
+
+    def arguments(self, command: Sequence[str]) -> list[str]:
+        """Arguments for torchrun to run `python -m COMMAND` as ranks."""
+        nodes = f"{self.min_nodes}:{self.max_nodes}" if self.max_nodes > self.min_nodes else str(self.min_nodes)
+        return [
+            f"--nnodes={nodes}",
+            f"--nproc-per-node={self.procs_per_node}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.rdzv_endpoint}",
+            f"--rdzv-id={self.rdzv_id}",
+            f"--max-restarts={self.max_restarts}",
+            f"--shutdown-timeout={self.stop_timeout_s}",
+            *(["--local-addr=localhost"] if self.max_nodes == 1 else []),
+            "-m",
+            *command,
+        ]
+
+
+def node_range(text: str) -> tuple[int, int]:
+    """`N` or `MIN:MAX` machines.
+
+    Raises:
+        UserError: neither of them, or none, or MAX below MIN.
+    """
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    low = int(found[1]) if found else 0
+    high = int(found[2] or low) if found else 0
+    if not 1 <= low <= high:
+        raise UserError(f"--nodes {text}: expected N or MIN:MAX with 1 <= MIN <= MAX, e.g. 4 or 2:4")
+    return low, high
+
+
+def meeting_point(text: str | None, max_nodes: int) -> str:
+    """`HOST:PORT` of the rendezvous; a free port of this machine where the job is on one machine.
+
+    Args:
+        text: what the user gave, `HOST` or `HOST:PORT`.
+        max_nodes: most machines of the job.
+
+    Raises:
+        UserError: missing although there are several machines, or not of that form.
+    """
+    if text is None:
+        if max_nodes > 1:
+            raise UserError("--rdzv is missing: name one of the machines, on all of them the same, e.g. --rdzv node0")
+        return "localhost:0"
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        host, port = text, str(DEFAULT_PORT)
+    if not host or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise UserError(f"--rdzv {text}: expected HOST or HOST:PORT, e.g. node0:{DEFAULT_PORT}")
+    return f"{host}:{port}"
+
+
+def torchrun(
+    config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    nodes: Annotated[str, typer.Option(help="machines: N, or MIN:MAX to go on with fewer and take in more")] = "1",
+    procs_per_node: Annotated[
+        int | None, typer.Option(min=1, help="ranks of each machine; default: one a GPU, or 2 without GPUs")
+    ] = None,
+    rdzv: Annotated[str | None, typer.Option(help="HOST[:PORT] where the machines meet; HOST is one of them")] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="fresh starts of the ranks after one failed")] = 3,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in run_dir")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print torchrun's command and end")] = False,
+) -> None:
+    """Train on one or several machines under torchrun; give the same command on each of them.
+
+    When a rank dies, all are started again from the newest checkpoint, and with MIN:MAX machines whoever is there goes
+    on: batch size, sample order and losses stay those of the recipe. `run_dir` and the data must be on every machine.
+
+    Examples:
+
+      headcount launch torchrun configs/quickstart.yaml --procs-per-node 2
+
+      headcount launch torchrun configs/quickstart.yaml --nodes 2:4 --rdzv node0:29400
+    """
+    import torch
+
+    from dist_train.config import load_config
+
+    run_dir = load_config(config, overrides or []).run_dir
+    low, high = node_range(nodes)
+    job = TorchrunJob(
+        min_nodes=low,
+        max_nodes=high,
+        procs_per_node=procs_per_node or torch.cuda.device_count() or 2,
+        rdzv_endpoint=meeting_point(rdzv, high),
+        # Machines that meet must call the job the same; a job on one machine is told apart from every other.
+        rdzv_id=f"{run_dir.name}-{zlib.crc32(str(run_dir).encode()):08x}" if high > 1 else uuid.uuid4().hex,
+        max_restarts=max_restarts,
+    )
+    command = ["launch.rank", str(run_dir), "train", str(config), *(overrides or [])]
+    if resume:
+        command.append("--resume")
+    arguments = job.arguments(command)
+    settings = [f"{name}={value}" for name, value in SETTINGS.items()]
+    typer.echo(shlex.join([*settings, sys.executable, "-m", "torch.distributed.run", *arguments]), err=not dry_run)
+    if not dry_run:
+        raise typer.Exit(run_torchrun(arguments))
+
+
+def run_torchrun(arguments: list[str]) -> int:
+    """Do what `torchrun ARGUMENTS` does with `SETTINGS`; the exit status of the job."""
+    from torch.distributed.run import config_from_args, parse_args
+
+    os.environ.update(SETTINGS)
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
+    settings, _, command = config_from_args(parse_args(arguments))
+    return run_agent(settings, command)

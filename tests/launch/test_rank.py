@@ -1,0 +1,39 @@
+import pytest
+
+from dist_train.checkpoint import CONFIG_NAME
+from launch.rank import begun_before, slurm_ranks
+from tests.launch.recipes import environment, headcount, write_recipe
+from tests.sets import write_set
+
+
+def test_an_srun_task_gets_the_names_that_torchrun_would_give():
+    task = {"SLURM_PROCID": "13", "SLURM_LOCALID": "5", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}
+    assert slurm_ranks(task) == {"RANK": "13", "LOCAL_RANK": "5", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+    assert slurm_ranks({}) == {}
+    assert slurm_ranks(task | {"RANK": "0"}) == {}
+
+
+def test_a_job_knows_the_run_that_it_began_and_no_other(tmp_path):
+    run_dir = tmp_path / "runs" / "a"
+    assert not begun_before(run_dir, "job-1", resume=False)
+    (run_dir / CONFIG_NAME).write_text("")
+    assert begun_before(run_dir, "job-1", resume=False)
+    assert not begun_before(run_dir, "job-2", resume=False)
+    assert begun_before(run_dir, "job-1", resume=False), "a refused job must leave no trace"
+
+
+def test_a_job_that_resumes_a_run_makes_it_its_own(tmp_path):
+    (tmp_path / CONFIG_NAME).write_text("")
+    assert not begun_before(tmp_path, "job-2", resume=True)
+    assert begun_before(tmp_path, "job-2", resume=False)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_that_another_job_made_is_refused_by_a_new_one(tmp_path, again):
+    write_set(tmp_path / "set")
+    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run", train__steps=2)
+    call = ("launch", "torchrun", recipe, "--procs-per-node", 1, "--max-restarts", 0)
+    assert headcount(*call, env=environment()).returncode == 0
+    done = headcount(*call, *(["--resume"] if again else []), env=environment())
+    assert done.returncode == (0 if again else 2), done.stderr
+    assert ("holds another run; continue it with --resume" in done.stderr) is not again
