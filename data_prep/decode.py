@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.sources import Reject
 
@@ -83,8 +83,10 @@ def read_head(data: bytes) -> Head | Reject:
                 return Head(image.format or "", image.mode, *image.size)
     except Image.DecompressionBombError as error:
         return Reject("too large", _first_line(error))
+    except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
+        return Reject("not a picture", _start(data))
     except Exception as error:  # whatever a broken file makes one of Pillow's readers stumble over
-        return Reject("not a picture", f"{len(data)} bytes that start with {data[:8].hex()}: {_first_line(error)}")
+        return Reject("not a picture", f"{_start(data)}: {_first_line(error)}")
 
 
 def _shrink(head: Head, least_side_px: int | None) -> int:
@@ -126,7 +128,7 @@ def _by_pillow(data: bytes) -> NDArray[np.uint8] | Reject:
         raise
     except Exception as error:  # as in `read_head`
         reason = "truncated" if "truncated" in str(error) else "damaged"
-        return Reject(reason, f"{len(data)} bytes: {_first_line(error)}")
+        return Reject(reason, f"{_start(data)}: {_first_line(error)}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -140,6 +142,10 @@ def _rgb(image: Image.Image) -> Image.Image:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _start(data: bytes) -> str:
+    return f"{len(data)} bytes that start with {data[:8].hex()}"
 
 
 def _first_line(error: Exception) -> str:

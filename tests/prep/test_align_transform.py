@@ -1,0 +1,135 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from data_prep import align_transform
+from data_prep.align_transform import Align
+from data_prep.decode import decode
+from data_prep.plan import JobOptions, restore_options
+from data_prep.sources import FolderSource, Reject
+from dist_train.evaluate.alignment import TEMPLATE_112
+from tests.prep.test_mtcnn import PORTRAIT, crowd, portrait
+
+
+def png(picture):
+    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+
+
+def pixels(crop):
+    return decode(crop.data).pixels
+
+
+def made_of(options, *photos):
+    return options.open()(photos)
+
+
+def test_a_photo_becomes_an_aligned_crop_with_its_record():
+    ((crop,),) = made_of(Align(), PORTRAIT.read_bytes())
+    assert pixels(crop).shape == (112, 112, 3)
+    assert crop.extension == "jpg"
+    left, top, right, bottom = crop.record["box"]
+    assert 0 < left < right < 512
+    assert 0 < top < bottom < 600
+    assert crop.face_px == pytest.approx(max(right - left, bottom - top), abs=0.02)
+    assert crop.score == pytest.approx(crop.record["score"], abs=1e-5)
+    assert np.shape(crop.record["landmarks"]) == (5, 2)
+    ((again,),) = made_of(Align(image_size=448), png(cv2.resize(pixels(crop), (448, 448))))
+    assert np.abs(np.array(again.record["landmarks"]) / 4 - TEMPLATE_112).max() < 8  # eyes and mouth lie as they should
+
+
+def test_photos_of_a_batch_get_what_they_get_alone():
+    photos = [PORTRAIT.read_bytes(), b"no photo", png(crowd()), png(np.zeros((80, 90, 3), np.uint8)), b""]
+    options = Align(faces="all")
+    together = made_of(options, *photos)
+    alone = [made_of(options, photo)[0] for photo in photos]
+    assert [type(made) for made in together] == [list, Reject, list, Reject, Reject]
+    assert [made.reason for made in together if isinstance(made, Reject)] == ["not a picture", "no face", "empty"]
+    for a, b in zip(together, alone, strict=True):
+        if isinstance(a, Reject):
+            assert a == b
+            continue
+        assert len(a) == len(b)
+        for crop, other in zip(a, b, strict=True):
+            assert np.allclose(crop.record["box"], other.record["box"], atol=0.02)
+            assert np.abs(pixels(crop).astype(int) - pixels(other)).mean() < 0.1
+
+
+def test_photos_are_held_by_their_pixels_not_by_their_number(monkeypatch):
+    photos = [png(portrait(0.2 + 0.05 * n)) for n in range(6)]
+    expected = made_of(Align(), *photos)
+    monkeypatch.setattr(align_transform, "DECODED_PX", 30_000)
+    assert [len(made) for made in made_of(Align(), *photos)] == [len(made) for made in expected]
+
+
+def test_all_faces_come_with_the_surest_first():
+    (crops,) = made_of(Align(faces="all"), png(crowd()))
+    assert len(crops) >= 10
+    scores = [crop.score for crop in crops]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_largest_face_is_chosen():
+    (crops,) = made_of(Align(faces="all"), png(crowd()))
+    ((largest,),) = made_of(Align(faces="largest"), png(crowd()))
+    assert largest.record["box"] in [crop.record["box"] for crop in crops]
+    assert largest.face_px >= 0.95 * max(crop.face_px for crop in crops)
+
+
+def test_without_a_face_the_centre_is_cropped_on_demand():
+    photo = np.zeros((60, 100, 3), np.uint8)
+    photo[:, 20:80] = 200
+    ((crop,),) = made_of(Align(no_face="centre", image_size=30), png(photo))
+    assert (crop.record, crop.score, crop.face_px) == ({}, None, None)
+    assert pixels(crop).min() > 195
+
+
+def test_crops_can_follow_the_box():
+    ((crop,),) = made_of(Align(crop="box", margin=0.0), PORTRAIT.read_bytes())
+    left, top, right, bottom = (round(side) for side in crop.record["box"])
+    side, middle = max(right - left, bottom - top), (left + right) // 2
+    photo = portrait()[top:bottom, middle - side // 2 : middle + side // 2]
+    expected = cv2.resize(photo, (112, 112), interpolation=cv2.INTER_AREA)
+    assert np.abs(pixels(crop).astype(int) - expected).mean() < 8
+
+
+def test_large_photos_are_searched_small_and_cut_from_what_was_decoded():
+    large = cv2.resize(portrait(), None, fx=5, fy=5, interpolation=cv2.INTER_CUBIC)
+    buffer = io.BytesIO()
+    Image.fromarray(large).save(buffer, "JPEG", quality=90)
+    options = Align(longer_side_px=600, min_face_px=60)
+    assert decode(buffer.getvalue(), options.open()._least_side_px).shrink == 2
+    ((crop,),) = made_of(options, buffer.getvalue())
+    ((small,),) = made_of(Align(min_face_px=60), PORTRAIT.read_bytes())
+    assert np.allclose(np.array(crop.record["landmarks"]) / 5, small.record["landmarks"], atol=4)
+    assert crop.face_px == pytest.approx(5 * small.face_px, rel=0.05)
+
+
+def test_exif_rotation_comes_before_detection():
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.rot90(portrait(), -1))).save(buffer, "JPEG", quality=95, exif=exif)
+    ((turned,),) = made_of(Align(), buffer.getvalue())
+    ((upright,),) = made_of(Align(), PORTRAIT.read_bytes())
+    assert np.allclose(turned.record["box"], upright.record["box"], atol=6)
+
+
+def test_the_same_photos_give_the_same_bytes():
+    photos = [PORTRAIT.read_bytes(), png(crowd())]
+    options = Align(faces="all")
+    assert made_of(options, *photos) == made_of(options, *photos)
+
+
+def test_options_survive_the_plan(tmp_path):
+    options = JobOptions(source=FolderSource(path=tmp_path), transform=Align(faces="all", longer_side_px=640))
+    assert restore_options(options.described()) == options
+
+
+@pytest.mark.parametrize("wrong", [{"min_face_px": 5}, {"faces": "smallest"}, {"margin": -1}, {"quality": 90}])
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        Align(**wrong)
