@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from data_prep.detect_cli import detect
+
 app = typer.Typer(help="Make sharded training sets.", no_args_is_help=True)
 
 
@@ -75,3 +77,6 @@ def glyphs(
         f"{heldout['identities']} identities, {heldout['pictures']} pictures, {heldout['pairs']} pairs held out "
         f"(fonts: {', '.join(heldout['families'])}); look at {output / 'sheet.png'}"
     )
+
+
+app.command()(detect)
