@@ -1,0 +1,239 @@
+"""Face detection beside facenet-pytorch 2.6.0: images a second, the same photos, the same settings, all cores.
+
+    python benchmarks/align.py                            # both cases
+    python benchmarks/align.py --case lfw250 --photos DIR
+
+Photos are decoded and resized beforehand. Without DIR they are those of ../shared/faces, or else made of the portrait
+that matplotlib ships. Either detector runs in both ways, one process with all threads and a process a core with one
+thread each, and is given the better of its two rates; the peer also that of its batches where it takes them. The peer
+is installed into build/peers without its pins, which forbid this torch.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import multiprocessing as mp
+import os
+import subprocess
+import sys
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+
+from data_prep.decode import Photo, decode
+from data_prep.mtcnn.cascade import Detector, Picture
+
+ROOT = Path(__file__).parents[1]
+PEERS = ROOT / "build" / "peers"
+PEER = "facenet-pytorch==2.6.0"
+CORES = len(os.sched_getaffinity(0))
+SECONDS = 6.0  # of each measurement, at least
+SAME = 0.85  # intersection over union of boxes that are of one face
+
+Boxes = list[list[list[float]]]  # of the faces of each photo
+
+
+class Case(NamedTuple):
+    """Settings of a case; `square` photos are cut and resized, others keep their shape."""
+
+    min_face_px: int
+    side_px: int
+    square: bool
+
+
+CASES = {"side640": Case(20, 640, False), "lfw250": Case(40, 250, True)}
+
+
+class Rate(NamedTuple):
+    """What a worker found out."""
+
+    images_per_s: float
+    peak_rss_mb: float
+    boxes: Boxes
+
+
+def main() -> None:
+    """Print one line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--photos", type=Path)
+    arguments = parser.parse_args()
+    if not (PEERS / "facenet_pytorch").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), PEER]
+        subprocess.run(pip, check=True, stdout=sys.stderr)
+    for name in [arguments.case] if arguments.case else CASES:
+        print(json.dumps(measure(name, arguments.photos)), flush=True)
+
+
+def measure(name: str, folder: Path | None) -> dict[str, Any]:
+    """The line of a case."""
+    kinds = {"ours": ours, "single": peer_single, **({"batched": peer_batched} if CASES[name].square else {})}
+    rates: dict[str, dict[str, Rate]] = {
+        kind: {
+            "one process": run(work, name, folder, processes=1),
+            "a process a core": run(work, name, folder, processes=CORES),
+        }
+        for kind, work in kinds.items()
+    }
+    mine = max(rates["ours"].values())
+    theirs = max(rate for kind, both in rates.items() if kind != "ours" for rate in both.values())
+    faces, matched, extra = compare(rates["single"]["one process"].boxes, mine.boxes)
+    return {
+        "benchmark": "align",
+        "case": name,
+        "ours": round(mine.images_per_s, 1),
+        "baseline": round(theirs.images_per_s, 1),
+        "ratio": round(mine.images_per_s / theirs.images_per_s, 2),
+        "unit": "images/s",
+        "peak_rss_mb": round(mine.peak_rss_mb),
+        "all": {kind: {way: round(rate.images_per_s, 1) for way, rate in both.items()} for kind, both in rates.items()},
+        "faces": faces,
+        "matched": matched,
+        "extra": extra,
+        "photos": len(mine.boxes),
+        **CASES[name]._asdict(),
+        "cores": CORES,
+        "versions": {
+            "facenet-pytorch": PEER.split("==")[1],
+            **{package: importlib.metadata.version(package) for package in ("torch", "opencv-python-headless")},
+        },
+    }
+
+
+def run(work: Any, name: str, folder: Path | None, processes: int) -> Rate:
+    """The rate of `processes` that share the cores and start together."""
+    threads = CORES // processes
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the worker loads torch
+    context = mp.get_context("spawn")
+    barrier, results = context.Barrier(processes), context.SimpleQueue()
+    workers = [
+        context.Process(target=worker, args=(work, name, folder, threads, barrier, results)) for _ in range(processes)
+    ]
+    for process in workers:
+        process.start()
+    rates = [Rate(*results.get()) for _ in workers]
+    for process in workers:
+        process.join()
+    return Rate(sum(rate.images_per_s for rate in rates), max(rate.peak_rss_mb for rate in rates), rates[0].boxes)
+
+
+def worker(work: Any, name: str, folder: Path | None, threads: int, barrier: Barrier, results: Any) -> None:
+    """Go through all photos again and again, for `SECONDS` at least, and report."""
+    cv2.setNumThreads(threads)
+    detect = work(CASES[name])
+    photos = load(CASES[name], folder)
+    boxes = detect(photos)
+    barrier.wait()
+    rounds, start = 0, time.perf_counter()
+    while (took := time.perf_counter() - start) < SECONDS:
+        detect(photos)
+        rounds += 1
+    peak_mb = peak_rss_mb()
+    results.put((rounds * len(photos) / took, peak_mb, boxes))
+
+
+def peak_rss_mb() -> float:
+    """This process's highest resident memory so far, in MB of 10**6 bytes."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024 / 1e6
+
+
+def ours(case: Case) -> Any:
+    """The cascade, batched over all photos."""
+    detector = Detector(min_face_px=case.min_face_px)
+    return lambda photos: [faces.boxes.tolist() for faces in detector.detect(photos)]
+
+
+def peer_single(case: Case) -> Any:
+    """facenet-pytorch, a photo at a time."""
+    detector = peer(case)
+    return lambda photos: [as_lists(detector.detect(photo, landmarks=True)[0]) for photo in photos]
+
+
+def peer_batched(case: Case) -> Any:
+    """facenet-pytorch, all photos in one batch."""
+    detector = peer(case)
+    return lambda photos: [as_lists(boxes) for boxes in detector.detect(photos, landmarks=True)[0]]
+
+
+def peer(case: Case) -> Any:
+    """Its detector with the case's settings."""
+    sys.path.append(str(PEERS))
+    from facenet_pytorch import MTCNN
+
+    return MTCNN(keep_all=True, min_face_size=case.min_face_px, device=torch.device("cpu"))
+
+
+def as_lists(boxes: Any) -> list[list[float]]:
+    """What the peer gives for a photo: None without faces."""
+    return [] if boxes is None else [[float(side) for side in box] for box in boxes]
+
+
+def load(case: Case, folder: Path | None) -> list[Picture]:
+    """The photos at the case's size."""
+    shared = ROOT.parent / "shared" / "faces"
+    if folder is None and not shared.exists():
+        photos = made()
+    else:
+        paths = sorted(
+            path for path in (folder or shared).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+        )
+        decoded = [decode(path.read_bytes()) for path in paths]
+        photos = [photo.pixels for photo in decoded if isinstance(photo, Photo)]
+    return [at_size(photo, case) for photo in photos]
+
+
+def made() -> list[Picture]:
+    """36 photos out of one portrait: shifted, mirrored, enlarged."""
+    portrait = decode((Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").read_bytes())
+    if not isinstance(portrait, Photo):
+        raise TypeError(f"matplotlib's portrait cannot be decoded: {portrait}")
+    photos = []
+    for number in range(36):
+        grown = cv2.resize(portrait.pixels, None, fx=1 + number / 20, fy=1 + number / 20)
+        photos.append(np.ascontiguousarray(grown[: 600 + 5 * number, : 512 + 9 * number, :][:, :: (-1) ** number]))
+    return photos
+
+
+def at_size(photo: Picture, case: Case) -> Picture:
+    """A photo as the case wants it."""
+    height, width = photo.shape[:2]
+    if case.square:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        photo = photo[top : top + side, left : left + side]
+        height = width = side
+    share = case.side_px / max(height, width)
+    size = round(width * share), round(height * share)
+    return np.asarray(cv2.resize(photo, size, interpolation=cv2.INTER_AREA if share < 1 else cv2.INTER_CUBIC), np.uint8)
+
+
+def compare(expected: Boxes, found: Boxes) -> tuple[int, int, int]:
+    """Faces that the peer found, how many of them we found, how many faces only we found."""
+    matched = 0
+    for theirs, mine in zip(expected, found, strict=True):
+        left = list(mine)
+        for box in theirs:
+            best = max(left, key=lambda other, box=box: overlap(box, other), default=None)
+            if best is not None and overlap(box, best) >= SAME:
+                left.remove(best)
+                matched += 1
+    faces = sum(map(len, expected))
+    return faces, matched, sum(map(len, found)) - matched
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    """Intersection over union."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+if __name__ == "__main__":
+    main()
