@@ -4,12 +4,13 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test lint bench fonts clean
+.PHONY: help quickstart test lint bench fonts slurm slurm-test clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
 	@echo "make bench       measured claims -> benchmarks/results.jsonl"
 	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
+	@echo "make slurm       Debian's Slurm, for make slurm-test: jobs on a real cluster of two nodes on this machine (root)"
 	@echo "make clean       remove .venv; data/ and runs/ stay"
 
 $(INSTALLED): pyproject.toml
@@ -43,6 +44,12 @@ bench: $(INSTALLED)
 	@: > benchmarks/results.jsonl
 	@for script in $(filter-out benchmarks/plot_%,$(wildcard benchmarks/*.py)); do \
 		echo "$$script" >&2; $(BIN)/python $$script | tee -a benchmarks/results.jsonl || exit 1; done
+
+slurm:
+	apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+
+slurm-test: $(INSTALLED)
+	$(BIN)/python -m pytest tests/slurm -rs
 
 clean:
 	rm -rf .venv

@@ -3,6 +3,7 @@
 import typer
 
 from launch.local import local
+from launch.slurm import slurm
 from launch.torchrun import torchrun
 
 app = typer.Typer(help="Start a job of several ranks.", no_args_is_help=True)
@@ -15,3 +16,4 @@ def launch() -> None:
 
 app.command()(local)
 app.command()(torchrun)
+app.command()(slurm)

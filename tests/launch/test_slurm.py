@@ -1,0 +1,92 @@
+import subprocess
+
+import pytest
+
+from launch.slurm import SlurmJob
+from tests.launch.recipes import environment, headcount, write_recipe
+
+
+def job(run_dir, **changes):
+    settings = {
+        "nodes": (2, 8),
+        "gpus_per_node": 8,
+        "procs_per_node": 8,
+        "cpus_per_task": 12,
+        "signal_before_s": 120,
+        "requeue": True,
+        "options": ("time=1-0",),
+    }
+    return SlurmJob(run_dir=run_dir, **(settings | changes))
+
+
+def directives(script):
+    return [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH --")]
+
+
+def test_the_script_asks_slurm_for_what_was_asked_for(tmp_path):
+    script = job(tmp_path / "my run").script(["train", "a recipe.yaml", "train.steps=3"])
+    assert directives(script) == [
+        'job-name="headcount-my run"',
+        "nodes=2-8",
+        "ntasks-per-node=8",
+        "cpus-per-task=12",
+        "gpus-per-node=8",
+        "signal=B:USR1@120",
+        "requeue",
+        f'output="{tmp_path}/my run/slurm-%j.log"',
+        "open-mode=append",
+        "time=1-0",
+    ]
+    assert f"-m launch.rank '{tmp_path}/my run' train 'a recipe.yaml' train.steps=3 &\n" in script
+    assert "scontrol requeue" in script
+
+
+def test_a_job_without_gpus_and_without_requeue_asks_for_neither(tmp_path):
+    script = job(tmp_path, gpus_per_node=0, nodes=(1, 1), requeue=False).script(["train", "a.yaml"])
+    assert "nodes=1" in directives(script)
+    assert "no-requeue" in directives(script)
+    assert "gpus-per-node" not in script
+    assert "scontrol requeue" not in script
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_the_script_is_sound_shell(tmp_path, requeue):
+    script = job(tmp_path / "it's", requeue=requeue).script(["train", "it's.yaml", "track.name='a \"b\" $c'"])
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path):
+    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run")
+    done = headcount("launch", "slurm", recipe, "--sbatch", "qos=high", "--partition", "gpu", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert {"qos=high", "partition=gpu", "nodes=1"} < set(directives(done.stdout))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--time", "tomorrow"], "--time tomorrow: expected MINUTES"),
+        (["--nodes", "8:2"], "expected N or MIN:MAX"),
+        (["head.sample_rat=1"], "did you mean head.sample_rate?"),
+        ([], "sbatch is not on this machine"),
+    ],
+)
+def test_a_mistake_is_said_at_once(tmp_path, options, message):
+    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run")
+    done = headcount("launch", "slurm", recipe, *options, env=environment(PATH=str(tmp_path)))
+    assert (done.returncode, done.stderr.count(message)) == (2, 1), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_is_there_is_not_submitted_without_resume(tmp_path):
+    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    refused = headcount("launch", "slurm", recipe, "--dry-run")
+    assert refused.returncode == 2
+    assert "continue it with --resume" in refused.stderr
+    taken = headcount("launch", "slurm", recipe, "--dry-run", "--resume")
+    assert taken.returncode == 0, taken.stderr
+    assert "--resume &" in taken.stdout
