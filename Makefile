@@ -26,8 +26,10 @@ quickstart: $(QUICK)/report.html
 	@echo "report: $(QUICK)/report.html   summary: $(QUICK)/summary.json   model: $(QUICK)/model.onnx"
 	@echo "once more from the start: rm -r $(QUICK) data/quickstart && make quickstart"
 
+# The fonts that matplotlib brings and no others, so that every machine makes the same set.
 data/quickstart/train/manifest.json: | $(INSTALLED)
-	$(BIN)/headcount prep glyphs data/quickstart --image-size 64 --views 16
+	$(BIN)/headcount prep glyphs data/quickstart --image-size 64 --views 16 \
+		--fonts "$$($(BIN)/python -c 'import matplotlib; print(matplotlib.get_data_path())')"
 
 $(QUICK)/report.html: data/quickstart/train/manifest.json
 	$(BIN)/headcount launch local configs/quickstart.yaml $(if $(wildcard $(QUICK)/config.yaml),--resume)
@@ -44,6 +46,16 @@ bench: $(INSTALLED)
 	@: > benchmarks/results.jsonl
 	@for script in $(filter-out benchmarks/plot_%,$(wildcard benchmarks/*.py)); do \
 		echo "$$script" >&2; $(BIN)/python $$script | tee -a benchmarks/results.jsonl || exit 1; done
+
+# Free CJK and Korean typefaces of Debian and Ubuntu.
+FONTS := alee arphic-bkai00mp arphic-bsmi00lp arphic-gbsn00lp arphic-gkai00mp arphic-ukai arphic-uming \
+	babelstone-han baekmuk cns11643-kai cns11643-sung cwtex-fs cwtex-heib cwtex-kai cwtex-ming cwtex-yen dejima-mincho \
+	droid-fallback hanazono ipaexfont ipafont ipamj-mincho kiloji komatuna konatu kouzan-mouhitsu \
+	lexi-gulim lexi-saebom lxgw-wenkai migmix mona monapo motoya-l-cedar motoya-l-maruberi mplus nanum nanum-eco \
+	nanum-extra naver-d2coding noto-cjk oradano-mincho-gsrr sawarabi-gothic sawarabi-mincho seto \
+	smiley-sans takao umeplus unfonts-core unfonts-extra unifont vlgothic woowa-bm wqy-microhei wqy-zenhei
+fonts:
+	apt-get install --yes --no-install-recommends $(addprefix fonts-,$(FONTS))
 
 slurm:
 	apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge

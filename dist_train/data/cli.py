@@ -1,4 +1,4 @@
-"""`headcount data`: look at a set, check it, measure how fast it can be read."""
+"""`headcount data`: look at a set and check it."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Look at a set of shards, check it, measure how fast it can be read.",
+    help="Look at a set of shards, and check it.",
     no_args_is_help=True,
     epilog="Examples: `headcount data inspect sets/glyphs/train --sheet samples.png`, "
-    "`headcount data verify sets/glyphs/train`, `headcount data bench sets/glyphs/train`.",
+    "`headcount data verify sets/glyphs/train`.",
 )
 
 _SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="directory of the set")]

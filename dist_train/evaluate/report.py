@@ -20,7 +20,7 @@ _HISTORY = (  # key in metrics.jsonl, title, axis, running mean
     ("loss", "Loss", "loss", True),
     ("lr", "Learning rate", "learning rate", False),
     ("images_per_s", "Speed", "images/s", True),
-    ("target_cosine_mean", "Cosine to the own class center", "mean cosine", True),
+    ("head/target_cosine_mean", "Cosine to the own class center", "mean cosine", True),
     ("gradient_norm", "Gradient of the backbone", "L2 norm", True),
 )
 
