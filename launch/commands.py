@@ -4,16 +4,18 @@ import typer
 
 from launch.local import local
 from launch.slurm import slurm
+from launch.status import status
 from launch.torchrun import torchrun
 
-app = typer.Typer(help="Start a job of several ranks.", no_args_is_help=True)
+app = typer.Typer(help="Start training on many ranks, watch it, plan it.", no_args_is_help=True)
 
 
 @app.callback()
 def launch() -> None:
-    """Start a job of several ranks."""
+    """Start training on many ranks, watch it, plan it."""
 
 
 app.command()(local)
 app.command()(torchrun)
 app.command()(slurm)
+app.command()(status)

@@ -21,6 +21,7 @@ TEMPLATE = "slurm.sh.j2"
 SCRIPT_NAME = "slurm.sh"
 JOBS_NAME = "slurm_jobs"
 LOG_NAME = "slurm-%j.log"
+JOB_PREFIX = "headcount-"
 
 # Slurm's time formats: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
@@ -74,7 +75,7 @@ class SlurmJob:
     def _options(self, run_dir: Path) -> list[str]:
         low, high = self.nodes
         options = [
-            f"job-name=headcount-{run_dir.name}",
+            f"job-name={JOB_PREFIX}{run_dir.name}",
             f"nodes={low}" if low == high else f"nodes={low}-{high}",
             f"ntasks-per-node={self.procs_per_node}",
             f"cpus-per-task={self.cpus_per_task}",

@@ -15,7 +15,7 @@ from tests.slurm.cluster import Cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm: {missing()}")
 
-STEPS = 203
+STEPS = 303  # enough that a job is still at work when it is stopped
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,14 @@ def losses(run_dir):
     return {line["step"]: line["loss"] for line in read_metrics(run_dir) if "loss" in line}
 
 
+def on_cluster(cluster, *arguments):
+    return headcount(*arguments, env=environment(SLURM_CONF=cluster.environment["SLURM_CONF"]))
+
+
 def submit(cluster, path, *options):
     """A job of two nodes with a rank each; its number."""
-    env = environment() | {"SLURM_CONF": cluster.environment["SLURM_CONF"]}
     call = ("launch", "slurm", path, "--nodes", 2, "--gpus-per-node", 0, "--cpus-per-task", 1, *options)
-    done = headcount(*call, env=env)
+    done = on_cluster(cluster, *call)
     assert done.returncode == 0, done.stderr
     number = (path.parent / "run" / JOBS_NAME).read_text().split()[-1]
     assert f"job {number};" in done.stdout
@@ -84,16 +87,20 @@ def test_two_nodes_train_as_two_ranks_and_a_warning_means_checkpoint_requeue_and
     path = recipe(tmp_path, tiny_set)
     job = submit(cluster, path, "--time", 10)
     wait_for_step(cluster, path, job, 25)
+    told = on_cluster(cluster, "launch", "status").stdout
+    assert re.search(rf"^{job} +RUNNING .* n\[0-1\] +headcount-run$", told, re.M), told
+    assert re.search(rf"^{tmp_path}/run: step \d+ of {STEPS} .* newest checkpoint step \d+", told, re.M), told
     cluster.run("scancel", "--signal=USR1", "--batch", job)
     state, text = wait_for_end(cluster, path, job)
     assert state == "COMPLETED", text
-    stopped, resumed = re.search(r"stopped at step (\d+) of", text), re.search(r"at step (\d+) of 203$", text, re.M)
+    stopped, resumed = re.search(r"stopped at step (\d+) of", text), re.search(r"at step (\d+) of 303$", text, re.M)
     assert stopped, text
     assert resumed, text
     assert stopped[1] == resumed[1], "not a step is made twice"
     assert "start 1: asked to stop" in text
     assert "start 2: 2 nodes (n[0-1])" in text
     assert cluster.field(job, "Restarts") == "1"
+    assert "COMPLETED" in on_cluster(cluster, "launch", "status", tmp_path / "run").stdout
     assert losses(tmp_path / "run") == unbroken
 
 
