@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 
@@ -37,13 +38,17 @@ class Canvas:
     def put(self, height: int, width: int) -> tuple[int, int] | None:
         """Top and left of the highest free place for a rectangle, which is taken; None if there is none."""
         best: tuple[int, int] | None = None
-        for step in self._skyline:
-            left, right = step.left, step.left + width
+        for number, step in enumerate(self._skyline):
+            right = step.left + width
             if right > self.max_width:
                 break
-            top = max(other.height for other in self._skyline if other.left < right and other.right > left)
+            top = 0
+            for other in islice(self._skyline, number, None):
+                if other.left >= right:
+                    break
+                top = max(top, other.height)
             if top + height <= self.max_height and (best is None or top < best[0]):
-                best = top, left
+                best = top, step.left
         if best is not None:
             self._cover(best[0] + height, best[1], best[1] + width)
         return best

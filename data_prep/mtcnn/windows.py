@@ -10,6 +10,8 @@ int32 and may wrap around; differences of wrapped sums are exact as long as a re
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 
 import cv2
 import numpy as np
@@ -18,28 +20,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CHANNELS = 4  # red, green, blue and one that is not looked at, see networks.py
+WORD = torch.complex128
 
 
 class SumTables:
     """The summed-area tables of a batch of pictures, one after the other in one buffer.
 
+    A cell holds four int32 sums. They are gathered as one word of 16 bytes; complex128 is the one type of torch that is
+    as wide.
+
     Attributes:
-        sums: [cells] of four int32 each, as one 16-byte word (complex128 to torch: nothing else is as wide).
-        first: [n] int64, the first cell of each table.
-        stride: [n] int64, cells in a row of each table: width + 1.
+        shapes: height and width of each picture.
     """
 
     def __init__(self, pictures: Sequence[NDArray[np.uint8]], buffer: NDArray[np.int32], device: torch.device) -> None:
         """Tables of `pictures`, each [H, W, 3], in `buffer` [at least cells(pictures), 4], which is in use from now."""
         self.shapes = [picture.shape[:2] for picture in pictures]
-        starts = np.cumsum([0, *(cells(picture) for picture in pictures)])
-        for start, picture in zip(starts, pictures, strict=False):
+        self._starts = list(accumulate(map(cells, pictures), initial=0))
+        for start, picture in zip(self._starts, pictures, strict=False):
             height, width = picture.shape[:2]
             table = buffer[start : start + cells(picture)].reshape(height + 1, width + 1, CHANNELS)
             cv2.integral(cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA), table, sdepth=cv2.CV_32S)
-        self.sums = torch.from_numpy(buffer[: starts[-1]]).to(device).view(torch.complex128).squeeze(1)
-        self.first = torch.from_numpy(starts[:-1]).to(device)
-        self.stride = torch.tensor([width + 1 for _, width in self.shapes], device=device)
+        self._sums = torch.from_numpy(buffer[: self._starts[-1]]).to(device)
+        self._words = self._sums.view(WORD)[:, 0]
+        self._first = torch.tensor(self._starts[:-1], device=device)
+        self._stride = torch.tensor([width + 1 for _, width in self.shapes], device=device)
 
     def level(self, picture: int, height: int, width: int, top: int, left: int, out: Tensor) -> None:
         """Resample a picture to `height` x `width` and write a part of that, normalised, to `out`.
@@ -53,16 +58,16 @@ class SumTables:
             out: [h, w, CHANNELS]; where it reaches over the level's edge, the last row or column is repeated.
         """
         rows, columns = self.shapes[picture]
-        start = int(self.first[picture])
-        table = self.sums[start : start + (rows + 1) * (columns + 1)].view(rows + 1, columns + 1)
-        upper, lower = _edges(rows, height, top, out.shape[0], out.device)  # [h]
-        before, after = _edges(columns, width, left, out.shape[1], out.device)  # [w]
-        strips = _subtract(table.index_select(0, lower), table.index_select(0, upper))
+        start, stop = self._starts[picture : picture + 2]
+        table = self._sums[start:stop].view(rows + 1, (columns + 1) * CHANNELS)
+        upper, lower, down = _edges(rows, height, top, out.shape[0], out.device)  # [h]
+        before, after, across = _edges(columns, width, left, out.shape[1], out.device)  # [w]
+        strips = (table.index_select(0, lower) - table.index_select(0, upper)).view(WORD)  # [h, columns + 1]
         shape = out.shape[:2]
-        sums = _subtract(strips.gather(1, after.expand(shape)), strips.gather(1, before.expand(shape)))
-        # [h, w, CHANNELS] -> [h, w·CHANNELS]: torch broadcasts over long rows much faster than over four numbers.
-        share = (1 / (lower - upper))[:, None] * (1 / (after - before)).repeat_interleave(CHANNELS) / 128
-        torch.mul(_numbers(sums).flatten(1), share, out=out.flatten(1))
+        sums = strips.gather(1, after.expand(shape)).view(torch.int32)  # [h, w·CHANNELS]
+        sums -= strips.gather(1, before.expand(shape)).view(torch.int32)
+        # Flat rows: torch broadcasts over them much faster than over four numbers.
+        torch.mul(sums, (across / 128).repeat_interleave(CHANNELS) * down[:, None], out=out.flatten(1))
         out.sub_(127.5 / 128)
 
     def crops(self, picture: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -76,20 +81,19 @@ class SumTables:
         Returns:
             [n, CHANNELS, size, size] float32, channels last in memory.
         """
-        stride = self.stride[picture][:, None]
+        stride = self._stride[picture][:, None]
         before, after = _box_edges(boxes[:, 0], boxes[:, 2], size)  # [n, size]
         upper, lower = _box_edges(boxes[:, 1], boxes[:, 3], size)
-        first = self.first[picture][:, None]
+        first = self._first[picture][:, None]
         above, below = first + upper * stride, first + lower * stride
 
         def at(rows: Tensor, columns: Tensor) -> Tensor:
-            index = rows[:, :, None] + columns[:, None, :]
-            return self.sums.index_select(0, index.flatten()).view(index.shape)
+            """Sums [n·size·size·CHANNELS] at the corners where `rows` and `columns` [n, size] cross."""
+            return self._words.index_select(0, (rows[:, :, None] + columns[:, None, :]).flatten()).view(torch.int32)
 
-        right = _subtract(at(below, after), at(above, after))
-        left = _subtract(at(below, before), at(above, before))
-        area = (lower - upper)[:, :, None] * (after - before)[:, None, :]
-        out = _numbers(_subtract(right, left)) * (1 / area / 128)[..., None] - 127.5 / 128
+        sums = at(below, after).sub_(at(above, after)).sub_(at(below, before)).add_(at(above, before))
+        share = 1 / ((lower - upper)[:, :, None] * (after - before)[:, None, :] * 128)
+        out = sums.view(*share.shape, CHANNELS) * share[..., None] - 127.5 / 128
         return out.permute(0, 3, 1, 2)
 
 
@@ -99,23 +103,19 @@ def cells(picture: NDArray[np.uint8]) -> int:
     return (height + 1) * (width + 1)
 
 
-def _edges(source: int, target: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the rectangles `first`, `first` + 1, ... of `target` begin and end in `source` pixels: two [count]."""
+@lru_cache(maxsize=1024)  # sets have many pictures of one size
+def _edges(source: int, target: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the rectangles `first`, `first` + 1, ... of `target` begin and end in `source` pixels, and 1 / length.
+
+    Three [count]; beyond the last rectangle it is repeated.
+    """
     index = torch.arange(first, first + count, device=device).clamp_(max=target - 1)
-    return index * source // target, ((index + 1) * source + target - 1) // target
+    start, stop = index * source // target, ((index + 1) * source + target - 1) // target
+    return start, stop, 1 / (stop - start)
 
 
 def _box_edges(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The same for boxes of different lengths: two [n, size] in pixels of the pictures."""
     index = torch.arange(size, device=start.device)
     length = (stop - start)[:, None]
     return start[:, None] + index * length // size, start[:, None] + ((index + 1) * length + size - 1) // size
-
-
-def _numbers(words: Tensor) -> Tensor:
-    """The four int32 of each word: [...] -> [..., CHANNELS]."""
-    return words.unsqueeze(-1).view(torch.int32)
-
-
-def _subtract(a: Tensor, b: Tensor) -> Tensor:
-    """Words of the differences of the numbers in words `a` and `b`."""
-    return (_numbers(a) - _numbers(b)).view(torch.complex128).squeeze(-1)
