@@ -157,22 +157,15 @@ class DdpReplica(Replica):
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """See `Replica.optimizer_state`."""
         state = {
-            name: {key: self._kept(parameter)[key] for key in OPTIMIZER_STATE[self._config.name]}
+            name: {key: kept_state(self._optimizer, parameter)[key] for key in OPTIMIZER_STATE[self._config.name]}
             for name, parameter in self.backbone.named_parameters()
         }
         first = next(iter(self.backbone.parameters()))
-        state["scalars"] = {"steps": self._kept(first).get("step", torch.zeros(())), "scale": self._scale()}
+        state["scalars"] = {
+            "steps": kept_state(self._optimizer, first).get("step", torch.zeros(())),
+            "scale": self._scale(),
+        }
         return state
-
-    def _kept(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The optimizer's tensors of a parameter, made before the first step would."""
-        kept: dict[str, Tensor] = self._optimizer.state[parameter]
-        for key in OPTIMIZER_STATE[self._config.name]:
-            if kept.get(key) is None:
-                kept[key] = torch.zeros_like(parameter)
-        if self._config.name == "adamw":
-            kept.setdefault("step", torch.zeros(()))
-        return kept
 
     def _scale(self) -> Tensor:
         return torch.tensor(self._scaler.get_scale())
@@ -182,13 +175,25 @@ class DdpReplica(Replica):
         self.backbone.load_state_dict(backbone)
         with torch.no_grad():
             for name, parameter in self.backbone.named_parameters():
-                kept = self._kept(parameter)
+                kept = kept_state(self._optimizer, parameter)
                 for key in OPTIMIZER_STATE[self._config.name]:
                     kept[key].copy_(optimizer[name][key])
                 if "step" in kept:
                     kept["step"].copy_(optimizer["scalars"]["steps"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(optimizer["scalars"]["scale"])})
+
+
+def kept_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """What an optimizer keeps for a parameter; as zeros where it has not made a step yet."""
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    kept: dict[str, Tensor] = optimizer.state[parameter]
+    for key in OPTIMIZER_STATE["adamw" if adam else "sgd"]:
+        if kept.get(key) is None:
+            kept[key] = torch.zeros_like(parameter)
+    if adam:
+        kept.setdefault("step", torch.zeros(()))
+    return kept
 
 
 def build_replica(config: RunConfig, backbone: nn.Module, accumulation: int, ranks: Ranks) -> Replica:

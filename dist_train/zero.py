@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dist_train.config import RunConfig
 from dist_train.errors import NonFiniteError, UserError
-from dist_train.parallel import OPTIMIZER_STATE, Replica, build_optimizer, precision
+from dist_train.parallel import OPTIMIZER_STATE, Replica, build_optimizer, kept_state, precision
 from dist_train.ranks import Ranks
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -41,6 +41,7 @@ class ZeroReplica(Replica):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
+        backbone.to(memory_format=torch.contiguous_format)  # it broadcasts and cuts weights as flat memory
         micro = train.global_batch_size // (accumulation * ranks.world_size)
         settings = {
             "train_micro_batch_size_per_gpu": micro,
@@ -114,18 +115,44 @@ class ZeroReplica(Replica):
         """See `Replica.optimizer_state`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        self._link()
-        return {
+        steps = self._begin_state()
+        state = {
             name: {key: safe_get_full_optimizer_state(parameter, key) for key in self._names}
             for name, parameter in self.backbone.named_parameters()
         }
+        state["scalars"] = {"steps": steps[0].clone(), "scale": torch.ones(())}
+        return state
 
-    def _link(self) -> None:
-        """Make the engine look up its optimizer tensors again: it does so once, before later groups have theirs."""
+    def _begin_state(self) -> list[Tensor]:
+        """Make the optimizer's tensors before its first step, and the engine find them; its counts of steps."""
+        zero = self._engine.optimizer
+        parts = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        kept = [kept_state(zero.optimizer, part) for part in parts]
         if self._stage < 3:
-            self._engine.optimizer._hp_optimizer_states_linked = False
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+            # It looks them up once, before those of the later parameter groups are there.
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+        return [one.get("step", torch.zeros(())) for one in kept]
 
     def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
         """See `Replica.load_state`."""
-        raise UserError("resuming under ZeRO is not there yet")
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        with deepspeed.zero.GatheredParameters(
+            list(self.backbone.parameters()), modifier_rank=0, enabled=self._stage == 3
+        ):
+            self.backbone.load_state_dict(backbone)
+        for steps in self._begin_state():
+            steps.copy_(optimizer["scalars"]["steps"])
+        for name, parameter in self.backbone.named_parameters():
+            safe_set_full_fp32_param(parameter, self._partitioned(backbone[name]))
+            for key, value in optimizer[name].items():
+                safe_set_full_optimizer_state(parameter, self._partitioned(value), key)
+
+    def _partitioned(self, whole: Tensor) -> Tensor:
+        """`whole` as the engine takes it: stage 3 cuts a flat copy into equal parts, and expects zeros at its end."""
+        if self._stage < 3:
+            return whole
+        flat = whole.reshape(-1)
+        return nn.functional.pad(flat, (0, -len(flat) % self.ranks.world_size))
