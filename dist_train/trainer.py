@@ -152,6 +152,7 @@ class Trainer:
             # A function of seed, step and rank, so that a resumed run drops what an unbroken one would.
             torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
         total = torch.zeros((), device=self.ranks.device)
+        statistics = [buffer.clone() for buffer in self.backbone.buffers()]
         try:
             for index in range(self.accumulation):
                 total += self._micro_step(batch, index)
@@ -163,6 +164,8 @@ class Trainer:
         except NonFiniteError as error:
             self.replica.discard()
             self.head.zero_grad()
+            for buffer, before in zip(self.backbone.buffers(), statistics, strict=True):
+                buffer.copy_(before)  # a forward pass with NaN leaves NaN in BatchNorm's statistics
             self.bad_steps.bad(error, self.step, self.backbone, batch)
             total.fill_(float("nan"))
         self.step += 1

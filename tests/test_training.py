@@ -160,3 +160,31 @@ def test_a_label_beyond_the_class_count_names_label_and_count(tmp_path):
     assert "99" in done.stderr
     assert "10" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def spoil_second_step(rank, world_size, recipe):
+    """Three steps, of which rank 1 sees NaN in the second: losses, weights before and after it, its statistics."""
+    config = load_config(recipe)
+    config.run_dir.mkdir(exist_ok=True)
+    trainer = Trainer(config, ranks_of_test(rank, world_size))
+    with trainer.loader:
+        batches = iter(trainer.loader)
+        losses, states = [], []
+        for step in range(3):
+            batch = next(batches)
+            if step == 1 and rank == 1:
+                batch.images[0] = float("nan")
+            losses.append(float(trainer.train_step(batch)))
+            states.append({name: value.clone().numpy() for name, value in trainer.backbone.state_dict().items()})
+    return losses, states, trainer.bad_steps.count
+
+
+def test_a_step_with_nan_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_path, tiny_set):
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run")
+    for losses, states, count in run_ranks(2, spoil_second_step, recipe):
+        assert count == 1
+        assert np.isnan(losses[1])
+        assert np.isfinite([losses[0], losses[2]]).all()
+        for name, value in states[1].items():
+            np.testing.assert_array_equal(value, states[0][name], err_msg=name)
+        assert all(np.isfinite(value).all() for value in states[2].values())

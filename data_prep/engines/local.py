@@ -67,7 +67,8 @@ class _Worker:
 
     def take(self) -> Outcome:
         unit, self.unit = self.unit, None
-        assert unit is not None
+        if unit is None:
+            raise RuntimeError("`take` without a unit given")
         try:
             outcome: Outcome = self.connection.recv()
         except (EOFError, OSError):

@@ -141,7 +141,7 @@ class Head:
 
         Raises:
             UserError: shapes or labels that do not fit; nothing is updated.
-            WorkError: an embedding of any rank is not finite; nothing is updated.
+            NonFiniteError: an embedding of any rank is not finite; nothing is updated.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim or labels.shape != embeddings.shape[:1]:
             raise UserError(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import NonFiniteError, UserError
 from dist_train.head.margins import Margin
 from dist_train.head.ranks import Ranks
 from dist_train.head.records import Pass, Targets
@@ -108,7 +108,7 @@ class ShardedLoss:
         lost = np.flatnonzero(finite == 0)
         if len(lost):
             per_rank = len(finite) // self.ranks.world_size
-            raise WorkError(
+            raise NonFiniteError(
                 f"rank {lost[0] // per_rank}: embedding {lost[0] % per_rank} of the batch is not finite "
                 f"({len(lost)} of {len(finite)} over all ranks); the step is refused, no center was changed; "
                 "lower the learning rate or look at that input"
@@ -147,7 +147,8 @@ class ShardedLoss:
         targets, samples = done.targets, len(norms)
         outer = ((targets.logits - done.log_sum[targets.samples]).exp() - 1) / samples  # d loss / d target logit
         targets.pull = outer * targets.slopes
-        assert done.pull is not None
+        if done.pull is None:
+            raise RuntimeError("this pass was made without gradients")
         gradient = torch.cat([done.pull, norms.new_zeros((samples, 1))], dim=1)
         gradient.mul_(((done.top - done.log_sum).exp() / samples)[:, None])
         direct = torch.cat([targets.unit * targets.slopes[:, None], targets.norm_slopes[:, None]], dim=1)

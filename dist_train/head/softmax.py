@@ -170,7 +170,7 @@ class BlockSoftmax:
         pull = torch.zeros_like(done.queries)
         kept: list[Tensor] = []
         filled = 0  # rows already moved to the front of the weights' buffer
-        scratch = None if done.weights is not None else self._take(done.block * self.k, samples)
+        scratch = self._take(0 if done.weights is not None else done.block * self.k, samples)
         for number in np.flatnonzero(alive):
             start = int(number) * done.block
             stop = min(start + done.block, done.lease.count)
@@ -179,7 +179,6 @@ class BlockSoftmax:
                 some = done.weights[low:high]
                 some.mul_((done.shifts[number] - done.log_sum).exp_())
             else:
-                assert scratch is not None
                 rows = done.lease.read("centers", start, stop).view(-1, width)
                 some = self._weights_again(done, rows, start, stop, scratch[: high - low])
             keep = some.abs().view(-1, self.k * samples).amax(dim=1) >= self.filter_eps
@@ -194,8 +193,7 @@ class BlockSoftmax:
             if done.weights is not None:
                 done.weights[filled : filled + len(some)] = some
                 filled += len(some)
-        if scratch is not None:
-            self._put_back(scratch)
+        self._put_back(scratch)
         places = torch.cat(kept) if kept else done.targets.positions[:0]
         if done.weights is not None:
             done.weights = done.weights[:filled]
@@ -252,8 +250,8 @@ class BlockSoftmax:
         return buffer[: rows * samples].view(rows, samples)
 
     def _put_back(self, taken: Tensor) -> None:
-        assert taken._base is not None  # `_take` gives views of flat buffers
-        self._spare.append(taken._base)
+        if taken._base is not None:  # always: `_take` gives views of flat buffers
+            self._spare.append(taken._base)
 
     def _weights_again(self, done: Pass, rows: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
         """Softmax weights times slopes of negatives among chosen classes [start, stop), from their centers."""

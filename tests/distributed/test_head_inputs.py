@@ -62,7 +62,7 @@ def test_a_bad_batch_on_one_rank_is_refused_on_all_and_changes_nothing():
     assert said["negative"].startswith("UserError: rank 1: label -1 at place 2")
     for kind in ("nan", "infinite"):
         assert said[kind].startswith(
-            "WorkError: rank 1: embedding 1 of the batch is not finite (1 of 6 over all ranks)"
+            "NonFiniteError: rank 1: embedding 1 of the batch is not finite (1 of 6 over all ranks)"
         )
     assert said["afterwards"] == "accepted"
 
