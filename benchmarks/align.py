@@ -4,10 +4,11 @@
     python benchmarks/align.py --case lfw250 --photos DIR
 
 Photos are decoded and resized beforehand. Without DIR they are those of ../shared/faces, or else made of the portrait
-that matplotlib ships. Either detector runs in both ways, one process with all threads and a process a core with one thread
-each. Ours is the rate in the way of our jobs, a process a core. `baseline` is the peer as it comes, in one process, in
-batches where it takes them and that is faster; `strict_ratio` is the best of ours by the best of the peer's, which then
-has a process a core too. The peer is installed into build/peers without its pins, which forbid this torch.
+that matplotlib ships. Either detector runs in both ways, one process with all threads and a process a core with one
+thread each. Ours is the rate in the way of our jobs, a process a core. `baseline` is the peer as it comes, in one
+process, in batches where it takes them and that is faster; `strict_ratio` is the best of ours by the best of the
+peer's, which then has a process a core too. The peer is installed into build/peers without its pins, which forbid this
+torch.
 """
 
 import argparse
