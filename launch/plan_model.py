@@ -1,0 +1,320 @@
+"""What a step costs: memory by part, bytes over the network, seconds.
+
+Memory and traffic follow from what the code stores and does, and are under test against it (`tests/launch`,
+`benchmarks/plan.py`). Seconds follow from data sheets and the efficiencies below. Shapes: W ranks, B pictures a rank
+and forward pass, G = W·B, n classes a rank, k of them chosen in a step, K centers a class, D numbers a center.
+"""
+
+import math
+from dataclasses import dataclass
+
+from dist_train.head.config import HeadConfig
+from launch.plan_hardware import GIB, BackboneCost, Gpu
+
+# Shares of the peak figures that are reached. Large float32 products come to about three quarters of the data sheet
+# and streaming kernels to about four fifths of the bandwidth; convolutions of this field's widths to less than half.
+HEAD_FLOPS_SHARE = 0.75
+BANDWIDTH_SHARE = 0.8
+CONV_FLOPS_SHARE = 0.45
+LINK_SHARE = 0.7
+# How often what a picture's forward pass keeps is read or written in a whole step: convolutions, two passes of each
+# BatchNorm forward and two backward, PReLU, shortcuts, all their gradients. Set so that the published figure of
+# arcface_torch for R50 on V100 at 125,000 identities comes out (5,004 images/s on 8); every other is a prediction.
+ACTIVATION_PASSES = 18.6
+
+LATENCY_S = 50e-6  # of a collective on many GPUs
+PCIE_GB_S = 20.0  # host to GPU, PCIe 4.0 x16 in practice
+HOST_ROWS_GB_S = 8.0  # one thread's copy of scattered rows in host memory
+DISK_ROWS_GB_S = 2.0  # the same from NVMe through the page cache
+
+# CUDA's context, NCCL's buffers, cuDNN's workspace; and the share of the rest that allocators lose to gaps.
+GPU_FIXED_BYTES = 2 * GIB
+GAPS_SHARE = 0.04
+HOST_FIXED_BYTES = 4 * GIB  # libraries, data workers, batches in flight
+
+CPU_BLOCK_ROWS = 1024  # as in `dist_train.head.softmax`
+# Times that an update reads or writes a row's numbers, by optimizer; counted on the code.
+UPDATE_PASSES = {"sgd": 6, "rowwise_adagrad": 6, "adamw": 27}
+STATE_TABLES = {"sgd": 1, "rowwise_adagrad": 0, "adamw": 2}  # as wide as the centers
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A job to be planned.
+
+    Attributes:
+        identities: C, classes over all ranks.
+        gpus: W, a rank each.
+        gpus_per_node: of a machine.
+        gpu: what they are.
+        memory_gib: memory of one.
+        network_gb_s: bandwidth between machines of one GPU in one direction, 10**9 bytes/s.
+        backbone: its costs.
+        embedding_dim: D.
+        image_size: side of a picture in pixels.
+        batch: B, pictures a rank and forward pass.
+        accumulation: forward passes of a step.
+        half: the backbone computes in 16 bits.
+        strategy: `train.strategy`.
+        moments: numbers that the backbone's optimizer keeps for a weight: 1 for SGD, 2 for AdamW.
+        head: the head's section of the recipe.
+    """
+
+    identities: int
+    gpus: int
+    gpus_per_node: int
+    gpu: Gpu
+    memory_gib: float
+    network_gb_s: float
+    backbone: BackboneCost
+    embedding_dim: int
+    image_size: int
+    batch: int
+    accumulation: int
+    half: bool
+    strategy: str
+    moments: int
+    head: HeadConfig
+
+    @property
+    def rows(self) -> int:
+        """Classes of the fullest rank, n."""
+        return -(-self.identities // self.gpus)
+
+    @property
+    def samples(self) -> int:
+        """Pictures of a forward pass over all ranks, G."""
+        return self.gpus * self.batch
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """The sizes that the head's costs depend on.
+
+    Attributes:
+        config: the head's section of the recipe.
+        rows: n.
+        dim: D.
+        samples: G.
+        accumulation: forward passes of a step.
+        cpu: it computes on a CPU.
+    """
+
+    config: HeadConfig
+    rows: int
+    dim: int
+    samples: int
+    accumulation: int = 1
+    cpu: bool = False
+
+    @property
+    def width(self) -> int:
+        """Numbers of a class's centers."""
+        return self.config.centers_per_class * self.dim
+
+    @property
+    def number_bytes(self) -> int:
+        """Of a stored number."""
+        return 2 if self.config.dtype == "bfloat16" else 4
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a class's optimizer state."""
+        config = self.config
+        if config.optimizer == "rowwise_adagrad":
+            return 4 * config.centers_per_class
+        if config.optimizer == "adamw":
+            return 2 * self.width * self.number_bytes + 4
+        return self.width * self.number_bytes if config.momentum else 0
+
+    @property
+    def class_bytes(self) -> int:
+        """Of all that is stored for a class."""
+        return self.width * self.number_bytes + self.state_bytes
+
+    @property
+    def chosen(self) -> int:
+        """Classes that a rank chooses in a step, k."""
+        return min(self.rows, max(1, round(self.config.sample_rate * self.rows))) if self.rows else 0
+
+    @property
+    def updated(self) -> int:
+        """Classes that a step updates, as expected: the union of what its passes choose."""
+        share = self.chosen / self.rows if self.rows else 0.0
+        return round(self.rows * (1 - (1 - share) ** self.accumulation))
+
+    @property
+    def staged(self) -> bool:
+        """Rows are stored elsewhere than they are computed with."""
+        return self.config.storage != "device"
+
+    @property
+    def block(self) -> int:
+        """Classes handled at a time."""
+        fitting = self.config.logits_budget_mb * 2**20 // (4 * self.samples)
+        wanted = self.config.block_rows or (CPU_BLOCK_ROWS if self.cpu else fitting)
+        return min(self.chosen, max(1, min(wanted, fitting) // self.config.centers_per_class))
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of one forward pass, all classes together."""
+        return 4 * self.chosen * self.config.centers_per_class * self.samples
+
+    @property
+    def passes_kept(self) -> int:
+        """Forward passes of a step whose logits stay until its end; those of the others are formed twice."""
+        fitting = self.config.logits_budget_mb * 2**20 // max(1, self.logits_bytes)
+        return min(self.accumulation, fitting)
+
+
+def head_memory(shape: HeadShape) -> dict[str, int]:
+    """Bytes of the head where it computes, by part."""
+    config, block, times = shape.config, shape.block, shape.accumulation
+    again = shape.passes_kept < times
+    kept = shape.passes_kept * shape.logits_bytes
+    block_logits = 4 * block * config.centers_per_class * shape.samples
+    parts = {}
+    if not shape.staged:
+        parts["class centers"] = shape.rows * shape.width * shape.number_bytes
+        parts["centers' optimizer state"] = shape.rows * shape.state_bytes
+    elif not shape.cpu:
+        # Each forward pass holds its rows until the step; the step of several holds their union besides.
+        union = shape.updated if times > 1 else 0
+        parts["copies of chosen rows"] = (times * shape.chosen + union) * shape.class_bytes
+    parts["logits"] = kept + (2 * block_logits if again else 0)
+    # Queries, their gradient's two forms and what is exchanged stay for every pass; buffers of the exchange for one.
+    parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (3 * times + 4)
+    reads = config.sample_rate < 1 and not shape.staged
+    tables = 1 + STATE_TABLES[config.optimizer]
+    wide = 0 if shape.number_bytes == 4 else tables
+    narrow = tables * shape.number_bytes if reads else 0
+    gradients = 2 + (1 if times > 1 else 0)
+    parts["blocks of rows"] = block * shape.width * (4 * (gradients + wide) + narrow)
+    parts["norms and indices"] = times * shape.chosen * (4 * config.centers_per_class + 8)
+    return parts
+
+
+def host_memory(setup: Setup) -> dict[str, int]:
+    """Bytes of a rank's host memory, by part; memory-mapped rows are disk and count only while they are cached."""
+    shape = head_shape(setup)
+    parts = {"libraries and data": HOST_FIXED_BYTES}
+    if setup.head.storage == "host":
+        parts["class centers and state"] = shape.rows * shape.class_bytes
+    if shape.staged:  # a pass's rows are fetched while those of the one before are written back
+        parts["copies of chosen rows"] = (setup.accumulation + 1) * shape.chosen * shape.class_bytes
+    replica = 4 * setup.backbone.parameters * (1 + setup.moments)
+    parts["checkpoint being written"] = shape.rows * shape.class_bytes + replica
+    return parts
+
+
+def disk_bytes(setup: Setup) -> int:
+    """Of a rank's memory-mapped rows."""
+    shape = head_shape(setup)
+    return shape.rows * shape.class_bytes if setup.head.storage == "mmap" else 0
+
+
+def head_shape(setup: Setup) -> HeadShape:
+    """The head of a rank."""
+    return HeadShape(setup.head, setup.rows, setup.embedding_dim, setup.samples, setup.accumulation)
+
+
+def gpu_memory(setup: Setup) -> dict[str, int]:
+    """Bytes of a rank's GPU, by part."""
+    backbone, ranks = setup.backbone, setup.gpus
+    stage = int(setup.strategy.removeprefix("zero")) if setup.strategy != "ddp" else 0
+    numbers = 4 * backbone.parameters
+    activation = 2 if setup.half else 4
+    parts = {
+        "backbone weights": (numbers // ranks if stage == 3 else numbers) + 4 * backbone.buffers,
+        "backbone gradients": numbers // ranks if stage >= 2 else numbers,
+        "backbone optimizer": setup.moments * numbers // (ranks if stage >= 1 else 1),
+        "backbone weights in 16 bits": numbers // 2 if setup.half else 0,
+        # Kept for the backward pass; and the gradients under way at its widest place, in and out of a block.
+        "activations": setup.batch * (backbone.saved + 4 * backbone.largest) * activation,
+        # This batch, and the next one under way.
+        "pictures": 2 * setup.batch * setup.accumulation * 3 * setup.image_size**2 * 4,
+        **head_memory(head_shape(setup)),
+        "CUDA, NCCL, cuDNN": GPU_FIXED_BYTES,
+    }
+    parts["gaps"] = round(GAPS_SHARE * (sum(parts.values()) - GPU_FIXED_BYTES))
+    return {name: value for name, value in parts.items() if value}
+
+
+def fits(setup: Setup) -> bool:
+    """Whether a rank's parts go into its GPU."""
+    return sum(gpu_memory(setup).values()) <= setup.memory_gib * GIB
+
+
+def network_bytes(setup: Setup) -> dict[str, int]:
+    """Bytes that a rank receives in a step, by exchange; rings, as NCCL makes them for large messages."""
+    others = setup.gpus - 1
+    times = setup.accumulation
+    return {
+        "embeddings gathered": times * others * setup.batch * 4 * (setup.embedding_dim + 3),
+        "softmax statistics": times * others * 4 * 4 * setup.samples,
+        "embeddings' gradient": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
+        "backbone gradient": 2 * others * 4 * setup.backbone.parameters // setup.gpus,
+    }
+
+
+def head_traffic(shape: HeadShape) -> int:
+    """Bytes that a step's head reads and writes where it computes."""
+    config, times, samples = shape.config, shape.accumulation, shape.samples
+    numbers = shape.chosen * shape.width
+    # A pass over a block's logits is one of 13; of 22 where they are formed a second time.
+    logits = (13 * shape.passes_kept + 22 * (times - shape.passes_kept)) * shape.chosen * config.centers_per_class
+    reads, writes = 1 + STATE_TABLES[config.optimizer], 1 + STATE_TABLES[config.optimizer]
+    each = 3.0  # products and norms of a forward pass
+    once = 9.0 + UPDATE_PASSES[config.optimizer]  # the gradient, its projection, the update
+    if config.sample_rate < 1:  # rows are gathered, and scattered when written
+        each += 2 * shape.number_bytes / 4
+        once += 2 * (reads + writes) * shape.number_bytes / 4
+    if shape.number_bytes == 2:  # widened when read, rounded stochastically when written
+        each += 1.5
+        once += 1.5 * reads + 8.5 * writes
+    if times > 1:  # gradients of the passes are added up
+        each += 6.0
+    return round(4 * (logits * samples + each * times * numbers + once * shape.updated * shape.width))
+
+
+def head_flops(shape: HeadShape) -> int:
+    """Operations of the products of a step's head: logits, embeddings' gradient, rows' gradient."""
+    products = 3 * shape.accumulation + (shape.accumulation - shape.passes_kept)  # logits formed again
+    return products * 2 * shape.chosen * shape.width * shape.samples
+
+
+def step_seconds(setup: Setup) -> dict[str, float]:
+    """Seconds of a step, by part; their sum is the step."""
+    gpu, backbone, times = setup.gpu, setup.backbone, setup.accumulation
+    shape = head_shape(setup)
+    bandwidth = BANDWIDTH_SHARE * gpu.memory_gb_s * 1e9
+    flops = CONV_FLOPS_SHARE * (gpu.half_tflops if setup.half else gpu.float32_tflops) * 1e12
+    kept = backbone.saved * (2 if setup.half else 4)
+    network = times * setup.batch * (6 * backbone.macs / flops + ACTIVATION_PASSES * kept / bandwidth)
+    update = 4 * backbone.parameters * (3 + 3 * setup.moments) / bandwidth
+    products = head_flops(shape) / (HEAD_FLOPS_SHARE * gpu.float32_tflops * 1e12)
+    rows = head_traffic(shape) / bandwidth
+    link = LINK_SHARE * 1e9 * (gpu.link_gb_s if setup.gpus <= setup.gpus_per_node else setup.network_gb_s)
+    exchanged = network_bytes(setup)
+    gradients = exchanged.pop("backbone gradient") / link
+    moved = 0.0
+    if shape.staged:
+        rate = HOST_ROWS_GB_S if setup.head.storage == "host" else DISK_ROWS_GB_S
+        slowest = min(rate, PCIE_GB_S) * 1e9
+        moved = 2 * times * shape.chosen * shape.class_bytes / slowest
+    alone = setup.gpus == 1
+    return {
+        "backbone": network + update,
+        "head, products": products,
+        "head, rows and logits": rows,
+        "exchange of embeddings": 0.0 if alone else sum(exchanged.values()) / link + 3 * times * LATENCY_S,
+        # Overlapped with the last backward pass, two thirds of a pass's time; what is left over is waited for.
+        "exchange of gradients": max(0.0, gradients - network / times * 2 / 3),
+        # Fetched while the backbone computes, written back while the next step's does.
+        "rows from host or disk": max(0.0, moved - network),
+    }
+
+
+def images_per_second(setup: Setup) -> float:
+    """Pictures a second over all ranks."""
+    return setup.samples * setup.accumulation / math.fsum(step_seconds(setup).values())
