@@ -3,6 +3,7 @@
 import typer
 
 from launch.local import local
+from launch.plan import plan
 from launch.slurm import slurm
 from launch.status import status
 from launch.torchrun import torchrun
@@ -19,3 +20,4 @@ app.command()(local)
 app.command()(torchrun)
 app.command()(slurm)
 app.command()(status)
+app.command()(plan)

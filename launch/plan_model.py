@@ -33,9 +33,9 @@ GAPS_SHARE = 0.04
 HOST_FIXED_BYTES = 4 * GIB  # libraries, data workers, batches in flight
 
 CPU_BLOCK_ROWS = 1024  # as in `dist_train.head.softmax`
-# Times that an update reads or writes a row's numbers, by optimizer; counted on the code.
-UPDATE_PASSES = {"sgd": 6, "rowwise_adagrad": 6, "adamw": 27}
-STATE_TABLES = {"sgd": 1, "rowwise_adagrad": 0, "adamw": 2}  # as wide as the centers
+# By optimizer: state tables as wide as the centers; times that an update reads or writes a row's numbers, counted on
+# the code.
+OPTIMIZERS = {"sgd": (1, 6), "sgd without momentum": (0, 3), "rowwise_adagrad": (0, 6), "adamw": (2, 27)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,21 @@ class HeadShape:
     cpu: bool = False
 
     @property
+    def _optimizer(self) -> tuple[int, int]:
+        plain = self.config.optimizer == "sgd" and not self.config.momentum
+        return OPTIMIZERS["sgd without momentum" if plain else self.config.optimizer]
+
+    @property
+    def state_tables(self) -> int:
+        """Tables of optimizer state as wide as the centers."""
+        return self._optimizer[0]
+
+    @property
+    def update_passes(self) -> int:
+        """Times that the optimizer reads or writes a row's numbers."""
+        return self._optimizer[1]
+
+    @property
     def width(self) -> int:
         """Numbers of a class's centers."""
         return self.config.centers_per_class * self.dim
@@ -120,12 +135,9 @@ class HeadShape:
     @property
     def state_bytes(self) -> int:
         """Of a class's optimizer state."""
-        config = self.config
-        if config.optimizer == "rowwise_adagrad":
-            return 4 * config.centers_per_class
-        if config.optimizer == "adamw":
-            return 2 * self.width * self.number_bytes + 4
-        return self.width * self.number_bytes if config.momentum else 0
+        # One number a center, or a count of updates a class, in float32.
+        scalars = {"rowwise_adagrad": 4 * self.config.centers_per_class, "adamw": 4}
+        return self.state_tables * self.width * self.number_bytes + scalars.get(self.config.optimizer, 0)
 
     @property
     def class_bytes(self) -> int:
@@ -181,15 +193,17 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
         # Each forward pass holds its rows until the step; the step of several holds their union besides.
         union = shape.updated if times > 1 else 0
         parts["copies of chosen rows"] = (times * shape.chosen + union) * shape.class_bytes
-    parts["logits"] = kept + (2 * block_logits if again else 0)
+    # Where passes are added up, a block is of their union, and each of them chose a part of it.
+    part = shape.chosen / max(1, shape.updated)
+    parts["logits"] = kept + (round((1 + part) * block_logits) if again else 0)
     # Queries, their gradient's two forms and what is exchanged stay for every pass; buffers of the exchange for one.
     parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (3 * times + 4)
     reads = config.sample_rate < 1 and not shape.staged
-    tables = 1 + STATE_TABLES[config.optimizer]
+    tables = 1 + shape.state_tables
     wide = 0 if shape.number_bytes == 4 else tables
     narrow = tables * shape.number_bytes if reads else 0
-    gradients = 2 + (1 if times > 1 else 0)
-    parts["blocks of rows"] = block * shape.width * (4 * (gradients + wide) + narrow)
+    gradients = 2 + (part if times > 1 else 0)  # with its projection, and a pass's own
+    parts["blocks of rows"] = round(block * shape.width * (4 * (gradients + wide) + narrow))
     parts["norms and indices"] = times * shape.chosen * (4 * config.centers_per_class + 8)
     return parts
 
@@ -263,15 +277,15 @@ def head_traffic(shape: HeadShape) -> int:
     numbers = shape.chosen * shape.width
     # A pass over a block's logits is one of 13; of 22 where they are formed a second time.
     logits = (13 * shape.passes_kept + 22 * (times - shape.passes_kept)) * shape.chosen * config.centers_per_class
-    reads, writes = 1 + STATE_TABLES[config.optimizer], 1 + STATE_TABLES[config.optimizer]
+    tables = 1 + shape.state_tables  # each read and written once in an update
     each = 3.0  # products and norms of a forward pass
-    once = 9.0 + UPDATE_PASSES[config.optimizer]  # the gradient, its projection, the update
+    once = 9.0 + shape.update_passes  # the gradient, its projection, the update
     if config.sample_rate < 1:  # rows are gathered, and scattered when written
         each += 2 * shape.number_bytes / 4
-        once += 2 * (reads + writes) * shape.number_bytes / 4
+        once += 2 * 2 * tables * shape.number_bytes / 4
     if shape.number_bytes == 2:  # widened when read, rounded stochastically when written
         each += 1.5
-        once += 1.5 * reads + 8.5 * writes
+        once += (1.5 + 8.5) * tables
     if times > 1:  # gradients of the passes are added up
         each += 6.0
     return round(4 * (logits * samples + each * times * numbers + once * shape.updated * shape.width))
