@@ -1,0 +1,171 @@
+"""Evaluation: a verification set against the network alone, exact 1:N search, IJB-C's pairs.
+
+Each case runs in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from dist_train.backbones import BackboneConfig, build_backbone
+from dist_train.evaluate.bin import VerificationSet
+from dist_train.evaluate.curves import roc
+from dist_train.evaluate.identification import search_gallery
+from dist_train.evaluate.ijb import Layout, judge_pairs_of_templates, read_pairs
+from dist_train.evaluate.verification import evaluate_verification
+
+DIM = 512
+
+
+def unit_rows(count: int, seed: int) -> torch.Tensor:
+    """Random unit rows [count, 512], made in place."""
+    rows = torch.empty(count, DIM).normal_(generator=torch.Generator().manual_seed(seed))
+    return rows.div_(rows.norm(dim=1, keepdim=True))
+
+
+def verification() -> dict[str, object]:
+    """6,000 pairs of 112 x 112 JPEG through the smallest network, where everything else weighs most."""
+    pairs, size, batch = 6000, 112, 64
+    generator = np.random.default_rng(0)
+    # Smooth pictures compress to about the size of real faces.
+    base = generator.integers(0, 256, (200, 14, 14, 3), dtype=np.uint8)
+    pictures = [cv2.resize(each, (size, size), interpolation=cv2.INTER_CUBIC) for each in base]
+    noisy = [np.clip(p + generator.normal(0, 12, p.shape), 0, 255).astype(np.uint8) for p in pictures]
+    encoded = [cv2.imencode(".jpg", each, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes() for each in noisy]
+    dataset = VerificationSet("made", [encoded[i % 200] for i in range(2 * pairs)], np.arange(pairs) % 2 == 0)
+    backbone = build_backbone(BackboneConfig(name="tiny", embedding_dim=DIM), size).eval()
+    images = torch.randn(batch, 3, size, size)
+    with torch.inference_mode():
+        backbone(images)
+        begin = time.perf_counter()
+        rounds = 60
+        for _ in range(rounds):
+            backbone(images)
+        alone = rounds * batch / (time.perf_counter() - begin)
+    begin = time.perf_counter()
+    evaluate_verification(backbone, dataset, size, batch)
+    ours = 4 * pairs / (time.perf_counter() - begin)
+    return {
+        "ours": ours,
+        "baseline": alone,
+        "ratio": ours / alone,
+        "unit": "forward passes of a picture/s; baseline is the network alone",
+        "pairs": pairs,
+        "jpeg_bytes": int(np.mean([len(each) for each in encoded])),
+        "network": "tiny, 112 px",
+    }
+
+
+def identification() -> dict[str, object]:
+    """10,000 probes against 1,000,000 entries."""
+    probes, entries = unit_rows(10_000, 0), unit_rows(1_000_000, 1)
+    labels = torch.arange(len(entries))
+    left, right = probes[:2048], entries[:8192].T
+    out = torch.mm(left, right)
+    begin = time.perf_counter()
+    rounds = 20
+    for _ in range(rounds):
+        torch.mm(left, right, out=out)
+    gemm = rounds * 2 * out.numel() * DIM / (time.perf_counter() - begin) / 1e9
+    begin = time.perf_counter()
+    search_gallery(probes, labels[: len(probes)] * 7, entries, labels)
+    seconds = time.perf_counter() - begin
+    ours = 2 * len(probes) * len(entries) * DIM / seconds / 1e9
+    return {
+        "ours": ours,
+        "baseline": gemm,
+        "ratio": ours / gemm,
+        "unit": "GFLOP/s; baseline is the matrix product alone",
+        "seconds": seconds,
+        "probes": len(probes),
+        "gallery": len(entries),
+        "dim": DIM,
+    }
+
+
+def ijbc_pairs() -> dict[str, object]:
+    """Reading, scoring and judging as many pairs as IJB-C has."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    templates, pairs, positives = 23_124, 15_658_489, 19_557
+    features = unit_rows(templates, 0)
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        (root / "meta").mkdir()
+        columns = [generator.integers(0, templates, pairs, dtype=np.int32) for _ in range(2)]
+        table = pa.table([*columns, (np.arange(pairs) < positives).astype(np.int32)], names=["a", "b", "c"])
+        csv.write_csv(
+            table,
+            root / "meta" / "ijbc_template_pair_label.txt",
+            csv.WriteOptions(include_header=False, delimiter=" "),
+        )
+        del table, columns
+        empty = np.empty(0)
+        layout = Layout("ijbc", root, [], empty, empty, empty, empty, empty, np.arange(templates))
+        begin = time.perf_counter()
+        judged = judge_pairs_of_templates("ijbc", features, read_pairs(layout))
+        ours = time.perf_counter() - begin
+        peak = peak_rss_mb()
+        begin = time.perf_counter()
+        plain_scoring(root / "meta" / "ijbc_template_pair_label.txt", features.numpy(), rows=pairs // 20)
+        baseline = 20 * (time.perf_counter() - begin)
+    return {
+        "ours": ours,
+        "baseline": baseline,
+        "ratio": baseline / ours,
+        "unit": "s; baseline: numpy text reader and fancy indexing, a twentieth of the pairs times 20",
+        "pairs": judged.pairs,
+        "templates": templates,
+        "peak_rss_mb": peak,
+    }
+
+
+def plain_scoring(path: Path, features: np.ndarray, rows: int) -> None:
+    """The usual way: numpy's text reader, 100,000 pairs at a time, then a ROC."""
+    table = np.loadtxt(path, dtype=np.int64, max_rows=rows)
+    scores = np.concatenate(
+        [
+            (features[part[:, 0]] * features[part[:, 1]]).sum(axis=1)
+            for part in np.array_split(table, max(1, rows // 100_000))
+        ]
+    )
+    roc(scores, np.arange(rows) < 1000)
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+CASES = {"verification": verification, "identification": identification, "ijbc_pairs": ijbc_pairs}
+
+
+def main() -> None:
+    """Run one case, or each in its own process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES)
+    case = parser.parse_args().case
+    if case is None:
+        for name in CASES:
+            subprocess.run([sys.executable, __file__, "--case", name], check=True)
+        return
+    result = CASES[case]()
+    line = {"benchmark": "evaluate", "case": case, "peak_rss_mb": peak_rss_mb(), **result}
+    line |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
+    print(json.dumps(rounded))
+
+
+if __name__ == "__main__":
+    main()
