@@ -1,0 +1,105 @@
+"""What the losses, sampling, row types and optimizers do to accuracy, at equal steps on the glyph set.
+
+    python benchmarks/accuracy.py                       # every variant: runs/benchmark/, then the table
+    python benchmarks/accuracy.py --only base sampling-0.1
+    python benchmarks/accuracy.py --table               # the table of what is in benchmarks/accuracy.jsonl
+
+Each variant is a run of its own by `headcount launch local`, which differs from configs/benchmark.yaml in what is
+named here and nothing else. A finished run is not made again. `base` is trained under three seeds: a difference
+smaller than their spread says nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RECIPE = Path("configs/benchmark.yaml")
+RUNS = Path("runs/benchmark")
+RESULTS = Path("benchmarks/accuracy.jsonl")
+SEEDS = (0, 1, 2)
+
+# The base is ArcFace over all classes: s = 32, m = 0.2, float32 rows, SGD, two ranks.
+VARIANTS: dict[str, list[str]] = {
+    **{"base" if seed == 0 else f"base-seed{seed}": [f"seed={seed}"] for seed in SEEDS},
+    "softmax": ["head.margin=softmax", "head.scale=null", "head.m2=null"],
+    "normface": ["head.margin=normface", "head.m2=null"],
+    "sphereface": ["head.margin=sphereface", "head.m2=null", "head.m1=1.1"],
+    "cosface": ["head.margin=cosface", "head.m2=null", "head.m3=0.15"],
+    "adaface": ["head.margin=adaface"],
+    "curricularface": ["head.margin=curricularface"],
+    "sampling-0.3": ["head.sample_rate=0.3"],
+    "sampling-0.1": ["head.sample_rate=0.1"],
+    "sampling-0.01": ["head.sample_rate=0.01"],
+    "hard-0.1": ["head.sample_rate=0.1", "head.sampling=hard"],
+    "bfloat16": ["head.dtype=bfloat16"],
+    "rowwise": ["head.optimizer=rowwise_adagrad", "head.lr_scale=0.1"],
+    "filtering": ["head.filter_eps=1e-6"],
+    "one-rank": [],
+}
+
+
+def train(name: str) -> None:
+    """Make a variant's run, unless it is finished; go on with a begun one."""
+    run_dir = RUNS / name
+    if (run_dir / "summary.json").exists():
+        return
+    ranks = "1" if name == "one-rank" else "2"
+    resume = ["--resume"] if (run_dir / "config.yaml").exists() else []
+    overrides = [f"run_dir={run_dir}", *VARIANTS[name]]
+    command = [sys.executable, "-m", "launch", "launch", "local", str(RECIPE), *overrides, "--ranks", ranks, *resume]
+    print(" ".join(["headcount", *command[3:]]), file=sys.stderr, flush=True)
+    subprocess.run(command, check=True)
+
+
+def collect(name: str) -> dict[str, Any] | None:
+    """A variant's line; None where its run is not finished."""
+    path = RUNS / name / "summary.json"
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return {"benchmark": "accuracy", "case": name, "overrides": VARIANTS[name], **summary}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: percent, and the difference to the mean of `base` over its seeds; * where it exceeds their range."""
+    measures = {
+        "verification": lambda line: line["verification_accuracy"],
+        "TAR at FAR 1e-3": lambda line: line["tar_at_far"]["0.001"],
+        "rank-1": lambda line: line["rank1"],
+    }
+    base = [line for line in lines if line["case"].startswith("base")]
+    rows = [
+        "| variant | " + " | ".join(f"{name}, % (difference)" for name in measures) + " |",
+        "|---|" + "---|" * len(measures),
+    ]
+    for line in lines:
+        cells = []
+        for measure in measures.values():
+            values = [100 * measure(one) for one in base]
+            mean = sum(values) / len(values)
+            difference = 100 * measure(line) - mean
+            beyond = not min(values) <= 100 * measure(line) <= max(values)
+            cells.append(f"{100 * measure(line):.2f} ({difference:+.2f}{'*' if beyond else ''})")
+        rows.append(f"| {line['case']} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Run, collect, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help="these variants alone")
+    parser.add_argument("--table", action="store_true", help="print the table of the stored results and end")
+    options = parser.parse_args()
+    if not options.table:
+        for name in options.only or VARIANTS:
+            train(name)
+        lines = [line for name in VARIANTS if (line := collect(name))]
+        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print(table([json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
