@@ -106,7 +106,10 @@ class HeadConfig(BaseModel):
         "uniform", description="how negatives are drawn; hard: nearest to the batch out of twice as many drawn"
     )
     filter_eps: float = Field(
-        0.0, ge=0, le=0.01, description="rows whose softmax weights all lie below are left out of the backward; 0: none"
+        0.0,
+        ge=0,
+        le=0.01,
+        description="softmax weights below are left out of the backward, and rows without others; 0: none",
     )
 
     optimizer: Literal["sgd", "rowwise_adagrad", "adamw"] = Field("sgd", description="of the class centers")

@@ -73,7 +73,7 @@ class ShardedLoss:
         self.softmax.find_targets(lease, targets, queries)
         self.margin.observe(norms, self._all_target_cosines(targets, len(queries)), training)
         self.softmax.form_target_logits(targets, norms, self._near(local[order]))
-        kept = sum(one.weights.nbytes for one in self.micro_batches if one.weights is not None)
+        kept = sum(one.kept_bytes for one in self.micro_batches)
         done = self.softmax.forward(lease, classes, queries, targets, kept, training)
         loss, chosen = self._mean_loss(done), lease.count
         if training:
@@ -135,12 +135,9 @@ class ShardedLoss:
         return (done.log_sum - every[:, 2].sum(dim=0)).mean()
 
     def _narrow(self, done: Pass) -> None:
-        if not self.softmax.filter_eps:
-            return
-        self.softmax.filter(done)
-        done.lease.release()
-        assert done.classes is not None  # the filter lists what it keeps
-        done.lease = self.store.lease(torch.from_numpy(done.classes))
+        if self.softmax.filter_eps and self.softmax.filter(done) and done.classes is not None:
+            done.lease.release()
+            done.lease = self.store.lease(torch.from_numpy(done.classes))
 
     def _gradient(self, done: Pass, norms: Tensor) -> Tensor:
         """This rank's share of d loss / d (queries, norms) of all samples: [G, D + 1]."""

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.head.filtering import kept_classes, sparsify
 from dist_train.head.margins import Margin
 from dist_train.head.records import Pass, Targets, spans
 from dist_train.head.storage import Lease
 from dist_train.head.workspace import Workspace
 
 _LOWEST = -1e30  # stands for minus infinity where a difference of two must not be NaN
-_CPU_BLOCK_ROWS = 1024  # a block of 512 float32 numbers a row, and its logits, then stay near a core
+_CPU_BLOCK_ROWS = 512  # a block of 512 float32 numbers a row, and its logits, then stay near a core
 
 
 def inverse_norms(rows: Tensor, out: Tensor | None = None) -> Tensor:
@@ -37,7 +38,7 @@ class BlockSoftmax:
         margin: the loss.
         centers_per_class: K.
         interclass_threshold: negatives above this cosine are ignored; None: none is.
-        filter_eps: rows whose softmax weights all lie below are left out of the backward.
+        filter_eps: softmax weights below are left out of the backward, and rows that have no others.
         block_rows: rows at a time; None: fitted to caches.
         budget_mb: memory for logits kept until the step.
         device: where it computes.
@@ -64,7 +65,7 @@ class BlockSoftmax:
         self._spare: list[Tensor] = []  # flat buffers of steps gone by
 
     def recycle(self, done: Pass) -> None:
-        """Take back the buffer of a micro-batch whose step is over."""
+        """Take back the buffer of a micro-batch's weights."""
         if done.weights is not None:
             self._put_back(done.weights)
             done.weights = None
@@ -155,58 +156,61 @@ class BlockSoftmax:
             self._put_back(weights)
         return Pass(lease, classes, block, queries, targets, top, total, inverse, shifts, peaks, kept, pull)
 
-    def filter(self, done: Pass) -> NDArray[np.int64]:
-        """Narrow a pass to the classes that matter, and form `done.pull` from them.
+    def filter(self, done: Pass) -> bool:
+        """Leave out softmax weights below `filter_eps`, and classes without others; form `done.pull` from the rest.
 
-        A class stays where a sample's softmax weight on one of its rows reaches `filter_eps`, or it is a target.
-        Whole blocks are dropped by their largest logits alone. The lease is left to the caller.
+        Targets stay. Samples are dropped from whole blocks by their largest logit there alone. Where classes are
+        left out, the lease is left to the caller.
 
         Returns:
-            Kept classes' places among those chosen before, sorted.
+            Whether classes are left out; `done.classes` are then the others.
         """
-        samples, width = done.queries.shape
-        alive = ((done.peaks - done.log_sum).amax(dim=1) >= math.log(self.filter_eps)).cpu().numpy()
-        alive[done.targets.places // done.block] = True
-        pull = torch.zeros_like(done.queries)
-        kept: list[Tensor] = []
-        filled = 0  # rows already moved to the front of the weights' buffer
-        scratch = self._take(0 if done.weights is not None else done.block * self.k, samples)
-        for number in np.flatnonzero(alive):
-            start = int(number) * done.block
+        width = done.queries.shape[1]
+        alive = (done.peaks - done.log_sum >= math.log(self.filter_eps)).cpu().numpy()
+        numbers = np.union1d(np.flatnonzero(alive.any(axis=1)), done.targets.places // done.block)
+        done.pull, done.top = torch.zeros_like(done.queries), done.log_sum
+        done.sparse, cuts, kept = [], [0], [done.targets.positions[:0]]
+        for number in numbers.tolist():
+            start = number * done.block
             stop = min(start + done.block, done.lease.count)
-            low, high = start * self.k, stop * self.k
-            if done.weights is not None:
-                some = done.weights[low:high]
-                some.mul_((done.shifts[number] - done.log_sum).exp_())
+            samples = torch.from_numpy(np.flatnonzero(alive[number])).to(self.device)
+            some = self._weights_of(done, number, start, stop, samples)
+            here = done.targets.positions[done.targets.between(start, stop)] - start
+            large = some.abs() >= self.filter_eps
+            places = kept_classes(large, self.k, here)
+            scale = None if done.inverse is None else done.inverse[start * self.k : stop * self.k]
+            if places is None:
+                rows = done.lease.read("centers", start, stop)
+                places = torch.arange(stop - start, device=self.device)
             else:
-                rows = done.lease.read("centers", start, stop).view(-1, width)
-                some = self._weights_again(done, rows, start, stop, scratch[: high - low])
-            keep = some.abs().view(-1, self.k * samples).amax(dim=1) >= self.filter_eps
-            keep[done.targets.positions[done.targets.between(start, stop)] - start] = True
-            places = keep.nonzero()[:, 0]
-            rows = done.lease.pick("centers", places + start).view(-1, width)
-            some = some.view(-1, self.k * samples)[places].view(-1, samples)
-            if done.inverse is not None:
-                some.mul_(done.inverse[low:high].view(-1, self.k)[places].view(-1, 1))
-            pull.addmm_(some.T, rows)
+                rows = done.lease.pick("centers", places + start)
+                some, large = (t.unflatten(0, (-1, self.k))[places].flatten(0, 1) for t in (some, large))
+                scale = None if scale is None else scale.view(-1, self.k)[places].flatten()
+            left = sparsify(some, large, samples, scale)
+            left.add_transposed(rows.view(-1, width), done.pull)
+            done.sparse.append(left if done.kept_bytes + left.nbytes <= self.budget else None)
             kept.append(places + start)
-            if done.weights is not None:
-                done.weights[filled : filled + len(some)] = some
-                filled += len(some)
-        self._put_back(scratch)
-        places = torch.cat(kept) if kept else done.targets.positions[:0]
-        if done.weights is not None:
-            done.weights = done.weights[:filled]
+            cuts.append(cuts[-1] + len(places))
+        self.recycle(done)
+        done.cuts = np.array(cuts)
+        if cuts[-1] == done.lease.count:
+            return False
+        places = torch.cat(kept)
         if done.inverse is not None:
             done.inverse = done.inverse.view(-1, self.k)[places].flatten()
         host = places.cpu().numpy()
         done.targets.move_to(host)
         done.classes = host if done.classes is None else done.classes[host]
-        done.pull = pull
-        done.top = done.log_sum
-        # Weights are relative to the sum over all ranks now, in every block.
-        done.shifts = done.log_sum.expand(-(-len(host) // done.block), samples)
-        return host
+        return True
+
+    def _weights_of(self, done: Pass, number: int, start: int, stop: int, samples: Tensor) -> Tensor:
+        """Softmax weights times slopes of some `samples` [a] in a block: [n·K, a], not over row norms."""
+        if done.weights is not None:
+            some = done.weights[start * self.k : stop * self.k].index_select(1, samples)
+            return some.mul_((done.shifts[number] - done.log_sum).exp_()[samples])
+        rows = done.lease.read("centers", start, stop).view(-1, done.queries.shape[1])
+        again = self.workspace.get("again", (len(rows), len(done.queries)))
+        return self._weights_again(done, rows, start, stop, again).index_select(1, samples)
 
     def row_gradient(self, done: Pass, rows: Tensor, start: int, stop: int, out: Tensor) -> None:
         """Gradient of chosen rows before its projection: sum over samples of d loss / d product · query.
@@ -220,18 +224,22 @@ class BlockSoftmax:
         """
         samples, width = done.queries.shape
         low, high = start * self.k, stop * self.k
-        factors = done.scale / samples
+        factors = (done.scale / samples).expand(samples)
+        sparse, first = done.sparse_at(start)
+        some: Tensor | None = None
         if done.weights is not None:
             some = done.weights[low:high]
             factors = done.shifts[start // done.block].sub(done.log_sum).exp_().mul_(factors)
-        else:
+        elif sparse is None:
             some = self.workspace.get("again", (high - low, samples))
             self._weights_again(done, rows, start, stop, some)
             if done.inverse is not None:
                 some.mul_(done.inverse[low:high, None])
-            factors = factors.expand(samples)
         scaled = torch.mul(done.queries, factors[:, None], out=self.workspace.get("scaled", (samples, width)))
-        torch.mm(some, scaled, out=out)
+        if some is not None:
+            torch.mm(some, scaled, out=out)
+        elif sparse is not None:
+            sparse.times(scaled, low - first * self.k, high - first * self.k, out)
         targets, here = done.targets, done.targets.between(start, stop)
         if here.stop > here.start:
             pulls = targets.pull[here] * targets.inverse[here] * done.scale

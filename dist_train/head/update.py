@@ -40,7 +40,7 @@ class RowUpdate:
             self._apply_union(micro_batches, lr)
 
     def _apply_one(self, done: Pass, lr: float) -> None:
-        for start, stop in spans(0, done.lease.count, done.block):
+        for start, stop in done.spans(0, done.lease.count):
             stored = done.lease.read("centers", start, stop)
             rows = stored.view(-1, self.width)
             gradient = self.workspace.get("gradient", tuple(rows.shape))
@@ -70,7 +70,7 @@ class RowUpdate:
         # Both lists are sorted, so what they share is one range of the micro-batch's.
         low, high = (int(i) for i in np.searchsorted(own, [classes[0], classes[-1] + 1]))
         first = int(classes[0]) if done.classes is None else 0
-        for start, stop in spans(low + first, high + first, done.block):
+        for start, stop in done.spans(low + first, high + first):
             shared = own[start - first : stop - first]
             places = torch.from_numpy(np.searchsorted(classes, shared)).to(self.store.device)
             rows = stored[places].view(-1, self.width)
