@@ -1,6 +1,6 @@
-"""The README's plot of the head's cost: `python benchmarks/plot_head.py` after `make bench`, or after
+"""The README's plot of the head's cost: `python benchmarks/plot_head.py` after `make bench`.
 
-python benchmarks/head.py --case curve > benchmarks/results.jsonl
+Or, without the other benchmarks: `python benchmarks/head.py --case curve > benchmarks/results.jsonl`.
 """
 
 import json
