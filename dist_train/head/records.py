@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.head.filtering import SparseWeights
+from dist_train.head.filtering import FilteredBlock
 from dist_train.head.storage import Lease
 
 
@@ -75,7 +75,7 @@ class Pass:
         pull: [G, D] sum of exponentials · slope · unit center over negatives; None where not formed yet.
         log_sum: [G] logarithm of the sum of exponentials over all ranks, set once they are exchanged.
         scale: [] gradient of the final loss with respect to the mean over samples, set by the backward.
-        sparse: after filtering, each block's weights; None for a block where they are to be formed again.
+        filtered: after filtering, each block's weights; None for a block where they are to be formed again.
         cuts: after filtering, where among the classes kept each of these blocks begins; the last one is their number.
     """
 
@@ -93,14 +93,16 @@ class Pass:
     pull: Tensor | None
     log_sum: Tensor = field(init=False)
     scale: Tensor = field(init=False)
-    sparse: list[SparseWeights | None] = field(default_factory=list)
+    filtered: list[FilteredBlock | None] = field(default_factory=list)
     cuts: NDArray[np.int64] | None = None
 
     @property
     def kept_bytes(self) -> int:
         """Memory of the weights that wait for the step."""
-        dense = 0 if self.weights is None else self.weights.nbytes
-        return dense + sum(block.nbytes for block in self.sparse if block is not None)
+        whole = 0 if self.weights is None else self.weights.nbytes
+        return whole + sum(
+            block.weights.nbytes for block in self.filtered if block is not None and block.samples is not None
+        )
 
     def spans(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Chosen classes [low, high) cut where blocks begin."""
@@ -110,12 +112,12 @@ class Pass:
         inner = self.cuts[(self.cuts > low) & (self.cuts < high)].tolist()
         yield from zip([low, *inner], [*inner, high], strict=True)
 
-    def sparse_at(self, start: int) -> tuple[SparseWeights | None, int]:
+    def filtered_at(self, start: int) -> tuple[FilteredBlock | None, int]:
         """The filtered weights of the block that holds chosen class `start`, and the block's first class."""
         if self.cuts is None:
             return None, 0
         number = int(np.searchsorted(self.cuts, start, side="right")) - 1
-        return self.sparse[number], int(self.cuts[number])
+        return self.filtered[number], int(self.cuts[number])
 
 
 def spans(low: int, high: int, block: int) -> Iterator[tuple[int, int]]:

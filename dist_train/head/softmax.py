@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.head.filtering import kept_classes, sparsify
+from dist_train.head.filtering import FilteredBlock, kept_classes
 from dist_train.head.margins import Margin
 from dist_train.head.records import Pass, Targets, spans
 from dist_train.head.storage import Lease
@@ -38,7 +38,7 @@ class BlockSoftmax:
         margin: the loss.
         centers_per_class: K.
         interclass_threshold: negatives above this cosine are ignored; None: none is.
-        filter_eps: softmax weights below are left out of the backward, and rows that have no others.
+        filter_eps: samples and rows whose softmax weights all lie below are left out of the backward.
         block_rows: rows at a time; None: fitted to caches.
         budget_mb: memory for logits kept until the step.
         device: where it computes.
@@ -157,41 +157,44 @@ class BlockSoftmax:
         return Pass(lease, classes, block, queries, targets, top, total, inverse, shifts, peaks, kept, pull)
 
     def filter(self, done: Pass) -> bool:
-        """Leave out softmax weights below `filter_eps`, and classes without others; form `done.pull` from the rest.
+        """Leave out samples and classes without a softmax weight of `filter_eps`; form `done.pull` from the rest.
 
-        Targets stay. Samples are dropped from whole blocks by their largest logit there alone. Where classes are
-        left out, the lease is left to the caller.
+        A sample is dropped from a whole block, by its largest logit there; a class for all samples. Targets stay.
+        Where classes are left out, the lease is left to the caller.
 
         Returns:
             Whether classes are left out; `done.classes` are then the others.
         """
-        width = done.queries.shape[1]
+        width, kept_bytes = done.queries.shape[1], done.kept_bytes
         alive = (done.peaks - done.log_sum >= math.log(self.filter_eps)).cpu().numpy()
         numbers = np.union1d(np.flatnonzero(alive.any(axis=1)), done.targets.places // done.block)
         done.pull, done.top = torch.zeros_like(done.queries), done.log_sum
-        done.sparse, cuts, kept = [], [0], [done.targets.positions[:0]]
+        cuts, kept = [0], [done.targets.positions[:0]]
         for number in numbers.tolist():
             start = number * done.block
             stop = min(start + done.block, done.lease.count)
-            samples = torch.from_numpy(np.flatnonzero(alive[number])).to(self.device)
+            samples = None if alive[number].all() else torch.from_numpy(np.flatnonzero(alive[number])).to(self.device)
             some = self._weights_of(done, number, start, stop, samples)
             here = done.targets.positions[done.targets.between(start, stop)] - start
-            large = some.abs() >= self.filter_eps
-            places = kept_classes(large, self.k, here)
+            places = kept_classes(some, self.filter_eps, self.k, here)
             scale = None if done.inverse is None else done.inverse[start * self.k : stop * self.k]
             if places is None:
                 rows = done.lease.read("centers", start, stop)
                 places = torch.arange(stop - start, device=self.device)
             else:
                 rows = done.lease.pick("centers", places + start)
-                some, large = (t.unflatten(0, (-1, self.k))[places].flatten(0, 1) for t in (some, large))
+                some = some.unflatten(0, (-1, self.k))[places].flatten(0, 1)
                 scale = None if scale is None else scale.view(-1, self.k)[places].flatten()
-            left = sparsify(some, large, samples, scale)
+            if scale is not None:
+                some.mul_(scale[:, None])
+            left = FilteredBlock(samples, some)
             left.add_transposed(rows.view(-1, width), done.pull)
-            done.sparse.append(left if done.kept_bytes + left.nbytes <= self.budget else None)
+            # Weights of all samples are a view of those kept already, or of the workspace.
+            kept_bytes += some.nbytes if samples is not None or done.weights is None else 0
+            fits = kept_bytes <= self.budget and (samples is not None or done.weights is not None)
+            done.filtered.append(left if fits else None)
             kept.append(places + start)
             cuts.append(cuts[-1] + len(places))
-        self.recycle(done)
         done.cuts = np.array(cuts)
         if cuts[-1] == done.lease.count:
             return False
@@ -203,14 +206,15 @@ class BlockSoftmax:
         done.classes = host if done.classes is None else done.classes[host]
         return True
 
-    def _weights_of(self, done: Pass, number: int, start: int, stop: int, samples: Tensor) -> Tensor:
-        """Softmax weights times slopes of some `samples` [a] in a block: [n·K, a], not over row norms."""
+    def _weights_of(self, done: Pass, number: int, start: int, stop: int, samples: Tensor | None) -> Tensor:
+        """Softmax weights times slopes in a block, of `samples` [a] or all: [n·K, a], not over row norms."""
         if done.weights is not None:
-            some = done.weights[start * self.k : stop * self.k].index_select(1, samples)
-            return some.mul_((done.shifts[number] - done.log_sum).exp_()[samples])
+            some, factors = done.weights[start * self.k : stop * self.k], (done.shifts[number] - done.log_sum).exp_()
+            return some.mul_(factors) if samples is None else some.index_select(1, samples).mul_(factors[samples])
         rows = done.lease.read("centers", start, stop).view(-1, done.queries.shape[1])
         again = self.workspace.get("again", (len(rows), len(done.queries)))
-        return self._weights_again(done, rows, start, stop, again).index_select(1, samples)
+        self._weights_again(done, rows, start, stop, again)
+        return again if samples is None else again.index_select(1, samples)
 
     def row_gradient(self, done: Pass, rows: Tensor, start: int, stop: int, out: Tensor) -> None:
         """Gradient of chosen rows before its projection: sum over samples of d loss / d product · query.
@@ -225,12 +229,12 @@ class BlockSoftmax:
         samples, width = done.queries.shape
         low, high = start * self.k, stop * self.k
         factors = (done.scale / samples).expand(samples)
-        sparse, first = done.sparse_at(start)
+        filtered, first = done.filtered_at(start)
         some: Tensor | None = None
-        if done.weights is not None:
+        if done.weights is not None and done.cuts is None:
             some = done.weights[low:high]
             factors = done.shifts[start // done.block].sub(done.log_sum).exp_().mul_(factors)
-        elif sparse is None:
+        elif filtered is None:
             some = self.workspace.get("again", (high - low, samples))
             self._weights_again(done, rows, start, stop, some)
             if done.inverse is not None:
@@ -238,8 +242,8 @@ class BlockSoftmax:
         scaled = torch.mul(done.queries, factors[:, None], out=self.workspace.get("scaled", (samples, width)))
         if some is not None:
             torch.mm(some, scaled, out=out)
-        elif sparse is not None:
-            sparse.times(scaled, low - first * self.k, high - first * self.k, out)
+        elif filtered is not None:
+            filtered.times(scaled, low - first * self.k, high - first * self.k, out)
         targets, here = done.targets, done.targets.between(start, stop)
         if here.stop > here.start:
             pulls = targets.pull[here] * targets.inverse[here] * done.scale
