@@ -1,20 +1,30 @@
-"""`headcount data`: look at a set and check it."""
+"""`headcount data`: look at a set, check it, and measure how fast it is read."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(
-    help="Look at a set of shards, and check it.",
+    help="Look at a set of shards, check it, and measure how fast it is read.",
     no_args_is_help=True,
     epilog="Examples: `headcount data inspect sets/glyphs/train --sheet samples.png`, "
-    "`headcount data verify sets/glyphs/train`.",
+    "`headcount data verify sets/glyphs/train`, `headcount data bench sets/glyphs/train --workers 1 --workers 2`.",
 )
 
 _SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="directory of the set")]
 _LabelKey = Annotated[str, typer.Option(help="key of the label in samples that have a .json and no .cls")]
+
+
+class Backend(StrEnum):
+    """Who decodes and augments."""
+
+    OPENCV = "opencv"
+    DALI = "dali"
+
+
 _SHOWN = 20  # problems that are printed; the rest are counted
 
 
@@ -66,3 +76,34 @@ def verify(
         more = f", of which {_SHOWN} are shown" if found > _SHOWN else ""
         raise WorkError(f"set {path}: {found} problems{more}; write the shards named above again")
     typer.echo(f"{path}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
+
+
+@app.command()
+def bench(
+    path: Annotated[str, typer.Argument(metavar="SET", help="directory or address of the set")],
+    workers: Annotated[
+        list[int] | None, typer.Option(min=0, help="processes to try, 0: none; default: 0, 1, 2, 4 ... up to the cores")
+    ] = None,
+    backend: Annotated[list[Backend] | None, typer.Option(help="default: opencv, and dali where installed")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures a batch")] = 256,
+    seconds: Annotated[float, typer.Option(min=0.1, help="for each way")] = 5.0,
+    augment: Annotated[bool, typer.Option(help="flip, rotation by 10 degrees, colour jitter of 0.2")] = True,
+    label_key: _LabelKey = "label",
+) -> None:
+    """Pictures a second in training order, by backend and number of workers, against decoding alone on one core."""
+    import importlib.util
+
+    from dist_train.data.bench import USUAL, measure
+    from dist_train.data.config import AugmentConfig, DataConfig
+
+    cores = len(os.sched_getaffinity(0))
+    counts = workers or [0, *(2**n for n in range(cores.bit_length()) if 2**n <= cores)]
+    found = ["opencv", *(["dali"] if importlib.util.find_spec("nvidia.dali") else [])]
+    config = DataConfig(path=path, label_key=label_key, augment=USUAL if augment else AugmentConfig(flip=0))
+    names = [each.value for each in backend] if backend else found
+    typer.echo(f"{'':<14}{'workers':>8}{'images/s':>12}{'of decoding alone':>20}")
+    alone = 0.0
+    for speed in measure(config, batch_size, seconds, counts, names):
+        alone = alone or speed.images_per_s
+        share = f"{speed.images_per_s / alone:>19.0%}"
+        typer.echo(f"{speed.what:<14}{speed.workers:>8}{speed.images_per_s:>12,.0f}{share:>20}")

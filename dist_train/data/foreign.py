@@ -62,6 +62,12 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
         yield from tar
     except tarfile.ReadError as error:
         log.warning("shard %s is cut off at byte %d: %s", path, tar.offset, error)
+        return
+    # `tarfile` takes a header that is cut off or damaged for the end, and says nothing.
+    with path.open("rb") as file:
+        file.seek(tar.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            log.warning("shard %s is cut off or damaged at byte %d: no tar header", path, tar.offset)
 
 
 def write_index(tar: Path, index: Path) -> None:

@@ -169,8 +169,9 @@ class ShardCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locked(path.with_name(f".{path.name}.lock"), self._timeout_s):
                 if not self._is_there(path, shard):
-                    self._make_room(shard)
+                    self._make_room(shard.bytes)
                     self._download(shard, path)
+                    self._make_room(0)  # others may have downloaded meanwhile, each into the same room
         except FileNotFoundError as error:
             raise BadSampleError(f"{self._remote.url}/{shard.name}: not there") from error
         except OSError as error:
@@ -198,7 +199,7 @@ class ShardCache:
         write_index(part, path.with_suffix(".idx"))
         part.replace(path)
 
-    def _make_room(self, shard: Shard) -> None:
+    def _make_room(self, coming: int) -> None:
         with locked(self._root / ".room.lock", self._timeout_s):
             held = []
             for file in self._root.glob("*/**/*.tar"):
@@ -207,7 +208,7 @@ class ShardCache:
                 except FileNotFoundError:
                     continue
                 held.append((state.st_mtime, state.st_size, file))
-            excess = sum(size for _, size, _ in held) + shard.bytes - self._limit
+            excess = sum(size for _, size, _ in held) + coming - self._limit
             for _, size, file in sorted(held):
                 if excess <= 0:
                     return
