@@ -28,7 +28,7 @@ def main() -> None:
         axes.set(xscale="log", yscale="log", xlabel="identities")
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower right", fontsize=9)
     figure.suptitle("One step of the head: D = 512, rate 0.1, 2 ranks x 64 images, 2 CPU cores", fontsize=10)
     figure.tight_layout()
     OUT.parent.mkdir(exist_ok=True)
