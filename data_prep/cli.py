@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from data_prep.align_cli import align, resume
 from data_prep.detect_cli import detect
 
 app = typer.Typer(help="Make sharded training sets.", no_args_is_help=True)
@@ -80,3 +81,5 @@ def glyphs(
 
 
 app.command()(detect)
+app.command()(align)
+app.command()(resume)

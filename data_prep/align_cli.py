@@ -1,0 +1,178 @@
+"""`headcount prep align` and `headcount prep resume`."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from data_prep.sources import Source
+
+_Workers = Annotated[int | None, typer.Option(min=1, help="processes, one thread each; default: one a core")]
+
+
+class FaceChoice(StrEnum):
+    """Which of a photo's faces."""
+
+    LARGEST = "largest"
+    SUREST = "surest"
+    CENTRAL = "central"
+    ALL = "all"
+
+
+class CropKind(StrEnum):
+    """What crops follow."""
+
+    LANDMARKS = "landmarks"
+    BOX = "box"
+
+
+class NoFace(StrEnum):
+    """What becomes of a photo without a face."""
+
+    DROP = "drop"
+    CENTRE = "centre"
+
+
+def align(
+    source: Annotated[Path, typer.Argument(help="photos: folder per identity, .rec, .tar or folder of them, table")],
+    out: Annotated[Path, typer.Argument(file_okay=False, help="directory of the set; an unfinished job is taken up")],
+    image_size: Annotated[int, typer.Option(min=16, max=1024, help="side of the crops, pixels")] = 112,
+    faces: Annotated[FaceChoice, typer.Option(help="which of a photo's faces")] = FaceChoice.LARGEST,
+    crop: Annotated[CropKind, typer.Option(help="five-point alignment, or the box with a margin")] = CropKind.LANDMARKS,
+    margin: Annotated[float, typer.Option(min=0, max=2, help="around a box, share of its longer side")] = 0.1,
+    no_face: Annotated[NoFace, typer.Option(help="photos without a face")] = NoFace.DROP,
+    min_face: Annotated[float, typer.Option(min=12, help="smallest face, pixels of the photo as it is searched")] = 20,
+    longer_side: Annotated[
+        int | None, typer.Option(min=12, help="search larger photos at this size, pixels; default: as they are")
+    ] = None,
+    thresholds: Annotated[
+        tuple[float, float, float], typer.Option(help="least scores of the three networks, between 0 and 1")
+    ] = (0.6, 0.7, 0.7),
+    keep: Annotated[bool, typer.Option("--keep", help="pictures are aligned: move them as they are")] = False,
+    min_images: Annotated[int, typer.Option(min=1, help="drop identities with fewer pictures")] = 1,
+    labels_from: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="a set whose identities keep their labels")
+    ] = None,
+    path_column: Annotated[str, typer.Option(help="of a table: paths or addresses")] = "path",
+    identity_column: Annotated[str, typer.Option(help="of a table: identities")] = "identity",
+    unit: Annotated[
+        int | None, typer.Option(min=1, help="photos of a unit of work; default: from their number")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the order that photos are dealt into shards in")] = 0,
+    jpeg_quality: Annotated[int, typer.Option(min=50, max=100, help="of the crops")] = 95,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    workers: _Workers = None,
+) -> None:
+    """Find the faces in photos, align them, and write them as a sharded set for training.
+
+    Stopped at any moment, the same command goes on where it was. Every photo is accounted for: in the set, or in
+    OUT/rejects.parquet with the reason. Exact duplicates are kept once; labels are the identities' places in
+    alphabetical order.
+
+    Examples:
+
+      headcount prep align photos/ sets/mine --min-images 5
+
+      headcount prep align train.rec sets/ms1mv3 --keep
+
+      headcount prep align people.csv sets/mine --path-column file --identity-column name --workers 16
+
+      headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces central
+    """
+    from data_prep.align_transform import Align
+    from data_prep.engines.local import LocalEngine
+    from data_prep.job import run_job
+    from data_prep.plan import JobOptions
+    from data_prep.progress import Progress
+    from data_prep.transforms import Keep, Transform
+
+    transform: Transform = (
+        Keep(image_size=image_size)
+        if keep
+        else Align(
+            image_size=image_size,
+            min_face_px=min_face,
+            longer_side_px=longer_side,
+            thresholds=thresholds,
+            faces=faces.value,
+            crop=crop.value,
+            margin=margin,
+            no_face=no_face.value,
+            jpeg_quality=jpeg_quality,
+            device=device,
+        )
+    )
+    options = JobOptions(
+        source=open_source(source, path_column, identity_column),
+        transform=transform,
+        unit_rows=unit,
+        seed=seed,
+        min_images=min_images,
+        labels_from=labels_from,
+    )
+    run_job(out, options, LocalEngine(workers or len(os.sched_getaffinity(0))), Progress())
+    typer.echo(summary(out))
+
+
+def resume(
+    out: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="directory of a job's set")],
+    retry: Annotated[bool, typer.Option("--retry", help="try the units that were set aside again")] = False,
+    workers: _Workers = None,
+) -> None:
+    """Bring a job to its end with the options that it was begun with.
+
+    Example:
+
+      headcount prep resume sets/mine --retry
+    """
+    from data_prep.engines.local import LocalEngine
+    from data_prep.job import resume_job
+    from data_prep.progress import Progress
+
+    resume_job(out, LocalEngine(workers or len(os.sched_getaffinity(0))), Progress(), retry=retry)
+    typer.echo(summary(out))
+
+
+def open_source(path: Path, path_column: str, identity_column: str) -> "Source":
+    """The source that lies at `path`, by what it is.
+
+    Raises:
+        UserError: nothing there, or nothing that is known.
+    """
+    from data_prep.archives import RecSource, TarSource
+    from data_prep.sources import FolderSource
+    from data_prep.tables import TableSource
+    from dist_train.errors import UserError
+
+    if path.is_dir():
+        if (path / "train.rec").exists():
+            return RecSource(path=path / "train.rec")
+        return TarSource(path=path) if any(path.glob("*.tar")) else FolderSource(path=path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a folder, a .rec, a .tar, a .csv or a .parquet")
+    if path.suffix in (".csv", ".parquet"):
+        return TableSource(path=path, path_column=path_column, identity_column=identity_column)
+    if path.suffix in (".rec", ".tar"):
+        return RecSource(path=path) if path.suffix == ".rec" else TarSource(path=path)
+    raise UserError(f"{path}: a {path.suffix or 'file without ending'}; give a folder, .rec, .tar, .csv or .parquet")
+
+
+def summary(out: Path) -> str:
+    """What a complete set holds, and why inputs were left out."""
+    from collections import Counter
+
+    import pyarrow.parquet as pq
+
+    from dist_train.data.manifest import load_manifest
+
+    manifest = load_manifest(out)
+    reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+    identities, shards = manifest.num_classes, len(manifest.shards)
+    lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]
+    if reasons:
+        told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        lines.append(f"left out: {told}; each with its reason in {out / 'rejects.parquet'}")
+    return "\n".join(lines)
