@@ -35,6 +35,7 @@ from launch.plan_model import (
     head_memory,
     head_traffic,
     images_per_second,
+    staged_rows,
     step_seconds,
 )
 
@@ -61,6 +62,7 @@ MEMORY: tuple[tuple[int, int, int, dict[str, Any]], ...] = (
     (500_000, 512, 1, {"sample_rate": 0.3, "optimizer": "adamw"}),
     (1_000_000, 128, 2, {"sample_rate": 0.1}),
     (1_000_000, 128, 1, {"sample_rate": 0.1, "storage": "host"}),
+    (1_000_000, 128, 2, {"sample_rate": 0.1, "storage": "host"}),
 )
 
 TRAFFIC: tuple[tuple[int, dict[str, Any]], ...] = (
@@ -128,7 +130,7 @@ def memory(case: str) -> None:
         parts = head_memory(shape)
         if shape.staged:  # host memory, here the same as the device's
             parts["class centers and state"] = classes * shape.class_bytes
-            parts["copies of chosen rows"] = (passes + 1) * shape.chosen * shape.class_bytes
+            parts["copies of chosen rows"] = staged_rows(shape) * shape.class_bytes
         planned = sum(parts.values()) / 1e6
         run = {"classes": classes, "samples": samples, "forward_passes": passes, **settings}
         emit(case, planned, measured, "MB", run, parts={name: round(part / 1e6, 1) for name, part in parts.items()})

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -55,7 +55,11 @@ def root(
 
 def main() -> None:
     """Run the command line: exit status 0, 1 for a failure of the work, 2 for a user's mistake."""
-    status = _status()
+    end(run())
+
+
+def end(status: int) -> NoReturn:
+    """End the process."""
     if "RANK" in os.environ:
         # A thread of gloo that takes Python's lock while the interpreter ends aborts the process, whatever its status.
         # All that a rank has to close is closed by now.
@@ -65,7 +69,8 @@ def main() -> None:
     sys.exit(status)
 
 
-def _status() -> int:
+def run() -> int:
+    """Run the command line and say with which status to end; messages are printed."""
     try:
         app()
     except SystemExit as end:

@@ -214,11 +214,18 @@ def host_memory(setup: Setup) -> dict[str, int]:
     parts = {"libraries and data": HOST_FIXED_BYTES}
     if setup.head.storage == "host":
         parts["class centers and state"] = shape.rows * shape.class_bytes
-    if shape.staged:  # a pass's rows are fetched while those of the one before are written back
-        parts["copies of chosen rows"] = (setup.accumulation + 1) * shape.chosen * shape.class_bytes
+    if shape.staged:
+        parts["copies of chosen rows"] = staged_rows(shape) * shape.class_bytes
     replica = 4 * setup.backbone.parameters * (1 + setup.moments)
     parts["checkpoint being written"] = shape.rows * shape.class_bytes + replica
     return parts
+
+
+def staged_rows(shape: HeadShape) -> int:
+    """Rows in the host's buffers between the store and the GPU."""
+    if shape.accumulation == 1:
+        return 2 * shape.chosen  # some are fetched while those of the step before are written back
+    return (shape.accumulation - 1) * shape.chosen + shape.updated  # one pass's buffer grows to hold the union
 
 
 def disk_bytes(setup: Setup) -> int:

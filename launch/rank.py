@@ -64,16 +64,14 @@ def main() -> None:
     if first and begun_before(Path(run_dir), job, "--resume" in arguments):
         arguments.append("--resume")
     sys.argv = ["headcount", *arguments]
-    from launch.cli import main as headcount
+    from launch.cli import end, run
 
-    try:
-        headcount()
-    except SystemExit as end:
-        if end.code and "SLURM_PROCID" in os.environ:
-            # srun ends all ranks when the first one fails. A little later all have failed by themselves, and what
-            # srun gives back is the status that they agreed on instead of that of being killed.
-            time.sleep(LINGER_S)
-        raise
+    status = run()
+    if status and "SLURM_PROCID" in os.environ:
+        # srun ends all ranks when the first one fails. A little later all have failed by themselves, and what srun
+        # gives back is the status that they agreed on instead of that of being killed.
+        time.sleep(LINGER_S)
+    end(status)
 
 
 if __name__ == "__main__":
