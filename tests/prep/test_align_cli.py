@@ -1,0 +1,78 @@
+"""`headcount prep align`: from photos to a set, as a user runs it."""
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from data_prep.cli import app
+from dist_train.data.manifest import load_manifest
+from dist_train.errors import UserError
+from tests.data.sets import encode, picture
+
+
+def run(*arguments) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def folders(root, people: int = 3, each: int = 4, size: int = 112):
+    for person in range(people):
+        (root / f"person {person}").mkdir(parents=True)
+        for number in range(each):
+            (root / f"person {person}" / f"{number}.jpg").write_bytes(encode(picture(person * 100 + number, size)))
+    return root
+
+
+def test_aligned_pictures_are_moved_as_they_are_and_all_inputs_are_accounted_for(tmp_path):
+    source = folders(tmp_path / "photos")
+    (source / "person 1" / "again.jpg").write_bytes((source / "person 1" / "0.jpg").read_bytes())
+    (source / "person 2" / "small.jpg").write_bytes(encode(picture(7, 64)))
+    told = run("align", source, tmp_path / "set", "--keep", "--workers", 1)
+    assert "12 pictures of 3 identities" in told
+    assert "1 duplicate" in told
+    assert "1 wrong size" in told
+    assert load_manifest(tmp_path / "set").samples == 12
+    assert pq.read_table(tmp_path / "set" / "rejects.parquet").num_rows == 2
+    assert "12 pictures" in run("align", source, tmp_path / "set", "--keep"), "a second call changes nothing"
+    assert "12 pictures" in run("resume", tmp_path / "set")
+
+
+def test_photos_without_a_face_are_cropped_in_their_centre_or_dropped(tmp_path):
+    photos = tmp_path / "photos" / "a"
+    photos.mkdir(parents=True)
+    for number in range(3):
+        grey = np.full((120, 90, 3), 90 + 20 * number, dtype=np.uint8)
+        cv2.imwrite(str(photos / f"{number}.png"), grey)
+    run("align", tmp_path / "photos", tmp_path / "set", "--no-face", "centre", "--image-size", 64, "--workers", 1)
+    manifest = load_manifest(tmp_path / "set")
+    assert (manifest.samples, manifest.image_size) == (3, 64)
+
+
+def test_a_table_names_photos_and_identities_in_columns_of_the_users(tmp_path):
+    folders(tmp_path / "photos", people=2, each=2)
+    lines = [f"photos/person {p}/{n}.jpg,{'bo' if p else 'al'}" for p in range(2) for n in range(2)]
+    (tmp_path / "people.csv").write_text("\n".join(["file,who", *lines]) + "\n")
+    columns = ("--path-column", "file", "--identity-column", "who")
+    run("align", tmp_path / "people.csv", tmp_path / "set", "--keep", "--workers", 1, *columns)
+    assert pq.read_table(tmp_path / "set" / "identities.parquet")["name"].to_pylist() == ["al", "bo"]
+    with pytest.raises(UserError, match="path"):
+        run("align", tmp_path / "people.csv", tmp_path / "set2", "--keep")
+
+
+def test_other_options_on_the_same_output_are_refused_with_both_values(tmp_path):
+    source = folders(tmp_path / "photos", people=2, each=2)
+    run("align", source, tmp_path / "set", "--keep", "--workers", 1)
+    with pytest.raises(UserError, match=r"min_images was 1, is 2; use another OUT"):
+        run("align", source, tmp_path / "set", "--keep", "--min-images", 2)
+
+
+def test_sources_that_are_none_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        run("align", tmp_path / "none", tmp_path / "set")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"a \.txt; give a folder, \.rec, \.tar, \.csv or \.parquet"):
+        run("align", tmp_path / "notes.txt", tmp_path / "set")
