@@ -69,8 +69,8 @@ def align(
     """Find the faces in photos, align them, and write them as a sharded set for training.
 
     Stopped at any moment, the same command goes on where it was. Every photo is accounted for: in the set, or in
-    OUT/rejects.parquet with the reason. Exact duplicates are kept once; labels are the identities' places in
-    alphabetical order.
+    OUT/rejects.parquet with the reason; OUT/report.png shows photos, crops and figures. Exact duplicates are kept
+    once; labels are the identities' places in alphabetical order.
 
     Examples:
 
@@ -114,7 +114,7 @@ def align(
         labels_from=labels_from,
     )
     run_job(out, options, LocalEngine(workers or len(os.sched_getaffinity(0))), Progress())
-    typer.echo(summary(out))
+    _conclude(out)
 
 
 def resume(
@@ -133,7 +133,13 @@ def resume(
     from data_prep.progress import Progress
 
     resume_job(out, LocalEngine(workers or len(os.sched_getaffinity(0))), Progress(), retry=retry)
-    typer.echo(summary(out))
+    _conclude(out)
+
+
+def _conclude(out: Path) -> None:
+    from data_prep.report import write_report
+
+    typer.echo(f"{summary(out)}\nlook at {write_report(out)}")
 
 
 def open_source(path: Path, path_column: str, identity_column: str) -> "Source":

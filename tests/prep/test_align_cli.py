@@ -37,6 +37,7 @@ def test_aligned_pictures_are_moved_as_they_are_and_all_inputs_are_accounted_for
     assert "1 wrong size" in told
     assert load_manifest(tmp_path / "set").samples == 12
     assert pq.read_table(tmp_path / "set" / "rejects.parquet").num_rows == 2
+    assert cv2.imread(str(tmp_path / "set" / "report.png")).std() > 10
     assert "12 pictures" in run("align", source, tmp_path / "set", "--keep"), "a second call changes nothing"
     assert "12 pictures" in run("resume", tmp_path / "set")
 
