@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dist_train.backbones import build_backbone
 from dist_train.checkpoint_store import (
@@ -36,6 +37,8 @@ from dist_train.ranks import COLLECTIVE_TIMEOUT, Ranks
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
+# What may go wrong in reading and writing is raised as many kinds of error; DCP's own is not even an `Exception`.
+DCP_ERRORS = (Exception, CheckpointException)
 
 
 class Checkpointer:
@@ -122,7 +125,7 @@ class Checkpointer:
             self._wait_for_peers(writing)
             writing.replace(final)
             prune(self._run_dir, self._keep)
-        except Exception as failure:  # DCP's, the disk's: none of them is worth the run
+        except DCP_ERRORS as failure:  # none of them is worth the run
             shutil.rmtree(writing, ignore_errors=True)
             self._report(final, failure)
 
@@ -157,7 +160,7 @@ class Checkpointer:
         state = self._state()
         try:
             dcp.load(state, checkpoint_id=checkpoint, process_group=self._ranks.control_group)
-        except Exception as error:  # DCP raises many kinds; all mean that this checkpoint cannot be used
+        except DCP_ERRORS as error:  # all mean that this checkpoint cannot be used
             raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
         self._replica.load_state(state["backbone"], state["optimizer"])
         self._head.load_state_dict(state["head"])
@@ -211,7 +214,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
     state = {section: {names[name]: tensor for name, tensor in backbone.state_dict().items()}}
     try:
         dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
-    except Exception as error:  # as in Checkpointer.restore
+    except DCP_ERRORS as error:
         raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
     backbone.load_state_dict({name: state[section][names[name]] for name in names})
     return backbone.eval(), config, progress

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from data_prep.cli import app as prep_app
+from dist_train.checkpoint_cli import app as checkpoint_app
 from dist_train.cli import train
 from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
@@ -30,6 +31,7 @@ app.add_typer(data_app, name="data")
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(export)
+app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(launch_app, name="launch")
 
 

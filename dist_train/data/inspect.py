@@ -86,6 +86,7 @@ def sheet(path: Path, manifest: Manifest, rows: int, columns: int, seed: int, la
     reader = SampleReader([ImageSet(str(path), manifest)], label_key, open_shards=8)
     augmenter = Augmenter(size)
     augmenter.load(identity(1, size))
+    rows = min(rows, -(-count // columns))
     picture = np.zeros((rows * size, columns * size, 3), dtype=np.uint8)
     planes = np.empty((3, size, size), dtype=np.uint8)
     for place, number in enumerate(numbers.tolist()):
