@@ -8,7 +8,7 @@ and forward pass, G = W·B, n classes a rank, k of them chosen in a step, K cent
 import math
 from dataclasses import dataclass
 
-from dist_train.head.config import HeadConfig
+from dist_train.head.config import CPU_BLOCK_ROWS, HeadConfig
 from launch.plan_hardware import GIB, BackboneCost, Gpu
 
 # Shares of the peak figures that are reached. Large float32 products come to about three quarters of the data sheet
@@ -32,7 +32,6 @@ GPU_FIXED_BYTES = 2 * GIB
 GAPS_SHARE = 0.04
 HOST_FIXED_BYTES = 4 * GIB  # libraries, data workers, batches in flight
 
-CPU_BLOCK_ROWS = 1024  # as in `dist_train.head.softmax`
 # By optimizer: state tables as wide as the centers; times that an update reads or writes a row's numbers, counted on
 # the code.
 OPTIMIZERS = {"sgd": (1, 6), "sgd without momentum": (0, 3), "rowwise_adagrad": (0, 6), "adamw": (2, 27)}

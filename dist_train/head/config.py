@@ -5,6 +5,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+CPU_BLOCK_ROWS = 512
+"""Centers handled at a time on a CPU: with 512 numbers each they stay near a core, and their logits with them."""
+
 MarginName = Literal[
     "softmax",
     "normface",

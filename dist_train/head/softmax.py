@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.head.config import CPU_BLOCK_ROWS
 from dist_train.head.filtering import FilteredBlock, kept_classes
 from dist_train.head.margins import Margin
 from dist_train.head.records import Pass, Targets, spans
@@ -22,7 +23,6 @@ from dist_train.head.storage import Lease
 from dist_train.head.workspace import Workspace
 
 _LOWEST = -1e30  # stands for minus infinity where a difference of two must not be NaN
-_CPU_BLOCK_ROWS = 512  # a block of 512 float32 numbers a row, and its logits, then stay near a core
 
 
 def inverse_norms(rows: Tensor, out: Tensor | None = None) -> Tensor:
@@ -252,7 +252,7 @@ class BlockSoftmax:
 
     def _block_classes(self, samples: int) -> int:
         fitting = self.budget // (4 * samples)
-        wanted = self.block_rows or (_CPU_BLOCK_ROWS if self.device.type == "cpu" else fitting)
+        wanted = self.block_rows or (CPU_BLOCK_ROWS if self.device.type == "cpu" else fitting)
         return max(1, min(wanted, fitting) // self.k)
 
     def _take(self, rows: int, samples: int) -> Tensor:

@@ -1,0 +1,161 @@
+"""IJB's protocols on a small set in its file layout, against the plain formulas in float64."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from sklearn.metrics import roc_curve
+
+from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.ijb import (
+    embed_templates,
+    evaluate_ijb,
+    judge_pairs_of_templates,
+    read_layout,
+    read_pairs,
+    score_templates,
+)
+from tests.evaluate.faces import colors, embed_color
+from tests.ranks import run_ranks
+
+TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+SUBJECTS, TEMPLATES, SIDE = 6, 18, 112
+
+
+def write_ijb(root, kind="ijbb"):
+    """Three templates a subject; a template has one to three media of one to three pictures, of one colour each."""
+    (root / "meta").mkdir(parents=True)
+    (root / "loose_crop").mkdir()
+    rng = np.random.default_rng(0)
+    base = colors(SUBJECTS, seed=1)
+    faces, members = [], []
+    for template in range(TEMPLATES):
+        for medium in range(1 + template % 3):
+            for _ in range(1 + (template + medium) % 3):
+                name = f"{len(faces)}.png"
+                color = np.clip(base[template % SUBJECTS] + rng.integers(-60, 61, 3), 0, 255)
+                picture = np.full((SIDE, SIDE, 3), color[::-1], dtype=np.uint8)
+                cv2.imwrite(str(root / "loose_crop" / name), picture)
+                points = " ".join(f"{v}" for point in TEMPLATE for v in point)
+                faces.append(f"{name} {points} {rng.uniform(0.3, 1):.4f}")
+                members.append(f"{name} {100 + 7 * template} {medium}")
+    rng.shuffle(members)
+    pairs = [(a, b) for a in range(TEMPLATES) for b in range(a)]
+    ids = [f"{100 + 7 * a} {100 + 7 * b} {int(a % SUBJECTS == b % SUBJECTS)}" for a, b in pairs]
+    meta = root / "meta"
+    (meta / f"{kind}_name_5pts_score.txt").write_text("\n".join(faces) + "\n")
+    (meta / f"{kind}_face_tid_mid.txt").write_text("\n".join(members) + "\n")
+    (meta / f"{kind}_template_pair_label.txt").write_text("\n".join(ids) + "\n")
+    lists = {"gallery_S1": range(0, 3), "gallery_S2": range(3, 6), "probe_mixed": range(6, TEMPLATES)}
+    for name, templates in lists.items():
+        lines = [f"{100 + 7 * t},{t % SUBJECTS},a.jpg" for t in templates for _ in range(2)]
+        (meta / f"{kind}_1N_{name}.csv").write_text("TEMPLATE_ID,SUBJECT_ID,FILENAME\n" + "\n".join(lines) + "\n")
+    return root
+
+
+def plain_templates(root, kind="ijbb"):
+    """The formula, picture by picture: [T, D] float64 by template id."""
+    scores = {line.split()[0]: float(line.split()[11]) for line in lines(root, f"{kind}_name_5pts_score.txt")}
+    media: dict[int, dict[str, list[np.ndarray]]] = {}
+    for line in lines(root, f"{kind}_face_tid_mid.txt"):
+        name, template, medium = line.split()
+        picture = cv2.imread(str(root / "loose_crop" / name))[:, :, ::-1].copy()
+        images = torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 127.5 - 1
+        # The alignment of points that are in place already changes a picture of one colour at most at its border.
+        feature = (embed_color(images.float()) + embed_color(images.flip(3).float()))[0].double().numpy()
+        media.setdefault(int(template), {}).setdefault(medium, []).append(feature * scores[name])
+    sums = [sum(np.mean(pictures, axis=0) for pictures in media[t].values()) for t in sorted(media)]
+    return np.stack([total / np.linalg.norm(total) for total in sums])
+
+
+def lines(root, name):
+    return (root / "meta" / name).read_text().splitlines()
+
+
+def test_templates_follow_the_formula_whatever_the_batches(tmp_path):
+    layout = read_layout(write_ijb(tmp_path / "set"))
+    plain = plain_templates(tmp_path / "set")
+    for batch in (1, 7, 1000):
+        features = embed_templates(embed_color, layout, SIDE, batch)
+        np.testing.assert_allclose(features.numpy(), plain, atol=2e-2)  # the black border of the alignment
+    alone, batched = (embed_templates(embed_color, layout, SIDE, batch) for batch in (1, 1000))
+    np.testing.assert_allclose(alone.numpy(), batched.numpy(), atol=1e-6)
+
+
+def test_tar_at_far_is_that_of_scikit_learn_over_the_same_scores(tmp_path):
+    layout = read_layout(write_ijb(tmp_path / "set"))
+    left, right, same = read_pairs(layout)
+    features = embed_templates(embed_color, layout, SIDE, 16)
+    result = judge_pairs_of_templates("ijbb", features, (left, right, same))
+    scores = (features.double()[left] * features.double()[right]).sum(dim=1).numpy()
+    np.testing.assert_allclose(score_templates(features, left, right), scores, atol=1e-6)
+    far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
+    for wanted in (1e-2, 1e-1):
+        assert result.tar_at_far[wanted].tar == pytest.approx(tar[far <= wanted].max())
+    assert (result.templates, result.pairs, result.positives) == (TEMPLATES, 153, int(same.sum()))
+    assert not result.tar_at_far[1e-6].resolved, "135 pairs of two subjects cannot tell a rate of one in a million"
+
+
+def test_searching_both_galleries_ranks_mates_and_counts_strangers(tmp_path):
+    result = evaluate_ijb(embed_color, write_ijb(tmp_path / "set"), SIDE, 32)
+    features = torch.from_numpy(plain_templates(tmp_path / "set"))
+    assert [each.name for each in result.identification] == ["ijbb S1", "ijbb S2"]
+    for each, gallery in zip(result.identification, (range(0, 3), range(3, 6)), strict=True):
+        probes = [t for t in range(6, TEMPLATES) if t % SUBJECTS in gallery]
+        best = (features[probes] @ features[list(gallery)].T).argmax(dim=1)
+        hits = sum(gallery[int(b)] == t % SUBJECTS for t, b in zip(probes, best, strict=True))
+        assert each.rank1 == pytest.approx(hits / len(probes))
+
+
+def evaluate_on_rank(rank, world_size, root):
+    group = dist.group.WORLD if world_size > 1 else None
+    return evaluate_ijb(embed_color, root, SIDE, 4, rank, world_size, group).summary()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_find_what_one_finds(tmp_path, world_size):
+    root = write_ijb(tmp_path / "set", "ijbc")
+    for name in ("gallery_S1", "gallery_S2"):
+        old = root / "meta" / f"ijbc_1N_{name}.csv"
+        old.rename(root / "meta" / f"ijbc_1N_{name.replace('S', 'G')}.csv")
+    alone = evaluate_on_rank(0, 1, root)
+    assert len(alone["identification"]) == 2
+    for summary in run_ranks(world_size, evaluate_on_rank, root):
+        assert summary == alone
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("name_5pts_score.txt", lambda text: text.replace("0.png ", "0.png x ", 1), "line 1: 13 words, expected 12"),
+        ("name_5pts_score.txt", lambda text: text.replace("38.2946", "eye", 1), "line 1: could not convert"),
+        ("face_tid_mid.txt", lambda text: text + "nobody.png 100 0\n", "picture nobody.png is not in"),
+        ("template_pair_label.txt", lambda text: text + "99 100 1\n", "template 99 has no pictures"),
+        ("template_pair_label.txt", lambda text: text.replace(" 0\n", " 2\n", 1), "neither 0 nor 1"),
+        ("template_pair_label.txt", lambda text: text + "100 101\n", "expected lines of two templates"),
+        ("1N_gallery_S1.csv", lambda text: text + "a,b,c\n", "expected template,subject"),
+        ("1N_probe_mixed.csv", lambda text: text.splitlines()[0], "it lists no templates"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_file(tmp_path, file, change, message):
+    path = write_ijb(tmp_path / "set") / "meta" / f"ijbb_{file}"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=message) as raised:
+        evaluate_ijb(embed_color, tmp_path / "set", SIDE, 32)
+    assert "meta" in str(raised.value)
+
+
+def test_a_missing_picture_and_a_missing_layout_are_named(tmp_path):
+    root = write_ijb(tmp_path / "set")
+    (root / "loose_crop" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(WorkError, match=r"3\.png is missing or damaged"):
+        evaluate_ijb(embed_color, root, SIDE, 32)
+    with pytest.raises(UserError, match="no IJB set"):
+        evaluate_ijb(embed_color, tmp_path, SIDE, 32)
+
+
+def test_embeddings_that_are_not_finite_are_refused(tmp_path):
+    root = write_ijb(tmp_path / "set")
+    with pytest.raises(WorkError, match="finite"):
+        evaluate_ijb(lambda images: embed_color(images) * torch.nan, root, SIDE, 32)
