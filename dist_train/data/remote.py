@@ -169,9 +169,7 @@ class ShardCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locked(path.with_name(f".{path.name}.lock"), self._timeout_s):
                 if not self._is_there(path, shard):
-                    self._make_room(shard.bytes)
                     self._download(shard, path)
-                    self._make_room(0)  # others may have downloaded meanwhile, each into the same room
         except FileNotFoundError as error:
             raise BadSampleError(f"{self._remote.url}/{shard.name}: not there") from error
         except OSError as error:
@@ -191,31 +189,35 @@ class ShardCache:
 
     def _download(self, shard: Shard, path: Path) -> None:
         part = path.with_name(f".{path.name}.part")
+        with locked(self._root / ".room.lock", self._timeout_s):
+            self._make_room(shard.bytes)
         complaint = self._remote.download(shard.name, part, lambda file: _compare(file, shard))
         if complaint is not None:
             part.unlink(missing_ok=True)
             raise BadSampleError(f"{self._remote.url}/{shard.name}: {complaint}")
         # The index is made of the tar that came, so that it cannot be one of another version.
         write_index(part, path.with_suffix(".idx"))
-        part.replace(path)
+        with locked(self._root / ".room.lock", self._timeout_s):
+            self._make_room(shard.bytes)  # once more: others may have filled it meanwhile
+            part.replace(path)
 
     def _make_room(self, coming: int) -> None:
-        with locked(self._root / ".room.lock", self._timeout_s):
-            held = []
-            for file in self._root.glob("*/**/*.tar"):
-                try:
-                    state = file.stat()
-                except FileNotFoundError:
-                    continue
-                held.append((state.st_mtime, state.st_size, file))
-            excess = sum(size for _, size, _ in held) + coming - self._limit
-            for _, size, file in sorted(held):
-                if excess <= 0:
-                    return
-                # Processes that have it open keep it; the space is free when they close it.
-                file.unlink(missing_ok=True)
-                file.with_suffix(".idx").unlink(missing_ok=True)
-                excess -= size
+        """Delete until `coming` bytes more stay within the limit; the caller holds the room's lock."""
+        held = []
+        for file in self._root.glob("*/**/*.tar"):
+            try:
+                state = file.stat()
+            except FileNotFoundError:
+                continue
+            held.append((state.st_mtime, state.st_size, file))
+        excess = sum(size for _, size, _ in held) + coming - self._limit
+        for _, size, file in sorted(held):
+            if excess <= 0:
+                return
+            # Processes that have it open keep it; the space is free when they close it.
+            file.unlink(missing_ok=True)
+            file.with_suffix(".idx").unlink(missing_ok=True)
+            excess -= size
 
 
 class Prefetcher:
