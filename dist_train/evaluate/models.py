@@ -1,11 +1,15 @@
 """Opening what can be evaluated: a run directory, one of its checkpoints, or an ONNX file."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dist_train.data.foreign import sha256_of
 from dist_train.errors import UserError
 from dist_train.evaluate.embed import EmbedFn
 
@@ -19,12 +23,14 @@ class Model:
         embed: images [B, 3, S, S] in [-1, 1] -> embeddings [B, D].
         image_size: S, in pixels.
         embedding_dim: D.
+        digest: computes the hexadecimal SHA-256 of the model: of its weights, or of an ONNX file.
     """
 
     name: str
     embed: EmbedFn
     image_size: int
     embedding_dim: int
+    digest: Callable[[], str]
 
 
 def load_model(path: Path, device: torch.device) -> Model:
@@ -42,7 +48,8 @@ def load_model(path: Path, device: torch.device) -> Model:
         from dist_train.export.runtime import OnnxModel
 
         model = OnnxModel(path)
-        return Model(path.stem, model, model.convention.image_size, model.convention.embedding_dim)
+        convention = model.convention
+        return Model(path.stem, model, convention.image_size, convention.embedding_dim, partial(sha256_of, path))
     if not path.is_dir():
         raise UserError(f"model {path}: expected a run directory, a checkpoint directory or an .onnx file")
     from dist_train.checkpoint import load_backbone
@@ -54,4 +61,13 @@ def load_model(path: Path, device: torch.device) -> Model:
         result: Tensor = backbone(images.to(device))
         return result
 
-    return Model(path.resolve().name, embed, progress.image_size, config.backbone.embedding_dim)
+    digest = partial(_digest_weights, backbone)
+    return Model(path.resolve().name, embed, progress.image_size, config.backbone.embedding_dim, digest)
+
+
+def _digest_weights(backbone: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
