@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dist_train.head.optimizers import RowOptimizer
 from dist_train.head.records import Pass, spans
-from dist_train.head.softmax import BlockSoftmax
+from dist_train.head.softmax import BlockSoftmax, inverse_norms
 from dist_train.head.storage import Lease, RowStore
 from dist_train.head.workspace import Workspace
 
@@ -45,7 +45,9 @@ class RowUpdate:
             rows = stored.view(-1, self.width)
             gradient = self.workspace.get("gradient", tuple(rows.shape))
             self.softmax.row_gradient(done, rows, start, stop, gradient)
-            self._write(done.lease, start, stop, stored, gradient, lr)
+            k = self.softmax.k
+            inverse = None if done.inverse is None else done.inverse[start * k : stop * k]
+            self._write(done.lease, start, stop, stored, inverse, gradient, lr)
         done.lease.commit()
 
     def _apply_union(self, micro_batches: list[Pass], lr: float) -> None:
@@ -61,7 +63,8 @@ class RowUpdate:
             gradient = self.workspace.get("gradient", tuple(rows.shape)).zero_()
             for done in micro_batches:
                 self._add(done, classes, stored, gradient.view_as(stored))
-            self._write(lease, start, stop, stored, gradient, lr)
+            inverse = inverse_norms(rows) if self.softmax.margin.normalised else None
+            self._write(lease, start, stop, stored, inverse, gradient, lr)
         lease.commit()
 
     def _add(self, done: Pass, classes: np.ndarray, stored: Tensor, gradient: Tensor) -> None:
@@ -78,14 +81,32 @@ class RowUpdate:
             self.softmax.row_gradient(done, rows, start, stop, part)
             gradient.index_add_(0, places, part.view(len(places), -1))
 
-    def _write(self, lease: Lease, start: int, stop: int, stored: Tensor, gradient: Tensor, lr: float) -> None:
-        """Project the gradient, update the block `stored` of chosen classes [start, stop) and store it."""
+    def _write(
+        self,
+        lease: Lease,
+        start: int,
+        stop: int,
+        stored: Tensor,
+        inverse: Tensor | None,
+        gradient: Tensor,
+        lr: float,
+    ) -> None:
+        """Project the gradient, update the block `stored` of chosen classes [start, stop) and store it.
+
+        Args:
+            lease: on the chosen classes.
+            start: first class of the block.
+            stop: one past its last.
+            stored: [n, K·D] their rows.
+            inverse: [n·K] inverse row norms; None where the margin does not normalise.
+            gradient: [n·K, D]; scratch afterwards.
+            lr: learning rate.
+        """
         rows = stored.view(-1, self.width)
-        if self.softmax.margin.normalised:
+        if inverse is not None:
             # The cosine does not depend on a row's length, so its gradient has no part along the row.
             along = torch.mul(gradient, rows, out=self.workspace.get("along", tuple(rows.shape))).sum(dim=1)
-            squares = torch.linalg.vector_norm(rows, dim=1).square_()
-            along.div_(squares.clamp_min_(torch.finfo(squares.dtype).tiny)).neg_().add_(self.decay)
+            along.mul_(inverse).mul_(inverse).neg_().add_(self.decay)
             gradient.addcmul_(rows, along[:, None])
         elif self.decay:
             gradient.add_(rows, alpha=self.decay)
