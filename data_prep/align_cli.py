@@ -8,9 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from data_prep.sources import Source
+    from data_prep.engines.engine import Engine
 
-_Workers = Annotated[int | None, typer.Option(min=1, help="processes, one thread each; default: one a core")]
+
+class EngineName(StrEnum):
+    """Who does the work."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+    RAY = "ray"
+
+
+_Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="processes, array tasks or Ray tasks, a core each; default: one a core, not for slurm"),
+]
+_Engine = Annotated[
+    EngineName, typer.Option("--engine", help="who works: this machine, a Slurm array, or the cluster in RAY_ADDRESS")
+]
+_Sbatch = Annotated[list[str] | None, typer.Option(help="further option of sbatch, e.g. partition=cpu")]
 
 
 class FaceChoice(StrEnum):
@@ -64,7 +80,9 @@ def align(
     seed: Annotated[int, typer.Option(min=0, help="of the order that photos are dealt into shards in")] = 0,
     jpeg_quality: Annotated[int, typer.Option(min=50, max=100, help="of the crops")] = 95,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
+    sbatch: _Sbatch = None,
 ) -> None:
     """Find the faces in photos, align them, and write them as a sharded set for training.
 
@@ -81,12 +99,14 @@ def align(
       headcount prep align people.csv sets/mine --path-column file --identity-column name --workers 16
 
       headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces central
+
+      headcount prep align raw-tars/ sets/mine --engine slurm --workers 256 --sbatch partition=cpu
     """
     from data_prep.align_transform import Align
-    from data_prep.engines.local import LocalEngine
     from data_prep.job import run_job
     from data_prep.plan import JobOptions
     from data_prep.progress import Progress
+    from data_prep.sources import open_source
     from data_prep.transforms import Keep, Transform
 
     transform: Transform = (
@@ -113,57 +133,59 @@ def align(
         min_images=min_images,
         labels_from=labels_from,
     )
-    run_job(out, options, LocalEngine(workers or len(os.sched_getaffinity(0))), Progress())
+    run_job(out, options, _open_engine(out, engine, workers, sbatch, device), Progress())
     _conclude(out)
 
 
 def resume(
     out: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="directory of a job's set")],
     retry: Annotated[bool, typer.Option("--retry", help="try the units that were set aside again")] = False,
+    engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
+    sbatch: _Sbatch = None,
 ) -> None:
     """Bring a job to its end with the options that it was begun with.
 
-    Example:
+    Examples:
 
       headcount prep resume sets/mine --retry
+
+      headcount prep resume sets/mine --engine ray
     """
-    from data_prep.engines.local import LocalEngine
     from data_prep.job import resume_job
+    from data_prep.plan import Layout, Plan
     from data_prep.progress import Progress
 
-    resume_job(out, LocalEngine(workers or len(os.sched_getaffinity(0))), Progress(), retry=retry)
+    device = getattr(Plan(Layout(out)).options.transform, "device", "cpu")
+    resume_job(out, _open_engine(out, engine, workers, sbatch, device), Progress(), retry=retry)
     _conclude(out)
+
+
+def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[str] | None, device: str) -> "Engine":
+    from data_prep.plan import Layout
+    from dist_train.errors import UserError
+
+    if sbatch and name != EngineName.SLURM:
+        raise UserError("--sbatch goes with --engine slurm")
+    if name == EngineName.SLURM:
+        from data_prep.engines.slurm import SlurmEngine
+
+        if workers is None:
+            raise UserError("--engine slurm: say how many array tasks are wanted: --workers N")
+        return SlurmEngine(Layout(out).arrays, workers, [option.removeprefix("--") for option in sbatch or []])
+    if name == EngineName.RAY:
+        from data_prep.engines.ray import RayEngine
+
+        return RayEngine(workers, gpus=int(device.startswith("cuda")))
+    from data_prep.engines.local import LocalEngine
+
+    return LocalEngine(workers or len(os.sched_getaffinity(0)))
 
 
 def _conclude(out: Path) -> None:
     from data_prep.report import write_report
 
     typer.echo(f"{summary(out)}\nlook at {write_report(out)}")
-
-
-def open_source(path: Path, path_column: str, identity_column: str) -> "Source":
-    """The source that lies at `path`, by what it is.
-
-    Raises:
-        UserError: nothing there, or nothing that is known.
-    """
-    from data_prep.archives import RecSource, TarSource
-    from data_prep.sources import FolderSource
-    from data_prep.tables import TableSource
-    from dist_train.errors import UserError
-
-    if path.is_dir():
-        if (path / "train.rec").exists():
-            return RecSource(path=path / "train.rec")
-        return TarSource(path=path) if any(path.glob("*.tar")) else FolderSource(path=path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give a folder, a .rec, a .tar, a .csv or a .parquet")
-    if path.suffix in (".csv", ".parquet"):
-        return TableSource(path=path, path_column=path_column, identity_column=identity_column)
-    if path.suffix in (".rec", ".tar"):
-        return RecSource(path=path) if path.suffix == ".rec" else TarSource(path=path)
-    raise UserError(f"{path}: a {path.suffix or 'file without ending'}; give a folder, .rec, .tar, .csv or .parquet")
 
 
 def summary(out: Path) -> str:

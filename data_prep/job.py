@@ -10,11 +10,13 @@ and what becomes of it is decided here, so the set is the same to the byte whoev
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.engines.engine import Engine, Task
+from data_prep.engines.engine import Engine, Task, is_fatal
+from data_prep.engines.slurm import stop_left_over
 from data_prep.finish import decide, manifest_exists, write_set
 from data_prep.lock import locked
 from data_prep.plan import JobOptions, Layout, Plan, difference, make_plan, write_atomically
@@ -26,6 +28,7 @@ from dist_train.errors import UserError, WorkError
 logger = logging.getLogger(__name__)
 
 TRIES = 3
+_MAKE_ROOM = "make room and run the same command again: nothing is lost"
 
 
 def run_job(out: Path, options: JobOptions, engine: Engine, progress: Progress, tries: int = TRIES) -> Manifest:
@@ -43,7 +46,7 @@ def run_job(out: Path, options: JobOptions, engine: Engine, progress: Progress, 
         WorkError: the disk is full, nothing succeeds, or units had to be set aside (the set is complete without them).
     """
     layout = Layout(out)
-    with locked(layout):
+    with _full_disk_said(layout), locked(layout):
         return finish_job(open_plan(layout, options), engine, progress, tries)
 
 
@@ -79,7 +82,7 @@ def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES
     """
     layout = Layout(out)
     Plan(layout)
-    with locked(layout):
+    with _full_disk_said(layout), locked(layout):
         plan = Plan(layout)
         if retry and (again := [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]):
             (out / MANIFEST_NAME).unlink(missing_ok=True)
@@ -93,6 +96,7 @@ def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIE
     if manifest_exists(plan):
         logger.info("%s is complete already", plan.layout.out)
         return load_manifest(plan.layout.out)
+    stop_left_over(plan.layout.arrays)
     _remove_temporaries(plan.layout)
     make_units(plan, range(plan.units), engine, progress, tries)
     decision = decide(plan)
@@ -170,14 +174,15 @@ def _work(
         todo, failed = list(failed), {}
         if not todo:
             break
-        for outcome in engine.run(task, todo):
-            if outcome.fatal:
-                raise WorkError(f"{outcome.error}; make room and run the same command again: nothing is lost")
-            if outcome.summary is None:
-                logger.info("unit %d failed: %s", outcome.unit, outcome.error)
-                failed[outcome.unit] = outcome.error
-            else:
-                done(outcome.unit, outcome.summary)
+        with closing(engine.run(task, todo)) as outcomes:  # whatever happens here, no worker goes on
+            for outcome in outcomes:
+                if outcome.fatal:
+                    raise WorkError(f"{outcome.error}; {_MAKE_ROOM}")
+                if outcome.summary is None:
+                    logger.info("unit %d failed: %s", outcome.unit, outcome.error)
+                    failed[outcome.unit] = outcome.error
+                else:
+                    done(outcome.unit, outcome.summary)
     return failed
 
 
@@ -193,6 +198,16 @@ def _conclude(plan: Plan, manifest: Manifest) -> Manifest:
     for unit in range(plan.units):
         layout.part(unit).unlink(missing_ok=True)
     return manifest
+
+
+@contextmanager
+def _full_disk_said(layout: Layout) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_fatal(error):
+            raise
+        raise WorkError(f"{layout.out}: {error.strerror}; {_MAKE_ROOM}") from error
 
 
 def _rows(plan: Plan, units: Iterable[int]) -> int:

@@ -88,6 +88,11 @@ class Layout:
         """Label of every input: an Arrow file with one batch per unit."""
         return self.home / "labels.arrow"
 
+    @property
+    def arrays(self) -> Path:
+        """Queues and logs of Slurm arrays."""
+        return self.home / "arrays"
+
     def part(self, unit: int) -> Path:
         """Pictures of a unit, before labels are known."""
         return self.home / "units" / f"{unit:06d}.tar"

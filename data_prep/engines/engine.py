@@ -4,11 +4,16 @@ Trying again, setting aside and stopping are the job's business (`data_prep/job.
 """
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 Task = Callable[[int], dict[str, Any]]
 """Does one unit and sums it up in JSON values. Picklable; what it opens it opens on its first call."""
+
+# Of a worker's environment. Libraries read these when they are loaded, which in a worker is after its start.
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
+)
 
 # Trouble that the next unit would meet as well.
 _FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -33,10 +38,10 @@ class Outcome(NamedTuple):
 class Engine(Protocol):
     """Has tasks done."""
 
-    def run(self, task: Task, units: Sequence[int]) -> Iterator[Outcome]:
+    def run(self, task: Task, units: Sequence[int]) -> Generator[Outcome]:
         """The outcome of every unit in `units`, in the order in which they end.
 
-        A unit whose worker dies has failed. Closing the iterator stops the work.
+        A unit whose worker dies has failed. Closing the generator stops the work.
         """
 
 
@@ -45,10 +50,11 @@ def attempt(task: Task, unit: int) -> Outcome:
     try:
         return Outcome(unit, task(unit))
     except Exception as error:  # a unit may fail in any way, and the job goes on
-        return Outcome(unit, None, f"{type(error).__name__}: {error}", _is_fatal(error))
+        return Outcome(unit, None, f"{type(error).__name__}: {error}", is_fatal(error))
 
 
-def _is_fatal(error: BaseException | None) -> bool:
+def is_fatal(error: BaseException | None) -> bool:
+    """Whether the disk is full or may not be written, here or in what caused `error`."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FATAL:
             return True

@@ -6,14 +6,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from data_prep.engines.engine import Outcome, Task, attempt
-
-# Libraries read these when they are loaded, which in a spawned worker is after its start.
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+from data_prep.engines.engine import ONE_THREAD, Outcome, Task, attempt
 
 
 class LocalEngine:
@@ -22,7 +19,7 @@ class LocalEngine:
     def __init__(self, workers: int) -> None:
         self._workers = workers
 
-    def run(self, task: Task, units: Sequence[int]) -> Iterator[Outcome]:
+    def run(self, task: Task, units: Sequence[int]) -> Generator[Outcome]:
         """See `Engine`."""
         waiting = deque(units)
         workers = [_Worker(task) for _ in range(min(self._workers, len(units)))]
@@ -94,7 +91,7 @@ def _status(code: int | None) -> str:
 
 def _serve(connection: Connection, task: Task) -> None:
     """Life of a worker."""
-    os.environ.update(_ONE_THREAD)
+    os.environ.update(ONE_THREAD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job decides what an interrupt means
     threading.Thread(target=_follow_parent, daemon=True).start()
     while True:

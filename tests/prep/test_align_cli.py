@@ -72,8 +72,8 @@ def test_other_options_on_the_same_output_are_refused_with_both_values(tmp_path)
 
 
 def test_sources_that_are_none_are_named(tmp_path):
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(UserError, match="none: not there"):
         run("align", tmp_path / "none", tmp_path / "set")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"a \.txt; give a folder, \.rec, \.tar, \.csv or \.parquet"):
+    with pytest.raises(UserError, match=r"notes\.txt: of no known kind; expected a folder of identities, a \.rec"):
         run("align", tmp_path / "notes.txt", tmp_path / "set")

@@ -8,94 +8,17 @@ import tarfile
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from data_prep.engines.engine import attempt
 from data_prep.engines.local import LocalEngine
-from data_prep.job import resume_job, run_job
+from data_prep.job import resume_job
 from data_prep.lock import locked
-from data_prep.plan import JobOptions, Layout, Plan
+from data_prep.plan import Layout, Plan
 from data_prep.progress import Progress
-from data_prep.sources import FolderSource
-from dist_train.data.index import read_index
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
+from tests.prep.jobs import InProcess, content, identities, messy, options, orders, photos, rejects, run, samples
 from tests.prep.standin import Failing, Upper
-
-
-class InProcess:
-    """An engine without processes."""
-
-    def __init__(self, order=None):
-        self.order = order or (lambda units: units)
-        self.units = []
-
-    def run(self, task, units):
-        for unit in self.order(list(units)):
-            self.units.append(unit)
-            yield attempt(task, unit)
-
-
-def photos(root: Path, people: int = 6, each: int = 9) -> Path:
-    for person in range(people):
-        folder = root / f"person {person}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(each):
-            (folder / f"{number}.jpg").write_bytes(f"photo {person} {number}".encode())
-    return root
-
-
-def options(root: Path, transform=None, **more) -> JobOptions:
-    more = {"unit_rows": 10, "min_images": 2, **more}
-    return JobOptions(source=FolderSource(path=root), transform=transform or Upper(), **more)
-
-
-def run(out, opts, engine=None, **more):
-    return run_job(out, opts, engine or InProcess(), Progress(quiet=True), **more)
-
-
-def content(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
-
-
-def samples(out: Path) -> dict[str, tuple[int, bytes]]:
-    """Key -> (label, picture), by tarfile; checks the index on the way."""
-    found = {}
-    for shard in load_manifest(out).shards:
-        members = read_index((out / shard.name).with_suffix(".idx"))
-        with tarfile.open(out / shard.name) as tar:
-            data = {name: tar.extractfile(name).read() for name in tar.getnames()}
-        for sample in members:
-            key = sample[0].name.partition(".")[0]
-            assert key not in found
-            found[key] = (int(data[f"{key}.cls"]), data[f"{key}.jpg"])
-    return found
-
-
-def identities(out: Path) -> dict[str, tuple[int, int]]:
-    rows = pq.read_table(out / "identities.parquet").to_pylist()
-    return {row["name"]: (row["label"], row["count"]) for row in rows}
-
-
-def rejects(out: Path) -> dict[str, tuple[str, str]]:
-    return {row["source"]: (row["reason"], row["detail"]) for row in pq.read_table(out / "rejects.parquet").to_pylist()}
-
-
-def messy(root: Path) -> Path:
-    """Photos with every kind of reject among them."""
-    photos(root)
-    (root / "person 1" / "3.jpg").write_bytes(b"bad")
-    (root / "person 2" / "4.jpg").write_bytes(b"photo 0 0")  # a copy under another name
-    (root / "person 0" / "copy.jpg").write_bytes(b"photo 0 0")
-    (root / "person 3" / "5.jpg").unlink()
-    (root / "person 3" / "5.jpg").symlink_to("nowhere")
-    (root / "alone").mkdir()
-    (root / "alone" / "only.jpg").write_bytes(b"photo alone")
-    (root / "none").mkdir()
-    (root / "none" / "1.jpg").write_bytes(b"bad too")
-    (root / "person 4" / "two.jpg").write_bytes(b"two faces")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -238,13 +161,6 @@ def test_an_empty_source_and_one_without_a_usable_picture_are_said(tmp_path):
         run(tmp_path / "out", options(tmp_path / "photos"))
 
 
-def orders(tmp_path, **times) -> Path:
-    (tmp_path / "orders").mkdir()
-    for name, count in times.items():
-        (tmp_path / "orders" / name).write_text(str(count))
-    return tmp_path / "orders"
-
-
 @pytest.mark.parametrize("kind", ["kill", "raise"])
 def test_a_unit_that_fails_is_tried_again(tmp_path, kind):
     root = photos(tmp_path / "photos")
@@ -350,7 +266,7 @@ from data_prep.engines.local import LocalEngine
 from data_prep.progress import Progress
 from data_prep.job import run_job
 from tests.prep.standin import Upper
-from tests.prep.test_job import options
+from tests.prep.jobs import options
 
 if __name__ == "__main__":
     run_job(Path(sys.argv[2]), options(Path(sys.argv[1]), Upper(pause_s=0.004)), LocalEngine(2), Progress(quiet=True))

@@ -1,0 +1,100 @@
+"""Units handed out through a shared directory, to workers that share nothing else.
+
+    task.pickle    what is to be done
+    todo/UNIT      an empty file for each unit that nobody has
+    taken/UNIT@W   the same file, while worker W has it: taking a unit is a rename, which only one worker can win
+    ended/UNIT     how it ended, as JSON; empty where the disk was too full even for that
+
+A worker that finds the directory gone has nothing more to do: so a job that starts anew gets rid of old workers.
+"""
+
+import contextlib
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_prep.engines.engine import Outcome, Task, is_fatal
+
+
+class UnitQueue:
+    """The queue in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._todo, self._taken, self._ended = (directory / name for name in ("todo", "taken", "ended"))
+        self._told: set[str] = set()
+
+    @classmethod
+    def create(cls, directory: Path, task: Task, units: Sequence[int]) -> "UnitQueue":
+        """A new queue of `units`."""
+        queue = cls(directory)
+        for folder in (queue._todo, queue._taken, queue._ended):
+            folder.mkdir(parents=True)
+        (directory / "task.pickle").write_bytes(pickle.dumps(task))
+        for unit in units:
+            (queue._todo / f"{unit:06d}").touch()
+        return queue
+
+    def remove(self) -> None:
+        """Take the queue away: workers end after the unit that they are at."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def task(self) -> Task:
+        """What is to be done."""
+        task: Task = pickle.loads((self.directory / "task.pickle").read_bytes())
+        return task
+
+    def take(self, worker: str) -> Iterator[int]:
+        """Units for `worker`, one after another, until none is left."""
+        while True:
+            try:
+                names = sorted(path.name for path in self._todo.iterdir())
+            except FileNotFoundError:
+                return
+            if not names:
+                return
+            for name in names:
+                try:
+                    (self._todo / name).rename(self._taken / f"{name}@{worker}")
+                except FileNotFoundError:
+                    continue  # another has it
+                yield int(name)
+
+    def end(self, worker: str, outcome: Outcome) -> None:
+        """Tell how a unit of `worker` ended."""
+        name = f"{outcome.unit:06d}"
+        mine, target = self._taken / f"{name}@{worker}", self._ended / name
+        temporary = target.with_name(f".{name}.{worker}")
+        try:
+            temporary.write_text(json.dumps(outcome), encoding="utf-8")
+            temporary.replace(target)
+        except FileNotFoundError:  # the job has taken the queue away
+            return
+        except OSError as error:
+            if not is_fatal(error):
+                raise
+            mine.replace(target)  # a rename takes no room
+            return
+        with contextlib.suppress(FileNotFoundError):
+            mine.unlink()
+
+    def ended(self) -> list[Outcome]:
+        """Outcomes that were not given yet."""
+        new = sorted(path.name for path in self._ended.iterdir() if path.name not in self._told and path.name[0] != ".")
+        self._told.update(new)
+        return [self._outcome(name) for name in new]
+
+    def taken(self) -> dict[int, str]:
+        """Units that have not ended, and who has them."""
+        found = dict(path.name.split("@", 1) for path in self._taken.iterdir())
+        return {int(name): worker for name, worker in found.items() if not (self._ended / name).exists()}
+
+    def give_up(self, unit: int, worker: str) -> None:
+        """Forget a unit whose worker is dead."""
+        (self._taken / f"{unit:06d}@{worker}").unlink()
+
+    def _outcome(self, name: str) -> Outcome:
+        text = (self._ended / name).read_text(encoding="utf-8")
+        return Outcome(*json.loads(text)) if text else Outcome(int(name), None, "No space left on device", True)

@@ -1,0 +1,97 @@
+"""A Ray cluster: the one that RAY_ADDRESS names, or that this machine belongs to."""
+
+import pickle
+from collections import deque
+from collections.abc import Generator, Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+from data_prep.engines.engine import Outcome, Task, attempt
+from dist_train.errors import UserError
+
+_STOPPING_S = 30.0
+
+
+class RayEngine:
+    """At most `workers` units at a time; without it one on each CPU of the cluster, as the cluster grows and shrinks.
+
+    A unit whose worker or node dies has failed. Every node needs this package and sees the source and the set's
+    directory under the same paths.
+
+    Args:
+        workers: units at a time.
+        gpus: share of a GPU that a unit takes.
+    """
+
+    def __init__(self, workers: int | None = None, gpus: float = 0) -> None:
+        self._workers = workers
+        self._gpus = gpus
+
+    def run(self, task: Task, units: Sequence[int]) -> Generator[Outcome]:
+        """See `Engine`.
+
+        Raises:
+            UserError: Ray is not installed, or no cluster is there.
+        """
+        ray = _library()
+        opened = _connect(ray)
+        remote = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=0)(_attempt)
+        pickled = ray.put(pickle.dumps(task))
+        waiting, busy = deque(units), dict[Any, int]()
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < (self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))):
+                    unit = waiting.popleft()
+                    busy[remote.remote(pickled, unit)] = unit
+                for reference in ray.wait(list(busy), timeout=5.0)[0]:  # seconds; then the cluster may have grown
+                    yield _outcome(ray, reference, busy.pop(reference))
+        finally:
+            for reference in busy:
+                ray.cancel(reference, force=True)
+            if busy:
+                ray.wait(list(busy), num_returns=len(busy), timeout=_STOPPING_S)
+            if opened:
+                ray.shutdown()
+
+
+def _library() -> ModuleType:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--engine ray: Ray is not installed; install it: pip install 'headcount[ray]'") from error
+    return ray
+
+
+def _connect(ray: ModuleType) -> bool:
+    """Join the cluster; whether that was still to be done."""
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise UserError(
+            "--engine ray: no Ray cluster is found; run this on one of its machines, name it in RAY_ADDRESS, "
+            "or start one here: ray start --head"
+        ) from error
+    return True
+
+
+def _outcome(ray: ModuleType, reference: Any, unit: int) -> Outcome:  # noqa: ANN401 - Ray has no types
+    try:
+        outcome: Outcome = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return Outcome(unit, None, f"the worker died ({type(error).__name__})")
+    return outcome
+
+
+def _attempt(pickled: bytes, unit: int) -> Outcome:
+    """Do a unit in a worker of the cluster; Ray gives it one thread, since it asked for one CPU."""
+    return attempt(_opened(pickled), unit)
+
+
+@lru_cache(maxsize=1)
+def _opened(pickled: bytes) -> Task:
+    """The task, which stays open for the next unit."""
+    task: Task = pickle.loads(pickled)
+    return task

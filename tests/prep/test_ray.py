@@ -1,0 +1,62 @@
+"""A real Ray cluster of two nodes on this machine, a CPU each."""
+
+import pytest
+
+from data_prep.engines.ray import RayEngine
+from tests.prep.jobs import content, messy, options, orders, photos, rejects, run, samples
+from tests.prep.standin import Failing, Upper
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'headcount[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    prompt = {"health_check_period_ms": 500, "health_check_failure_threshold": 2, "health_check_initial_delay_ms": 0}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": prompt}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        cluster.add_node(num_cpus=1)
+        yield cluster
+    cluster.shutdown()
+
+
+class Placed(Upper):
+    """Notes the nodes that work."""
+
+    notes: str
+
+    def open(self):
+        with open(f"{self.notes}/{ray.get_runtime_context().get_node_id()}", "w"):
+            return super().open()
+
+
+def test_two_nodes_make_the_same_bytes_as_one_process(cluster, tmp_path):
+    root = messy(tmp_path / "photos")
+    (tmp_path / "notes").mkdir()
+    run(tmp_path / "out", options(root, Placed(notes=str(tmp_path / "notes"), pause_s=0.05)), RayEngine())
+    run(tmp_path / "one", options(root))
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+    assert len(list((tmp_path / "notes").iterdir())) == 2
+
+
+def test_a_killed_worker_and_a_lost_node_cost_nothing_but_time(cluster, tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "person 0" / "x.jpg").write_bytes(b"kill this")
+    opts = options(root, Failing(orders=orders(tmp_path, kill=1), pause_s=0.05))
+
+    class Losing(RayEngine):
+        def run(self, task, units):
+            for number, outcome in enumerate(super().run(task, units)):
+                if number == 1 and len(cluster.worker_nodes) == 1:
+                    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+                yield outcome
+
+    run(tmp_path / "out", opts, Losing())
+    assert not cluster.worker_nodes
+    assert rejects(tmp_path / "out") == {}
+    assert len(samples(tmp_path / "out")) == 55
+    run(tmp_path / "one", opts)
+    assert content(tmp_path / "out") == content(tmp_path / "one")
