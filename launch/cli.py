@@ -17,6 +17,8 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
 from launch.commands import app as launch_app
+from launch.embed.cli import embed
+from launch.embed.search_cli import app as search_app
 
 app = typer.Typer(
     name="headcount",
@@ -31,6 +33,8 @@ app.add_typer(data_app, name="data")
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(export)
+app.command()(embed)
+app.add_typer(search_app, name="search")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(launch_app, name="launch")
 

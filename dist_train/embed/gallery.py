@@ -1,0 +1,236 @@
+"""A gallery: unit embeddings of known pictures on disk, and the exact search for those nearest to a query.
+
+GALLERY/embeddings.npy   float32 [N, D], unit rows; mapped into memory, not read
+GALLERY/entries.arrow    what is known about each row
+GALLERY/gallery.json     the model, and the sources of the pictures
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from dist_train.embed.pictures import Place
+from dist_train.embed.table import FORMAT_VERSION, NAMES, EmbeddingFile, first_difference, write_array, written
+from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.search import nearest
+
+_ENTRIES = NAMES.append(pa.field("source", pa.int32(), nullable=False))
+_BATCH_ROWS = 1 << 16
+_MADE_BY = ("model", "embedding_dim", "image_size", "flip")  # what all embeddings of a gallery must share
+
+
+class Match(NamedTuple):
+    """A row of a gallery that is near to a query.
+
+    Attributes:
+        score: cosine of the two embeddings, -1 to 1.
+        row: of the gallery.
+        place: of the picture in its source.
+        source: number of the source in `Gallery.sources`.
+        identity: name of whom the picture shows, where known.
+        label: class number in its set, where known.
+        landmarks: float32 [5, 2], pixels of the photo, where the face was aligned.
+    """
+
+    score: float
+    row: int
+    place: Place
+    source: int
+    identity: str | None
+    label: int | None
+    landmarks: NDArray[np.float32] | None
+
+
+def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -> "Gallery":
+    """Make a gallery of embeddings that `headcount embed` wrote. It appears by rename, complete.
+
+    Args:
+        files: the embeddings, all of one model.
+        directory: of the gallery; must not exist.
+        quiet: show no bar.
+
+    Raises:
+        UserError: no embeddings, embeddings of several models, or that are not finite or zero, or `directory` exists.
+        WorkError: the disk is full, or a file is damaged.
+    """
+    if directory.exists():
+        raise UserError(f"gallery {directory}: exists already; remove it, or name another")
+    if len({path.resolve() for path in files}) < len(files):
+        raise UserError("an embeddings file is named twice; its pictures would be in the gallery twice")
+    opened = [EmbeddingFile(path) for path in files]
+    count = sum(each.count for each in opened)
+    if not count:
+        raise UserError(
+            "the gallery would be empty: " + ("no row in the embeddings" if files else "no embeddings given")
+        )
+    made_by = {key: opened[0].description[key] for key in _MADE_BY}
+    for each in opened[1:]:
+        if found := first_difference(made_by, {key: each.description[key] for key in _MADE_BY}):
+            raise UserError(
+                f"{opened[0].path} and {each.path} were not made in the same way: {found}; embed all pictures of a "
+                "gallery with one model"
+            )
+    body = {"version": FORMAT_VERSION, "rows": count, **made_by, "sources": [e.description["source"] for e in opened]}
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, opened, count, quiet)
+        with written(temporary / "gallery.json") as file:
+            file.write(json.dumps(body, indent=1).encode())
+        temporary.replace(directory)
+    except OSError as error:
+        raise WorkError(f"gallery {directory}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for each in opened:
+            each.close()
+    return Gallery(directory)
+
+
+def _write(directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: bool) -> None:
+    shape = count, opened[0].embedding_dim
+    with (
+        written(directory / "embeddings.npy") as rows_file,
+        written(directory / "entries.arrow") as entries_file,
+        pa.ipc.new_file(entries_file, _ENTRIES) as entries,
+        tqdm(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
+    ):
+
+        def unit_rows() -> Iterator[NDArray[np.float32]]:
+            held: list[pa.RecordBatch] = []
+            for number, each in enumerate(opened):
+                start = 0
+                for names, features in each.batches():
+                    yield _unit(features, names, each.path, start)
+                    start += len(features)
+                    source = pa.array(np.full(len(features), number, np.int32))
+                    held.append(pa.RecordBatch.from_arrays([*names.columns, source], schema=_ENTRIES))
+                    held = _flush(entries, held, _BATCH_ROWS)
+                    bar.update(len(features))
+            _flush(entries, held, 1)
+
+        write_array(rows_file, unit_rows(), shape)
+
+
+def _flush(entries: pa.ipc.RecordBatchFileWriter, held: list[pa.RecordBatch], least: int) -> list[pa.RecordBatch]:
+    """Write what is held in batches of `_BATCH_ROWS`, once it has `least` rows; what is still held."""
+    count = sum(batch.num_rows for batch in held)
+    if count < least:
+        return held
+    table = pa.Table.from_batches(held).combine_chunks()
+    whole = count if least == 1 else count // _BATCH_ROWS * _BATCH_ROWS
+    for batch in table.slice(0, whole).to_batches(max_chunksize=_BATCH_ROWS):
+        entries.write_batch(batch)
+    rest: list[pa.RecordBatch] = table.slice(whole).to_batches()
+    return rest
+
+
+def _unit(features: NDArray[np.float32], names: pa.RecordBatch, path: Path, start: int) -> NDArray[np.float32]:
+    norms = np.linalg.norm(features.astype(np.float64), axis=1)
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        row = int(bad[0])
+        what = "zero" if norms[row] == 0 else "not finite"
+        raise UserError(
+            f"embeddings {path}: row {start + row}, {names.column('path')[row]}: its embedding is {what}; the model is "
+            "damaged or the file was changed: embed again"
+        )
+    unit: NDArray[np.float32] = (features / norms[:, None]).astype(np.float32)
+    return unit
+
+
+class Gallery:
+    """A gallery that `build_gallery` made.
+
+    Args:
+        directory: of the gallery.
+
+    Attributes:
+        made_by: model, dimension, picture size and mirroring of its embeddings.
+        sources: descriptions of where its pictures are from.
+
+    Raises:
+        UserError: missing, empty, damaged, or something else.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            body = json.loads((directory / "gallery.json").read_text(encoding="utf-8"))
+            self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
+            self.sources: list[dict[str, Any]] = body["sources"]
+            # Copy on write: torch warns of arrays that cannot be written.
+            self._rows = torch.from_numpy(np.load(directory / "embeddings.npy", mmap_mode="c"))
+            self._entries = pa.ipc.open_file(pa.memory_map(str(directory / "entries.arrow")))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(
+                f"gallery {directory}: no gallery there; make one with `headcount search build EMBEDDINGS {directory}`"
+            ) from error
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"gallery {directory}: damaged: {error}; build it again") from error
+        stored = sum(self._entries.get_batch(n).num_rows for n in range(self._entries.num_record_batches))
+        shape = [body["rows"], self.embedding_dim]
+        if not len(self._rows):
+            raise UserError(f"gallery {directory}: it is empty")
+        if list(self._rows.shape) != shape or stored != body["rows"]:
+            raise UserError(
+                f"gallery {directory}: {stored} entries and embeddings {list(self._rows.shape)}, expected {shape}; "
+                "build it again"
+            )
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        return int(self.made_by["embedding_dim"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def search(self, queries: Tensor, k: int) -> list[list[Match]]:
+        """The rows with the largest cosine, for each query; exact.
+
+        Args:
+            queries: embeddings [Q, D], of any length.
+            k: how many; all rows where there are fewer.
+
+        Raises:
+            UserError: queries of another dimension, not finite or zero, or k below 1.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.embedding_dim:
+            raise UserError(
+                f"queries {list(queries.shape)}: gallery {self.directory} holds embeddings of "
+                f"{self.embedding_dim} numbers"
+            )
+        norms = queries.double().norm(dim=1)
+        if not bool((torch.isfinite(norms) & (norms > 0)).all()):
+            raise UserError("a query's embedding is zero or not finite; the model is damaged")
+        unit = (queries.double() / norms[:, None]).float()
+        scores, rows = nearest(unit, self._rows, min(k, len(self._rows)))
+        return [
+            [self._match(score, row) for score, row in zip(*both, strict=True)]
+            for both in zip(scores.tolist(), rows.tolist(), strict=True)
+        ]
+
+    def _match(self, score: float, row: int) -> Match:
+        batch = self._entries.get_batch(row // _BATCH_ROWS)
+        entry = batch.slice(row % _BATCH_ROWS, 1).to_pylist()[0]
+        points = entry["landmarks"]
+        return Match(
+            score,
+            row,
+            Place(entry["path"], entry["offset"], entry["size"]),
+            entry["source"],
+            entry["identity"],
+            entry["label"],
+            None if points is None else np.array(points, np.float32).reshape(5, 2),
+        )

@@ -1,0 +1,208 @@
+"""A job's own files beside its output: the list of inputs, and the parts that are done.
+
+    OUT.parts/inputs.arrow        the source's list, one batch a part
+    OUT.parts/job.json            the description; its presence means that the list is complete
+    OUT.parts/000007.csv          inputs of part 7 without an embedding
+    OUT.parts/000007.parquet      embeddings of part 7; its presence means that the part is complete
+
+Every file appears by rename, so a job that was stopped anywhere goes on with the first part that is not there.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from dist_train.embed.pictures import PictureSource, Place, Rejected
+from dist_train.embed.table import NAMES, as_array, names_path, rejects_path, with_description, write_array, written
+from dist_train.errors import UserError, WorkError
+
+REJECTS = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+_CSV: dict[str, Any] = {
+    "parse_options": pa_csv.ParseOptions(newlines_in_values=True),
+    "convert_options": pa_csv.ConvertOptions(column_types=REJECTS, strings_can_be_null=False),
+}
+_JOB = "job.json"
+_INPUTS = "inputs.arrow"
+_GROUP_ROWS = 1 << 14  # rows of a row group of the output, and those held while it is put together
+
+
+class Parts:
+    """The parts of a job.
+
+    Attributes:
+        out: the output.
+        home: directory of the job's own files.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.home = out.with_name(f"{out.name}.parts")
+
+    @property
+    def description(self) -> dict[str, Any] | None:
+        """What the job was begun with; None where no job was begun."""
+        try:
+            body: dict[str, Any] = json.loads((self.home / _JOB).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.home / _JOB}: not JSON ({error}); remove {self.home} and start again") from error
+        return body
+
+    def begin(self, description: dict[str, Any], source: PictureSource, part_rows: int) -> None:
+        """List the inputs in parts of `part_rows`, then store the description.
+
+        Raises:
+            UserError: nothing in the source.
+        """
+        count = 0
+        with written(self.home / _INPUTS) as file:
+            writer = None
+            for batch in _regrouped(source.batches(), part_rows):
+                writer = writer or pa.ipc.new_file(file, batch.schema)
+                writer.write_batch(batch)
+                count += batch.num_rows
+            if writer is None:
+                raise UserError(f"{source.described()['path']}: nothing in it to embed")
+            writer.close()
+        with written(self.home / _JOB) as file:
+            file.write(json.dumps(description, indent=1).encode())
+
+    def open(self) -> None:
+        """Open the list of inputs.
+
+        Raises:
+            WorkError: it is not there, as on a machine that does not share the disk.
+        """
+        try:
+            self._inputs = pa.ipc.open_file(pa.memory_map(str(self.home / _INPUTS)))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise WorkError(f"{self.home / _INPUTS}: {error}; all ranks must see the same disk") from error
+
+    def __len__(self) -> int:
+        return self._inputs.num_record_batches
+
+    def inputs(self, part: int) -> pa.RecordBatch:
+        """The listed inputs of a part."""
+        return self._inputs.get_batch(part)
+
+    def done(self, part: int) -> bool:
+        """Whether a part is complete."""
+        return self._embeddings(part).exists()
+
+    def undone(self) -> list[int]:
+        """Parts that are not complete."""
+        return [part for part in range(len(self)) if not self.done(part)]
+
+    def reasons(self) -> Counter[str]:
+        """Inputs without an embedding by reason, as listed beside a finished output."""
+        reasons: Counter[str] = Counter()
+        if rejects_path(self.out).exists():
+            with pa_csv.open_csv(rejects_path(self.out), **_CSV) as batches:
+                for batch in batches:
+                    reasons.update(batch["reason"].to_pylist())
+        return reasons
+
+    def commit(self, part: int, rows: pa.Table, rejects: Sequence[tuple[Place, Rejected]]) -> None:
+        """Store what became of a part's inputs.
+
+        Raises:
+            WorkError: the disk failed.
+        """
+        listed = [[place.path, *rejected] for place, rejected in rejects]
+        columns = list(zip(*listed, strict=True)) or [(), (), ()]
+        with written(self._rejects(part)) as file:
+            pa_csv.write_csv(pa.table([pa.array(c, pa.string()) for c in columns], schema=REJECTS), file)
+        with written(self._embeddings(part)) as file:
+            pq.write_table(rows, file, use_dictionary=["identity"])
+
+    def join(self) -> tuple[int, Counter[str]]:
+        """Write the output out of all parts, and remove these.
+
+        Returns:
+            The number of embeddings, and of inputs without one by reason.
+
+        Raises:
+            WorkError: the disk failed, or no input has an embedding.
+        """
+        count = sum(pq.read_metadata(self._embeddings(part)).num_rows for part in range(len(self)))
+        self._join_rejects()
+        reasons = self.reasons()
+        if not count:
+            listed = rejects_path(self.out)
+            with pa_csv.open_csv(listed, **_CSV) as batches:
+                first = batches.read_next_batch().slice(0, 1).to_pylist()[0]
+            self.remove()
+            raise WorkError(
+                f"none of {sum(reasons.values()):,} inputs gave an embedding ({told(reasons)}), e.g. {first['path']}: "
+                f"{first['reason']}: {first['detail']}; all are in {listed}"
+            )
+        description = self.description or {}
+        schema = pq.read_schema(self._embeddings(0))
+        width = schema.field("embedding").type.list_size
+        as_npy = self.out.suffix == ".npy"
+        if as_npy:
+            with written(self.out) as file:
+                parts = (as_array(table["embedding"]) for table in self._tables())
+                write_array(file, parts, (count, width))
+        with written(names_path(self.out)) as file:
+            schema = with_description(NAMES if as_npy else schema, description)
+            with pq.ParquetWriter(file, schema, use_dictionary=["identity"]) as writer:
+                for table in self._tables():
+                    writer.write_table(table.select(schema.names).cast(schema))
+        self.remove()
+        return count, reasons
+
+    def remove(self) -> None:
+        """Remove the job's own files; the mark that there is a job goes first."""
+        (self.home / _JOB).unlink(missing_ok=True)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _tables(self) -> Iterator[pa.Table]:
+        held: list[pa.Table] = []
+        for part in range(len(self)):
+            held.append(pq.read_table(self._embeddings(part)))
+            if sum(table.num_rows for table in held) >= _GROUP_ROWS:
+                yield pa.concat_tables(held)
+                held = []
+        if held:
+            yield pa.concat_tables(held)
+
+    def _join_rejects(self) -> None:
+        with written(rejects_path(self.out)) as file, pa_csv.CSVWriter(file, REJECTS) as writer:
+            for part in range(len(self)):
+                writer.write_table(pa_csv.read_csv(self._rejects(part), **_CSV))
+
+    def _embeddings(self, part: int) -> Path:
+        return self.home / f"{part:06d}.parquet"
+
+    def _rejects(self, part: int) -> Path:
+        return self.home / f"{part:06d}.csv"
+
+
+def told(reasons: Counter[str]) -> str:
+    """Reasons with their counts, the most frequent first."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+
+
+def _regrouped(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of `rows`; the last may be smaller."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += batch.num_rows
+        if count >= rows:
+            table = pa.Table.from_batches(held)
+            whole = count // rows * rows
+            yield from table.slice(0, whole).combine_chunks().to_batches(max_chunksize=rows)
+            held, count = table.slice(whole).to_batches(), count - whole
+    if count:
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()

@@ -1,0 +1,207 @@
+"""Files of embeddings: parquet, or a NumPy array with a table of names beside it.
+
+Both carry a description of how they were made: model, options, source. What does not agree with it is refused later.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dist_train.embed.pictures import Picture, Place
+from dist_train.errors import UserError, WorkError
+
+FORMAT_VERSION = 1
+SUFFIXES = (".parquet", ".npy")
+_METADATA_KEY = b"headcount"
+_READ_ROWS = 1 << 14
+
+NAMES = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # in the source
+        pa.field("offset", pa.int64(), nullable=False),  # in an archive; 0 for files
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("identity", pa.string()),
+        pa.field("label", pa.int64()),
+        pa.field("score", pa.float32()),  # of the face detector
+        pa.field("faces", pa.int32()),  # found in the photo
+        pa.field("landmarks", pa.list_(pa.float32(), 10)),  # x, y of five points, pixels of the photo
+        pa.field("norm", pa.float32(), nullable=False),  # mean length of the network's raw outputs
+    ]
+)
+"""The columns beside the embedding, in both forms."""
+
+
+def embedding_schema(embedding_dim: int) -> pa.Schema:
+    """Columns of a table of embeddings [N, D]."""
+    return NAMES.append(pa.field("embedding", pa.list_(pa.float32(), embedding_dim), nullable=False))
+
+
+def embedding_table(
+    places: Sequence[Place],
+    pictures: Sequence[Picture],
+    norms: NDArray[np.float32],
+    features: NDArray[np.float32],
+) -> pa.Table:
+    """Rows of pictures with their embeddings [N, D]; norms [N]."""
+    width = features.shape[1]
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), width)
+    points = [None if p.landmarks is None else p.landmarks.reshape(-1).tolist() for p in pictures]
+    columns: list[Any] = [
+        [place.path for place in places],
+        [place.offset for place in places],
+        [place.size for place in places],
+        [picture.identity for picture in pictures],
+        [picture.label for picture in pictures],
+        [picture.score for picture in pictures],
+        [picture.faces for picture in pictures],
+        points,
+        pa.array(norms, pa.float32()),
+        flat,
+    ]
+    schema = embedding_schema(width)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns[:-1], NAMES, strict=True)] + [flat], schema=schema)
+
+
+def as_array(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
+    """A column of embeddings as float32 [N, D]."""
+    width = column.type.list_size
+    parts = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    arrays = [part.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for part in parts]
+    return np.concatenate([np.empty((0, width), np.float32), *arrays])
+
+
+def with_description(schema: pa.Schema, description: dict[str, Any]) -> pa.Schema:
+    """`schema` with the description in its metadata."""
+    return schema.with_metadata({_METADATA_KEY: json.dumps(description).encode()})
+
+
+def names_path(path: Path) -> Path:
+    """The file that names the rows of embeddings at `path`: itself, or the table beside a `.npy`."""
+    return path.with_suffix(".names.parquet") if path.suffix == ".npy" else path
+
+
+def rejects_path(path: Path) -> Path:
+    """The list of inputs without an embedding, beside embeddings at `path`."""
+    return path.with_name(f"{path.name}.rejects.csv")
+
+
+class EmbeddingFile:
+    """Embeddings that `headcount embed` wrote.
+
+    Args:
+        path: a `.parquet`, or a `.npy` with its `.names.parquet` beside it.
+
+    Raises:
+        UserError: missing, damaged, or written by something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"embeddings {path}: expected a .parquet or .npy that `headcount embed` wrote")
+        if not path.is_file():
+            raise UserError(f"embeddings {path}: no such file; make it with `headcount embed MODEL SOURCE {path}`")
+        self.path = path
+        names = names_path(path)
+        try:
+            self._names = pq.ParquetFile(names)
+            metadata = self._names.schema_arrow.metadata or {}
+            self.description: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
+            self._array = np.load(path, mmap_mode="r") if path.suffix == ".npy" else None
+        except KeyError:
+            raise UserError(
+                f"embeddings {names}: not written by `headcount embed`: it does not say by which model"
+            ) from None
+        except FileNotFoundError as error:
+            raise UserError(f"embeddings {path}: {names.name} is not beside it; it names the rows") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"embeddings {names}: cannot be read: {error}") from error
+        if self.description.get("version") != FORMAT_VERSION:
+            raise UserError(
+                f"embeddings {path}: version {self.description.get('version')}, expected {FORMAT_VERSION}; embed again"
+            )
+        self.count: int = self._names.metadata.num_rows
+        self.embedding_dim = int(self.description["embedding_dim"])
+        if self._array is not None and self._array.shape != (self.count, self.embedding_dim):
+            raise UserError(
+                f"embeddings {path}: {list(self._array.shape)}, but {names.name} names {self.count} rows of "
+                f"{self.embedding_dim}; both must come from the same `headcount embed`"
+            )
+
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
+        """Rows in order: their `NAMES` columns, and their embeddings float32 [n, D].
+
+        Raises:
+            WorkError: the file is damaged.
+        """
+        start = 0
+        try:
+            for batch in self._names.iter_batches(_READ_ROWS):
+                stop = start + batch.num_rows
+                if self._array is None:
+                    features = as_array(batch.column("embedding"))
+                else:
+                    features = np.asarray(self._array[start:stop], np.float32)
+                yield batch.select(NAMES.names), features
+                start = stop
+        except (OSError, pa.ArrowException) as error:
+            raise WorkError(f"embeddings {self.path}: damaged after row {start}: {error}") from error
+
+    def close(self) -> None:
+        """Close the files."""
+        self._names.close()
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The first entry in which two descriptions differ, as `NAME was OLD, is NEW`; empty if none."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            if found := first_difference(before, after, f"{prefix}{key}."):
+                return found
+        elif before != after:
+            return f"{prefix}{key} was {_short(before)}, is {_short(after)}"
+    return ""
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name by rename, complete and on the disk, or not at all.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WorkError(
+            f"{path}: cannot be written: {reason}; make room and run the same command again: nothing is lost"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_array(file: IO[bytes], parts: Iterator[NDArray[np.float32]], shape: tuple[int, int]) -> None:
+    """Write arrays [n, D], one below the other, as a `.npy` of `shape`."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(cast(Any, file), header)
+    for part in parts:
+        file.write(np.ascontiguousarray(part, "<f4").tobytes())
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:20]}..."

@@ -1,0 +1,90 @@
+"""`headcount embed`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from launch.embed.crops import Cropper
+
+
+class Face(StrEnum):
+    """Which face of a photo with several."""
+
+    LARGEST = "largest"
+    SUREST = "surest"
+
+
+FaceOption = Annotated[Face, typer.Option(help="which face of a photo with several")]
+MinFaceOption = Annotated[float, typer.Option(min=12, help="smallest face, pixels of the photo as it is searched")]
+LongerSideOption = Annotated[
+    int | None, typer.Option(min=12, help="search larger photos at this size, pixels; default: as they are")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(help="run directory, checkpoint or .onnx file")],
+    source: Annotated[
+        Path, typer.Argument(help="photo, folder of photos (folders in it name identities), shards, .rec, or table")
+    ],
+    out: Annotated[Path, typer.Argument(help="NAME.parquet, or NAME.npy with NAME.names.parquet beside it")],
+    align: Annotated[bool, typer.Option("--align", help="find and align the faces; else pictures are aligned")] = False,
+    face: FaceOption = Face.LARGEST,
+    min_face: MinFaceOption = 20,
+    longer_side: LongerSideOption = None,
+    flip: Annotated[bool, typer.Option(help="add the mirrored picture's embedding")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures per rank and forward pass")] = 64,
+    label_key: Annotated[str, typer.Option(help="key of the label in .json files of shards without .cls")] = "label",
+    device: DeviceOption = "auto",
+) -> None:
+    """Embed photos, folders or shards into a parquet table or a NumPy array.
+
+    Stopped at any moment, the same command goes on where it was. Every picture without an embedding is in
+    OUT.rejects.csv with the reason. One process here; under torchrun the ranks share the work.
+
+    Examples:
+
+      headcount embed runs/faces photos/ faces.parquet --align
+
+      headcount embed runs/faces/model.onnx sets/aligned faces.npy
+
+      torchrun --nproc-per-node 8 -m launch embed runs/faces photos/ faces.parquet --align
+    """
+    from dist_train.embed.job import embed_source
+    from dist_train.evaluate.models import load_model
+    from dist_train.ranks import join_ranks, leave_ranks
+    from launch.embed.origins import open_origin
+    from launch.embed.photos import Photos
+
+    check_device(device)
+    ranks = join_ranks(device, None)
+    try:
+        opened = ranks.agree(lambda: load_model(model, ranks.device))
+        crop = cropper(opened.image_size, align, face, min_face, longer_side, ranks.device.type)
+        photos = ranks.agree(lambda: Photos(open_origin(source, label_key), crop))
+        made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks)
+        photos.close()
+        if made is not None:
+            typer.echo(str(made))
+    finally:
+        leave_ranks(ranks)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is none."""
+    from dist_train.errors import UserError
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
+
+
+def cropper(
+    image_size: int, align: bool, face: Face, min_face_px: float, longer_side_px: int | None, device: str
+) -> "Cropper":
+    """What the options ask to be cut out of a picture."""
+    from launch.embed.crops import AlignedFace, Centre
+
+    return AlignedFace(image_size, face.value, min_face_px, longer_side_px, device) if align else Centre(image_size)

@@ -1,0 +1,116 @@
+"""From encoded pictures to the square that a network takes: the centre of aligned pictures, or a face out of photos."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.align import choose, crop_centre
+from data_prep.align_transform import Align
+from data_prep.decode import decode
+from data_prep.mtcnn.cascade import Faces
+from data_prep.sources import Reject
+from dist_train.embed.pictures import Rejected
+
+FaceChoice = Literal["largest", "surest"]
+
+_DECODERS = 4  # threads; OpenCV and Pillow decode outside the interpreter lock
+
+
+class Cut(NamedTuple):
+    """What was cut out of a picture.
+
+    Attributes:
+        pixels: uint8 [S, S, 3], red first.
+        found: all faces of the photo, where they were looked for.
+        taken: number of the face that was cut out, among these.
+    """
+
+    pixels: NDArray[np.uint8]
+    found: Faces | None = None
+    taken: int = 0
+
+
+class Cropper(Protocol):
+    """Cuts encoded pictures for the network."""
+
+    def described(self) -> dict[str, Any]:
+        """All that decides what it cuts out, as JSON values."""
+        ...
+
+    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Rejected]:
+        """One cut of each picture, or why there is none."""
+        ...
+
+
+class Centre:
+    """Pictures that are aligned already: the largest centred square, scaled.
+
+    Args:
+        image_size: side S of the result in pixels.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self._image_size = image_size
+
+    def described(self) -> dict[str, Any]:
+        """Its name."""
+        return {"align": False}
+
+    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Rejected]:
+        """Decoded by several threads."""
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            return list(pool.map(self._cut, pictures))
+
+    def _cut(self, data: bytes) -> Cut | Rejected:
+        photo = decode(data)
+        return Rejected(*photo) if isinstance(photo, Reject) else Cut(crop_centre(photo.pixels, self._image_size))
+
+
+class AlignedFace:
+    """One face of each photo, aligned as `headcount prep align` does it: the same pixels.
+
+    Args:
+        image_size: side S of the result in pixels.
+        face: which one of several: the one with the largest box, or with the highest score.
+        min_face_px: smallest face, in pixels of the photo as it is searched.
+        longer_side_px: larger photos are searched at this size; None: as they are.
+        device: cpu or cuda.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        face: FaceChoice = "largest",
+        min_face_px: float = 20,
+        longer_side_px: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.face = face
+        self._align = Align(
+            image_size=image_size, faces="all", min_face_px=min_face_px, longer_side_px=longer_side_px, device=device
+        )
+        self._process: Callable[[Sequence[bytes]], Any] | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Which face, and how it is looked for."""
+        options = self._align.model_dump(mode="json", exclude={"image_size", "faces", "batch", "device"})
+        return {"align": True, "face": self.face, **options}
+
+    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Rejected]:
+        """Faces found in all photos together."""
+        if self._process is None:
+            self._process = self._align.open()
+        return [Rejected(*made) if isinstance(made, Reject) else self._taken(made) for made in self._process(pictures)]
+
+    def _taken(self, crops: Sequence[Any]) -> Cut:
+        boxes, landmarks, scores = (
+            np.array([crop.record[name] for crop in crops], np.float32) for name in ("box", "landmarks", "score")
+        )
+        faces = Faces(boxes, scores, landmarks)
+        (taken,) = choose(faces, self.face, 0, 0)  # the photo's size plays no part in these choices
+        photo = decode(crops[taken].data)
+        assert not isinstance(photo, Reject)  # it was encoded a moment ago
+        return Cut(photo.pixels, faces, taken)

@@ -1,0 +1,141 @@
+"""Where pictures to be embedded come from: encoded pictures of a photo, a folder, a table, a `.rec` or tar shards.
+
+Unlike preparation for training, this takes pictures of nobody known too: identity and label are given where known.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from data_prep.archives import RecSource
+from data_prep.sources import FileReader, Raw, Reader, Reject, Row, Source, listing, open_source
+from dist_train.embed.pictures import Place, Rejected
+from dist_train.errors import UserError, WorkError
+
+_NOBODY = "-"  # the readers of `data_prep` want an identity
+
+
+class Found(NamedTuple):
+    """An encoded picture and what is known about it.
+
+    Attributes:
+        data: the encoded picture.
+        identity: name of whom it shows.
+        label: class number in its set.
+        score: of the face detector that cut it out.
+    """
+
+    data: bytes
+    identity: str | None = None
+    label: int | None = None
+    score: float | None = None
+
+
+class Origin(ABC):
+    """A source of encoded pictures."""
+
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """What it is, as JSON values; `open_origin` takes `path` and `label_key` of it."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The list of its pictures."""
+
+    @abstractmethod
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Rejected]]:
+        """The pictures that were listed as `rows`.
+
+        Raises:
+            WorkError: the storage failed, rather than single pictures.
+        """
+
+    @abstractmethod
+    def fetch(self, place: Place) -> bytes | Rejected:
+        """One picture again."""
+
+    def close(self) -> None:  # noqa: B027 - not all hold anything open
+        """Let go of open files."""
+
+
+class _OnePhoto(Source):
+    """A single file."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The file."""
+        yield listing([str(self.path.name).encode("utf-8", "surrogateescape")])
+
+    def reader(self) -> Reader:
+        """A reader of it."""
+        return FileReader(self.path.parent)
+
+
+class PhotoOrigin(Origin):
+    """A photo, a folder (its first folders name identities), a table, or a `.rec`, by the sources of `data_prep`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reader = source.reader()
+        self._records = isinstance(source, RecSource)
+
+    def described(self) -> dict[str, Any]:
+        """Kind and path."""
+        return {"kind": type(self._source).__name__.strip("_"), "path": str(self._source.path)}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """As the source lists them."""
+        return self._source.batches()
+
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Rejected]]:
+        """As the source reads them."""
+        asked = [Row(0, r["location"], r["offset"], r["size"], r["identity"] or _NOBODY) for r in rows.to_pylist()]
+        places = [Place(self._source.text(row.location), row.offset, row.size) for row in asked]
+        return list(zip(places, (self._found(each) for each in self._read(asked)), strict=True))
+
+    def fetch(self, place: Place) -> bytes | Rejected:
+        """By its path; one whose name is not UTF-8 is not found again."""
+        location = place.path.rpartition("#")[2] if self._records else place.path
+        (found,) = self._read([Row(0, location.encode(), place.offset, place.size, _NOBODY)])
+        return found.data if isinstance(found, Raw) else Rejected(*found)
+
+    def close(self) -> None:
+        """Close the source's files."""
+        self._reader.close()
+
+    def _read(self, rows: list[Row]) -> list[Raw | Reject]:
+        try:
+            return self._reader.read(rows)
+        except OSError as error:
+            raise WorkError(f"{self._source.path}: the storage fails: {error}; the same command goes on") from error
+
+    def _found(self, raw: Raw | Reject) -> Found | Rejected:
+        if isinstance(raw, Reject):
+            return Rejected(*raw)
+        if self._records:
+            return Found(raw.data, raw.identity, int(raw.identity))
+        return Found(raw.data, None if raw.identity == _NOBODY else raw.identity)
+
+
+def open_origin(path: Path, label_key: str = "label") -> Origin:
+    """What lies at `path`: a photo, folder of photos, table, `.rec`, tar, or folder of tars.
+
+    Args:
+        path: the source.
+        label_key: key of the label in the `.json` of shards that have no `.cls`.
+
+    Raises:
+        UserError: nothing there.
+    """
+    from launch.embed.shards import ShardOrigin
+
+    path = path.absolute()
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")) and not (path / "train.rec").is_file()):
+        return ShardOrigin(path, label_key)
+    if path.is_dir() or path.suffix in (".rec", ".csv", ".tsv", ".parquet"):
+        return PhotoOrigin(open_source(path))
+    if not path.exists():
+        raise UserError(f"source {path}: not there; expected a photo, a folder of photos, shards, a .rec or a table")
+    return PhotoOrigin(_OnePhoto(path=path))

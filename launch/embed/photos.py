@@ -1,0 +1,79 @@
+"""Pictures for `dist_train.embed`: an origin's encoded pictures, cut for the network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_prep.align import crop_centre, crop_landmarks
+from data_prep.decode import decode
+from data_prep.sources import Reject
+from dist_train.embed.gallery import Match
+from dist_train.embed.pictures import Picture, Place, Rejected
+from dist_train.errors import UserError, WorkError
+from launch.embed.crops import Cropper, Cut
+from launch.embed.origins import Found, Origin, open_origin
+
+
+class Photos:
+    """A `PictureSource` of encoded pictures.
+
+    Args:
+        origin: where they come from.
+        crop: what is cut out of each.
+    """
+
+    def __init__(self, origin: Origin, crop: Cropper) -> None:
+        self._origin, self._crop = origin, crop
+
+    def described(self) -> dict[str, Any]:
+        """Origin and crop."""
+        return {**self._origin.described(), **self._crop.described()}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """As the origin lists them."""
+        return self._origin.batches()
+
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Picture | Rejected]]:
+        """Read and cut."""
+        read = self._origin.read(rows)
+        cuts = iter(self._crop([found.data for _, found in read if isinstance(found, Found)]))
+        return [(place, _picture(found, next(cuts)) if isinstance(found, Found) else found) for place, found in read]
+
+    def close(self) -> None:
+        """Close the origin."""
+        self._origin.close()
+
+
+def _picture(found: Found, cut: Cut | Rejected) -> Picture | Rejected:
+    if isinstance(cut, Rejected):
+        return cut
+    if cut.found is None:
+        return Picture(cut.pixels, found.identity, found.label, found.score)
+    score, landmarks = float(cut.found.scores[cut.taken]), cut.found.landmarks[cut.taken]
+    return Picture(cut.pixels, found.identity, found.label, score, len(cut.found.scores), landmarks)
+
+
+def matched_picture(match: Match, source: dict[str, Any], side_px: int) -> NDArray[np.uint8] | None:
+    """The picture of a match as it was embedded, [side_px, side_px, 3]; None where it cannot be read any more.
+
+    Args:
+        match: of a search.
+        source: description of the source that it is from, out of `Gallery.sources`.
+        side_px: side of the result in pixels.
+    """
+    try:
+        origin = open_origin(Path(source["path"]), source.get("label_key", "label"))
+        data = origin.fetch(match.place)
+        origin.close()
+    except (UserError, WorkError):
+        return None
+    photo = decode(data) if isinstance(data, bytes) else data
+    if isinstance(photo, Reject | Rejected):
+        return None
+    if match.landmarks is None:
+        return crop_centre(photo.pixels, side_px)
+    return crop_landmarks(photo.pixels, match.landmarks, side_px)

@@ -1,0 +1,186 @@
+"""`headcount search build` and `headcount search query`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.embed.cli import DeviceOption, Face, FaceOption, LongerSideOption, MinFaceOption, check_device, cropper
+
+if TYPE_CHECKING:
+    from dist_train.embed.gallery import Gallery, Match
+    from dist_train.embed.sheet import Tile
+    from dist_train.evaluate.models import Model
+    from launch.embed.crops import Cropper, Cut
+
+app = typer.Typer(help="Build a gallery of embeddings, and find in it who a photo shows.", no_args_is_help=True)
+
+_TILE_PX = 160
+_PHOTO_PX = 480  # longer side of the query's photo in the result
+_UNKNOWN = "?"
+
+
+@app.callback()
+def search() -> None:
+    """Build a gallery of embeddings, and find in it who a photo shows."""
+
+
+@app.command()
+def build(
+    files: Annotated[list[Path], typer.Argument(metavar="EMBEDDINGS...", help="files that `headcount embed` wrote")],
+    gallery: Annotated[Path, typer.Argument(help="directory of the gallery, made here")],
+) -> None:
+    """Make a gallery of embeddings, all of one model.
+
+    Examples:
+
+      headcount search build faces.parquet gallery
+
+      headcount search build staff.parquet guests.npy gallery
+    """
+    from dist_train.embed.gallery import build_gallery
+
+    made = build_gallery(files, gallery)
+    typer.echo(
+        f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, by model {made.made_by['model']['name']}"
+    )
+
+
+@app.command()
+def query(
+    gallery: Annotated[Path, typer.Argument(help="directory of the gallery")],
+    photo: Annotated[Path, typer.Argument(help="the photo to look for")],
+    model: Annotated[Path, typer.Option(help="the model that the gallery was embedded with")],
+    align: Annotated[
+        bool | None, typer.Option("--align/--no-align", help="find and align the face; default: as in the gallery")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="how many matches")] = 5,
+    face: FaceOption = Face.LARGEST,
+    min_face: MinFaceOption = 20,
+    longer_side: LongerSideOption = None,
+    out: Annotated[Path, typer.Option(help="picture of the result, PNG")] = Path("matches.png"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Find the pictures of a gallery that are most like a photo, by exact search.
+
+    Prints rank, cosine, name and picture of each match, and draws them beside the photo.
+
+    Examples:
+
+      headcount search query gallery who.jpg --model runs/faces
+
+      headcount search query gallery who.jpg --model runs/faces/model.onnx --align -k 10 --out found.png
+    """
+    from dist_train.embed.gallery import Gallery
+    from dist_train.embed.sheet import write_sheet
+    from dist_train.evaluate.embed import embed_pictures
+    from dist_train.evaluate.models import load_model
+    from dist_train.ranks import join_ranks
+    from launch.embed.crops import AlignedFace
+
+    check_device(device)
+    opened = Gallery(gallery)
+    where = join_ranks(device, None).device
+    network = load_model(model, where)
+    _check_model(opened, network)
+    wanted = any(source["align"] for source in opened.sources) if align is None else align
+    crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
+    data, cut = _cut(photo, crop)
+    if isinstance(crop, AlignedFace):
+        typer.echo(_told(photo, cut, face))
+    flip = bool(opened.made_by["flip"])
+    features = embed_pictures(network.embed, lambda _: cut.pixels, 1, 1, flip=flip, name=str(photo)).features
+    (matches,) = opened.search(features, k)
+    for rank, match in enumerate(matches, start=1):
+        typer.echo(f"{rank:3}  {match.score:.4f}  {_name(match)}  {_full_path(opened, match)}")
+    tiles = [_tile(opened, match, rank) for rank, match in enumerate(matches, start=1)]
+    title = f"{photo.name} in {gallery.name}: {len(matches)} of {len(opened):,} pictures, by {network.name}; cosine"
+    write_sheet(out, _query_tiles(data, cut), tiles, title)
+    typer.echo(f"look at {out}")
+
+
+def _check_model(gallery: "Gallery", model: "Model") -> None:
+    from dist_train.errors import UserError
+
+    made_by = gallery.made_by
+    if model.embedding_dim != gallery.embedding_dim:
+        raise UserError(
+            f"model {model.name} gives embeddings of {model.embedding_dim} numbers, gallery {gallery.directory} holds "
+            f"{gallery.embedding_dim}; give the model that it was embedded with: {made_by['model']['name']}"
+        )
+    if (digest := model.digest()) != made_by["model"]["sha256"]:
+        raise UserError(
+            f"gallery {gallery.directory} was embedded with model {made_by['model']['name']} (SHA-256 "
+            f"{made_by['model']['sha256'][:12]}), --model is {model.name} ({digest[:12]}); their embeddings cannot be "
+            "compared: give that model, or embed the gallery's pictures with this one"
+        )
+
+
+def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
+    """The photo's bytes, and what is cut out of it."""
+    from dist_train.embed.pictures import Rejected
+    from dist_train.errors import UserError
+
+    try:
+        data = photo.read_bytes()
+    except OSError as error:
+        raise UserError(f"photo {photo}: {error.strerror}") from error
+    (cut,) = crop([data])
+    if isinstance(cut, Rejected):
+        hint = "; a smaller --min-face finds smaller ones, --no-align takes the whole picture"
+        raise UserError(f"photo {photo}: {cut.reason}: {cut.detail}{hint if cut.reason == 'no face' else ''}")
+    return data, cut
+
+
+def _told(photo: Path, cut: "Cut", face: Face) -> str:
+    """Which face is looked for."""
+    assert cut.found is not None
+    left, top, right, bottom = (round(float(side)) for side in cut.found.boxes[cut.taken])
+    where = f"{right - left}x{bottom - top} pixels at {left},{top}, score {cut.found.scores[cut.taken]:.3f}"
+    count = len(cut.found.scores)
+    if count == 1:
+        return f"{photo}: one face, {where}"
+    other = Face.SUREST if face is Face.LARGEST else Face.LARGEST
+    return f"{photo}: {count} faces; the {face.value} is taken, {where} (or --face {other.value}, or a cut-out photo)"
+
+
+def _name(match: "Match") -> str:
+    if match.identity is not None:
+        return match.identity
+    return _UNKNOWN if match.label is None else f"label {match.label}"
+
+
+def _full_path(gallery: "Gallery", match: "Match") -> str:
+    path = Path(gallery.sources[match.source]["path"])
+    return str((path if path.is_dir() else path.parent) / match.place.path)
+
+
+def _tile(gallery: "Gallery", match: "Match", rank: int) -> "Tile":
+    from dist_train.embed.sheet import Tile
+    from launch.embed.photos import matched_picture
+
+    pixels = matched_picture(match, gallery.sources[match.source], _TILE_PX)
+    names = [] if (name := _name(match)) == _UNKNOWN else [name]
+    return Tile(pixels, [f"{rank}:  {match.score:.3f}", *names, match.place.path])
+
+
+def _query_tiles(data: bytes, cut: "Cut") -> list["Tile"]:
+    """What was looked for, and the photo that it is from with its faces marked."""
+    import cv2
+    import numpy as np
+
+    from data_prep.decode import Photo, decode
+    from data_prep.detect_cli import draw
+    from dist_train.embed.sheet import Tile
+
+    tiles = [Tile(cut.pixels, ["looked for"])]
+    photo = decode(data)
+    if cut.found is not None and isinstance(photo, Photo):
+        share = min(1.0, _PHOTO_PX / max(photo.pixels.shape[:2]))
+        small = cv2.resize(photo.pixels, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+        scaled = cut.found._replace(
+            boxes=cut.found.boxes * np.float32(share), landmarks=cut.found.landmarks * np.float32(share)
+        )
+        count = len(cut.found.scores)
+        tiles.append(Tile(draw(np.asarray(small, np.uint8), scaled), [f"{count} face{'s' if count > 1 else ''} in it"]))
+    return tiles
