@@ -69,9 +69,7 @@ def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -
     opened = [EmbeddingFile(path) for path in files]
     count = sum(each.count for each in opened)
     if not count:
-        raise UserError(
-            "the gallery would be empty: " + ("no row in the embeddings" if files else "no embeddings given")
-        )
+        raise UserError(f"gallery {directory}: would be empty: no row in {', '.join(map(str, files)) or 'no file'}")
     made_by = {key: opened[0].description[key] for key in _MADE_BY}
     for each in opened[1:]:
         if found := first_difference(made_by, {key: each.description[key] for key in _MADE_BY}):

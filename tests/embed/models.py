@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import onnx
 from onnx import TensorProto, helper
 
 from tests.data.sets import encode, picture

@@ -31,17 +31,17 @@ def pixels(number):
 
 
 class Numbers:
-    """Inputs 0 .. count - 1; every seventh has no face. `stop_at` fails, or kills the process, at that input."""
+    """Inputs first .. count - 1; every seventh has no face. `stop_at` fails, or kills the process, at that input."""
 
-    def __init__(self, count=47, path="numbers", stop_at=None, kill=False, reason=None):
+    def __init__(self, count=47, path="numbers", first=0, stop_at=None, kill=False, reason=None):
         self.count, self.path, self.stop_at, self.kill, self.reason = count, path, stop_at, kill, reason
-        self.asked = []
+        self.first, self.asked = first, []
 
     def described(self):
         return {"path": self.path, "align": False}
 
     def batches(self):
-        for start in range(0, self.count, 7):
+        for start in range(self.first, self.count, 7):
             yield pa.RecordBatch.from_pydict({"number": list(range(start, min(start + 7, self.count)))})
 
     def read(self, rows):
