@@ -11,7 +11,6 @@ import typer
 
 from data_prep.cli import app as prep_app
 from dist_train.checkpoint_cli import app as checkpoint_app
-from dist_train.cli import train
 from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
@@ -19,6 +18,7 @@ from dist_train.export.cli import export
 from launch.commands import app as launch_app
 from launch.embed.cli import embed
 from launch.embed.search_cli import app as search_app
+from launch.train import train
 
 app = typer.Typer(
     name="headcount",

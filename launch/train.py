@@ -14,6 +14,10 @@ def train(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="resume although the configuration differs from the stored one")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="train nothing: validate, plan memory, make one small step"),
+    ] = False,
 ) -> None:
     """Train an embedding model; evaluate, export and report at the end.
 
@@ -26,13 +30,23 @@ def train(
       headcount train configs/quickstart.yaml head.sample_rate=0.2 run_dir=runs/sampled
 
       headcount train configs/quickstart.yaml --resume
+
+      headcount train configs/glint360k_r100.yaml --check
     """
     from dist_train.config import load_config
-    from dist_train.errors import WorkError
+    from dist_train.errors import UserError, WorkError
     from dist_train.run import lost_peer, run
 
+    settings = load_config(config, overrides or [])
+    if check:
+        if resume or allow_changes:
+            raise UserError("--check starts no run; leave out --resume and --allow-changes")
+        from launch.check import check as check_recipe
+
+        check_recipe(settings)
+        return
     try:
-        status = run(load_config(config, overrides or []), resume, allow_changes)
+        status = run(settings, resume, allow_changes)
     except RuntimeError as error:
         if not lost_peer(error):
             raise

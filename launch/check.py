@@ -1,0 +1,163 @@
+"""A recipe looked over before its run, the dataset at hand or not: `headcount train CONFIG --check`."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import typer
+
+from dist_train.batching import micro_batches, total_steps
+from dist_train.config import RunConfig
+from dist_train.data.assemble import Plan, build_order
+from dist_train.data.manifest import Manifest
+from dist_train.data.remote import is_remote
+from dist_train.data.sources import Sources, open_sources
+from dist_train.dry_step import dry_step
+from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.config import EvaluateConfig
+from dist_train.evaluation import check_sets
+from launch.plan import largest
+from launch.plan_hardware import GIB, GPUS, backbone_cost
+from launch.plan_model import Setup, fits, gpu_memory
+
+IMAGE_SIZE_PX = 112  # where neither the recipe nor a set says another
+GPUS_PER_NODE = 8
+EVALUATION_SETS = ("verification", "identification")
+NETWORK_GB_S = 25.0  # between machines; memory does not depend on it
+
+
+def check(config: RunConfig) -> None:
+    """Print what there is to say about a recipe whose keys and values are valid: sets, steps, memory, a small step.
+
+    What is only missing here is a warning, since a recipe is often written elsewhere than it runs.
+
+    Raises:
+        UserError: a run would refuse the recipe, or a set that is there.
+        WorkError: the small step failed.
+    """
+    typer.echo("configuration: every key and value is valid")
+    warnings = list(_missing(config))
+    sources: Sources | None = None
+    if not any(_absent(path) for path in _training_sets(config)):
+        try:
+            sources = open_sources(config.data)
+        except WorkError as error:  # a server that cannot be reached from here
+            warnings.append(f"{error}; the rest is checked without it")
+    for warning in warnings:
+        typer.echo(f"warning: {warning}")
+    check_sets(_present_sets(config))
+    manifest = sources.manifest if sources else None
+    if sources and manifest:
+        typer.echo(_about_data(config, sources, manifest))
+    image_size = config.data.image_size or (manifest.image_size if manifest else IMAGE_SIZE_PX)
+    for line in _about_memory(config, manifest.num_classes if manifest else None, image_size):
+        typer.echo(line)
+    step = dry_step(config, image_size)
+    typer.echo(
+        f"dry step on the CPU in float32: {config.backbone.name}, {config.head.margin}, {config.optimizer.name}, "
+        f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
+        f"{step.gradient_norm:.3g}, {step.seconds:.1f} s"
+    )
+    typer.echo(f"check passed with {len(warnings)} warnings" if warnings else "check passed")
+
+
+def _training_sets(config: RunConfig) -> list[str]:
+    return [config.data.path, *(source.path for source in config.data.mix)]
+
+
+def _absent(path: str) -> bool:
+    return not is_remote(path) and not Path(path).exists()
+
+
+def _missing(config: RunConfig) -> Iterator[str]:
+    for number, path in enumerate(_training_sets(config)):
+        if _absent(path):
+            key = f"data.mix, set {number}: " if number else "data.path "
+            yield f"{key}{path}: no such directory; the rest is checked without it"
+    for key in EVALUATION_SETS:
+        for path in getattr(config.evaluate, key):
+            if not path.exists():
+                yield f"evaluate.{key} {path}: not there; a run does not start without it"
+    if config.train.device == "cuda" and not torch.cuda.is_available():
+        yield "train.device=cuda: no GPU on this machine"
+    if config.train.strategy != "ddp":
+        yield f"train.strategy={config.train.strategy} works on several ranks only; the dry step leaves it out"
+
+
+def _present_sets(config: RunConfig) -> EvaluateConfig:
+    there = {key: tuple(path for path in getattr(config.evaluate, key) if path.exists()) for key in EVALUATION_SETS}
+    return config.evaluate.model_copy(update=there)
+
+
+def _about_data(config: RunConfig, sources: Sources, manifest: Manifest) -> str:
+    """How large the sets are, and how many steps that makes.
+
+    Raises:
+        UserError: a batch that the data cannot fill.
+    """
+    text = f"data: {manifest.num_classes:,} identities, {manifest.samples:,} pictures of {manifest.image_size} px"
+    if config.data.images_per_class:  # its order needs every label of the set, which takes long
+        return text
+    batch = config.train.global_batch_size
+    order = build_order(Plan(sources.sets, config.data, config.seed, batch, manifest.image_size))
+    each = order.epoch_length // batch
+    every = total_steps(config, each)
+    return f"{text}; {each:,} steps an epoch, {every:,} in all, of them {config.optimizer.warmup_steps:,} of warm-up"
+
+
+def _about_memory(config: RunConfig, identities: int | None, image_size: int) -> Iterator[str]:
+    """What the plan model says of GPUs of each kind.
+
+    Raises:
+        UserError: no number of ranks divides the batch.
+    """
+    if config.train.device == "cpu":
+        return
+    setup = _setup(config, identities or 1, image_size)
+    yield (
+        f"plan for {setup.gpus} GPUs of one machine, {setup.batch} pictures a GPU and pass"
+        + (f", {setup.accumulation} passes" if setup.accumulation > 1 else "")
+        + " (`headcount launch plan` tells more):"
+    )
+    for name, gpu in GPUS.items():
+        job = dataclasses.replace(setup, gpu=gpu, memory_gib=gpu.memory_gib)
+        room = largest(job)
+        needs = ""
+        if identities:
+            verdict = "fits" if fits(job) else "DOES NOT FIT"
+            needs = f"needs {sum(gpu_memory(job).values()) / GIB:.1f} GiB, {verdict}; "
+        yield f"  {name}, {gpu.memory_gib:g} GiB: {needs}room for {room:,} identities"
+
+
+def _setup(config: RunConfig, identities: int, image_size: int) -> Setup:
+    """The job on as many GPUs of one machine as divide its batch."""
+    gpus, accumulation = _ranks(config)
+    gpu = GPUS["h100"]
+    return Setup(
+        identities=identities,
+        gpus=gpus,
+        gpus_per_node=GPUS_PER_NODE,
+        gpu=gpu,
+        memory_gib=gpu.memory_gib,
+        network_gb_s=NETWORK_GB_S,
+        backbone=backbone_cost(config.backbone.name, image_size, config.backbone.embedding_dim),
+        embedding_dim=config.backbone.embedding_dim,
+        image_size=image_size,
+        batch=config.train.global_batch_size // (gpus * accumulation),
+        accumulation=accumulation,
+        half=config.train.precision != "float32",
+        strategy=config.train.strategy,
+        moments=2 if config.optimizer.name == "adamw" else 1,
+        head=config.head,
+    )
+
+
+def _ranks(config: RunConfig) -> tuple[int, int]:
+    """Ranks, at most those of a machine, and the forward passes of a step on them."""
+    for ranks in range(GPUS_PER_NODE, 1, -1):
+        try:
+            return ranks, micro_batches(config, ranks)
+        except UserError:
+            continue
+    return 1, micro_batches(config, 1)
