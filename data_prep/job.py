@@ -107,7 +107,7 @@ def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIE
 
 
 def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progress, tries: int = TRIES) -> None:
-    """Make those of `units` that are neither made nor set aside. The caller holds the lock, alone or shared.
+    """Make those of `units` that are neither made nor set aside. The caller holds the lock.
 
     Raises:
         WorkError: the disk is full, or no unit at all can be made.

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(layout: Layout, shared: bool = False) -> Iterator[None]:
-    """Hold the output: alone, or `shared` among the tasks of one array.
+def locked(layout: Layout) -> Iterator[None]:
+    """Hold the output alone.
 
     Raises:
         UserError: another job holds it; the message names host and process.
@@ -26,7 +26,7 @@ def locked(layout: Layout, shared: bool = False) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             found = os.pread(fd, 4096, 0).decode(errors="replace").strip() or "its holder is not known"
             raise UserError(
