@@ -202,7 +202,7 @@ def cost(case: str, classes: int, rate: float, steps: int = 15) -> None:
 
 def filtered(case: str, classes: int = 100_000) -> None:
     """Gradient filtering at rate 1 on embeddings of a trained network, against the unfiltered step."""
-    # An angle of 38 degrees is what ArcFace's authors report within classes for CASIA (Deng et al. 2019, table 3).
+    # How hard the hardest samples of a batch still are decides what can be left out.
     for eps, cosines in ((3e-8, (0.8, 0.1)), (3e-9, (0.8, 0.05)), (3e-8, (0.9, 0.05))):
         plain = on_ranks(run_ours, {}, classes, 15, cosines)
         ours = on_ranks(run_ours, {"filter_eps": eps}, classes, 15, cosines)
