@@ -11,11 +11,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from dist_train.config import RunConfig
 from dist_train.data.foreign import sha256_of, write_index
-from dist_train.data.manifest import Manifest, Shard
+from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
 from dist_train.errors import WorkError
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.ranks import Ranks
@@ -126,4 +128,6 @@ def _write_set(directory: Path, image_size: int, pictures: int, images_per_class
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     write_index(path, path.with_suffix(".idx"))
+    counts = [images_per_class if label < pictures // images_per_class else 0 for label in range(CLASSES)]
+    pq.write_table(pa.table({"label": range(CLASSES), "count": counts}), directory / IDENTITIES_NAME)
     Manifest(image_size, CLASSES, (Shard(path.name, pictures, path.stat().st_size, sha256_of(path)),)).save(directory)

@@ -15,6 +15,7 @@ from dist_train.bad_steps import BadSteps
 from dist_train.checkpoint import Checkpointer
 from dist_train.checkpoint_store import Progress, read_best, read_progress, write_best
 from dist_train.config import RunConfig
+from dist_train.data.class_counts import class_counts
 from dist_train.data.loader import Batch, build_loader
 from dist_train.errors import NonFiniteError, UserError
 from dist_train.evaluation import check_sets, evaluate_backbone
@@ -72,6 +73,7 @@ class Trainer:
                 world_size=ranks.world_size,
                 device=ranks.device,
                 seed=config.seed,
+                class_counts=class_counts(config.data) if config.head.margin == "adaptive" else None,
             )
         )
         torch.manual_seed(config.seed)  # the same initial backbone on every rank

@@ -124,6 +124,7 @@ def test_a_recipe_for_the_cpu_gets_no_plan_of_gpus(headcount):
         ["head.storage=host", "head.dtype=bfloat16", "head.optimizer=rowwise_adagrad", "train.ema_decay=0.9"],
         ["optimizer.name=adamw", "head.optimizer=adamw", "optimizer.clip_norm=1"],
         ["head.margin=softmax", "head.m2=null", "head.scale=null"],
+        ["head.margin=adaptive", "head.m2=null"],
         ["data.mix=[{path: b, weight: 2}]"],
     ],
 )
