@@ -89,20 +89,6 @@ class TestFolder:
             b"a/pipe.jpg": "not a file",
         }
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-    def test_unreadable_files_and_folders_are_rejected(self, tmp_path):
-        put(tmp_path / "a" / "1.jpg")
-        put(tmp_path / "b" / "1.jpg")
-        (tmp_path / "a" / "1.jpg").chmod(0)
-        (tmp_path / "b").chmod(0)
-        try:
-            assert {k: v.reason for k, v in read(FolderSource(path=tmp_path)).items()} == {
-                "a/1.jpg": "unreadable",
-                "b": "unreadable",
-            }
-        finally:
-            (tmp_path / "b").chmod(0o700)
-
     def test_a_failing_storage_is_not_the_files_fault(self, monkeypatch):
         def stale(*_):
             raise OSError(116, "Stale file handle")
