@@ -8,15 +8,16 @@ a new job must not touch a run that is there, unless told to by `--resume`.
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-
-from dist_train.checkpoint import CONFIG_NAME
+from types import FrameType
 
 JOB_NAME = "job"
 LINGER_S = 3.0
+WARNING_AGAIN_S = 0.5
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
@@ -43,6 +44,8 @@ def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
         job: a name that no other job has.
         resume: the user wants a run that is there to be gone on with.
     """
+    from dist_train.checkpoint import CONFIG_NAME  # seconds of imports, in which a warning may come already
+
     note = run_dir / JOB_NAME
     if (run_dir / CONFIG_NAME).exists() and not resume:
         return note.exists() and note.read_text(encoding="utf-8") == job
@@ -52,11 +55,23 @@ def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
     return False
 
 
+def repeat_warnings() -> None:
+    """Let the warning before a time limit, which asks for a checkpoint, neither end this process nor be lost.
+
+    One that comes before training comes again until the trainer's handler takes it; one after training does nothing.
+    """
+
+    def again(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(WARNING_AGAIN_S, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGUSR2, again)
+
+
 def main() -> None:
     """Be the rank that the environment describes."""
-    # The warning before a time limit asks for a checkpoint. Before training has begun there is nothing to save, and
-    # the trainer sets its own handler then.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    repeat_warnings()
     run_dir, *arguments = sys.argv[1:]
     os.environ.update(slurm_ranks(os.environ))
     job = os.environ.get("TORCHELASTIC_RUN_ID") or f"slurm-{os.environ.get('SLURM_JOB_ID')}"

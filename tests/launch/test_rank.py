@@ -1,7 +1,12 @@
+import os
+import signal
+import time
+
 import pytest
 
 from dist_train.checkpoint import CONFIG_NAME
-from launch.rank import begun_before, slurm_ranks
+from dist_train.stop_signal import StopSignal
+from launch.rank import begun_before, repeat_warnings, slurm_ranks
 from tests.launch.recipes import environment, headcount, write_recipe
 from tests.sets import write_set
 
@@ -26,6 +31,20 @@ def test_a_job_that_resumes_a_run_makes_it_its_own(tmp_path):
     (tmp_path / CONFIG_NAME).write_text("")
     assert not begun_before(tmp_path, "job-2", resume=True)
     assert begun_before(tmp_path, "job-2", resume=False)
+
+
+def test_a_warning_that_comes_before_training_is_there_when_it_begins():
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        repeat_warnings()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        with StopSignal() as stop:
+            deadline = time.monotonic() + 30
+            while not stop.asked and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert stop.asked
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.parametrize("again", [False, True])
