@@ -1,12 +1,8 @@
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
 import tarfile
-import time
-from pathlib import Path
 
 import pytest
 
@@ -255,43 +251,3 @@ def test_old_labels_stay_when_identities_are_added(reference, tmp_path):
     assert [found[name] for name in ("7", "12", "anna")] == [(6, 2), (7, 2), (8, 2)]
     assert [found[f"person {i}"][1] for i in range(6)] == [9, 9, 9, 0, 0, 0]
     assert load_manifest(tmp_path / "out").num_classes == 9
-
-
-CHILD = """
-import sys
-from pathlib import Path
-from data_prep.engines.local import LocalEngine
-from data_prep.progress import Progress
-from data_prep.job import run_job
-from tests.prep.standin import Upper
-from tests.prep.jobs import options
-
-if __name__ == "__main__":
-    run_job(Path(sys.argv[2]), options(Path(sys.argv[1]), Upper(pause_s=0.004)), LocalEngine(2), Progress(quiet=True))
-"""
-
-
-def test_killing_the_whole_job_at_random_moments_loses_and_repeats_nothing(reference, tmp_path):
-    root, _ = reference
-    out = tmp_path / "out"
-    script = tmp_path / "child.py"
-    script.write_text(CHILD)
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    moments = random.Random(11)
-    done: dict[str, int] = {}
-    kills = 0
-    while True:
-        job = subprocess.Popen([sys.executable, script, root, out], env=environment, start_new_session=True)
-        try:
-            assert job.wait(timeout=moments.uniform(0.3, 2.0) if kills < 8 else 60) == 0
-            break
-        except subprocess.TimeoutExpired:
-            job.send_signal(signal.SIGKILL)  # the workers are left to find out by themselves
-            job.wait()
-            kills += 1
-        for mark in (out / ".prep").glob("[us]*/*.json"):
-            assert done.setdefault(str(mark), mark.stat().st_mtime_ns) == mark.stat().st_mtime_ns  # never made again
-        time.sleep(moments.uniform(0, 0.05))
-    assert kills > 0
-    run(tmp_path / "other", options(root, Upper(pause_s=0.004)))
-    assert content(out) == content(tmp_path / "other")
