@@ -2,11 +2,11 @@
 
 import logging
 
-import torch
-from torch import Tensor, nn
-
 from dist_train.data.loader import Batch
+from dist_train.diagnosis import diagnose
 from dist_train.errors import NonFiniteError, WorkError
+from dist_train.head import Head
+from dist_train.parallel import Replica
 from dist_train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ class BadSteps:
         """A step went through."""
         self._in_a_row = 0
 
-    def bad(self, error: NonFiniteError, step: int, backbone: nn.Module, batch: Batch) -> None:
+    def bad(self, error: NonFiniteError, step: int, replica: Replica, head: Head, micro_batches: list[Batch]) -> None:
         """A step was skipped. A collective when it was one too many.
 
         Raises:
-            WorkError: more than `limit` in a row, with rank, samples and layer where the numbers were lost.
+            WorkError: `limit` in a row, with rank, layer and samples where the numbers were lost.
         """
         self.count += 1
         self._in_a_row += 1
@@ -44,49 +44,13 @@ class BadSteps:
             logger.warning("step %d skipped on all ranks (%d in a row): %s", step, self._in_a_row, error)
         if self._in_a_row < self._limit:
             return
-        found = self._ranks.gather(diagnose(backbone, batch))
-        lines = [f"rank {rank}: {text}" for rank, text in enumerate(found) if text]
+        found = self._ranks.gather(diagnose(replica, head, micro_batches, self._ranks))
+        if self._ranks.rank != 0:
+            raise SystemExit(1)  # rank 0 speaks for all
+        lines = [f"\n  rank {rank}: {text}" for rank, text in enumerate(found) if text]
         raise WorkError(
             f"{self._in_a_row} steps in a row without finite numbers (train.max_bad_steps); stopped at step "
-            f"{step}, older checkpoints are intact. {error}. "
-            + (
-                "; ".join(lines)
-                or "the forward pass is finite, so the gradient overflowed: lower optimizer.lr, or set "
-                "optimizer.clip_norm"
-            )
+            f"{step}, older checkpoints are intact: {error}"
+            + ("".join(lines) or "\n  the same batch gives finite numbers in float32: the loss scale was too high")
+            + "\nlower optimizer.lr or set optimizer.clip_norm, look at these samples, or try train.precision=float32"
         )
-
-
-@torch.no_grad()
-def diagnose(backbone: nn.Module, batch: Batch) -> str | None:
-    """Where a forward pass of `batch` loses finite numbers: input, weight or first layer, and which samples."""
-    wrong = _bad_rows(batch.images)
-    if wrong:
-        return f"pictures at positions {batch.positions[wrong].tolist()} are not finite"
-    for name, weight in backbone.named_parameters():
-        if not weight.isfinite().all():
-            return f"weight {name} is not finite"
-    first: list[tuple[str, list[int]]] = []
-
-    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            rows = _bad_rows(output)
-            if rows and not first:
-                first.append((name, rows))
-
-        return module.register_forward_hook(hook)
-
-    leaves = [(name, module) for name, module in backbone.named_modules() if not list(module.children())]
-    hooks = [watch(name, module) for name, module in leaves]
-    backbone(batch.images)
-    for handle in hooks:
-        handle.remove()
-    if not first:
-        return None
-    name, rows = first[0]
-    return f"layer {name} loses them first, for the samples at positions {batch.positions[rows].tolist()}"
-
-
-def _bad_rows(tensor: Tensor) -> list[int]:
-    """Rows of the batch that hold a NaN or infinity."""
-    return (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()

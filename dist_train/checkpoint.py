@@ -7,7 +7,9 @@ tensors once, class-sharded ones as `DTensor`, so that the number of ranks may c
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dist_train.checkpoint_store import (
     checksums_path,
     committed_checkpoints,
     damage,
+    failure_path,
     prune,
     read_progress,
     write_checksums,
@@ -32,7 +35,7 @@ from dist_train.config import RunConfig, load_config
 from dist_train.errors import UserError, WorkError
 from dist_train.head import Head
 from dist_train.parallel import Replica
-from dist_train.ranks import COLLECTIVE_TIMEOUT, Ranks
+from dist_train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +57,22 @@ class Checkpointer:
         head: the class-sharded head.
         average: moving average of the backbone's weights, or None.
         ranks: this process among the job's.
+        on_commit: told of each complete checkpoint, on rank 0.
     """
 
     def __init__(
-        self, run_dir: Path, keep: int, replica: Replica, head: Head, average: nn.Module | None, ranks: Ranks
+        self,
+        run_dir: Path,
+        keep: int,
+        replica: Replica,
+        head: Head,
+        average: nn.Module | None,
+        ranks: Ranks,
+        on_commit: Callable[[Path], None] | None = None,
     ) -> None:
         self._run_dir, self._keep = run_dir, keep
         self._replica, self._head, self._average, self._ranks = replica, head, average, ranks
+        self._on_commit = on_commit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Path, Path, Future[None]] | None = None
 
@@ -108,7 +120,12 @@ class Checkpointer:
     def _finish(self, writing: Path, upload: Future[Any]) -> None:
         """In the background: when the files are written, add their checksums."""
         upload.result()
-        write_checksums(writing, self._ranks.rank)
+        try:
+            write_checksums(writing, self._ranks.rank, self._ranks.world_size)
+        except OSError:
+            with suppress(OSError):
+                failure_path(writing, self._ranks.rank).touch()  # rank 0 need not wait
+            raise
 
     def wait(self) -> None:
         """Wait for a save under way, and commit it on rank 0."""
@@ -125,17 +142,21 @@ class Checkpointer:
             self._wait_for_peers(writing)
             writing.replace(final)
             prune(self._run_dir, self._keep)
+            if self._on_commit is not None:
+                self._on_commit(final)
         except DCP_ERRORS as failure:  # none of them is worth the run
             shutil.rmtree(writing, ignore_errors=True)
             self._report(final, failure)
 
     def _wait_for_peers(self, writing: Path) -> None:
         """Wait until every rank has put its checksums beside its files."""
-        deadline = time.monotonic() + COLLECTIVE_TIMEOUT.total_seconds()
+        deadline = time.monotonic() + self._ranks.timeout_s
         for rank in range(self._ranks.world_size):
             while not checksums_path(writing, rank).exists():
+                if failure_path(writing, rank).exists():
+                    raise OSError(f"rank {rank} could not read back what it wrote")
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"rank {rank} did not finish its files in {COLLECTIVE_TIMEOUT}")
+                    raise TimeoutError(f"rank {rank} did not finish its files in {self._ranks.timeout_s:g} s")
                 time.sleep(0.01)
 
     def _report(self, checkpoint: Path, error: BaseException) -> None:
@@ -146,17 +167,20 @@ class Checkpointer:
         )
 
     def commit_if_written(self) -> None:
-        """Commit a save whose files are complete, without waiting."""
-        if self._pending is not None and self._pending[2].done():
+        """Commit a save whose files are complete, without waiting; rank 0 looks for those of all ranks."""
+        if self._pending is None or not self._pending[2].done():
+            return
+        writing, _, written = self._pending
+        peers = range(self._ranks.world_size) if self._ranks.rank == 0 and written.exception() is None else ()
+        if all(checksums_path(writing, rank).exists() or failure_path(writing, rank).exists() for rank in peers):
             self.wait()
 
-    def restore(self, checkpoint: Path) -> Progress:
+    def restore(self, checkpoint: Path) -> None:
         """Load `checkpoint`, written on whatever number of ranks, into backbone, optimizer and head. A collective.
 
         Raises:
             WorkError: the files cannot be read or hold another model.
         """
-        progress = read_progress(checkpoint)
         state = self._state()
         try:
             dcp.load(state, checkpoint_id=checkpoint, process_group=self._ranks.control_group)
@@ -166,7 +190,6 @@ class Checkpointer:
         self._head.load_state_dict(state["head"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-        return progress
 
 
 def newest_sound_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:

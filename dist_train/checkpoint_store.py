@@ -7,7 +7,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dist_train.errors import WorkError
+from dist_train.errors import UserError, WorkError
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,24 @@ def read_progress(checkpoint: Path) -> Progress:
         ) from error
 
 
-def write_checksums(checkpoint: Path, rank: int) -> Path:
+def check_same_data(checkpoint: Path, found: Progress, image_size: int, num_classes: int, data_digest: str) -> None:
+    """See that a checkpoint was made on the data that are there now.
+
+    Raises:
+        UserError: it was not; says what differs, key by key.
+    """
+    now = {"image_size": image_size, "num_classes": num_classes, "data_digest": data_digest}
+    before = asdict(found)
+    changed = [f"{key}: {before[key]} -> {value}" for key, value in now.items() if before[key] != value]
+    if changed:
+        raise UserError(
+            f"checkpoint {checkpoint} was made on other data than data.path holds now:\n  "
+            + "\n  ".join(changed)
+            + "\nbring that set back, or start a new run in another run_dir"
+        )
+
+
+def write_checksums(checkpoint: Path, rank: int, world_size: int) -> Path:
     """Write size and CRC-32 of the files that `rank` wrote into `checkpoint`, and of `.metadata` on rank 0.
 
     Each rank reads back its own files, so that the work is split and what is checked is what the disk returned.
@@ -70,13 +87,18 @@ def write_checksums(checkpoint: Path, rank: int) -> Path:
         names += [".metadata", PROGRESS_NAME]
     sums = {name: [(checkpoint / name).stat().st_size, _crc32(checkpoint / name)] for name in names}
     temporary, final = checkpoint / f".checksums-{rank}", checksums_path(checkpoint, rank)
-    temporary.write_text(json.dumps(sums), encoding="utf-8")
+    temporary.write_text(json.dumps({"ranks": world_size, "files": sums}), encoding="utf-8")
     return temporary.replace(final)
 
 
 def checksums_path(checkpoint: Path, rank: int) -> Path:
     """Where the checksums of `rank`'s files are; it exists once they are all written."""
     return checkpoint / f"checksums-{rank}.json"
+
+
+def failure_path(checkpoint: Path, rank: int) -> Path:
+    """A mark that `rank` puts there when it cannot write its checksums."""
+    return checkpoint / f"failed-{rank}"
 
 
 def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
@@ -91,12 +113,16 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     if not listings:
         return ["no checksums"]
     sums: dict[str, list[int]] = {}
+    ranks = 0
     for listing in listings:
         try:
-            sums |= json.loads(listing.read_text(encoding="utf-8"))
-        except ValueError:
-            return [f"{listing.name} is not JSON"]
-    wrong = []
+            body = json.loads(listing.read_text(encoding="utf-8"))
+            sums |= body["files"]
+            ranks = body["ranks"]
+        except (ValueError, KeyError, TypeError):
+            return [f"{listing.name} is not a list of checksums"]
+    missing = {checksums_path(checkpoint, rank) for rank in range(ranks)} - set(listings)
+    wrong = [f"{path.name} is missing" for path in sorted(missing)]
     for name, (size, crc) in sorted(sums.items())[part::parts]:
         path = checkpoint / name
         if not path.exists():
@@ -110,20 +136,26 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
 
 def read_best(run_dir: Path) -> tuple[int, float] | None:
     """Step and score of the best checkpoint so far; None before the first evaluation."""
-    path = run_dir / CHECKPOINTS / BEST_NAME
-    if not path.exists():
+    try:
+        best = json.loads((run_dir / CHECKPOINTS / BEST_NAME).read_text(encoding="utf-8"))
+        return int(best["step"]), float(best["score"])
+    except FileNotFoundError:
         return None
-    best = json.loads(path.read_text(encoding="utf-8"))
-    return int(best["step"]), float(best["score"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s of %s cannot be read (%s); the next evaluation writes it anew", BEST_NAME, run_dir, error)
+        return None
 
 
 def write_best(run_dir: Path, step: int, score: float) -> None:
-    """Record that the checkpoint of `step` is the best so far; `prune` will keep it."""
+    """Record that the checkpoint of `step` is the best so far; `prune` will keep it. A full disk is a warning."""
     path = run_dir / CHECKPOINTS / BEST_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"step": step, "score": score}), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"step": step, "score": score}), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning("%s: cannot be written (%s); step %d is not marked as the best", path, error.strerror, step)
 
 
 def prune(run_dir: Path, keep: int) -> None:

@@ -42,10 +42,21 @@ class TrainConfig(Section):
         "ddp", description="how the backbone is replicated: DistributedDataParallel or a stage of DeepSpeed ZeRO"
     )
     compile: bool = Field(False, description="torch.compile the backbone")
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep only what enters each residual block and compute its inside again in the backward pass: "
+        "less memory for about a third more arithmetic",
+    )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and exported"
     )
     max_bad_steps: int = Field(20, ge=1, description="steps in a row without finite numbers after which the run stops")
+    timeout_s: float = Field(
+        600.0,
+        ge=1,
+        description="longest time of a step or an exchange between ranks; then every rank writes where it stands to "
+        "the log and the job ends, to be started again",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: cores / local ranks")
     log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and the tracker")
 
@@ -65,10 +76,22 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(5e-4, ge=0, description="on weights")
     decay_norms: bool = Field(True, description="weight decay on norms and biases too")
     warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the peak")
-    schedule: Literal["cosine", "polynomial", "constant"] = Field("cosine", description="decay after the warm-up")
+    schedule: Literal["cosine", "polynomial", "step", "constant"] = Field(
+        "cosine", description="decay after the warm-up"
+    )
     power: float = Field(2.0, gt=0, description="of the polynomial schedule")
-    final_lr: float = Field(0.0, ge=0, description="learning rate at the last step")
+    milestones: tuple[int, ...] = Field((), description="steps at which the step schedule lowers the rate, rising")
+    gamma: float = Field(0.1, gt=0, lt=1, description="factor of the step schedule at each milestone")
+    final_lr: float = Field(0.0, ge=0, description="learning rate at the last step, of cosine and polynomial")
     clip_norm: float | None = Field(None, gt=0, description="largest L2 norm of the backbone's gradient")
+
+    @model_validator(mode="after")
+    def _milestones_of_step(self) -> "OptimizerConfig":
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule step and milestones go together: give both or neither")
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+            raise ValueError(f"milestones must be rising steps from 1, got {list(self.milestones)}")
+        return self
 
 
 class CheckpointConfig(Section):
@@ -85,6 +108,7 @@ class TrackConfig(Section):
     wandb: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mode")
     project: str = Field("headcount", min_length=1, description="W&B project")
     name: str | None = Field(None, description="W&B run name; default: the run directory's name")
+    artifacts: bool = Field(False, description="hand every checkpoint to W&B as an artifact")
 
 
 class RunConfig(Section):

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from torch import Tensor
 
 from dist_train.evaluate.report import RunReport, Sample, write_report
 from dist_train.evaluation import Evaluation, evaluate_backbone
 from dist_train.export.onnx import compare_onnx, export_onnx
-from dist_train.trackers import read_metrics
+from dist_train.trackers import pixels, read_metrics
 from dist_train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def finish_run(trainer: Trainer, started: float) -> None:
                 history=read_metrics(config.run_dir),
                 verification=found.verification,
                 identification=found.identification,
-                samples=_sheet(samples[:SHEET_PICTURES]),
+                samples=[Sample(picture, "") for picture in pixels(samples[:SHEET_PICTURES])],
             ),
         )
         logger.info("%s", json.dumps(summary, indent=1))
@@ -84,12 +83,6 @@ def _summary(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
     if found.identification:
         summary["rank1"] = round(found.identification[0].rank1, 5)
     return summary
-
-
-def _sheet(images: Tensor) -> list[Sample]:
-    """Pictures of a batch, [B, 3, S, S] in [-1, 1], as they entered the network."""
-    levels = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
-    return [Sample(picture.astype(np.uint8), "") for picture in levels.numpy()]
 
 
 def _write_json(path: Path, body: dict[str, Any]) -> None:

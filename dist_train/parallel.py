@@ -34,6 +34,10 @@ class Replica(ABC):
         """Images [B, 3, S, S] -> embeddings [B, D], in the precision configured."""
 
     @abstractmethod
+    def embed_alone(self, images: Tensor) -> Tensor:
+        """As `embed`, but a backward pass from it is this rank's own affair."""
+
+    @abstractmethod
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
         """Around a micro-batch: gradients are exchanged only in the `last` one of a step."""
 
@@ -114,9 +118,19 @@ class DdpReplica(Replica):
 
     def embed(self, images: Tensor) -> Tensor:
         """See `Replica.embed`."""
-        with torch.autocast(images.device.type, self._precision, enabled=self._precision != torch.float32):
+        with self._autocast():
             embeddings: Tensor = self._forward(images)
         return embeddings
+
+    def embed_alone(self, images: Tensor) -> Tensor:
+        """See `Replica.embed_alone`."""
+        with self._autocast():
+            embeddings: Tensor = self.backbone(images)
+        return embeddings
+
+    def _autocast(self) -> torch.autocast:
+        half = self._precision != torch.float32
+        return torch.autocast(self.ranks.device.type, self._precision, enabled=half)
 
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
         """See `Replica.accumulate`."""
@@ -163,12 +177,11 @@ class DdpReplica(Replica):
         first = next(iter(self.backbone.parameters()))
         state["scalars"] = {
             "steps": kept_state(self._optimizer, first).get("step", torch.zeros(())),
-            "scale": self._scale(),
+            "scale": torch.tensor(self._scaler.get_scale()),
+            # Steps without overflow, after enough of which the scale grows.
+            "growth": torch.tensor(self._scaler.state_dict().get("_growth_tracker", 0)),
         }
         return state
-
-    def _scale(self) -> Tensor:
-        return torch.tensor(self._scaler.get_scale())
 
     def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
         """See `Replica.load_state`."""
@@ -181,7 +194,11 @@ class DdpReplica(Replica):
                 if "step" in kept:
                     kept["step"].copy_(optimizer["scalars"]["steps"])
         if self._scaler.is_enabled():
-            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": float(optimizer["scalars"]["scale"])})
+            scaling = {
+                "scale": float(optimizer["scalars"]["scale"]),
+                "_growth_tracker": int(optimizer["scalars"]["growth"]),
+            }
+            self._scaler.load_state_dict(self._scaler.state_dict() | scaling)
 
 
 def kept_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:

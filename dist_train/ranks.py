@@ -13,7 +13,9 @@ from dist_train.errors import UserError, WorkError
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+TIMEOUT_S = 600.0
+TIMEOUT_MARGIN_S = 30.0
+"""A rank's watchdog, which tells where all ranks stand, must come before the exchange that gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Ranks:
         group: the collectives' group; None when the process is alone.
         control_group: a group over gloo for flags and messages, which never makes the host wait for a GPU.
         saving_group: another one, so that a checkpoint can be written while training communicates.
+        timeout_s: longest wait for another rank.
     """
 
     rank: int
@@ -37,6 +40,7 @@ class Ranks:
     group: dist.ProcessGroup | None = None
     control_group: dist.ProcessGroup | None = None
     saving_group: dist.ProcessGroup | None = None
+    timeout_s: float = TIMEOUT_S
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag whether it holds on some rank; one collective when there are several ranks."""
@@ -84,17 +88,18 @@ class Ranks:
         for rank, one in enumerate(found):
             if one is not None:
                 who.setdefault(str(one), []).append(rank)
-        if len(who) == 1:
+        if len(who) == 1 and all(found):
             raise kind(next(iter(who)))
         raise kind("\n".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in who.items()))
 
 
-def join_ranks(device: str, threads: int | None) -> Ranks:
+def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -> Ranks:
     """Join the job that the environment describes (torchrun's variables), or stand alone without them.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
         threads: CPU threads of this rank; default: the cores shared evenly by the machine's ranks.
+        timeout_s: longest wait for another rank.
 
     Raises:
         UserError: `cuda` without a GPU for this rank.
@@ -116,12 +121,11 @@ def join_ranks(device: str, threads: int | None) -> Ranks:
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
     if world_size == 1:
         return Ranks(rank, local_rank, world_size, where)
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    timeout = timedelta(seconds=timeout_s + TIMEOUT_MARGIN_S)
+    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout)
     # Every rank is in both, so new_group gives the group itself and not the marker of an outsider.
-    control, saving = (
-        cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)) for _ in range(2)
-    )
-    return Ranks(rank, local_rank, world_size, where, dist.group.WORLD, control, saving)
+    control, saving = (cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2))
+    return Ranks(rank, local_rank, world_size, where, dist.group.WORLD, control, saving, timeout_s)
 
 
 def leave_ranks(ranks: Ranks) -> None:

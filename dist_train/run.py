@@ -34,7 +34,7 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         UserError: on rank 0, for a mistake that any rank found; the others leave silently.
     """
     started = time.monotonic()
-    ranks = join_ranks(config.train.device, config.train.threads)
+    ranks = join_ranks(config.train.device, config.train.threads, config.train.timeout_s)
     try:
         if ranks.rank == 0:
             logger.info("configuration:\n%s", dump_config(config))

@@ -9,12 +9,15 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     """Learning rate of step `step` of 0 .. total_steps - 1.
 
     Linear rise over `warmup_steps` (Goyal et al. 2017, section 2.2), then from the peak to `final_lr`: half a cosine
-    (Loshchilov & Hutter 2017), a polynomial of the share of steps left, or no decay.
+    (Loshchilov & Hutter 2017), a polynomial of the share of steps left, `gamma` times as much from each milestone on,
+    or no decay.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "step":
+        return config.lr * config.gamma ** sum(step >= milestone for milestone in config.milestones)
     done = (step - config.warmup_steps) / max(1, total_steps - 1 - config.warmup_steps)
     left = 1.0 - min(1.0, done)
     share = 0.5 * (1 - math.cos(math.pi * left)) if config.schedule == "cosine" else left**config.power

@@ -2,119 +2,124 @@
 
 import json
 import logging
-import secrets
 from pathlib import Path
-from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from dist_train.config import RunConfig
+from dist_train.wandb_tracker import WandbTracker
 
 logger = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
-
-
-class Tracker(Protocol):
-    """A sink of figures."""
-
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Record `figures` at `step`."""
-
-    def close(self) -> None:
-        """Flush and end."""
+SHEET_COLUMNS, SHEET_ROWS = 8, 4
 
 
 class JsonlTracker:
     """One JSON object a line in `metrics.jsonl`.
 
-    On resume the lines after the checkpoint's step are taken back, since those steps are made again.
+    On resume the lines after the checkpoint's step are taken back, since those steps are made again. Figures that a
+    full disk refuses are lost, with one warning; training goes on.
     """
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
-        path = run_dir / METRICS_NAME
+        self._path = run_dir / METRICS_NAME
+        self._refused = 0
         kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step] if resume_step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        temporary = self._path.with_suffix(".tmp")
+        try:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            self._warn(error)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class WandbTracker:
-    """A Weights & Biases run; whatever goes wrong with it is said once and training goes on without."""
-
-    def __init__(self, config: RunConfig, resumed: bool) -> None:
-        import wandb
-
-        id_file = config.run_dir / "wandb_id"
-        run_id = id_file.read_text(encoding="utf-8") if resumed and id_file.exists() else secrets.token_hex(4)
-        id_file.write_text(run_id, encoding="utf-8")
-        self._run: Any = wandb.init(
-            project=config.track.project,
-            name=config.track.name or config.run_dir.name,
-            id=run_id,
-            resume="allow" if config.track.wandb == "online" else None,
-            mode=config.track.wandb,
-            dir=config.run_dir,
-            config=config.model_dump(mode="json"),
-            settings=wandb.Settings(console="off", silent=True),
-        )
-
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Hand the figures over to wandb's own process."""
-        if self._run is None:
-            return
+        # After a refused line its beginning may stand there: the next one begins anew.
+        line = ("\n" if self._refused else "") + json.dumps({"step": step, **figures}) + "\n"
         try:
-            self._run.log(figures, step=step)
-        except Exception as error:  # wandb's failures are of many kinds, none worth a training run
-            logger.warning("W&B stopped working at step %d (%s); training goes on without it", step, error)
-            self._run = None
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            self._warn(error)
+        else:
+            self._refused = 0
 
-    def close(self) -> None:
-        """End the run."""
-        if self._run is not None:
-            self._run.finish()
+    def _warn(self, error: OSError) -> None:
+        self._refused += 1
+        if self._refused == 1:
+            logger.error("FIGURES ARE LOST: %s: %s. Training goes on", self._path, error.strerror)
 
 
 class Trackers:
-    """All sinks of a run; on ranks other than 0 there are none."""
+    """All sinks of a run; on ranks other than 0 there are none.
+
+    Args:
+        config: the whole configuration.
+        rank: this process's number.
+        resume_step: the checkpoint's; 0 for a fresh start.
+    """
 
     def __init__(self, config: RunConfig, rank: int, resume_step: int) -> None:
-        self._sinks: list[Tracker] = []
-        if rank != 0:
-            return
-        self._sinks.append(JsonlTracker(config.run_dir, resume_step))
-        if config.track.wandb != "disabled":
-            try:
-                self._sinks.append(WandbTracker(config, resumed=resume_step > 0))
-            except Exception as error:  # as above
-                logger.warning("W&B could not start (%s); figures go to %s only", error, METRICS_NAME)
+        self._jsonl = JsonlTracker(config.run_dir, resume_step) if rank == 0 else None
+        self._wandb: WandbTracker | None = None
+        if rank == 0 and config.track.wandb != "disabled":
+            self._wandb = WandbTracker(config, resumed=resume_step > 0)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Record `figures` at `step` everywhere."""
-        for sink in self._sinks:
-            sink.log(step, figures)
+        if self._jsonl is not None:
+            self._jsonl.log(step, figures)
+        if self._wandb is not None:
+            self._wandb.log(step, figures)
+
+    def pictures(self, name: str, images: Tensor) -> None:
+        """Show the first of `images` [B, 3, S, S] in [-1, 1], as they enter the network, in W&B."""
+        if self._wandb is not None:
+            self._wandb.pictures(name, sheet(pixels(images[: SHEET_COLUMNS * SHEET_ROWS])))
+
+    def checkpoint(self, path: Path) -> None:
+        """A checkpoint is complete."""
+        if self._wandb is not None:
+            self._wandb.checkpoint(path)
 
     def close(self) -> None:
         """End all sinks; safe to repeat."""
-        for sink in self._sinks:
-            sink.close()
-        self._sinks.clear()
+        if self._wandb is not None:
+            self._wandb.close()
+        self._wandb = None
+
+
+def pixels(images: Tensor) -> NDArray[np.uint8]:
+    """[B, 3, S, S] in [-1, 1] -> grey levels [B, S, S, 3]."""
+    levels = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    return levels.numpy().astype(np.uint8)
+
+
+def sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures [B, S, S, 3] side by side in rows: one of [rows·S, columns·S, 3], black where there are none."""
+    side = pictures.shape[1]
+    rows = -(-len(pictures) // SHEET_COLUMNS)
+    grid = np.zeros((rows * SHEET_COLUMNS, side, side, 3), dtype=np.uint8)
+    grid[: len(pictures)] = pictures
+    # [rows, columns, S, S, 3] -> [rows, S, columns, S, 3]
+    stripes = grid.reshape(rows, SHEET_COLUMNS, side, side, 3).swapaxes(1, 2)
+    return stripes.reshape(rows * side, SHEET_COLUMNS * side, 3)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Lines of a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """Lines of a run's `metrics.jsonl`; one cut off by a kill or a full disk is left out."""
     path = run_dir / METRICS_NAME
     if not path.exists():
         return []
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
     return lines

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from dist_train.backbones import build_backbone
+from dist_train.backbones import build_backbone, recompute_activations
 from dist_train.bad_steps import BadSteps
+from dist_train.batching import check_one_set, micro_batches, total_steps
 from dist_train.checkpoint import Checkpointer
-from dist_train.checkpoint_store import Progress, read_best, read_progress, write_best
+from dist_train.checkpoint_store import Progress, check_same_data, read_best, read_progress, write_best
 from dist_train.config import RunConfig
 from dist_train.data.class_counts import class_counts
 from dist_train.data.loader import Batch, build_loader
-from dist_train.errors import NonFiniteError, UserError
+from dist_train.errors import NonFiniteError
 from dist_train.evaluation import check_sets, evaluate_backbone
 from dist_train.head import Head
 from dist_train.meter import Meter
@@ -26,6 +27,7 @@ from dist_train.ranks import Ranks
 from dist_train.schedule import learning_rate
 from dist_train.stop_signal import StopSignal
 from dist_train.trackers import Trackers
+from dist_train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,11 @@ class Trainer:
     def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Path | None = None) -> None:
         self.config, self.ranks = config, ranks
         ranks.agree(lambda: check_sets(config.evaluate))
-        self.accumulation = ranks.agree(lambda: _accumulation(config, ranks.world_size))
-        self.step = 0 if checkpoint is None else ranks.agree(lambda: read_progress(checkpoint).step)
+        self.accumulation = ranks.agree(lambda: micro_batches(config, ranks.world_size))
+        before = None if checkpoint is None else ranks.agree(lambda: read_progress(checkpoint))
+        self.step, position = (before.step, before.position) if before else (0, 0)
+        # Another global batch than before (--allow-changes) goes on at the next whole one.
+        self.position = position + -position % config.train.global_batch_size
         self.loader = ranks.agree(
             lambda: build_loader(
                 config.data,
@@ -56,13 +61,17 @@ class Trainer:
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 seed=config.seed,
-                start_position=self.step * config.train.global_batch_size,
+                start_position=self.position,
                 device=ranks.device,
                 bad_samples_path=config.run_dir / BAD_SAMPLES_NAME,
             )
         )
         self.manifest = self.loader.manifest
-        self.total_steps = _total_steps(config, self.loader.steps_per_epoch)
+        digests = ranks.gather(self.manifest.digest)
+        ranks.agree(lambda: check_one_set(digests, ranks.rank, config.data.path))
+        if checkpoint is not None and before is not None:
+            ranks.agree(lambda: check_same_data(checkpoint, before, *self._data()))
+        self.total_steps = total_steps(config, self.loader.steps_per_epoch)
         self.head = ranks.agree(
             lambda: Head(
                 config.head,
@@ -78,18 +87,28 @@ class Trainer:
         )
         torch.manual_seed(config.seed)  # the same initial backbone on every rank
         backbone = build_backbone(config.backbone, self.loader.image_size)
+        if config.train.activation_checkpointing:
+            recompute_activations(backbone)
         self.backbone = backbone.to(ranks.device).to(memory_format=torch.channels_last)
         decay = config.train.ema_decay
         self.average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.replica = ranks.agree(lambda: build_replica(config, self.backbone, self.accumulation, ranks))
         self.meter = Meter(config.train.global_batch_size, ranks.device)
         self.bad_steps = BadSteps(config.train.max_bad_steps, ranks)
+        self.trackers = Trackers(config, ranks.rank, self.step)
         self.checkpointer = Checkpointer(
-            config.run_dir, config.checkpoint.keep, self.replica, self.head, self.average, ranks
+            config.run_dir,
+            config.checkpoint.keep,
+            self.replica,
+            self.head,
+            self.average,
+            ranks,
+            on_commit=self.trackers.checkpoint,
         )
         if checkpoint is not None:
-            ranks.agree(lambda: self._restore(checkpoint))
-        self.trackers = Trackers(config, ranks.rank, self.step)
+            ranks.agree(lambda: self.checkpointer.restore(checkpoint))
+            if ranks.rank == 0:
+                logger.info("resumed from %s at step %d of %d", checkpoint, self.step, self.total_steps)
         self.samples: Tensor | None = None  # of the first batch, for the report
 
     def fit(self) -> bool:
@@ -112,7 +131,7 @@ class Trainer:
         )
         stopped = False
         last_save = time.monotonic()
-        with StopSignal() as stop, bar:
+        with StopSignal() as stop, bar, Watchdog(self.config.train.timeout_s, self.ranks.rank) as watchdog:
             batches = iter(self.loader)
             while self.step < self.total_steps and not stopped:
                 self.meter.add(self.train_step(next(batches)))
@@ -122,7 +141,8 @@ class Trainer:
                     bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{figures['lr']:.2g}")
                     self.trackers.log(self.step, figures)
                 if self._due(self.config.evaluate.every_steps):
-                    self._evaluate()
+                    with watchdog.paused():
+                        self._evaluate()
                 # One exchange a step for both questions; rank 0's clock decides for all.
                 overdue = self.ranks.rank == 0 and self._overdue(last_save)
                 stopped, overdue = self.ranks.any(stop.asked, overdue)
@@ -130,6 +150,7 @@ class Trainer:
                     self.save()
                     last_save = time.monotonic()
                 self.checkpointer.commit_if_written()
+                watchdog.beat()
             if self.samples is None:  # resumed at the last step
                 self.samples = next(batches).images
             self.save()
@@ -148,6 +169,7 @@ class Trainer:
         """
         if self.samples is None:
             self.samples = batch.images
+            self.trackers.pictures("samples", batch.images)
         self.backbone.train()
         lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
         if self.config.backbone.dropout:
@@ -155,9 +177,10 @@ class Trainer:
             torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
         total = torch.zeros((), device=self.ranks.device)
         statistics = [buffer.clone() for buffer in self.backbone.buffers()]
+        parts = [Batch(*part) for part in zip(*(each.chunk(self.accumulation) for each in batch), strict=True)]
         try:
-            for index in range(self.accumulation):
-                total += self._micro_step(batch, index)
+            for part in parts:
+                total += self._micro_step(part, last=part is parts[-1])
             self.gradient_norm = self.replica.step(lr)
             self.head.step(lr)
             if self.average is not None:
@@ -168,22 +191,22 @@ class Trainer:
             self.head.zero_grad()
             for buffer, before in zip(self.backbone.buffers(), statistics, strict=True):
                 buffer.copy_(before)  # a forward pass with NaN leaves NaN in BatchNorm's statistics
-            self.bad_steps.bad(error, self.step, self.backbone, batch)
-            total.fill_(float("nan"))
+            self.bad_steps.bad(error, self.step, self.replica, self.head, parts)
+            self.gradient_norm = total.fill_(float("nan"))
         self.step += 1
+        self.position += self.config.train.global_batch_size
         return total
 
-    def _micro_step(self, batch: Batch, index: int) -> Tensor:
-        """Forward and backward of the `index`-th part of the batch; its share of the step's loss."""
-        images = batch.images.chunk(self.accumulation)[index].contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.chunk(self.accumulation)[index]
-        with self.replica.accumulate(last=index == self.accumulation - 1):
+    def _micro_step(self, batch: Batch, last: bool) -> Tensor:
+        """Forward and backward of a part of the batch; its share of the step's loss."""
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        with self.replica.accumulate(last):
             with self.meter.time("backbone"):
                 embeddings = self.replica.embed(images)
             border = embeddings.detach().float().requires_grad_()
             try:
                 with self.meter.time("head"):
-                    loss = self.head(border, labels) / self.accumulation
+                    loss = self.head(border, batch.labels) / self.accumulation
                     loss.backward()
             except NonFiniteError:
                 # The gradient exchange that this forward pass announced must still happen.
@@ -197,7 +220,7 @@ class Trainer:
         """Begin a checkpoint of the present step; a collective."""
         self.replica.average_buffers()
         self._sync_average()
-        self.checkpointer.save(self._progress())
+        self.checkpointer.save(Progress(self.step, self.position, *self._data()))
 
     def evaluated_backbone(self) -> nn.Module:
         """The network that is evaluated and exported, in evaluation mode with statistics of all ranks; a collective."""
@@ -228,24 +251,9 @@ class Trainer:
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - last_save > 60 * minutes
 
-    def _progress(self) -> Progress:
-        return Progress(
-            step=self.step,
-            position=self.step * self.config.train.global_batch_size,
-            image_size=self.loader.image_size,
-            num_classes=self.manifest.num_classes,
-            data_digest=self.manifest.digest,
-        )
-
-    def _restore(self, checkpoint: Path) -> None:
-        progress = self.checkpointer.restore(checkpoint)
-        if progress != self._progress():
-            raise UserError(
-                f"checkpoint {checkpoint} was made on other data than {self.config.data.path}: {progress}, but now "
-                f"{self._progress()}; bring that set back, or start a new run in another run_dir"
-            )
-        if self.ranks.rank == 0:
-            logger.info("resumed from %s at step %d of %d", checkpoint, self.step, self.total_steps)
+    def _data(self) -> tuple[int, int, str]:
+        """What a checkpoint must agree with: size of pictures, classes, digest of the set."""
+        return self.loader.image_size, self.manifest.num_classes, self.manifest.digest
 
     def _figures(self) -> dict[str, float]:
         figures = self.meter.figures(self.loader.take_wait())
@@ -254,21 +262,3 @@ class Trainer:
         figures["bad_steps"] = self.bad_steps.count
         figures["epoch"] = self.step / self.loader.steps_per_epoch
         return figures | {f"head/{name}": value for name, value in self.head.statistics().items()}
-
-
-def _accumulation(config: RunConfig, world_size: int) -> int:
-    """Micro-batches in which a rank works off its share of the global batch."""
-    total = config.train.global_batch_size
-    micro = config.train.micro_batch_size or total // world_size
-    if micro < 2 or total % (micro * world_size):
-        raise UserError(
-            f"train.global_batch_size {total} is not a multiple of {world_size} ranks × train.micro_batch_size {micro} "
-            "(which must be at least 2); change one of them"
-        )
-    return total // (micro * world_size)
-
-
-def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    return max(1, round((config.train.epochs or 0) * steps_per_epoch))

@@ -76,6 +76,10 @@ class ZeroReplica(Replica):
         embeddings: Tensor = self._engine(images)
         return embeddings
 
+    def embed_alone(self, images: Tensor) -> Tensor:
+        """See `Replica.embed_alone`; gradients are exchanged when they reach the weights."""
+        return self.embed(images)
+
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
         """The engine counts micro-batches itself."""
         self._last = last
@@ -96,13 +100,23 @@ class ZeroReplica(Replica):
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)
         if not norm.isfinite():
-            # The engine has applied it already.
-            raise NonFiniteError(f"under ZeRO the gradient has norm {float(norm)} and cannot be taken back")
+            # The engine has seen it too and has not applied it.
+            raise NonFiniteError("the backbone's gradient is not finite")
         return norm
 
     def discard(self) -> None:
         """See `Replica.discard`."""
-        self._engine.optimizer.zero_grad()
+        engine, zero = self._engine, self._engine.optimizer
+        zero.zero_grad(set_to_none=True)
+        # What the engine does itself when it sees an overflow in its own step.
+        if self._stage == 3:
+            zero.averaged_gradients = {}
+        else:
+            zero.micro_step_id = -1
+            for group in zero.averaged_gradients:
+                zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
+        # The micro-batches left out of this step must not begin the next one.
+        engine.micro_steps += -engine.micro_steps % engine.gradient_accumulation_steps()
 
     def backbone_state(self) -> dict[str, Tensor]:
         """See `Replica.backbone_state`."""
@@ -120,7 +134,11 @@ class ZeroReplica(Replica):
             name: {key: safe_get_full_optimizer_state(parameter, key) for key in self._names}
             for name, parameter in self.backbone.named_parameters()
         }
-        state["scalars"] = {"steps": steps[0].clone(), "scale": torch.ones(())}
+        state["scalars"] = {
+            "steps": steps[0].clone(),
+            "scale": torch.ones(()),
+            "growth": torch.zeros((), dtype=torch.int64),
+        }
         return state
 
     def _begin_state(self) -> list[Tensor]:

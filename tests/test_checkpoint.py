@@ -11,13 +11,10 @@ from typer.testing import CliRunner
 
 from dist_train.checkpoint import committed_checkpoints, load_backbone
 from dist_train.checkpoint_cli import app
-from dist_train.config import load_config
 from dist_train.errors import UserError, WorkError
-from dist_train.ranks import Ranks
 from dist_train.trackers import read_metrics
-from dist_train.trainer import Trainer
-from tests.launch.recipes import write_recipe
 from tests.sets import write_set
+from tests.single import trainer
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +26,11 @@ def tiny_set(tmp_path_factory):
 
 def train(tmp_path, tiny_set, **overrides):
     """A finished run of one rank with checkpoints at steps 2, 4 and 6."""
-    overrides = {"train__steps": 6, "checkpoint__every_steps": 2, "checkpoint__keep": 3} | overrides
-    config = load_config(write_recipe(tmp_path / "recipe.yaml", tiny_set, tmp_path / "run", **overrides))
-    config.run_dir.mkdir(exist_ok=True)
-    (config.run_dir / "config.yaml").write_text((tmp_path / "recipe.yaml").read_text())
-    trainer = Trainer(config, Ranks(0, 0, 1, torch.device("cpu")), None)
-    assert trainer.fit()
-    trainer.close()
-    return config.run_dir
+    options = {"train__steps": 6, "checkpoint__every_steps": 2, "checkpoint__keep": 3} | overrides
+    made = trainer(tmp_path, tiny_set, **options)
+    assert made.fit()
+    made.close()
+    return made.config.run_dir
 
 
 def run(*arguments):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 
 from dist_train.checkpoint import committed_checkpoints, load_backbone
 from dist_train.config import load_config
+from dist_train.errors import UserError, WorkError
 from dist_train.ranks import Ranks
 from dist_train.trackers import read_metrics
 from dist_train.trainer import Trainer
@@ -64,6 +66,7 @@ def train_steps(rank, world_size, recipe, steps, checkpoint=None):
         losses = [float(trainer.train_step(next(batches))) for _ in range(steps)]
     trainer.save()
     trainer.checkpointer.wait()
+    trainer.ranks.barrier()  # until rank 0 has committed
     return np.array(losses)
 
 
@@ -162,29 +165,66 @@ def test_a_label_beyond_the_class_count_names_label_and_count(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def spoil_second_step(rank, world_size, recipe):
-    """Three steps, of which rank 1 sees NaN in the second: losses, weights before and after it, its statistics."""
+def spoil(rank, world_size, recipe):
+    """Five steps: rank 1 sees NaN in a later micro-batch of the second, the fourth and the fifth."""
     config = load_config(recipe)
     config.run_dir.mkdir(exist_ok=True)
     trainer = Trainer(config, ranks_of_test(rank, world_size))
+    found = {"losses": [], "states": []}
     with trainer.loader:
-        batches = iter(trainer.loader)
-        losses, states = [], []
-        for step in range(3):
-            batch = next(batches)
-            if step == 1 and rank == 1:
-                batch.images[0] = float("nan")
-            losses.append(float(trainer.train_step(batch)))
-            states.append({name: value.clone().numpy() for name, value in trainer.backbone.state_dict().items()})
-    return losses, states, trainer.bad_steps.count
+        for spoiled in (False, True, False, True, True):
+            batch = next(trainer.loader)
+            if spoiled and rank == 1:
+                batch.images[9] = float("nan")  # in the second of three micro-batches
+            try:
+                found["losses"].append(float(trainer.train_step(batch)))
+            except (WorkError, SystemExit) as error:
+                found["end"] = str(error)
+            state = trainer.replica.backbone_state()
+            found["states"].append({name: value.clone().numpy() for name, value in state.items()})
+    found["count"] = trainer.bad_steps.count
+    return found
 
 
-def test_a_step_with_nan_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_path, tiny_set):
-    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run")
-    for losses, states, count in run_ranks(2, spoil_second_step, recipe):
-        assert count == 1
-        assert np.isnan(losses[1])
-        assert np.isfinite([losses[0], losses[2]]).all()
+def check_spoiled(ranks):
+    """What two ranks found in `spoil` is as it must be, under whatever strategy."""
+    for found in ranks:
+        losses, states = found["losses"], found["states"]
+        assert found["count"] == 3
+        assert np.isfinite(losses).tolist() == [True, False, True, False]
         for name, value in states[1].items():
             np.testing.assert_array_equal(value, states[0][name], err_msg=name)
         assert all(np.isfinite(value).all() for value in states[2].values())
+    message = ranks[0]["end"]
+    assert "2 steps in a row without finite numbers (train.max_bad_steps); stopped at step 4" in message
+    # Step 4 is of positions 192 to 239, rank 1 has the second half, and the picture is its tenth.
+    assert re.search(
+        r"\n  rank 1: pictures are not finite: samples at positions \[225\], labels \[\d\], of 8\n", message
+    )
+    assert "\n  rank 0" not in message
+    assert ranks[1]["end"] == "1"  # an exit status: rank 0 speaks for all
+
+
+def without_data(rank, world_size, recipe):
+    """What ranks say when the second has no data."""
+    config = load_config(recipe, ["data.path=/nowhere"] if rank == 1 else [])
+    config.run_dir.mkdir(exist_ok=True)
+    try:
+        Trainer(config, ranks_of_test(rank, world_size))
+    except (UserError, SystemExit) as error:
+        return str(error)
+
+
+def spoil_and_go_without_data(rank, world_size, recipe):
+    return spoil(rank, world_size, recipe), without_data(rank, world_size, recipe)
+
+
+def test_nan_on_one_rank_is_skipped_on_all_without_a_trace_and_at_last_ends_the_run_by_rank_and_sample(
+    tmp_path, tiny_set
+):
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run", train__max_bad_steps=2)
+    found = run_ranks(2, spoil_and_go_without_data, recipe)
+    check_spoiled([one for one, _ in found])
+    # A node without the data is named by the first rank, and the job ends.
+    assert found[0][1].startswith("rank 1: dataset /nowhere: no such directory")
+    assert found[1][1] == "2"

@@ -5,9 +5,10 @@ from torch import nn
 from dist_train.backbones.config import BackboneConfig
 from dist_train.backbones.iresnet import IResNet
 from dist_train.backbones.mobilefacenet import MobileFaceNet
+from dist_train.backbones.recompute import recompute_activations
 from dist_train.errors import UserError
 
-__all__ = ["BackboneConfig", "build_backbone"]
+__all__ = ["BackboneConfig", "build_backbone", "recompute_activations"]
 
 # Blocks of the four stages, and channels of the stem and the four stages.
 IRESNET_WIDTHS = (64, 64, 128, 256, 512)

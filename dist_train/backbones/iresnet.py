@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dist_train.backbones.recompute import Blocks
+
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     """A 3×3 convolution that keeps the size, or halves it (rounding up) at stride 2."""
@@ -65,7 +67,7 @@ class IResNet(nn.Module):
         for count, channels_in, channels_out in zip(blocks, widths[:-1], widths[1:], strict=True):
             stages.append(Block(channels_in, channels_out, stride=2))
             stages.extend(Block(channels_out, channels_out, stride=1) for _ in range(count - 1))
-        self.stages = nn.Sequential(*stages)
+        self.stages = Blocks(*stages)
         side = image_size
         for stride in (stem_stride, 2, 2, 2, 2):
             side = -(-side // stride)

@@ -6,6 +6,8 @@ table 1.
 
 from torch import Tensor, nn
 
+from dist_train.backbones.recompute import Blocks
+
 # Expansion, channels, repeats, stride of the first repeat: the bottlenecks of table 1.
 BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
@@ -54,7 +56,7 @@ class MobileFaceNet(nn.Module):
                 layers.append(Bottleneck(channels_in, channels, stride, expansion))
                 channels_in, side = channels, -(-side // stride)
         layers += [conv_bn(channels_in, 512, 1), nn.PReLU(512)]
-        self.features = nn.Sequential(*layers)
+        self.features = Blocks(*layers)
         self.embed = nn.Sequential(
             nn.Conv2d(512, 512, side, groups=512, bias=False),
             nn.BatchNorm2d(512),

@@ -30,7 +30,7 @@ def write_recipe(path, data, run_dir, **overrides):
     tree["train"]["threads"] = 1  # then sums come out the same however ranks are spread over machines
     for key, value in overrides.items():
         section, _, name = key.partition("__")
-        tree[section][name] = value
+        tree.setdefault(section, {})[name] = value
     path.write_text(yaml.safe_dump(tree))
     return path
 

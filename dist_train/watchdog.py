@@ -1,0 +1,82 @@
+"""A rank that hangs, or whose launcher is gone, must not hold the job for ever."""
+
+import faulthandler
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
+
+POLL_S = 0.5
+GRACE_S = 3.0
+"""Between the stack traces and the end: the first rank that ends makes the launcher end the others, who also write."""
+HUNG_STATUS = 1
+
+
+class Watchdog:
+    """While entered, ends this process when a step takes too long, after it wrote the stacks of all its threads.
+
+    When one rank hangs, all others wait for it in their next exchange, so that each rank's watchdog tells where it
+    stands and the one that differs is the culprit. A launcher that restarts jobs then starts anew from the newest
+    checkpoint. Ranks whose torchrun was killed end too: a new job may be about to write into the same run directory.
+
+    Args:
+        limit_s: longest time between two calls of `beat`.
+        rank: this process, for the log.
+    """
+
+    def __init__(self, limit_s: float, rank: int) -> None:
+        self._limit_s, self._rank = limit_s, rank
+        self._last: float | None = None
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self) -> None:
+        """A step is done."""
+        self._last = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around work that has no limit."""
+        self._last = None
+        yield
+        self.beat()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(POLL_S, self._limit_s / 4)):
+            if self._launcher is not None and os.getppid() != self._launcher:
+                self._end("the process that launched this rank is gone", 0.0)
+            if (last := self._last) is not None and time.monotonic() - last > self._limit_s:
+                self._end(f"no step for {self._limit_s:g} s (train.timeout_s)\n{stacks()}", GRACE_S)
+
+    def _end(self, reason: str, grace_s: float) -> None:
+        text = "".join(f"rank {self._rank}: {line}\n" for line in reason.splitlines())
+        with suppress(OSError):  # a launcher that is gone reads no more
+            sys.stderr.write(text)  # at once, so that ranks do not mix their lines
+            sys.stderr.flush()
+        time.sleep(grace_s)
+        os._exit(HUNG_STATUS)
+
+    def __enter__(self) -> Self:
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def stacks() -> str:
+    """Where every thread of this process stands."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
