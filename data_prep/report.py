@@ -14,15 +14,17 @@ from data_prep.decode import Photo, decode
 from data_prep.detect_cli import draw
 from data_prep.mtcnn.cascade import Faces
 from data_prep.plan import Layout, Plan
-from data_prep.sources import Raw, Reject
+from data_prep.sources import Raw, Reader, Reject
 from dist_train.data.manifest import IDENTITIES_NAME, load_manifest
 from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REPORT_NAME = "report.png"
 SHOWN = 12  # samples on the sheet
+PHOTO_PX = 150  # longer side of a photo on the sheet; about as many pixels as it gets there
 _UNITS_READ = 1000  # whose statistics are drawn, spread over the job
 _COLOR = "#2457a6"
 
@@ -42,7 +44,7 @@ def write_report(out: Path) -> Path:
 
     plan = Plan(Layout(out))
     pairs = _pairs(plan)
-    sizes, scores, reasons = _figures(plan)
+    sizes, scores, reasons = figures(plan)
     counts = pq.read_table(out / IDENTITIES_NAME, columns=["count"])["count"].to_numpy()
     figure = Figure(figsize=(13, 7.6), layout="constrained")
     grid = figure.add_gridspec(3, 1, height_ratios=[1.25, 0.9, 1.6])
@@ -71,7 +73,7 @@ def write_report(out: Path) -> Path:
     )
     path = out / REPORT_NAME
     temporary = out / f".{REPORT_NAME}.tmp"
-    figure.savefig(temporary, dpi=100, format="png")
+    figure.savefig(temporary, dpi=150, format="png")
     temporary.replace(path)
     return path
 
@@ -86,7 +88,7 @@ def _histogram(axes: "Axes", values: NDArray[np.float64], title: str, unit: str)
         axes.text(0.5, 0.5, "not looked for", ha="center", transform=axes.transAxes)
 
 
-def _figures(plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.float64], Counter[str]]:
+def figures(plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.float64], Counter[str]]:
     """Sides and scores of the faces that were cut out, and the reasons of all rejects."""
     sides, scores = [np.empty(0)], [np.empty(0)]
     for unit in np.unique(np.linspace(0, plan.units - 1, min(plan.units, _UNITS_READ)).astype(int)).tolist():
@@ -110,7 +112,7 @@ def _pairs(plan: Plan) -> list[Pair]:
     manifest = load_manifest(plan.layout.out)
     reader = SampleReader([ImageSet(str(plan.layout.out), manifest)], "label", open_shards=1)
     ends = np.cumsum([shard.samples for shard in manifest.shards])
-    photos = plan.options.source.reader()
+    photos = _reader(plan)
     pairs = []
     for number in np.unique(np.linspace(0, manifest.samples - 1, min(SHOWN, manifest.samples)).astype(int)).tolist():
         shard = int(np.searchsorted(ends, number, side="right"))
@@ -122,19 +124,30 @@ def _pairs(plan: Plan) -> list[Pair]:
         unit = int(manifest.shards[shard].name.removesuffix(".tar").rpartition("-")[2])
         position = int(raw.key.partition("-")[0])
         row = next(row for row in plan.rows(unit) if row.position == position)
-        found = photos.read([row])[0]
-        photo = decode(found.data) if isinstance(found, Raw) else found
-        seen = None if isinstance(photo, Reject) else _marked(photo, raw.record or {})
+        found = photos.read([row])[0] if photos else None
+        photo = decode(found.data) if isinstance(found, Raw) else None
+        seen = None if not isinstance(photo, Photo) else marked(photo, raw.record or {})
         pairs.append(Pair(seen, crop.pixels))
-    photos.close()
+    if photos:
+        photos.close()
     reader.close()
     return pairs
 
 
-def _marked(photo: Photo, record: dict[str, Any]) -> Pixels:
+def _reader(plan: Plan) -> Reader | None:
+    """A reader of the source; None where the source was taken away after the work."""
+    try:
+        return plan.options.source.reader()
+    except UserError:
+        return None
+
+
+def marked(photo: Photo, record: dict[str, Any]) -> Pixels:
     """The photo, small, with box and landmarks of a sample's record where it has some."""
-    share = 300 / max(photo.pixels.shape[:2])
-    pixels = np.asarray(cv2.resize(photo.pixels, None, fx=share, fy=share, interpolation=cv2.INTER_AREA), np.uint8)
+    height, width = photo.pixels.shape[:2]
+    share = PHOTO_PX / max(height, width)
+    size = max(1, round(width * share)), max(1, round(height * share))
+    pixels = np.asarray(cv2.resize(photo.pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     if "box" not in record:
         return pixels
     scale, score = np.float32(share / photo.shrink), np.array([record["score"]], np.float32)

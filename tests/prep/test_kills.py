@@ -4,6 +4,7 @@ A few kills in the usual run of the tests; as many as are wanted by `HEADCOUNT_K
 --timeout 0`, and other moments by `HEADCOUNT_SEED`.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -58,9 +59,12 @@ def wait_for_a_moment(job: subprocess.Popen, marks: Marks, moments: random.Rando
 
 def kill_something(job: subprocess.Popen, moments: random.Random) -> None:
     """A worker, if there is one just now and the coin says so, else the whole job."""
-    workers = [child for child in psutil.Process(job.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    workers = []
+    with contextlib.suppress(psutil.Error):  # it, or one of them, has just ended
+        workers = [child for child in psutil.Process(job.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     if workers and moments.random() < 0.5:
-        moments.choice(workers).kill()
+        with contextlib.suppress(psutil.Error):
+            moments.choice(workers).kill()
     else:
         job.send_signal(signal.SIGKILL)  # its workers are left to find out by themselves
         job.wait()
