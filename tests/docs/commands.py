@@ -60,6 +60,8 @@ def check_shell(text, made=()):
     """
     for command in commands(text):
         arguments = named(command, "headcount")
+        if "-m launch" in " ".join(command):  # as torchrun and srun start it
+            arguments = command[command.index("launch", command.index("-m")) + 1 :]
         if arguments is not None:
             check_headcount(arguments, made)
         targets = named(command, "make")

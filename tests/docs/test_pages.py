@@ -137,6 +137,7 @@ def test_a_pages_links_to_files_lead_somewhere(page):
         ("srun --nodes 2 headcount train", "Missing argument"),
         ("A=1 headcount eval runs/a | tee log && headcount evul", "no command 'evul'"),
         ("for x in 1 2; do headcount trian; done", "no command 'trian'"),
+        ("torchrun --nproc-per-node 8 -m launch trian configs/quickstart.yaml", "no command 'trian'"),
         ("make quickstrat", "no target quickstrat"),
     ],
 )
