@@ -169,6 +169,12 @@ def prune(run_dir: Path, keep: int) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what saves and removals that were cut off have left. Nobody may be writing there."""
+    for path in (run_dir / CHECKPOINTS).glob(".*-step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def checkpoint_name(step: int) -> str:
     """Directory name of the checkpoint at `step`."""
     return f"step-{step:08d}"

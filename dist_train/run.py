@@ -34,11 +34,13 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         UserError: on rank 0, for a mistake that any rank found; the others leave silently.
     """
     started = time.monotonic()
+    lock = None
     ranks = join_ranks(config.train.device, config.train.threads, config.train.timeout_s)
     try:
         if ranks.rank == 0:
             logger.info("configuration:\n%s", dump_config(config))
-        ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
+        # Held until the end.
+        lock = ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
         with closing(Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as trainer:
             ranks.agree(lambda: claim_run_dir(config) if ranks.rank == 0 else None)
             if trainer.fit():
@@ -53,6 +55,8 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
             return INTERRUPTED_STATUS
     finally:
         leave_ranks(ranks)
+        if lock is not None:
+            lock.close()
 
 
 def lost_peer(error: BaseException) -> bool:

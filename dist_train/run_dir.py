@@ -1,15 +1,23 @@
 """The directory of a run: one run in one directory, and the configuration that it was made with."""
 
+import fcntl
 import logging
 import os
+import socket
+import time
 from pathlib import Path
+from typing import IO
 
 from dist_train.checkpoint import CONFIG_NAME
+from dist_train.checkpoint_store import remove_leftovers
 from dist_train.config import RunConfig, differences, dump_config, load_config
 from dist_train.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+LOCK_NAME = "lock"
+LOCK_WAIT_S = 30.0
+"""A run that was killed may take a moment to be gone."""
 RESTART_COUNTERS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
@@ -18,15 +26,19 @@ def restarted() -> bool:
     return any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTERS)
 
 
-def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> None:
+def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> IO[str] | None:
     """Make the run directory, or with `resume` look whether the one that is there may go on. Call it on rank 0 only.
 
+    Returns:
+        The lock on the directory, to be kept open; None where the file system has no locks.
+
     Raises:
-        UserError: it cannot be written, holds another run, or was made with another configuration.
+        UserError: it cannot be written, is in use, holds another run, or was made with another configuration.
     """
     directory = config.run_dir
     stored = directory / CONFIG_NAME
     _check_writable(directory)
+    lock = _lock(directory)
     if stored.exists():
         if not resume and not restarted():
             raise UserError(
@@ -37,6 +49,8 @@ def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> None:
         raise UserError(
             f"run_dir {directory} holds no run to resume ({CONFIG_NAME} is missing); start without --resume"
         )
+    remove_leftovers(directory)
+    return lock
 
 
 def claim_run_dir(config: RunConfig) -> None:
@@ -52,6 +66,32 @@ def claim_run_dir(config: RunConfig) -> None:
         temporary.replace(stored)
     except OSError as error:
         raise UserError(f"run_dir {config.run_dir}: cannot write {CONFIG_NAME}: {error.strerror}") from error
+
+
+def _lock(directory: Path) -> IO[str] | None:
+    """Two runs that write into one directory would spoil each other's checkpoints."""
+    file = (directory / LOCK_NAME).open("a+", encoding="utf-8")
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            file.seek(0)
+            raise UserError(
+                f"run_dir {directory} is in use by {file.read().strip() or 'another run'}; wait for that run or end "
+                "it, or name another directory: run_dir=PATH"
+            ) from None
+        except OSError as error:
+            logger.info("run_dir %s: no locks on this file system (%s)", directory, error.strerror)
+            file.close()
+            return None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        return file
 
 
 def _check_same(directory: Path, old: RunConfig, new: RunConfig, allow_changes: bool) -> None:
