@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test lint bench benchmark fonts slurm slurm-test clean
+.PHONY: help quickstart test lint bench benchmark fonts slurm slurm-test kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
@@ -12,6 +12,7 @@ help:
 	@echo "make benchmark   what losses, sampling and row types do to accuracy, on 20,000 identities; after make fonts"
 	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
 	@echo "make slurm       Debian's Slurm, for make slurm-test: jobs on a real cluster of two nodes on this machine (root)"
+	@echo "make kill-loop   50 random kills of ranks and launcher: every run must end with the same weights"
 	@echo "make clean       remove .venv; data/ and runs/ stay"
 
 $(INSTALLED): pyproject.toml
@@ -73,6 +74,9 @@ data/benchmark/train/manifest.json: | $(INSTALLED)
 
 slurm-test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/slurm -rs
+
+kill-loop: $(INSTALLED)
+	$(BIN)/python -m tests.distributed.kill_loop --kills 50
 
 clean:
 	rm -rf .venv
