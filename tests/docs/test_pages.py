@@ -152,7 +152,8 @@ def test_right_lines_pass():
         "headcount launch local configs/quickstart.yaml --ranks 3 \\\n"
         "  optimizer.lr=0.05 'data.mix=[{path: b, weight: 2}]'\n"
         "sudo apt-get install headcount-unknown  # headcount nonsense\n"
-        "headcount train mine.yaml\n",
+        "headcount train mine.yaml\n"
+        "headcount prep detect photos/anna/1.jpg photos/bob/*.jpg --out seen\n",
         made={"mine.yaml"},
     )
     check_headcount(["train", "--help"])
