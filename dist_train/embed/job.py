@@ -57,7 +57,7 @@ class Embedded:
     reasons: Counter[str]
 
     def __str__(self) -> str:
-        text = f"{self.path}: {self.count:,} embeddings"
+        text = f"{self.path}: {self.count:,} embedding{'' if self.count == 1 else 's'}"
         if self.reasons:
             text += f"; left out: {told(self.reasons)}, each with its reason in {rejects_path(self.path)}"
         return text
@@ -189,6 +189,10 @@ def _locked(parts: Parts) -> Iterator[None]:
             raise UserError(
                 f"{parts.out}: another job is working on it; wait for it, stop it, or use another OUT"
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            logger.warning(
+                "%s cannot be locked (%s): see to it that no other job works on it", parts.out, error.strerror
+            )
         yield
 
 

@@ -1,6 +1,7 @@
 """`headcount embed` and `headcount search`, as a user runs them."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -13,14 +14,17 @@ from typer.testing import CliRunner
 
 from data_prep.align_transform import Align
 from data_prep.decode import decode
+from dist_train.embed.gallery import Gallery
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.embed import decoding, embed_pictures
 from dist_train.evaluate.models import load_model
 from dist_train.evaluate.sets import StoredSet
 from launch.cli import app
 from launch.embed.crops import AlignedFace
+from launch.embed.photos import matched_picture
 from tests.data.sets import encode, make_set, picture, sample, write_tar
 from tests.embed.models import DIM, SIZE, write_model, write_photos
+from tests.prep.recs import write_rec
 from tests.prep.test_mtcnn import portrait
 
 SHARED = Path(__file__).parents[3] / "shared" / "faces"
@@ -136,12 +140,45 @@ def test_shards_of_others_are_read_with_the_labels_and_scores_that_they_have(tmp
 
 def test_one_photo_and_a_table_are_sources_too(tmp_path, tiny):
     photos = write_photos(tmp_path / "photos", people=1, each=1)
-    assert ": 1 embeddings" in run("embed", tiny, photos / "alone.png", tmp_path / "one.npy")
+    assert ": 1 embedding\n" in run("embed", tiny, photos / "alone.png", tmp_path / "one.npy")
     (tmp_path / "people.csv").write_text("path,identity\nphotos/alone.png,ada\nphotos/none.png,bo\n")
-    assert "1 embeddings; left out: 1 vanished" in run(
+    assert "1 embedding; left out: 1 vanished" in run(
         "embed", tiny, tmp_path / "people.csv", tmp_path / "table.parquet"
     )
     assert pq.read_table(tmp_path / "table.parquet")["identity"].to_pylist() == ["ada"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "rec"])
+def test_matches_are_read_again_out_of_every_kind_of_source(tmp_path, tiny, kind):
+    source = tmp_path / "source"
+    encoded = {label: encode(picture(label, SIZE), ".png") for label in (3, 8)}
+    if kind == "rec":
+        write_rec(source, [(float(label), data) for label, data in encoded.items()])
+    elif kind == "tar":
+        source = tmp_path / "a.tar"
+        write_tar(source, [[(f"{n}.png", data), (f"{n}.cls", b"%d" % n)] for n, data in encoded.items()])
+    else:
+        source.mkdir()
+        for label, data in encoded.items():
+            (source / f"picture #{label}.png").write_bytes(data)
+    run("embed", tiny, source, tmp_path / "out.parquet")
+    run("search", "build", tmp_path / "out.parquet", tmp_path / "gallery")
+    gallery = Gallery(tmp_path / "gallery")
+    rows = pq.read_table(tmp_path / "out.parquet")
+    for row, label in enumerate((3, 8)):
+        wanted = torch.tensor([rows["embedding"][row].as_py()])
+        (match,) = gallery.search(wanted, 1)[0]
+        assert match.label == (None if kind == "folder" else label)
+        assert np.array_equal(matched_picture(match, gallery.sources[0], SIZE), picture(label, SIZE))
+
+
+def test_a_photo_whose_name_is_no_text_is_embedded(tmp_path, tiny):
+    (tmp_path / "photos").mkdir()
+    name = os.path.join(os.fsencode(tmp_path / "photos"), b"\xff.png")
+    with open(name, "wb") as file:
+        file.write(encode(picture(1, SIZE), ".png"))
+    run("embed", tiny, tmp_path / "photos", tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["path"].to_pylist() == ["\\xff.png"]
 
 
 def test_faces_are_aligned_on_the_way_as_in_preparation(tmp_path):
