@@ -18,9 +18,9 @@ import torch
 
 from dist_train.backbones import BackboneConfig, build_backbone
 from dist_train.evaluate.bin import VerificationSet
-from dist_train.evaluate.curves import roc
 from dist_train.evaluate.identification import search_gallery
-from dist_train.evaluate.ijb import Layout, judge_pairs_of_templates, read_pairs
+from dist_train.evaluate.ijb import judge_pairs_of_templates
+from dist_train.evaluate.ijb_layout import Layout, read_pairs
 from dist_train.evaluate.verification import evaluate_verification
 
 DIM = 512

@@ -8,14 +8,18 @@ import typer
 
 if TYPE_CHECKING:
     from dist_train.evaluate.models import Model
-    from dist_train.evaluate.report import ModelScores
+    from dist_train.evaluate.tables import ModelScores
     from dist_train.ranks import Ranks
 
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="run directories, checkpoints or .onnx files")],
     sets: Annotated[
-        list[Path] | None, typer.Option("--sets", "-s", help=".bin file, or directory with gallery and probes; repeat")
+        list[Path] | None,
+        typer.Option("--sets", "-s", help=".bin file, IJB-B or IJB-C, or shards with gallery and probes; repeat"),
+    ] = None,
+    distractors: Annotated[
+        Path | None, typer.Option(help="shards of strangers, to hide the mates of every set of shards among them")
     ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="write the figures there")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="write an HTML report there")] = None,
@@ -32,10 +36,13 @@ def evaluate(
       headcount eval runs/quickstart --sets data/quickstart/heldout/verification.bin
 
       headcount eval runs/quickstart/model.onnx other.onnx -s lfw.bin -s data/heldout --report compare.html
+
+      headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
     """
     from dist_train.errors import UserError
     from dist_train.evaluate.models import load_model
     from dist_train.evaluate.report import write_comparison
+    from dist_train.evaluate.tables import tables
     from dist_train.ranks import join_ranks, leave_ranks
 
     if not sets:
@@ -45,10 +52,10 @@ def evaluate(
     ranks = join_ranks(device, None)
     try:
         opened = ranks.agree(lambda: _named([load_model(path, ranks.device) for path in models]))
-        scores = [_score(model, sets, batch_size, flip, ranks) for model in opened]
+        scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
         if ranks.rank != 0:
             return
-        typer.echo(format_table(scores))
+        typer.echo("\n\n".join(map(str, tables(scores))))
         if json_path:
             _write_json(json_path, scores)
         if report:
@@ -68,45 +75,29 @@ def _named(models: list["Model"]) -> list["Model"]:
     ]
 
 
-def _score(model: "Model", sets: list[Path], batch_size: int, flip: bool, ranks: "Ranks") -> "ModelScores":
+def _score(
+    model: "Model", sets: list[Path], distractors: Path | None, batch_size: int, flip: bool, ranks: "Ranks"
+) -> "ModelScores":
+    from dist_train.evaluate.distractors import evaluate_distractors
     from dist_train.evaluate.identification import evaluate_identification
-    from dist_train.evaluate.report import ModelScores
+    from dist_train.evaluate.ijb import evaluate_ijb
+    from dist_train.evaluate.ijb_layout import ijb_kind
+    from dist_train.evaluate.tables import ModelScores
     from dist_train.evaluate.verification import evaluate_verification, read_bin
 
-    verification, identification = [], []
+    scores = ModelScores(model.name)
     where = (model.image_size, batch_size, ranks.rank, ranks.world_size, ranks.control_group)
     for path in sets:
         if path.suffix == ".bin" or path.is_file():
             dataset = ranks.agree(partial(read_bin, path))
-            verification.append(evaluate_verification(model.embed, dataset, *where, flip=flip))
+            scores.verification.append(evaluate_verification(model.embed, dataset, *where, flip=flip))
+        elif ijb_kind(path):
+            scores.ijb.append(evaluate_ijb(model.embed, path, *where, flip=flip))
+        elif distractors:
+            scores.distractors.append(evaluate_distractors(model.embed, path, distractors, *where, flip=flip))
         else:
-            identification.append(evaluate_identification(model.embed, path, *where, flip=flip))
-    return ModelScores(model.name, verification, identification)
-
-
-def format_table(scores: list["ModelScores"]) -> str:
-    """Results as lines of text, one per model and set."""
-    lines = []
-    for model in scores:
-        for verified in model.verification:
-            tars = "  ".join(
-                f"TAR@{far:g} {100 * entry.tar:.2f}{'' if entry.resolved else '*'}"
-                for far, entry in verified.tar_at_far.items()
-            )
-            lines.append(
-                f"{model.name:20} {verified.name:16} accuracy {100 * verified.accuracy:.2f} "
-                f"+- {100 * verified.accuracy_std:.2f}  {tars}  threshold {verified.threshold:.3f}  "
-                f"norm {verified.mean_norm:.2f}"
-            )
-        for identified in model.identification:
-            tpirs = "  ".join(f"TPIR@{fpir:g} {100 * tpir:.2f}" for fpir, tpir in identified.tpir_at_fpir.items())
-            lines.append(
-                f"{model.name:20} {identified.name:16} rank-1 {100 * identified.rank1:.2f}  "
-                f"rank-5 {100 * identified.rank5:.2f}  {tpirs}  {identified.probes} probes in {identified.gallery}"
-            )
-    if any(not e.resolved for m in scores for v in m.verification for e in v.tar_at_far.values()):
-        lines.append("* fewer than one expected false accept in the set: the TAR is that of none")
-    return "\n".join(lines)
+            scores.identification.append(evaluate_identification(model.embed, path, *where, flip=flip))
+    return scores
 
 
 def _write_json(path: Path, scores: list["ModelScores"]) -> None:
@@ -119,6 +110,8 @@ def _write_json(path: Path, scores: list["ModelScores"]) -> None:
             "model": model.name,
             "verification": [result.summary() for result in model.verification],
             "identification": [result.summary() for result in model.identification],
+            "ijb": [result.summary() for result in model.ijb],
+            "distractors": [result.summary() for result in model.distractors],
         }
         for model in scores
     ]

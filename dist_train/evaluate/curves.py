@@ -1,10 +1,12 @@
-"""Error rates of scored pairs as pure functions: ROC, and TAR at a FAR."""
+"""Error rates of scored pairs as pure functions: ROC, TAR at a FAR, histograms."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from dist_train.errors import UserError
+
+DRAWN_POINTS = 400
 
 
 class Roc(NamedTuple):
@@ -42,8 +44,36 @@ class TarAtFar(NamedTuple):
         return self.far * self.negatives >= 1
 
 
-def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
-    """Exact ROC of similarity scores [n] and truth bool [n]; one point per distinct score.
+class Histogram(NamedTuple):
+    """How the scores of both kinds of pairs are spread.
+
+    Attributes:
+        edges: of the bins, rising, [bins + 1].
+        same: share of the pairs of one identity in each bin, [bins].
+        different: share of the others, [bins].
+        threshold: where pairs are told apart, or None.
+    """
+
+    edges: np.ndarray
+    same: np.ndarray
+    different: np.ndarray
+    threshold: float | None
+
+
+class SortedScores(NamedTuple):
+    """Scores of both kinds of pairs, rising. All that error rates need; sorting twice is cheaper than ordering pairs.
+
+    Attributes:
+        positives: of pairs of one identity, [P].
+        negatives: of the others, [N].
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray
+
+
+def sort_scores(scores: np.ndarray, same: np.ndarray) -> SortedScores:
+    """Similarity scores [n] and truth bool [n], told apart and sorted.
 
     Raises:
         UserError: one of the two kinds of pairs is missing, or the lengths differ.
@@ -53,27 +83,42 @@ def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
     positives = int(same.sum())
     if not 0 < positives < len(same):
         raise UserError(f"{positives} of {len(same)} pairs are of the same identity; both kinds are needed")
-    order = np.argsort(-scores, kind="stable")
-    ranked, hits = scores[order], np.cumsum(same[order], dtype=np.int64)
-    # Equal scores are accepted together: only the last of each run is a point of the curve.
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    accepted = last + 1
-    far = np.concatenate([[0.0], (accepted - hits[last]) / (len(same) - positives)])
-    tar = np.concatenate([[0.0], hits[last] / positives])
-    return Roc(far, tar, np.concatenate([[np.inf], ranked[last]]))
+    return SortedScores(np.sort(scores[same]), np.sort(scores[~same]))
 
 
-def tar_at_far(curve: Roc, far: float, negatives: int) -> TarAtFar:
+def roc(scores: SortedScores, points: int | None = None) -> Roc:
+    """The exact ROC with one point per distinct score, or `points` of its points, even over the logarithm of FAR."""
+    positives, negatives = scores
+    if points is None:
+        thresholds = np.unique(np.concatenate(scores))[::-1]
+    else:
+        false_accepts = np.unique(np.geomspace(1, len(negatives), points).astype(np.int64))
+        ends = [positives[-1], min(positives[0], negatives[0])]  # no false accept yet; everything accepted
+        thresholds = np.unique(np.concatenate([negatives[len(negatives) - false_accepts], ends]))[::-1]
+    far = _share_from(negatives, thresholds)
+    tar = _share_from(positives, thresholds)
+    return Roc(np.append(0.0, far), np.append(0.0, tar), np.append(np.inf, thresholds))
+
+
+def _share_from(ranked: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Share of the rising values `ranked` that are at least each threshold."""
+    return 1 - np.searchsorted(ranked, thresholds, side="left") / len(ranked)
+
+
+def tar_at_far(scores: SortedScores, far: float) -> TarAtFar:
     """TAR at the lowest threshold whose FAR does not exceed `far` (no interpolation)."""
-    index = int(np.searchsorted(curve.far, far, side="right")) - 1
-    return TarAtFar(far, float(curve.tar[index]), float(curve.far[index]), negatives)
+    positives, negatives = scores
+    allowed = int(far * len(negatives) * (1 + 1e-12))  # 0.1 x 30 is a little less than 3
+    # Just above the best negative that must not be accepted any more; its equals fall with it.
+    barred = negatives[-1 - allowed] if allowed < len(negatives) else -np.inf
+    accepted, false = (float((ranked > barred).mean()) for ranked in (positives, negatives))
+    return TarAtFar(far, accepted, false, len(negatives))
 
 
-def thin(curve: Roc, points: int = 400) -> Roc:
-    """About `points` of the curve's points, even over the logarithm of FAR, for drawing."""
-    if len(curve.far) <= points:
-        return curve
-    floor = curve.far[curve.far > 0].min(initial=1.0)
-    wanted = np.searchsorted(curve.far, np.geomspace(floor, 1.0, points))
-    steps = np.unique(np.concatenate([[0], np.clip(wanted, 0, len(curve.far) - 1), [len(curve.far) - 1]]))
-    return Roc(*(values[steps] for values in curve))
+def histogram(scores: SortedScores, threshold: float | None = None, bins: int = 60) -> Histogram:
+    """The spread of both kinds of scores over bins that they share."""
+    low = min(ranked[0] for ranked in scores)
+    high = max(ranked[-1] for ranked in scores)
+    edges = np.linspace(low, max(high, low + 1e-6), bins + 1)
+    same, different = (np.histogram(ranked, edges)[0] / len(ranked) for ranked in scores)
+    return Histogram(edges, same, different, threshold)

@@ -1,5 +1,6 @@
 """Embeddings of encoded pictures, computed over all ranks, with the picture's mirror image added."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
 
+logger = logging.getLogger(__name__)
+
 EmbedFn = Callable[[Tensor], Tensor]
 """Images [B, 3, S, S] float32 in [-1, 1] on the CPU -> raw embeddings [B, D], on any device."""
 
@@ -20,6 +23,7 @@ LoadFn = Callable[[int], np.ndarray]
 """Number of a picture -> uint8 [S, S, 3], red first; called from several threads."""
 
 T = TypeVar("T")
+Numbers = TypeVar("Numbers", range, np.ndarray)
 
 _DECODERS = 4  # threads; OpenCV decodes outside the interpreter lock
 _AHEAD = 2  # batches decoded while the network works
@@ -42,8 +46,8 @@ class Embeddings:
         return torch.nn.functional.normalize(self.features, dim=1)
 
 
-def decode_picture(data: bytes, image_size: int, name: str) -> np.ndarray:
-    """Decode a picture to uint8 [S, S, 3], red first; another size is scaled.
+def _decode(data: bytes, image_size: int, name: str) -> tuple[np.ndarray, int, int]:
+    """The picture as uint8 [S, S, 3], red first, and its own height and width before scaling.
 
     Raises:
         WorkError: not a picture.
@@ -52,17 +56,35 @@ def decode_picture(data: bytes, image_size: int, name: str) -> np.ndarray:
     picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if len(buffer) else None
     if picture is None:
         raise WorkError(f"{name}: cannot be decoded ({len(data)} bytes); it is damaged or no picture")
-    if picture.shape[:2] != (image_size, image_size):
-        shrinks = picture.shape[0] > image_size
+    height, width = picture.shape[:2]
+    if (height, width) != (image_size, image_size):
+        shrinks = height > image_size
         picture = cv2.resize(
             picture, (image_size, image_size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         )
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width
 
 
 def decoding(read: Callable[[int], bytes], image_size: int, name: str) -> LoadFn:
-    """A loader of pictures whose encoded bytes `read` gives."""
-    return lambda number: decode_picture(read(number), image_size, f"{name}, picture {number}")
+    """A loader of pictures whose encoded bytes `read` gives; says once that it scales them."""
+    told = False
+
+    def load(number: int) -> np.ndarray:
+        nonlocal told
+        picture, height, width = _decode(read(number), image_size, f"{name}, picture {number}")
+        if (height, width) != (image_size, image_size) and not told:
+            told = True
+            logger.warning(
+                "%s: pictures of %d x %d px are scaled to the %d px that the model takes; figures of a model for their "
+                "own size are not comparable",
+                name,
+                width,
+                height,
+                image_size,
+            )
+        return picture
+
+    return load
 
 
 def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
@@ -77,8 +99,8 @@ def rank_slice(count: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def embed_batches(
-    embed_fn: EmbedFn, load: LoadFn, numbers: range, batch_size: int, *, flip: bool = True, name: str = "pictures"
-) -> Iterator[tuple[range, Tensor, Tensor]]:
+    embed_fn: EmbedFn, load: LoadFn, numbers: Numbers, batch_size: int, *, flip: bool = True, name: str = "pictures"
+) -> Iterator[tuple[Numbers, Tensor, Tensor]]:
     """Embed pictures in order, batch by batch; while the network works on one, the next are decoded.
 
     Yields:
@@ -102,7 +124,7 @@ def embed_batches(
         yield part, features, torch.stack([each.norm(dim=1) for each in raw]).mean(dim=0)
 
 
-def _batches(load: LoadFn, numbers: range, batch_size: int) -> Iterator[tuple[range, Tensor]]:
+def _batches(load: LoadFn, numbers: Numbers, batch_size: int) -> Iterator[tuple[Numbers, Tensor]]:
     parts = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
     with ThreadPoolExecutor(_DECODERS) as pool:
         pending = [[pool.submit(load, n) for n in part] for part in parts[:_AHEAD]]
@@ -165,21 +187,21 @@ def together(work: Callable[[], T], group: dist.ProcessGroup | None) -> T:
     `work` must not communicate. A collective, where there is a group.
 
     Raises:
-        WorkError: with the first failing rank's message, on every rank.
+        WorkError | UserError: as the first failing rank has it, on every rank.
     """
     if group is None:
         return work()
     result: T | None = None
-    problem: str | None = None
+    problem: WorkError | UserError | None = None
     try:
         result = work()
-    except WorkError as error:
-        problem = str(error)
-    problems: list[str | None] = [None] * dist.get_world_size(group)
+    except (WorkError, UserError) as error:
+        problem = error
+    problems: list[WorkError | UserError | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(problems, problem, group=group)
-    found = [text for text in problems if text]
-    if found:
-        raise WorkError(found[0])
+    for found in problems:
+        if found is not None:
+            raise found
     return cast(T, result)
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.errors import UserError
-from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice
+from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice, together
 from dist_train.evaluate.search import score_blocks
 from dist_train.evaluate.sets import RoleSet
 
@@ -61,6 +61,7 @@ class IdentificationResult:
             "identities": self.identities,
             "rank1": self.rank1,
             "rank5": self.rank5,
+            "cmc": self.cmc.tolist(),
             "tpir_at_fpir": {f"{fpir:g}": None if np.isnan(tpir) else tpir for fpir, tpir in self.tpir_at_fpir.items()},
         }
 
@@ -116,9 +117,9 @@ def search_gallery(
         )
     start, stop = rank_slice(len(gallery), rank, world_size)
     part, part_labels = gallery[start:stop], gallery_labels[start:stop]
-    mate_rows, mate_columns = _mates(probe_labels, part_labels)
+    mate_rows, mate_columns = mate_pairs(probe_labels, part_labels)
     mate = torch.full((len(probes),), -torch.inf)
-    pair_scores = _paired_products(probes, part, mate_rows, mate_columns)
+    pair_scores = paired_products(probes, part, mate_rows, mate_columns)
     mate.scatter_reduce_(0, mate_rows, pair_scores, "amax")
     _reduce(mate, dist.ReduceOp.MAX, group)
 
@@ -142,7 +143,7 @@ def search_gallery(
     return SearchOutcome(mate, other, better + 1)
 
 
-def _mates(probe_labels: Tensor, gallery_labels: Tensor) -> tuple[Tensor, Tensor]:
+def mate_pairs(probe_labels: Tensor, gallery_labels: Tensor) -> tuple[Tensor, Tensor]:
     """All (probe, gallery entry) numbers of the same identity."""
     order = torch.argsort(gallery_labels, stable=True)
     ranked = gallery_labels[order]
@@ -153,7 +154,7 @@ def _mates(probe_labels: Tensor, gallery_labels: Tensor) -> tuple[Tensor, Tensor
     return rows, order[low[rows] + within]
 
 
-def _paired_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor, block: int = 65536) -> Tensor:
+def paired_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor, block: int = 65536) -> Tensor:
     """Inner products of the rows left[rows[i]] and right[columns[i]], [n], in bounded memory."""
     parts = [(left[rows[i : i + block]] * right[columns[i : i + block]]).sum(dim=1) for i in range(0, len(rows), block)]
     return torch.cat(parts) if parts else left.new_zeros(0)
@@ -250,7 +251,7 @@ def evaluate_identification(
         WorkError: a damaged picture or embeddings that are not finite.
     """
     name = f"identification set {set_dir}"
-    with RoleSet(set_dir) as samples:
+    with together(lambda: RoleSet(set_dir), group) as samples:
         embeddings = embed_pictures(
             embed_fn,
             decoding(samples.read, image_size, name),

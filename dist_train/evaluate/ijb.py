@@ -5,10 +5,10 @@ pictures; a template's the sum over its media, normalised (protocols: Whitelam e
 linear in the pictures' features, so templates are summed up batch by batch and no picture's feature is kept.
 """
 
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -18,14 +18,14 @@ from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.alignment import align_face
-from dist_train.evaluate.curves import Roc, TarAtFar, roc, tar_at_far, thin
+from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, histogram, roc, sort_scores, tar_at_far
 from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice, together
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
+from dist_train.evaluate.ijb_layout import Layout, Pairs, Subjects, read_layout, read_pairs, read_subjects
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-KINDS = ("ijbb", "ijbc")
 GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
-_PAIR_BLOCK = 8192  # pairs scored at a time: two blocks of features that stay in the caches
+_PAIR_BLOCK = 1 << 20  # pairs scored at a time
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class IjbResult:
         name: `ijbb` or `ijbc`.
         tar_at_far: 1:1, by demanded FAR, exact over all pairs.
         curve: the ROC, thinned for drawing.
+        scores: the spread of the cosines.
         templates: number of templates.
         pairs: number of pairs.
         positives: pairs of the same identity.
@@ -45,6 +46,7 @@ class IjbResult:
     name: str
     tar_at_far: dict[float, TarAtFar]
     curve: Roc
+    scores: Histogram
     templates: int
     pairs: int
     positives: int
@@ -61,155 +63,6 @@ class IjbResult:
             "unresolved_fars": [f"{far:g}" for far, entry in self.tar_at_far.items() if not entry.resolved],
             "identification": [result.summary() for result in self.identification],
         }
-
-
-class Layout(NamedTuple):
-    """The pictures of a set and the templates that they belong to.
-
-    Attributes:
-        kind: `ijbb` or `ijbc`.
-        root: directory that holds `meta` and `loose_crop`.
-        names: file names of the pictures, [N].
-        landmarks: float64 [N, 5, 2], pixels in the loose crops.
-        scores: of the detector, float32 [N].
-        picture: number of the picture of each row, sorted, [R]; a picture may belong to several templates.
-        template: number of the template of each row, [R].
-        weight: detector score / pictures of the row's medium in its template, float32 [R].
-        template_ids: the set's own ids of templates 0 .. T - 1, sorted.
-    """
-
-    kind: str
-    root: Path
-    names: list[str]
-    landmarks: np.ndarray
-    scores: np.ndarray
-    picture: np.ndarray
-    template: np.ndarray
-    weight: np.ndarray
-    template_ids: np.ndarray
-
-
-def ijb_kind(root: Path) -> str | None:
-    """`ijbb` or `ijbc` if `root` holds such a set, else None."""
-    return next((kind for kind in KINDS if (root / "meta" / f"{kind}_face_tid_mid.txt").exists()), None)
-
-
-def read_layout(root: Path) -> Layout:
-    """Read which pictures a set has, where the faces in them are, and their templates.
-
-    Raises:
-        UserError: a file is missing or malformed, or a template's picture is not listed.
-    """
-    kind = ijb_kind(root)
-    if kind is None:
-        raise UserError(f"{root}: no IJB set: meta/ijbb_face_tid_mid.txt or meta/ijbc_face_tid_mid.txt is not there")
-    faces = root / "meta" / f"{kind}_name_5pts_score.txt"
-    names, values = [], []
-    for number, words in _lines(faces, 12):
-        names.append(words[0])
-        values.append(_floats(faces, number, words[1:]))
-    table = np.array(values)
-    index = {name: number for number, name in enumerate(names)}
-    members = root / "meta" / f"{kind}_face_tid_mid.txt"
-    rows = []
-    for number, words in _lines(members, 3):
-        if words[0] not in index:
-            raise UserError(f"{members}, line {number}: picture {words[0]} is not in {faces.name}")
-        rows.append((index[words[0]], int(words[1]), int(words[2])))
-    picture, template_id, media = np.array(sorted(rows), dtype=np.int64).T
-    template_ids, template = np.unique(template_id, return_inverse=True)
-    _, medium, counts = np.unique(np.stack([template, media]), axis=1, return_inverse=True, return_counts=True)
-    weight = table[picture, 10] / counts[medium]
-    return Layout(
-        kind,
-        root,
-        names,
-        table[:, :10].reshape(-1, 5, 2),
-        table[:, 10].astype(np.float32),
-        picture,
-        template,
-        weight.astype(np.float32),
-        template_ids,
-    )
-
-
-def _lines(path: Path, words: int) -> Iterator[tuple[int, list[str]]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                parts = line.split()
-                if len(parts) != words:
-                    raise UserError(f"{path}, line {number}: {len(parts)} words, expected {words}")
-                yield number, parts
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-
-
-def _floats(path: Path, number: int, words: list[str]) -> list[float]:
-    try:
-        return [float(word) for word in words]
-    except ValueError as error:
-        raise UserError(f"{path}, line {number}: {error}") from error
-
-
-def read_pairs(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The 1:1 protocol: numbers of both templates, int32 [n] each, and whether they are the same identity, bool [n].
-
-    Raises:
-        UserError: missing or malformed, or a template without pictures.
-    """
-    import pyarrow as pa
-    from pyarrow import csv
-
-    path = layout.root / "meta" / f"{layout.kind}_template_pair_label.txt"
-    columns = ["left", "right", "same"]
-    try:
-        table = csv.read_csv(
-            path,
-            csv.ReadOptions(column_names=columns),
-            csv.ParseOptions(delimiter=" "),
-            csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.int32())),
-        )
-    except OSError as error:
-        raise UserError(f"{path}: {error}") from error
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: expected lines of two templates and 0 or 1: {error}") from error
-    left, right, same = (table[name].to_numpy() for name in columns)
-    if not np.isin(same, (0, 1)).all():
-        raise UserError(f"{path}: a label that is neither 0 nor 1")
-    return _numbers(layout, left, path), _numbers(layout, right, path), same.astype(bool)
-
-
-def _numbers(layout: Layout, ids: np.ndarray, path: Path) -> np.ndarray:
-    """Numbers of templates from the set's own ids."""
-    found = np.searchsorted(layout.template_ids, ids).clip(max=len(layout.template_ids) - 1)
-    missing = layout.template_ids[found] != ids
-    if missing.any():
-        raise UserError(
-            f"{path}: template {ids[missing][0]} has no pictures in {layout.kind}_face_tid_mid.txt "
-            f"({int(missing.sum())} such entries)"
-        )
-    return found.astype(np.int32)
-
-
-def read_subjects(layout: Layout, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """A list of the 1:N protocol: templates' numbers and their subjects, int64; None where there is no such file.
-
-    Raises:
-        UserError: malformed, or a template without pictures.
-    """
-    path = layout.root / "meta" / f"{layout.kind}_1N_{name}.csv"
-    if not path.exists():
-        return None
-    rows: dict[int, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
-        words = line.split(",")
-        if len(words) < 2 or not (words[0].strip().isdigit() and words[1].strip().isdigit()):
-            raise UserError(f"{path}, line {number}: {line[:60]!r}, expected template,subject,...")
-        rows[int(words[0])] = int(words[1])  # one line per picture, the same subject in each
-    if not rows:
-        raise UserError(f"{path}: it lists no templates")
-    return _numbers(layout, np.array(list(rows)), path), np.array(list(rows.values()))
 
 
 def embed_templates(
@@ -262,33 +115,43 @@ def embed_templates(
 
 
 def score_templates(features: Tensor, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosines float32 [n] of pairs of unit template features [T, D]; memory beside the result is two small blocks."""
-    scores = torch.empty(len(left))
-    first, second = (torch.empty(min(_PAIR_BLOCK, len(left)), features.shape[1]) for _ in range(2))
-    a, b = torch.from_numpy(left), torch.from_numpy(right)
+    """Cosines float32 [n] of pairs of unit template features [T, D]; memory beside the result is that of one block."""
+    scores = np.empty(len(left), dtype=np.float32)
     for start in range(0, len(left), _PAIR_BLOCK):
-        stop = min(start + _PAIR_BLOCK, len(left))
-        one, other = first[: stop - start], second[: stop - start]
-        torch.index_select(features, 0, a[start:stop], out=one)
-        torch.index_select(features, 0, b[start:stop], out=other)
-        torch.sum(one.mul_(other), dim=1, out=scores[start:stop])
-    return scores.numpy()
+        part = slice(start, start + _PAIR_BLOCK)
+        # The products of chosen rows and columns: pairs are the entries of a sparse matrix [T, T], sorted by row.
+        order = np.argsort(left[part], kind="stable")
+        bounds = np.searchsorted(left[part][order], np.arange(len(features) + 1))
+        columns = right[part][order].astype(np.int64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            chosen = torch.sparse_csr_tensor(
+                torch.from_numpy(bounds),
+                torch.from_numpy(columns),
+                torch.zeros(len(columns)),
+                size=(len(features), len(features)),
+                check_invariants=False,  # columns need not be sorted here
+            )
+        products = torch.sparse.sampled_addmm(chosen, features, features.T, beta=0)
+        scores[part][order] = products.values().numpy()
+    return scores
 
 
-def judge_pairs_of_templates(
-    name: str, features: Tensor, pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> IjbResult:
-    """The 1:1 figures, from template features and pairs; without 1:N results."""
-    left, right, same = pairs
-    curve = roc(score_templates(features, left, right), same)
-    negatives = int((~same).sum())
+def judge_pairs_of_templates(name: str, features: Tensor, pairs: Pairs) -> IjbResult:
+    """The 1:1 figures, from template features and pairs; without 1:N results.
+
+    Raises:
+        UserError: only one kind of pairs.
+    """
+    scores = sort_scores(score_templates(features, pairs.left, pairs.right), pairs.same)
     return IjbResult(
         name=name,
-        tar_at_far={far: tar_at_far(curve, far, negatives) for far in FARS},
-        curve=thin(curve),
+        tar_at_far={far: tar_at_far(scores, far) for far in FARS},
+        curve=roc(scores, DRAWN_POINTS),
+        scores=histogram(scores),
         templates=len(features),
-        pairs=len(same),
-        positives=int(same.sum()),
+        pairs=len(pairs.same),
+        positives=len(scores.positives),
         identification=(),
     )
 
@@ -320,20 +183,25 @@ def evaluate_ijb(
         UserError: files missing, malformed or disagreeing.
         WorkError: a picture missing or damaged, or embeddings that are not finite.
     """
-    layout = read_layout(root)
-    pairs = read_pairs(layout)
-    probes = read_subjects(layout, "probe_mixed")
-    galleries = [(name, read_subjects(layout, f"gallery_{name}")) for name in GALLERIES[layout.kind]]
+
+    def read() -> tuple[Layout, Pairs | None, Subjects | None, list[tuple[str, Subjects | None]]]:
+        layout = read_layout(root)
+        # 15.7 million pairs are held once, however many ranks share the machine; the first judges them.
+        pairs = read_pairs(layout) if rank == 0 else None
+        galleries = [(name, read_subjects(layout, f"gallery_{name}")) for name in GALLERIES[layout.kind]]
+        return layout, pairs, read_subjects(layout, "probe_mixed"), galleries
+
+    layout, pairs, probes, galleries = together(read, group)
     features = embed_templates(embed_fn, layout, image_size, batch_size, rank, world_size, group, flip=flip)
     searched = []
     for name, gallery in galleries:
         if probes is None or gallery is None:
             continue
-        labels = torch.from_numpy(gallery[1])
+        labels = torch.from_numpy(gallery.subject)
         outcome = search_gallery(
-            features[probes[0]],
-            torch.from_numpy(probes[1]),
-            features[gallery[0]],
+            features[probes.template],
+            torch.from_numpy(probes.subject),
+            features[gallery.template],
             labels,
             rank=rank,
             world_size=world_size,
@@ -341,5 +209,11 @@ def evaluate_ijb(
         )
         # A subject is enrolled in one of the two galleries: its probes are the strangers of the other.
         searched.append(judge_search(f"{layout.kind} {name}", outcome, labels, closed=False))
-    result = judge_pairs_of_templates(layout.kind, features, pairs)
-    return replace(result, identification=tuple(searched))
+
+    def judge() -> IjbResult | None:
+        return judge_pairs_of_templates(layout.kind, features, pairs) if pairs is not None else None
+
+    judged = [together(judge, group)]
+    if group is not None:
+        dist.broadcast_object_list(judged, group_src=0, group=group)
+    return replace(cast(IjbResult, judged[0]), identification=tuple(searched))

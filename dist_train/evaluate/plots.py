@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dist_train.evaluate.curves import Roc, roc, thin
-from dist_train.evaluate.identification import IdentificationResult
-from dist_train.evaluate.verification import VerificationResult
+from dist_train.evaluate.curves import Histogram, Roc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +37,7 @@ def _figure(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _legend(axes: "Axes", place: Literal["lower right", "upper right"]) -> None:
+def _legend(axes: "Axes", place: Literal["lower left", "lower right", "upper right"]) -> None:
     if len(axes.get_legend_handles_labels()[0]) > 1:  # the heading names a single one
         axes.legend(loc=place, fontsize=8, frameon=False, labelcolor=_INK)
 
@@ -82,15 +80,11 @@ def plot_history(history: Sequence[dict[str, float]], key: str, title: str, unit
     return _svg(figure, f"history {key}")
 
 
-def _curves(results: Sequence[tuple[str, VerificationResult]]) -> list[tuple[str, Roc]]:
-    return [(label, thin(roc(result.scores, result.same))) for label, result in results]
-
-
-def plot_roc(results: Sequence[tuple[str, VerificationResult]], salt: str) -> str:
+def plot_roc(name: str, curves: Sequence[tuple[str, Roc]]) -> str:
     """True accept rate over false accept rate, logarithmic; starts at one false accept."""
-    figure, axes = _figure("ROC", "false accept rate", "true accept rate")
+    figure, axes = _figure(f"ROC: {name}", "false accept rate", "true accept rate")
     lowest, floor = 1.0, 1.0
-    for color, (label, curve) in zip(_cycle(len(results)), _curves(results), strict=True):
+    for color, (label, curve) in zip(_cycle(len(curves)), curves, strict=True):
         seen = curve.far > 0
         axes.plot(curve.far[seen], curve.tar[seen], color=color, linewidth=1.6, label=label, drawstyle="steps-post")
         lowest, floor = min(lowest, curve.far[seen].min()), min(floor, curve.tar[seen].min())
@@ -98,58 +92,79 @@ def plot_roc(results: Sequence[tuple[str, VerificationResult]], salt: str) -> st
     axes.set_xlim(min(lowest, 0.1), 1)
     axes.set_ylim(max(0.0, floor - 0.05 * (1.02 - floor)), 1 + 0.02 * (1 - floor) + 1e-3)
     _legend(axes, "lower right")
-    return _svg(figure, f"roc {salt}")
+    return _svg(figure, f"roc {name}")
 
 
-def plot_det(results: Sequence[tuple[str, VerificationResult]], salt: str) -> str:
+def plot_det(name: str, curves: Sequence[tuple[str, Roc]]) -> str:
     """False reject rate over false accept rate, both logarithmic."""
-    figure, axes = _figure("DET", "false accept rate", "false reject rate")
+    figure, axes = _figure(f"DET: {name}", "false accept rate", "false reject rate")
     lowest = 1.0
-    for color, (label, curve) in zip(_cycle(len(results)), _curves(results), strict=True):
+    drawn = False
+    for color, (label, curve) in zip(_cycle(len(curves)), curves, strict=True):
         seen = (curve.far > 0) & (curve.tar < 1)
+        drawn |= bool(seen.any())
         axes.plot(curve.far[seen], 1 - curve.tar[seen], color=color, linewidth=1.6, label=label, drawstyle="steps-post")
         lowest = min(lowest, curve.far[curve.far > 0].min())
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xlim(min(lowest, 0.1), 1)
+    if drawn:
+        axes.set_yscale("log")
+    else:  # a logarithm has no place for it
+        axes.set_yticks([0])
+        axes.text(0.5, 0.5, "no false rejects", transform=axes.transAxes, ha="center", fontsize=9, color=_INK)
     _legend(axes, "upper right")
-    return _svg(figure, f"det {salt}")
+    return _svg(figure, f"det {name}")
 
 
-def plot_scores(label: str, result: VerificationResult, salt: str) -> str:
-    """Histograms of the cosines of both kinds of pairs, and the threshold."""
+def plot_scores(label: str, spread: Histogram) -> str:
+    """Histograms of the cosines of both kinds of pairs, and the threshold where there is one."""
     figure, axes = _figure(f"Scores: {label}", "cosine", "share of pairs")
-    low, high = float(result.scores.min()), float(result.scores.max())
-    edges = np.linspace(low, max(high, low + 1e-6), 61)
-    for color, kind, chosen in (
-        (COLORS[1], "different identities", ~result.same),
-        (COLORS[0], "same identity", result.same),
+    for color, kind, shares in (
+        (COLORS[1], "different identities", spread.different),
+        (COLORS[0], "same identity", spread.same),
     ):
-        counts, _ = np.histogram(result.scores[chosen], edges)
-        axes.stairs(counts / max(chosen.sum(), 1), edges, color=color, fill=True, alpha=0.35)
-        axes.stairs(counts / max(chosen.sum(), 1), edges, color=color, linewidth=1.2, label=kind)
-    axes.axvline(result.threshold, color=_INK, linewidth=1, linestyle="--", label=f"threshold {result.threshold:.3f}")
+        axes.stairs(shares, spread.edges, color=color, fill=True, alpha=0.35)
+        axes.stairs(shares, spread.edges, color=color, linewidth=1.2, label=kind)
+    if spread.threshold is not None:
+        name = f"threshold {spread.threshold:.3f}"
+        axes.axvline(spread.threshold, color=_INK, linewidth=1, linestyle="--", label=name)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.35)  # room for the legend
     _legend(axes, "upper right")
-    return _svg(figure, f"scores {salt}")
+    return _svg(figure, f"scores {label}")
 
 
-def plot_cmc(results: Sequence[tuple[str, IdentificationResult]], salt: str) -> str:
+def plot_cmc(name: str, curves: Sequence[tuple[str, np.ndarray]]) -> str:
     """Share of probes whose mate is among the first k."""
-    figure, axes = _figure("CMC", "rank k", "share with mate in the first k")
+    figure, axes = _figure(f"CMC: {name}", "rank k", "share with mate in the first k")
     floor = 1.0
-    for color, (label, result) in zip(_cycle(len(results)), results, strict=True):
-        ranks = np.arange(1, len(result.cmc) + 1)
-        axes.step(ranks, result.cmc, where="post", color=color, linewidth=1.6, label=label)
-        floor = min(floor, float(result.cmc[0]))
+    for color, (label, cmc) in zip(_cycle(len(curves)), curves, strict=True):
+        axes.step(np.arange(1, len(cmc) + 1), cmc, where="post", color=color, linewidth=1.6, label=label)
+        floor = min(floor, float(cmc[0]))
     axes.set_xscale("log")
-    axes.set_xlim(1, max(2, max(len(result.cmc) for _, result in results)))
-    axes.set_ylim(max(0.0, floor - 0.1 * (1.05 - floor)), 1 + 0.02 * (1 - floor) + 1e-3)
+    axes.set_xlim(1, max(2, max(len(cmc) for _, cmc in curves)))
+    _share_axis(axes, floor)
     ticks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.set_xticks([], minor=True)
     _legend(axes, "lower right")
-    return _svg(figure, f"cmc {salt}")
+    return _svg(figure, f"cmc {name}")
+
+
+def plot_rank1(name: str, curves: Sequence[tuple[str, dict[int, float]]]) -> str:
+    """Share of searches whose mate comes first, over the number of distractors."""
+    figure, axes = _figure(f"Rank-1: {name}", "distractors", "share with mate first")
+    for color, (label, shares) in zip(_cycle(len(curves)), curves, strict=True):
+        axes.plot(
+            list(shares), list(shares.values()), color=color, linewidth=1.6, marker="o", markersize=4, label=label
+        )
+    axes.set_xscale("log")
+    _share_axis(axes, min(min(shares.values()) for _, shares in curves))
+    _legend(axes, "lower left")
+    return _svg(figure, f"rank1 {name}")
+
+
+def _share_axis(axes: "Axes", floor: float) -> None:
+    axes.set_ylim(max(0.0, floor - 0.1 * (1.05 - floor)), 1 + 0.02 * (1 - floor) + 1e-3)
 
 
 def _cycle(count: int) -> list[str]:

@@ -60,6 +60,19 @@ class StoredSet:
         """The encoded picture of a sample."""
         return self.sample(number).image.tobytes()
 
+    def labels_and_roles(self) -> tuple[np.ndarray, list[str | None]]:
+        """The label, int64, and the role in the `.json`, or None, of every sample.
+
+        Raises:
+            WorkError: a sample that cannot be used.
+        """
+        labels, roles = np.empty(len(self), dtype=np.int64), []
+        for number in range(len(self)):
+            sample = self.sample(number)
+            labels[number] = sample.label
+            roles.append((sample.record or {}).get("role"))
+        return labels, roles
+
     def close(self) -> None:
         """Close the shards."""
         self._reader.close()
@@ -88,17 +101,14 @@ class RoleSet(StoredSet):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         try:
-            self.labels = np.empty(len(self), dtype=np.int64)
-            self.is_gallery = np.empty(len(self), dtype=bool)
-            for number in range(len(self)):
-                sample = self.sample(number)
-                role = (sample.record or {}).get("role")
+            self.labels, roles = self.labels_and_roles()
+            for number, role in enumerate(roles):
                 if role not in ROLES:
                     raise UserError(
-                        f"identification set {directory}: sample {sample.key} has role {role!r} in its .json, "
-                        f"expected one of {ROLES}"
+                        f"identification set {directory}: sample {self.sample(number).key} has role {role!r} in its "
+                        f".json, expected one of {ROLES}"
                     )
-                self.labels[number], self.is_gallery[number] = sample.label, role == "gallery"
+            self.is_gallery = np.array([role == "gallery" for role in roles], dtype=bool)
             count = int(self.is_gallery.sum())
             if not 0 < count < len(self):
                 raise UserError(

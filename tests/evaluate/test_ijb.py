@@ -8,14 +8,14 @@ import torch.distributed as dist
 from sklearn.metrics import roc_curve
 
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate import ijb
 from dist_train.evaluate.ijb import (
     embed_templates,
     evaluate_ijb,
     judge_pairs_of_templates,
-    read_layout,
-    read_pairs,
     score_templates,
 )
+from dist_train.evaluate.ijb_layout import read_layout, read_pairs
 from tests.evaluate.faces import colors, embed_color
 from tests.ranks import run_ranks
 
@@ -85,9 +85,10 @@ def test_templates_follow_the_formula_whatever_the_batches(tmp_path):
 
 def test_tar_at_far_is_that_of_scikit_learn_over_the_same_scores(tmp_path):
     layout = read_layout(write_ijb(tmp_path / "set"))
-    left, right, same = read_pairs(layout)
+    pairs = read_pairs(layout)
+    left, right, same = pairs
     features = embed_templates(embed_color, layout, SIDE, 16)
-    result = judge_pairs_of_templates("ijbb", features, (left, right, same))
+    result = judge_pairs_of_templates("ijbb", features, pairs)
     scores = (features.double()[left] * features.double()[right]).sum(dim=1).numpy()
     np.testing.assert_allclose(score_templates(features, left, right), scores, atol=1e-6)
     far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
@@ -106,6 +107,14 @@ def test_searching_both_galleries_ranks_mates_and_counts_strangers(tmp_path):
         best = (features[probes] @ features[list(gallery)].T).argmax(dim=1)
         hits = sum(gallery[int(b)] == t % SUBJECTS for t, b in zip(probes, best, strict=True))
         assert each.rank1 == pytest.approx(hits / len(probes))
+
+
+def test_pairs_scored_block_by_block_keep_their_order(monkeypatch):
+    features = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    left, right = np.random.default_rng(0).integers(0, 40, (2, 1000), dtype=np.int32)
+    expected = (features.double()[left] * features.double()[right]).sum(dim=1)
+    monkeypatch.setattr(ijb, "_PAIR_BLOCK", 300)
+    np.testing.assert_allclose(score_templates(features, left, right), expected, atol=1e-6)
 
 
 def evaluate_on_rank(rank, world_size, root):
@@ -131,6 +140,9 @@ def test_ranks_together_find_what_one_finds(tmp_path, world_size):
         ("name_5pts_score.txt", lambda text: text.replace("0.png ", "0.png x ", 1), "line 1: 13 words, expected 12"),
         ("name_5pts_score.txt", lambda text: text.replace("38.2946", "eye", 1), "line 1: could not convert"),
         ("face_tid_mid.txt", lambda text: text + "nobody.png 100 0\n", "picture nobody.png is not in"),
+        ("face_tid_mid.txt", lambda text: text.replace(" 0\n", " first\n", 1), "invalid literal for int"),
+        ("face_tid_mid.txt", lambda text: "", "it is empty"),
+        ("1N_probe_mixed.csv", lambda text: text + "142,5,a.jpg\n", "template 142 is of subject 0 and 5"),
         ("template_pair_label.txt", lambda text: text + "99 100 1\n", "template 99 has no pictures"),
         ("template_pair_label.txt", lambda text: text.replace(" 0\n", " 2\n", 1), "neither 0 nor 1"),
         ("template_pair_label.txt", lambda text: text + "100 101\n", "expected lines of two templates"),

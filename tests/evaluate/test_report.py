@@ -63,7 +63,7 @@ def test_the_report_is_well_formed_and_holds_every_part(tmp_path, verified, iden
     assert opened == []
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
-        "Training", "Verification", "Identification", "What the network saw", "Hardest wrong pairs: tiny", "All figures"
+        "Training", "Verification", "Identification", "Hardest wrong pairs: tiny", "What the network saw", "All figures"
     ]  # fmt: skip
     for words in ("Loss", "Learning rate", "Speed", "ROC", "DET", "CMC", "Scores: tiny", "45,321", "not measured"):
         assert words in page

@@ -1,3 +1,5 @@
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from sklearn.model_selection import KFold
 
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.bin import VerificationSet
-from dist_train.evaluate.curves import roc, tar_at_far, thin
+from dist_train.evaluate.curves import roc, sort_scores, tar_at_far
 from dist_train.evaluate.embed import Embeddings
 from dist_train.evaluate.verification import evaluate_verification, fold_accuracies, fold_tars, judge_pairs
 from tests.evaluate.faces import color_picture, colors, embed_color
@@ -62,31 +64,57 @@ def test_a_far_below_one_false_accept_is_marked_and_means_none():
 def test_the_roc_is_that_of_scikit_learn_ties_included(levels):
     distances, same = distances_of(500)
     scores = -distances if not levels else np.round(-distances * levels) / levels
-    ours = roc(scores, same)
+    ours = roc(sort_scores(scores, same))
     far, tar, thresholds = roc_curve(same, scores, drop_intermediate=False)
-    np.testing.assert_allclose(ours.far, far)
-    np.testing.assert_allclose(ours.tar, tar)
+    np.testing.assert_allclose(ours.far, far, atol=1e-12)
+    np.testing.assert_allclose(ours.tar, tar, atol=1e-12)
     np.testing.assert_allclose(ours.thresholds[1:], thresholds[1:])
 
 
 def test_tar_at_far_of_a_curve_never_exceeds_the_demanded_far():
     distances, same = distances_of(500)
-    curve = roc(-distances, same)
+    scores = sort_scores(-distances, same)
+    far_of, tar_of, _ = roc_curve(same, -distances, drop_intermediate=False)
     for far in (1e-3, 1e-2, 0.5, 1.0):
-        entry = tar_at_far(curve, far, int((~same).sum()))
-        cut = np.sort(-distances[~same])[::-1]
-        allowed = int(far * len(cut))
-        threshold = cut[allowed] if allowed < len(cut) else -np.inf
-        assert entry.tar == pytest.approx((-distances[same] > threshold).mean())
+        entry = tar_at_far(scores, far)
+        assert entry.tar == pytest.approx(tar_of[far_of <= far].max())
+        assert entry.measured_far == pytest.approx(far_of[far_of <= far].max())
         assert entry.measured_far <= far
 
 
-def test_a_thinned_curve_keeps_its_ends():
-    distances, same = distances_of(20000)
-    curve = roc(-distances, same)
-    few = thin(curve, 100)
-    assert len(few.far) <= 103
-    assert (few.far[0], few.far[-1], few.tar[-1]) == (0, 1, 1)
+def test_pairs_that_score_the_same_are_accepted_together():
+    same = np.array([True] * 10 + [False] * 20)
+    scores = sort_scores(np.array([1.0] * 10 + [0.0] * 10 + [1.0] * 8 + [2.0] * 2), same)
+    assert tar_at_far(scores, 0.49).tar == 0
+    assert tar_at_far(scores, 0.5).tar == 1
+
+
+def test_error_rates_of_gaussian_scores_are_those_of_the_formula():
+    generator = np.random.default_rng(0)
+    same = np.arange(1_100_000) < 100_000
+    scores = sort_scores(generator.normal(2.5 * same).astype(np.float32), same)
+    normal = NormalDist()
+    for far in (1e-1, 1e-2, 1e-3, 1e-4):
+        expected = 1 - normal.cdf(normal.inv_cdf(1 - far) - 2.5)
+        assert tar_at_far(scores, far).tar == pytest.approx(expected, abs=4e-3 + 0.03 * (far < 1e-3))
+
+
+def test_a_drawn_curve_consists_of_points_of_the_whole_one():
+    scores = sort_scores(-distances_of(20000)[0], distances_of(20000)[1])
+    every, few = roc(scores), roc(scores, 100)
+    assert 80 < len(few.far) <= 103
+    assert (few.far[0], few.tar[0], few.far[-1], few.tar[-1]) == (0, 0, 1, 1)
+    assert (np.diff(few.far) >= 0).all()
+    points = set(zip(every.far.tolist(), every.tar.tolist(), strict=True))
+    assert points >= set(zip(few.far.tolist(), few.tar.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("same", "message"), [(np.ones(4, bool), "4 of 4 pairs"), (np.ones(3, bool), "4 scores for 3")]
+)
+def test_scores_without_both_kinds_of_pairs_are_refused(same, message):
+    with pytest.raises(UserError, match=message):
+        sort_scores(np.arange(4.0), same)
 
 
 def tiny_set(pairs=30):

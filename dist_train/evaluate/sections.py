@@ -1,0 +1,117 @@
+"""What a report says about the results of models: tables, curves, the pairs that went wrong."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dist_train.evaluate import plots, tables
+from dist_train.evaluate.curves import DRAWN_POINTS, histogram, roc, sort_scores
+from dist_train.evaluate.tables import ModelScores, Table, by_set, label
+
+
+@dataclass
+class Section:
+    """A part of the page; what is empty is not shown."""
+
+    title: str
+    note: str = ""
+    tables: list[Table] = field(default_factory=list)
+    plots: list[str] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, str]] = field(default_factory=list)
+
+
+def result_sections(models: Sequence[ModelScores]) -> list[Section]:
+    """All sections about results, in order."""
+    return [
+        *_verification_sections(models),
+        *_ijb_sections(models),
+        *_identification_sections(models),
+        *_distractor_sections(models),
+        *hard_sections(models),
+    ]
+
+
+def _verification_sections(models: Sequence[ModelScores]) -> list[Section]:
+    table = tables.verification_table(models)
+    if table is None:
+        return []
+    note = (
+        "Same identity or not? Accuracy over ten folds, true accept rate at false accept rates; thresholds are cosines."
+    )
+    drawn = []
+    for name, group in by_set([(model.name, each) for model in models for each in model.verification]).items():
+        scores = [(model, result, sort_scores(result.scores, result.same)) for model, result in group]
+        curves = [(model or name, roc(ranked, DRAWN_POINTS)) for model, _, ranked in scores]
+        drawn += [plots.plot_roc(name, curves), plots.plot_det(name, curves)]
+        for model, result, ranked in scores:
+            drawn.append(plots.plot_scores(label(model, name), histogram(ranked, result.threshold)))
+    return [Section("Verification", note, [table], drawn)]
+
+
+def _ijb_sections(models: Sequence[ModelScores]) -> list[Section]:
+    table = tables.ijb_table(models)
+    if table is None:
+        return []
+    drawn = []
+    for name, group in by_set([(model.name, each) for model in models for each in model.ijb]).items():
+        curves = [(model or name, result.curve) for model, result in group]
+        drawn += [plots.plot_roc(name, curves), plots.plot_det(name, curves)]
+        drawn += [plots.plot_scores(label(model, name), result.scores) for model, result in group]
+    note = "Same identity or not? A template is a person's pictures and frames taken together; scores are cosines."
+    return [Section(table.title, note, [table], drawn)]
+
+
+def _identification_sections(models: Sequence[ModelScores]) -> list[Section]:
+    table = tables.identification_table(models)
+    if table is None:
+        return []
+    results = by_set([(model.name, each) for model in models for each in model.searched()])
+    note = (
+        "Who is it? Every probe against the whole gallery. TPIR is the share of probes found at a threshold where "
+        "the stated share of searches for somebody not enrolled finds anybody."
+    )
+    drawn = [plots.plot_cmc(name, [(model or name, r.cmc) for model, r in group]) for name, group in results.items()]
+    return [Section(table.title, note, [table], drawn)]
+
+
+def _distractor_sections(models: Sequence[ModelScores]) -> list[Section]:
+    table = tables.distractor_table(models)
+    if table is None:
+        return []
+    results = by_set([(model.name, each) for model in models for each in model.distractors])
+    note = "MegaFace's protocol: every probe's mate hidden among strangers. TAR counts all pairs of probe and stranger."
+    drawn = []
+    for name, group in results.items():
+        drawn.append(plots.plot_rank1(name, [(model or name, result.rank1) for model, result in group]))
+        drawn.append(plots.plot_cmc(name, [(model or name, result.cmc) for model, result in group]))
+    return [Section(table.title, note, [table], drawn)]
+
+
+def hard_sections(models: Sequence[ModelScores]) -> list[Section]:
+    """The wrongly decided pairs of every model and set, as pictures."""
+    return [
+        Section(
+            f"Hardest wrong pairs: {label(model.name, result.name)}",
+            f"Pairs on the wrong side of the threshold {result.threshold:.3f}, farthest from it first.",
+            pairs=[
+                {
+                    "left": data_uri(pair.left),
+                    "right": data_uri(pair.right),
+                    "verdict": "taken for different" if pair.same else "taken for the same",
+                    "score": f"{pair.score:.3f}",
+                    "number": pair.number,
+                }
+                for pair in result.hard_pairs
+            ],
+        )
+        for model in models
+        for result in model.verification
+    ]
+
+
+def data_uri(encoded: bytes) -> str:
+    """An encoded picture for the `src` of an image."""
+    kind = "png" if encoded.startswith(b"\x89PNG") else "webp" if encoded[8:12] == b"WEBP" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"

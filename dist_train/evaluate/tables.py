@@ -1,0 +1,211 @@
+"""The figures of several models side by side, as tables: one for the terminal and the report."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dist_train.evaluate.curves import TarAtFar
+from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.identification import IdentificationResult
+from dist_train.evaluate.ijb import IjbResult
+from dist_train.evaluate.verification import VerificationResult
+
+_COARSE = "* The set has fewer than one expected false accept at this FAR: the TAR is that of none."
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """One model's results; `name` may be empty where there is only one."""
+
+    name: str
+    verification: list[VerificationResult] = field(default_factory=list)
+    identification: list[IdentificationResult] = field(default_factory=list)
+    ijb: list[IjbResult] = field(default_factory=list)
+    distractors: list[DistractorResult] = field(default_factory=list)
+
+    def searched(self) -> list[IdentificationResult]:
+        """All 1:N results, IJB's galleries among them."""
+        return [*self.identification, *(each for result in self.ijb for each in result.identification)]
+
+
+class Cell(NamedTuple):
+    """A cell of a table; `best` marks the best of its column among the models."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass
+class Table:
+    """Figures with their headings; the first column names the row."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """The table as aligned lines of text; the best of several models is marked."""
+        body = [self.heads, *([f"{c.text} <" if c.best else c.text for c in row] for row in self.rows)]
+        # A mark takes room in its column only, and figures stay below one another.
+        marked = [any(row[i].endswith(" <") for row in body[1:]) for i in range(len(self.heads))]
+        body = [
+            [text + "  " if mark and not text.endswith(" <") else text for text, mark in zip(row, marked, strict=True)]
+            for row in body
+        ]
+        widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+        lines = [
+            "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(cells))
+            for cells in (list(zip(row, widths, strict=True)) for row in body)
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([self.title, *(line.rstrip() for line in lines), *self.notes])
+
+
+def tables(models: Sequence[ModelScores]) -> list[Table]:
+    """Every table that has rows."""
+    made = [make(models) for make in (verification_table, ijb_table, identification_table, distractor_table)]
+    return [table for table in made if table is not None]
+
+
+def verification_table(models: Sequence[ModelScores]) -> Table | None:
+    """Accuracy, TAR at FAR, threshold and norm by set."""
+    results = by_set([(model.name, each) for model in models for each in model.verification])
+    fars = _keys(result.tar_at_far for group in results.values() for _, result in group)
+    heads = ["set", "accuracy %", *(f"TAR % at {rate(far)}" for far in fars), "threshold", "mean norm"]
+    rows = {
+        name: [
+            [
+                label(model, name),
+                f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}",
+                *(_tar(result.tar_at_far.get(far)) for far in fars),
+                f"{result.threshold:.3f}",
+                f"{result.mean_norm:.2f}",
+                f"{len(result.same):,}",
+                f"{int((~result.same).sum()):,}",
+            ]
+            for model, result in group
+        ]
+        for name, group in results.items()
+    }
+    return _table("Verification", [*heads, "pairs", "negatives"], rows, best=range(1, 2 + len(fars)))
+
+
+def ijb_table(models: Sequence[ModelScores]) -> Table | None:
+    """TAR at FAR over the pairs of templates."""
+    results = by_set([(model.name, each) for model in models for each in model.ijb])
+    fars = _keys(result.tar_at_far for group in results.values() for _, result in group)
+    heads = ["set", *(f"TAR % at {rate(far)}" for far in fars), "templates", "pairs", "positives"]
+    rows = {
+        name: [
+            [
+                label(model, name),
+                *(_tar(result.tar_at_far.get(far)) for far in fars),
+                f"{result.templates:,}",
+                f"{result.pairs:,}",
+                f"{result.positives:,}",
+            ]
+            for model, result in group
+        ]
+        for name, group in results.items()
+    }
+    return _table("Templates, 1:1", heads, rows, best=range(1, 1 + len(fars)))
+
+
+def identification_table(models: Sequence[ModelScores]) -> Table | None:
+    """Rank-1, rank-5 and TPIR at FPIR by set."""
+    results = by_set([(model.name, each) for model in models for each in model.searched()])
+    fpirs = _keys(result.tpir_at_fpir for group in results.values() for _, result in group)
+    heads = ["set", "rank-1 %", "rank-5 %", *(f"TPIR % at {rate(fpir)}" for fpir in fpirs), "probes", "gallery"]
+    rows = {
+        name: [
+            [
+                label(model, name),
+                f"{100 * result.rank1:.2f}",
+                f"{100 * result.rank5:.2f}",
+                *(_tpir(result.tpir_at_fpir.get(fpir)) for fpir in fpirs),
+                f"{result.probes:,}",
+                f"{result.gallery:,}",
+            ]
+            for model, result in group
+        ]
+        for name, group in results.items()
+    }
+    return _table("Identification", heads, rows, best=range(1, 3 + len(fpirs)))
+
+
+def distractor_table(models: Sequence[ModelScores]) -> Table | None:
+    """Rank-1 by the number of distractors, and TAR at FAR."""
+    results = by_set([(model.name, each) for model in models for each in model.distractors])
+    counts = sorted(_keys(result.rank1 for group in results.values() for _, result in group))
+    fars = _keys(result.tar_at_far for group in results.values() for _, result in group)
+    heads = ["set", *(f"rank-1 % in {count:,}" for count in counts), *(f"TAR % at {rate(far)}" for far in fars)]
+    rows = {
+        name: [
+            [
+                label(model, name),
+                *(f"{100 * result.rank1[count]:.2f}" if count in result.rank1 else "" for count in counts),
+                *(_tar(result.tar_at_far.get(far)) for far in fars),
+                f"{result.probes:,}",
+                f"{result.searches:,}",
+            ]
+            for model, result in group
+        ]
+        for name, group in results.items()
+    }
+    last = 1 + len(counts) + len(fars)
+    return _table("Identification among distractors", [*heads, "probes", "searches"], rows, best=range(1, last))
+
+
+def by_set(results: Sequence[tuple[str, Any]]) -> dict[str, list[tuple[str, Any]]]:
+    """Results with their models' names, gathered by the set's name."""
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    for model, result in results:
+        groups.setdefault(result.name, []).append((model, result))
+    return groups
+
+
+def label(model: str, dataset: str) -> str:
+    """How a row names what was evaluated."""
+    return f"{dataset} · {model}" if model else dataset
+
+
+def rate(value: float) -> str:
+    """A rate as figures are quoted: 0.001, 1e-5."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+def _keys(dicts: Iterable[dict[Any, Any]]) -> list[Any]:
+    return list(dict.fromkeys(key for each in dicts for key in each))
+
+
+def _tar(entry: TarAtFar | None) -> str:
+    return "" if entry is None else f"{100 * entry.tar:.2f}{'' if entry.resolved else ' *'}"
+
+
+def _tpir(value: float | None) -> str:
+    return "" if value is None else "too few searches" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _table(title: str, heads: list[str], groups: dict[str, list[list[str]]], best: range) -> Table | None:
+    """A table whose `best` columns mark the largest value among several rows of the same set."""
+    rows = []
+    for group in groups.values():
+        tops = {column: max(_leading(row[column]) for row in group) for column in best}
+        for row in group:
+            marks = [
+                len(group) > 1 and -math.inf < tops.get(i, -math.inf) == _leading(text) for i, text in enumerate(row)
+            ]
+            rows.append([Cell(text, mark) for text, mark in zip(row, marks, strict=True)])
+    if not rows:
+        return None
+    coarse = any(cell.text.endswith(" *") for row in rows for cell in row)
+    return Table(title, heads, rows, [_COARSE] if coarse else [])
+
+
+def _leading(text: str) -> float:
+    try:
+        return float(text.split()[0])
+    except (ValueError, IndexError):
+        return -math.inf

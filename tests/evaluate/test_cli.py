@@ -1,0 +1,153 @@
+"""`headcount eval` as a user calls it."""
+
+import json
+import pickle
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from launch.cli import run
+from tests.evaluate.faces import color_picture, write_role_set
+from tests.evaluate.models import write_color_model
+from tests.evaluate.test_bin import Attack
+from tests.evaluate.test_ijb import write_ijb
+from tests.evaluate.test_verification import tiny_set
+
+
+def write_bin(path, images, same):
+    path.write_bytes(pickle.dumps((images, [bool(each) for each in same]), protocol=2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One set in each layout, and two models: of 16 and of 112 pixels."""
+    root = tmp_path_factory.mktemp("eval")
+    wrong = np.isin(np.arange(30), (4, 11))  # two pairs that no model gets right
+    write_bin(root / "tiny.bin", tiny_set().images, tiny_set().same ^ wrong)
+    write_role_set(root / "heldout")
+    write_role_set(root / "strangers", identities=7)
+    write_ijb(root / "IJBB")
+    write_color_model(root / "small.onnx", 16, seed=0)
+    write_color_model(root / "large.onnx", 112, dim=2, seed=1)
+    return root
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys, place):
+    """Call `headcount eval` in the folder of the sets: exit status, standard output, standard error."""
+    monkeypatch.chdir(place)
+    # The tests' own log handlers would take the messages.
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["headcount", "eval", *words])
+        status = run()
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_models_stand_side_by_side_in_table_json_and_report(evaluate, place, caplog):
+    sets = [word for name in ("tiny.bin", "heldout", "IJBB") for word in ("--sets", name)]
+    status, out, err = evaluate(
+        "small.onnx", "large.onnx", *sets, "--json", "out/figures.json", "--report", "out/report.html"
+    )
+    assert status == 0, err
+    titles = re.findall(r"^(\w.*)\n\w.*\n-+ ", out, flags=re.MULTILINE)
+    assert titles == ["Verification", "Templates, 1:1", "Identification"]
+    for name in ("tiny", "ijbb", "heldout", "ijbb S1", "ijbb S2"):
+        assert re.search(rf"^{name} · small  ", out, flags=re.MULTILINE)
+        assert re.search(rf"^{name} · large  ", out, flags=re.MULTILINE)
+    assert " <" in out, "the better of the two is marked"
+    small, large = json.loads((place / "out" / "figures.json").read_text())
+    assert (small["model"], large["model"]) == ("small", "large")
+    (verified,) = small["verification"]
+    assert f"{100 * verified['accuracy']:.2f} ± {100 * verified['accuracy_std']:.2f}" in out
+    assert small["identification"][0]["cmc"][-1] == 1
+    assert small["ijb"][0]["pairs"] == 153
+    assert [each["set"] for each in small["ijb"][0]["identification"]] == ["ijbb S1", "ijbb S2"]
+    page = (place / "out" / "report.html").read_text()
+    for words in (
+        "ROC: tiny",
+        "DET: ijbb",
+        "CMC: ijbb S2",
+        "Scores: ijbb · large",
+        "Hardest wrong pairs: tiny · small",
+    ):
+        assert words in page
+    assert "pictures of 16 x 16 px are scaled to the 112 px that the model takes" in caplog.text
+
+
+def test_mates_are_hidden_among_the_pictures_of_another_set(evaluate, place):
+    status, out, err = evaluate(
+        "small.onnx", "-s", "heldout", "--distractors", "strangers", "--report", "far.html", "--json", "far.json"
+    )
+    assert status == 0, err
+    assert re.search(r"rank-1 % in 10  rank-1 % in 21 ", out)
+    (found,) = json.loads((place / "far.json").read_text())[0]["distractors"]
+    assert list(found["rank1"]) == ["10", "21"]
+    page = (place / "far.html").read_text()
+    assert "Rank-1: heldout + strangers" in page
+    assert "MegaFace" in page
+
+
+def wrong(place):
+    """By name of a test: what is called, the exit status and the message."""
+    pictures, same = tiny_set().images, tiny_set().same
+    write_bin(place / "odd.bin", pictures[:-1], same)
+    whole = (place / "tiny.bin").read_bytes()
+    (place / "cut.bin").write_bytes(whole[: len(whole) // 2])
+    (place / "evil.bin").write_bytes(pickle.dumps((pictures, [Attack(place / "harm")])))
+    write_bin(place / "rotten.bin", [*pictures[:-1], b"no picture"], same)
+    write_color_model(place / "nan.onnx", 16, scale=np.nan)
+    (place / "junk.onnx").write_bytes(b"no model")
+    write_role_set(place / "empty", roles=("probe", "probe"))
+    root = write_ijb(place / "IJBC", "ijbc")
+    pairs = root / "meta" / "ijbc_template_pair_label.txt"
+    pairs.write_text(pairs.read_text() + "7777 100 1\n")
+    return {
+        "a pickle that calls code": (["small.onnx", "-s", "evil.bin"], 2, r"evil.bin: its pickle calls posix.mkdir"),
+        "an odd number of pictures": (["small.onnx", "-s", "odd.bin"], 2, "59 pictures for 30 pairs, expected 60"),
+        "a cut file": (["small.onnx", "-s", "cut.bin"], 2, "cut.bin: not a readable .bin: the file is cut off"),
+        "a damaged picture": (["small.onnx", "-s", "rotten.bin"], 1, "rotten, picture 59: cannot be decoded"),
+        "no such file": (["small.onnx", "-s", "none.bin"], 2, "none.bin: No such file"),
+        "no set": (["small.onnx"], 2, "give --sets FILE.bin or --sets DIRECTORY"),
+        "templates without pictures": (
+            ["large.onnx", "-s", "IJBC"],
+            2,
+            "template 7777 has no pictures in ijbc_face_tid",
+        ),
+        "an empty gallery": (["small.onnx", "-s", "empty"], 2, "0 gallery pictures and 36 probes"),
+        "embeddings that are not finite": (["nan.onnx", "-s", "tiny.bin"], 1, "embedding of picture 0 is not finite"),
+        "no ONNX": (["junk.onnx", "-s", "tiny.bin"], 2, "junk.onnx: onnxruntime cannot load it"),
+        "no model": (["tiny.bin", "-s", "tiny.bin"], 2, "expected a run directory, a checkpoint directory or an .onnx"),
+        "an unwritable report": (
+            ["small.onnx", "-s", "tiny.bin", "--report", "tiny.bin/x.html"],
+            1,
+            "cannot be written",
+        ),
+    }
+
+
+def test_each_mistake_ends_with_its_status_and_one_line_that_names_it(evaluate, place):
+    for name, (words, expected, message) in wrong(place).items():
+        status, _, err = evaluate(*words)
+        assert status == expected, (name, err)
+        assert re.search(message, err), (name, err)
+        assert err.count("\n") == 1, (name, err)
+    assert not (place / "harm").exists()
+
+
+def test_pictures_of_several_formats_are_evaluated(evaluate, place):
+    import cv2
+
+    images = [*tiny_set().images]
+    picture = cv2.imdecode(np.frombuffer(images[0], np.uint8), cv2.IMREAD_COLOR)
+    images[0] = cv2.imencode(".webp", picture)[1].tobytes()
+    images[1] = color_picture((0, 0, 0), size=20)
+    write_bin(place / "mixed.bin", images, tiny_set().same)
+    assert evaluate("small.onnx", "-s", "mixed.bin", "--report", "mixed.html")[0] == 0

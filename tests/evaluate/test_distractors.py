@@ -1,0 +1,119 @@
+"""MegaFace's protocol by blocks against the plain loop over every probe, mate and distractor."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from dist_train.errors import UserError
+from dist_train.evaluate import distractors, search
+from dist_train.evaluate.distractors import (
+    DistractorScores,
+    Mates,
+    distractor_counts,
+    distractor_parts,
+    evaluate_distractors,
+    search_distractors,
+)
+from tests.evaluate.faces import embed_color, write_role_set
+from tests.evaluate.test_identification import unit
+from tests.ranks import run_ranks
+
+COUNT, LABELS = 1234, torch.arange(12).repeat_interleave(3)
+
+
+def features():
+    centers = unit(12, seed=1)[LABELS]
+    return torch.nn.functional.normalize(centers + 0.5 * unit(36, seed=2), dim=1), unit(COUNT, seed=3)
+
+
+def by_blocks(rank=0, world_size=1, group=None):
+    pictures, strangers = features()
+    parts = (strangers[numbers].split(50) for numbers in distractor_parts(COUNT, rank, world_size))
+    return search_distractors("made", Mates(pictures, LABELS, None), map(iter, parts), COUNT, world_size, group)
+
+
+def by_loop():
+    """For each ordered pair of pictures of an identity: its cosine and those of its probe with all distractors."""
+    pictures, strangers = (rows.double().numpy() for rows in features())
+    pairs = [(i, j) for i in range(36) for j in range(36) if i != j and LABELS[i] == LABELS[j]]
+    mate = np.array([pictures[i] @ pictures[j] for i, j in pairs])
+    return mate, np.stack([strangers @ pictures[i] for i, _ in pairs]), strangers @ pictures.T
+
+
+@pytest.mark.parametrize("blocks", [(8192, 2048), (7, 13)])
+def test_every_pair_is_searched_among_nested_random_parts_of_the_distractors(monkeypatch, blocks):
+    monkeypatch.setattr(search.score_blocks, "__defaults__", blocks)
+    monkeypatch.setattr(distractors, "_SPARE_SCORES", 10)
+    monkeypatch.setattr(distractors, "FARS", (1e-4, 1e-3))
+    found = by_blocks()
+    mate, others, _ = by_loop()
+    assert (found.probes, found.searches, found.distractors) == (36, 72, COUNT)
+    assert list(found.rank1) == [10, 100, 1000, COUNT]
+    order = np.concatenate(list(distractor_parts(COUNT, 0, 1)))
+    for count, share in found.rank1.items():
+        assert share == pytest.approx((mate > others[:, order[:count]].max(axis=1)).mean())
+    places = 1 + (others >= mate[:, None]).sum(axis=1)
+    np.testing.assert_allclose(found.cmc, [(places <= k).mean() for k in range(1, 101)])
+    assert 0.05 < found.rank1[COUNT] < found.rank1[10], "the problem is neither too hard nor too easy to tell"
+
+
+@pytest.mark.parametrize("far", [1e-4, 1e-3])
+def test_tar_counts_all_pairs_of_a_probe_and_a_distractor(monkeypatch, far):
+    monkeypatch.setattr(distractors, "FARS", (1e-4, 1e-3))
+    monkeypatch.setattr(distractors, "_SPARE_SCORES", 10)
+    entry = by_blocks().tar_at_far[far]
+    mate, _, negatives = by_loop()
+    barred = np.sort(negatives.ravel())[::-1][int(far * negatives.size)]
+    assert entry.negatives == negatives.size
+    assert entry.tar == pytest.approx((mate > barred).mean())
+    assert entry.measured_far == pytest.approx((negatives > barred).mean())
+
+
+def on_ranks(rank, world_size):
+    return by_blocks(rank, world_size, dist.group.WORLD).summary()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_distractors_split_over_ranks_give_what_one_rank_gives(world_size):
+    alone = by_blocks().summary()
+    assert run_ranks(world_size, on_ranks) == [alone] * world_size
+
+
+def test_memory_does_not_grow_with_the_distractors():
+    scores = DistractorScores(unit(20), tail=30)
+    for seed in range(40):
+        scores.add(unit(500, seed=seed))
+        assert scores._waiting <= 30 + distractors._SPARE_SCORES
+    every = torch.cat([(unit(20) @ unit(500, seed=seed).T).flatten() for seed in range(40)])
+    torch.testing.assert_close(scores.highest(), every.topk(30).values)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, [3]), (10, [10]), (11, [10, 11]), (1000, [10, 100, 1000])])
+def test_distractors_are_counted_in_powers_of_ten(count, expected):
+    assert distractor_counts(count) == expected
+    parts = [list(distractor_parts(count, rank, 3)) for rank in range(3)]
+    assert sorted(n for rank in parts for part in rank for n in part) == list(range(count))
+
+
+def test_sets_with_and_without_roles_say_who_is_a_probe(tmp_path):
+    strangers = write_role_set(tmp_path / "strangers", identities=7)
+    plain = write_role_set(tmp_path / "plain", roles=(None, None))
+    found = evaluate_distractors(embed_color, plain, strangers, 16, 5)
+    assert (found.name, found.probes, found.searches, found.distractors) == ("plain + strangers", 36, 72, 21)
+    found = evaluate_distractors(embed_color, write_role_set(tmp_path / "roles"), strangers, 16, 5)
+    assert (found.probes, found.searches) == (24, 24)
+
+
+def test_sets_that_cannot_be_searched_are_refused(tmp_path):
+    strangers = write_role_set(tmp_path / "strangers", identities=2)
+    mixed = write_role_set(tmp_path / "mixed", roles=("gallery", None))
+    with pytest.raises(
+        UserError, match=r"mixed: a sample has role None; expected one of .* in all of them, or in none"
+    ):
+        evaluate_distractors(embed_color, mixed, strangers, 16, 5)
+    alone = write_role_set(tmp_path / "alone", views=1, roles=(None, None))
+    with pytest.raises(UserError, match="alone: no probe has a second picture of its identity"):
+        evaluate_distractors(embed_color, alone, strangers, 16, 5)
+    with pytest.raises(UserError, match="nowhere"):
+        evaluate_distractors(embed_color, alone, tmp_path / "nowhere", 16, 5)
