@@ -44,12 +44,18 @@ def check(config: RunConfig) -> None:
             sources = open_sources(config.data)
         except WorkError as error:  # a server that cannot be reached from here
             warnings.append(f"{error}; the rest is checked without it")
+    check_sets(_present_sets(config))
+    steps = _steps(config, sources) if sources else None
+    every = config.train.steps or (steps and total_steps(config, steps))
+    if every and config.optimizer.warmup_steps >= every:
+        warnings.append(
+            f"optimizer.warmup_steps {config.optimizer.warmup_steps:,} of {every:,} steps: the peak is never reached"
+        )
     for warning in warnings:
         typer.echo(f"warning: {warning}")
-    check_sets(_present_sets(config))
     manifest = sources.manifest if sources else None
-    if sources and manifest:
-        typer.echo(_about_data(config, sources, manifest))
+    if manifest:
+        typer.echo(_about_data(config, manifest, steps, every))
     image_size = config.data.image_size or (manifest.image_size if manifest else IMAGE_SIZE_PX)
     for line in _about_memory(config, manifest.num_classes if manifest else None, image_size):
         typer.echo(line)
@@ -59,7 +65,8 @@ def check(config: RunConfig) -> None:
         f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
         f"{step.gradient_norm:.3g}, {step.seconds:.1f} s"
     )
-    typer.echo(f"check passed with {len(warnings)} warnings" if warnings else "check passed")
+    plural = "" if len(warnings) == 1 else "s"
+    typer.echo(f"check passed with {len(warnings)} warning{plural}" if warnings else "check passed")
 
 
 def _training_sets(config: RunConfig) -> list[str]:
@@ -90,20 +97,24 @@ def _present_sets(config: RunConfig) -> EvaluateConfig:
     return config.evaluate.model_copy(update=there)
 
 
-def _about_data(config: RunConfig, sources: Sources, manifest: Manifest) -> str:
-    """How large the sets are, and how many steps that makes.
+def _steps(config: RunConfig, sources: Sources) -> int | None:
+    """Steps of an epoch; None where that takes every label of the set to know.
 
     Raises:
         UserError: a batch that the data cannot fill.
     """
-    text = f"data: {manifest.num_classes:,} identities, {manifest.samples:,} pictures of {manifest.image_size} px"
-    if config.data.images_per_class:  # its order needs every label of the set, which takes long
-        return text
+    if config.data.images_per_class:
+        return None
     batch = config.train.global_batch_size
-    order = build_order(Plan(sources.sets, config.data, config.seed, batch, manifest.image_size))
-    each = order.epoch_length // batch
-    every = total_steps(config, each)
-    return f"{text}; {each:,} steps an epoch, {every:,} in all, of them {config.optimizer.warmup_steps:,} of warm-up"
+    order = build_order(Plan(sources.sets, config.data, config.seed, batch, sources.manifest.image_size))
+    return order.epoch_length // batch
+
+
+def _about_data(config: RunConfig, manifest: Manifest, steps: int | None, every: int | None) -> str:
+    text = f"data: {manifest.num_classes:,} identities, {manifest.samples:,} pictures of {manifest.image_size} px"
+    if steps:
+        text += f"; {steps:,} steps an epoch, {every:,} in all, of them {config.optimizer.warmup_steps:,} of warm-up"
+    return text
 
 
 def _about_memory(config: RunConfig, identities: int | None, image_size: int) -> Iterator[str]:

@@ -23,7 +23,8 @@ PUBLISHED = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread_and_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -81,8 +82,12 @@ def test_a_set_that_is_there_is_counted_and_its_batches_too(headcount, tmp_path)
     status, said = headcount(*checked, "train.global_batch_size=16")
     assert status == 0, said
     assert "data: 10 identities, 80 pictures of 32 px; 5 steps an epoch, 18 in all, of them 50 of warm-up" in said
+    assert "warning: optimizer.warmup_steps 50 of 18 steps: the peak is never reached" in said
     assert "needs" in said
-    assert said.strip().endswith("check passed")
+    assert "check passed with 1 warning\n" in said
+    status, said = headcount(*checked, "data.images_per_class=2", "optimizer.warmup_steps=0")
+    assert status == 0, said
+    assert "\ncheck passed\n" in said
     status, said = headcount(*checked)
     assert status == 2
     assert "the set has 80 samples, fewer than one global batch of 256" in said
@@ -101,6 +106,9 @@ def test_a_set_that_is_there_is_counted_and_its_batches_too(headcount, tmp_path)
         (["train.micro_batch_size=48"], 2, "is not a multiple of"),
         (["--resume"], 2, "--check starts no run"),
         (["train.strategy=zero2"], 0, "works on several ranks only"),
+        (["train.device=cuda"], 0, "no GPU on this machine"),
+        (["data.path=http://127.0.0.1:9/set", "data.retries=0"], 0, "no success in 1 tries"),
+        (["data.mix=[{path: b, weight: 1}]"], 0, "data.mix, set 1: b: no such directory"),
     ],
 )
 def test_the_check_says_what_a_run_would_refuse(overrides, status, message, headcount):
