@@ -166,6 +166,11 @@ class Checkpointer:
             last_line(error),
         )
 
+    @property
+    def writing(self) -> bool:
+        """Whether a save is under way."""
+        return self._pending is not None
+
     def commit_if_written(self) -> None:
         """Commit a save whose files are complete, without waiting; rank 0 looks for those of all ranks."""
         if self._pending is None or not self._pending[2].done():
