@@ -198,6 +198,10 @@ def test_faces_are_aligned_on_the_way_as_in_preparation(tmp_path):
     (cut,) = AlignedFace(112)([grace])
     assert np.array_equal(cut.pixels, decode(made[0].data).pixels)
     run("search", "build", tmp_path / "out.parquet", tmp_path / "gallery")
+    gallery = Gallery(tmp_path / "gallery")
+    (match,) = gallery.search(torch.tensor([rows[1]["embedding"]]), 1)[0]
+    again = matched_picture(match, gallery.sources[0], 112)
+    assert np.abs(again.astype(int) - cut.pixels).mean() < 4, "but for the JPEG in between, the face that was embedded"
     query = ("search", "query", tmp_path / "gallery")
     options = ("--model", model, "--out", tmp_path / "m.png")
     told = run(*query, photos / "two.png", *options).splitlines()
