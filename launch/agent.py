@@ -3,14 +3,22 @@
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import psutil
 
 from dist_train.errors import WorkError
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
+logger = logging.getLogger(__name__)
+
 USER_MISTAKE, INTERRUPTED = 2, 130  # exit statuses, as `headcount` itself gives them
+HINT_EVERY_S = 60.0
 
 
 def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
@@ -29,8 +37,14 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     # The ranks' own messages say what happened; the agent's would bury them.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // settings.nproc_per_node)))
+    advice = (
+        "start the same command on all of them, and see that each can reach this address and that no other program "
+        "listens there; another one: --rdzv HOST:PORT"
+    )
+    meeting = f"{settings.min_nodes} machines at {settings.rdzv_endpoint}, job {settings.run_id}"
     try:
-        elastic_launch(settings, sys.executable)(*arguments)
+        with hints(f"waiting for a meeting of {meeting}: {advice}", HINT_EVERY_S):
+            elastic_launch(settings, sys.executable)(*arguments)
     except ChildFailedError as error:
         # Ranks that lost a peer, or were ended for it, follow the one that failed.
         statuses = [failure.exitcode for failure in error.failures.values()]
@@ -38,8 +52,24 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     except SignalException:
         return INTERRUPTED
     except RendezvousError as error:
-        raise WorkError(
-            f"no meeting of {settings.min_nodes} machines at {settings.rdzv_endpoint}, job {settings.run_id}: {error}; "
-            "start the same command on all of them, and see that each can reach this address"
-        ) from error
+        raise WorkError(f"no meeting of {meeting}: {error}; {advice}") from error
     return 0
+
+
+@contextmanager
+def hints(text: str, every_s: float) -> Iterator[None]:
+    """Log `text` from time to time for as long as this process has no ranks: machines wait for each other silently."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            if not psutil.Process().children():
+                logger.warning("%s", text)
+
+    thread = threading.Thread(target=watch, name="hints", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

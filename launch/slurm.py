@@ -15,7 +15,7 @@ from dist_train.checkpoint import CONFIG_NAME
 from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
 from launch.agent import INTERRUPTED
-from launch.torchrun import node_range
+from launch.torchrun import check_ranks, node_range
 
 TEMPLATE = "slurm.sh.j2"
 SCRIPT_NAME = "slurm.sh"
@@ -163,13 +163,18 @@ def slurm(
     """
     from dist_train.config import load_config
 
-    run_dir = load_config(config, overrides or []).run_dir
+    settings = load_config(config, overrides or [])
+    run_dir = settings.run_dir
     if (run_dir / CONFIG_NAME).exists() and not resume:
         raise UserError(
             f"run_dir {run_dir} holds another run; continue it with --resume, or name another: run_dir=PATH"
         )
     if time is not None and not _TIME.fullmatch(time):
         raise UserError(f"--time {time}: expected MINUTES, HH:MM:SS or DAYS-HH[:MM[:SS]], e.g. 24:00:00 or 7-0")
+    node_count, procs = node_range(nodes), procs_per_node or gpus_per_node or 1
+    if settings.train.device == "cuda" and gpus_per_node < procs:
+        raise UserError(f"train.device=cuda: --gpus-per-node {gpus_per_node} for {procs} ranks of a node; ask for more")
+    check_ranks(settings, node_count, procs)
     named = {"time": time, "partition": partition, "account": account}
     options = [f"{name}={value}" for name, value in named.items() if value is not None]
     options += [option.removeprefix("--") for option in sbatch or []]
@@ -177,9 +182,9 @@ def slurm(
         raise UserError("an option of sbatch must be one line")
     job = SlurmJob(
         run_dir=run_dir,
-        nodes=node_range(nodes),
+        nodes=node_count,
         gpus_per_node=gpus_per_node,
-        procs_per_node=procs_per_node or gpus_per_node or 1,
+        procs_per_node=procs,
         cpus_per_task=cpus_per_task,
         signal_before_s=signal_before,
         requeue=requeue,

@@ -14,12 +14,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dist_train.errors import UserError
 from launch.agent import run_agent
+
+if TYPE_CHECKING:
+    from dist_train.config import RunConfig
 
 DEFAULT_PORT = 29400  # torchrun's own
 
@@ -49,6 +52,11 @@ class TorchrunJob:
     rdzv_id: str
     max_restarts: int
     stop_timeout_s: int = 600
+
+    @classmethod
+    def on_this_machine(cls, ranks: int, max_restarts: int = 0) -> "TorchrunJob":
+        """Ranks that meet on a free port, told apart from those of every other job."""
+        return cls(1, 1, ranks, "localhost:0", uuid.uuid4().hex, max_restarts)
 
     def arguments(self, command: Sequence[str]) -> list[str]:
         """Arguments for torchrun to run `python -m COMMAND` as ranks."""
@@ -81,20 +89,34 @@ def node_range(text: str) -> tuple[int, int]:
     return low, high
 
 
-def meeting_point(text: str | None, max_nodes: int) -> str:
-    """`HOST:PORT` of the rendezvous; a free port of this machine where the job is on one machine.
+def check_ranks(config: "RunConfig", nodes: tuple[int, int], procs_per_node: int) -> None:
+    """Every number of ranks that a job may come to have must divide its batches.
+
+    Raises:
+        UserError: one does not.
+    """
+    from dist_train.batching import micro_batches
+
+    low, high = nodes
+    for count in range(low, high + 1):
+        try:
+            micro_batches(config, count * procs_per_node)
+        except UserError as error:
+            where = f"with {count} of {low}:{high} machines: " if high > low else ""
+            raise UserError(f"{where}{error}") from error
+
+
+def meeting_point(text: str | None) -> str:
+    """`HOST:PORT` of the rendezvous of several machines.
 
     Args:
         text: what the user gave, `HOST` or `HOST:PORT`.
-        max_nodes: most machines of the job.
 
     Raises:
-        UserError: missing although there are several machines, or not of that form.
+        UserError: missing, or not of that form.
     """
     if text is None:
-        if max_nodes > 1:
-            raise UserError("--rdzv is missing: name one of the machines, on all of them the same, e.g. --rdzv node0")
-        return "localhost:0"
+        raise UserError("--rdzv is missing: name one of the machines, on all of them the same, e.g. --rdzv node0")
     host, colon, port = text.rpartition(":")
     if not colon:
         host, port = text, str(DEFAULT_PORT)
@@ -130,32 +152,36 @@ def torchrun(
 
     from dist_train.config import load_config
 
-    run_dir = load_config(config, overrides or []).run_dir
+    settings = load_config(config, overrides or [])
+    run_dir = settings.run_dir
     low, high = node_range(nodes)
-    job = TorchrunJob(
-        min_nodes=low,
-        max_nodes=high,
-        procs_per_node=procs_per_node or torch.cuda.device_count() or 2,
-        rdzv_endpoint=meeting_point(rdzv, high),
-        # Machines that meet must call the job the same; a job on one machine is told apart from every other.
-        rdzv_id=f"{run_dir.name}-{zlib.crc32(str(run_dir).encode()):08x}" if high > 1 else uuid.uuid4().hex,
-        max_restarts=max_restarts,
-    )
+    procs = procs_per_node or torch.cuda.device_count() or 2
+    check_ranks(settings, (low, high), procs)
+    if high > 1:
+        # Machines that meet must call the job the same.
+        name = f"{run_dir.name}-{zlib.crc32(str(run_dir).encode()):08x}"
+        job = TorchrunJob(low, high, procs, meeting_point(rdzv), name, max_restarts)
+    else:  # one machine needs no meeting point, though a script for N machines may name one
+        job = TorchrunJob.on_this_machine(procs, max_restarts)
     command = ["launch.rank", str(run_dir), "train", str(config), *(overrides or [])]
     if resume:
         command.append("--resume")
-    arguments = job.arguments(command)
-    settings = [f"{name}={value}" for name, value in SETTINGS.items()]
-    typer.echo(shlex.join([*settings, sys.executable, "-m", "torch.distributed.run", *arguments]), err=not dry_run)
-    if not dry_run:
-        raise typer.Exit(run_torchrun(arguments))
+    start(job.arguments(command), dry_run)
 
 
-def run_torchrun(arguments: list[str]) -> int:
-    """Do what `torchrun ARGUMENTS` does with `SETTINGS`; the exit status of the job."""
+def start(arguments: list[str], dry_run: bool) -> None:
+    """Print the command `torchrun ARGUMENTS` with `SETTINGS`, and unless `dry_run` do what it does.
+
+    Raises:
+        typer.Exit: with the exit status of the job.
+    """
     from torch.distributed.run import config_from_args, parse_args
 
+    names = [f"{name}={value}" for name, value in SETTINGS.items()]
+    typer.echo(shlex.join([*names, sys.executable, "-m", "torch.distributed.run", *arguments]), err=not dry_run)
+    if dry_run:
+        return
     os.environ.update(SETTINGS)
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
     settings, _, command = config_from_args(parse_args(arguments))
-    return run_agent(settings, command)
+    raise typer.Exit(run_agent(settings, command))
