@@ -1,14 +1,16 @@
 """`headcount prep align` and `headcount prep resume`."""
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from data_prep.engines.engine import Engine
+    from data_prep.progress import Progress
 
 
 class EngineName(StrEnum):
@@ -19,6 +21,14 @@ class EngineName(StrEnum):
     RAY = "ray"
 
 
+class WandbMode(StrEnum):
+    """Where figures go besides."""
+
+    DISABLED = "disabled"
+    OFFLINE = "offline"
+    ONLINE = "online"
+
+
 _Workers = Annotated[
     int | None,
     typer.Option(min=1, help="processes, array tasks or Ray tasks, a core each; default: one a core, not for slurm"),
@@ -27,6 +37,7 @@ _Engine = Annotated[
     EngineName, typer.Option("--engine", help="who works: this machine, a Slurm array, or the cluster in RAY_ADDRESS")
 ]
 _Sbatch = Annotated[list[str] | None, typer.Option(help="further option of sbatch, e.g. partition=cpu")]
+_Wandb = Annotated[WandbMode, typer.Option(help="figures and report in Weights & Biases too")]
 
 
 class FaceChoice(StrEnum):
@@ -83,6 +94,7 @@ def align(
     engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
     sbatch: _Sbatch = None,
+    wandb: _Wandb = WandbMode.DISABLED,
 ) -> None:
     """Find the faces in photos, align them, and write them as a sharded set for training.
 
@@ -105,7 +117,6 @@ def align(
     from data_prep.align_transform import Align
     from data_prep.job import run_job
     from data_prep.plan import JobOptions
-    from data_prep.progress import Progress
     from data_prep.sources import open_source
     from data_prep.transforms import Keep, Transform
 
@@ -131,10 +142,10 @@ def align(
         unit_rows=unit,
         seed=seed,
         min_images=min_images,
-        labels_from=labels_from,
+        labels_from=labels_from and labels_from.absolute(),
     )
-    run_job(out, options, _open_engine(out, engine, workers, sbatch, device), Progress())
-    _conclude(out)
+    chosen = _open_engine(out, engine, workers, sbatch, device)
+    _carry_out(out, wandb, options.described(), lambda progress: run_job(out, options, chosen, progress))
 
 
 def resume(
@@ -143,6 +154,7 @@ def resume(
     engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
     sbatch: _Sbatch = None,
+    wandb: _Wandb = WandbMode.DISABLED,
 ) -> None:
     """Bring a job to its end with the options that it was begun with.
 
@@ -154,11 +166,10 @@ def resume(
     """
     from data_prep.job import resume_job
     from data_prep.plan import Layout, Plan
-    from data_prep.progress import Progress
 
-    device = getattr(Plan(Layout(out)).options.transform, "device", "cpu")
-    resume_job(out, _open_engine(out, engine, workers, sbatch, device), Progress(), retry=retry)
-    _conclude(out)
+    plan = Plan(Layout(out))
+    chosen = _open_engine(out, engine, workers, sbatch, getattr(plan.options.transform, "device", "cpu"))
+    _carry_out(out, wandb, plan.described, lambda progress: resume_job(out, chosen, progress, retry=retry))
 
 
 def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[str] | None, device: str) -> "Engine":
@@ -182,10 +193,22 @@ def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[
     return LocalEngine(workers or len(os.sched_getaffinity(0)))
 
 
-def _conclude(out: Path) -> None:
+def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Callable[[Progress], object]") -> None:
+    """Do `work`, draw the report, say what came out."""
+    from data_prep.progress import Progress
     from data_prep.report import write_report
+    from data_prep.wandb_run import WandbRun
 
-    typer.echo(f"{summary(out)}\nlook at {write_report(out)}")
+    mode: Literal["online", "offline"] = "online" if wandb == WandbMode.ONLINE else "offline"
+    run = None if wandb == WandbMode.DISABLED else WandbRun(out, mode, options)
+    report = None
+    try:
+        work(Progress(run=run))
+        report = write_report(out)
+    finally:
+        if run is not None:
+            run.close(report)
+    typer.echo(f"{summary(out)}\nlook at {report}")
 
 
 def summary(out: Path) -> str:

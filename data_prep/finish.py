@@ -10,6 +10,7 @@ All of it follows from the units' statistics, whatever the order in which they w
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -84,7 +85,9 @@ def decide(plan: Plan) -> Decision:
     by_code = np.array([label_of[name] if name in kept else LEFT_OUT for name in made.names], dtype=np.int64)
     label = np.where(first == _NO_FIRST, by_code[made.code] if len(made.code) else LEFT_OUT, LEFT_OUT)
     if not (label != LEFT_OUT).any():
-        raise WorkError(f"{plan.layout.out}: no picture is left of {plan.rows_total} inputs; see {_reasons(plan)}")
+        raise WorkError(
+            f"{plan.layout.out}: no picture is left of {plan.rows_total} inputs: {_reasons(plan, counts[~enough])}"
+        )
     digests = []
     temporary = plan.layout.labels.with_suffix(".tmp")
     bounds = np.searchsorted(made.unit, np.arange(plan.units + 1))
@@ -160,7 +163,7 @@ def _gather(plan: Plan) -> _Made:
             )
         )
     if not columns:
-        raise WorkError(f"{plan.layout.out}: no unit was made; see {_reasons(plan)}")
+        raise WorkError(f"{plan.layout.out}: no unit was made; see the .failed files in {plan.layout.home / 'units'}")
     merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
     return _Made(list(codes), *merged)
 
@@ -236,5 +239,15 @@ def _sources_at(plan: Plan, positions: np.ndarray) -> dict[int, str]:
     return found
 
 
-def _reasons(plan: Plan) -> str:
-    return f"the .json and .failed files in {plan.layout.home / 'units'}"
+def _reasons(plan: Plan, few: np.ndarray) -> str:
+    """Why inputs were left out, the most frequent reason first; `few`: pictures of identities with too few [names]."""
+    reasons: Counter[str] = Counter()
+    for unit in range(plan.units):
+        if plan.layout.done(unit).exists():
+            reasons.update(json.loads(plan.layout.done(unit).read_text(encoding="utf-8"))["reasons"])
+        else:
+            reasons["unit failed"] += plan.batch(unit).num_rows
+    told = [f"{count} {reason}" for reason, count in reasons.most_common()]
+    if few.any():
+        told.append(f"{few.sum()} of identities with fewer than {plan.options.min_images} (min_images)")
+    return f"{', '.join(told)}; details in the .parquet files in {plan.layout.home / 'units'}"

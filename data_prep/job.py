@@ -101,6 +101,7 @@ def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIE
     make_units(plan, range(plan.units), engine, progress, tries)
     decision = decide(plan)
     _seal(plan, decision.digests, engine, progress, tries)
+    _remove_temporaries(plan.layout)  # of workers that were killed, and whose units others did
     shards = [_summary(plan.layout.sealed(unit)) for unit in range(plan.units) if plan.layout.done(unit).exists()]
     manifest = write_set(plan, decision, shards)
     return _conclude(plan, manifest)

@@ -52,18 +52,20 @@ class SlurmEngine:
         """
         token = secrets.token_hex(4)
         queue = UnitQueue.create(self._home / token, task, units)
-        left = set(units)
+        left, submitted = set(units), False
         try:
             while left:
                 before = len(left)
                 self._submit(queue, min(self._tasks, len(left)))
+                submitted = True
                 for outcome in self._watch(queue, left):
                     left.discard(outcome.unit)
                     yield outcome
                 if len(left) == before:
                     raise WorkError(f"an array of Slurm ended without a unit of work done; see {self._log('*')}")
         finally:
-            _stop(token)
+            if submitted:
+                _stop(token)
             queue.remove()
 
     def _submit(self, queue: UnitQueue, tasks: int) -> None:

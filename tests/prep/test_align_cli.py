@@ -1,5 +1,7 @@
 """`headcount prep align`: from photos to a set, as a user runs it."""
 
+import sys
+
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
@@ -77,3 +79,52 @@ def test_sources_that_are_none_are_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"notes\.txt: of no known kind; expected a folder of identities, a \.rec"):
         run("align", tmp_path / "notes.txt", tmp_path / "set")
+
+
+class TestWandb:
+    """With a stand-in for its library, which takes seconds to start."""
+
+    def test_figures_of_each_unit_and_the_report_go_to_a_run_of_the_sets_name(self, tmp_path, monkeypatch):
+        logged, asked = [], {}
+
+        class Run:
+            log = staticmethod(logged.append)
+            finish = staticmethod(lambda: logged.append("finished"))
+
+        monkeypatch.setattr("wandb.init", lambda **options: asked.update(options) or Run())
+        monkeypatch.setattr("wandb.Image", lambda path: path)
+        source = folders(tmp_path / "photos", people=2, each=2)
+        (source / "person 1" / "small.jpg").write_bytes(encode(picture(7, 64)))
+        options = ("--keep", "--workers", 1, "--unit", 3, "--wandb", "offline")
+        run("align", source, tmp_path / "set", *options)
+        assert (asked["mode"], asked["name"], asked["dir"]) == ("offline", "set", tmp_path / "set")
+        assert asked["config"]["source"]["path"] == str(source)
+        units = [figures for figures in logged if "photos" in figures]
+        assert [unit["photos"] for unit in units] in ([3, 5], [2, 5])
+        assert (units[-1]["kept"], units[-1]["rejected"]) == (4, 1)
+        assert units[-1]["photos_per_s"] > 0
+        assert logged[-2:] == [{"report": str(tmp_path / "set" / "report.png")}, "finished"]
+
+    def test_a_failing_wandb_does_not_fail_the_job(self, tmp_path, monkeypatch, caplog):
+        def refuse(**_):
+            raise RuntimeError("no key")
+
+        monkeypatch.setattr("wandb.init", refuse)
+        source = folders(tmp_path / "photos", people=1, each=2)
+        told = run("align", source, tmp_path / "set", "--keep", "--workers", 1, "--wandb", "online")
+        assert "2 pictures of 1 identities" in told
+        assert "W&B could not start (no key); the job goes on without it" in caplog.text
+
+
+def test_engines_say_what_they_miss(tmp_path, monkeypatch):
+    source = folders(tmp_path / "photos", people=1, each=1)
+    with pytest.raises(UserError, match="--engine slurm: say how many array tasks are wanted: --workers N"):
+        run("align", source, tmp_path / "set", "--keep", "--engine", "slurm")
+    with pytest.raises(UserError, match="--sbatch goes with --engine slurm"):
+        run("align", source, tmp_path / "set", "--keep", "--sbatch", "partition=cpu")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="is not on this machine; run this on a node from which Slurm is used"):
+        run("align", source, tmp_path / "set", "--keep", "--engine", "slurm", "--workers", 2)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"Ray is not installed; install it: pip install 'headcount\[ray\]'"):
+        run("align", source, tmp_path / "set", "--keep", "--engine", "ray")

@@ -117,6 +117,18 @@ def test_a_job_stopped_after_any_unit_goes_on_and_repeats_nothing(reference, tmp
     assert not list((tmp_path / "out" / ".prep" / "units").glob("*.tar"))
 
 
+def test_what_a_killed_worker_was_writing_is_not_left_in_the_set(reference, tmp_path):
+    root, out = reference
+
+    class Leaving(InProcess):
+        def run(self, task, units):
+            yield from super().run(task, units)
+            (tmp_path / "out" / ".x-000000.tar.node.7.tmp").write_bytes(b"half a shard")
+
+    run(tmp_path / "out", options(root), Leaving())
+    assert content(tmp_path / "out") == content(out)
+
+
 def test_a_finished_job_does_nothing_again(reference):
     root, out = reference
     engine = InProcess()
@@ -151,7 +163,9 @@ def test_an_empty_source_and_one_without_a_usable_picture_are_said(tmp_path):
     with pytest.raises(UserError, match="nothing in it"):
         run(tmp_path / "out", options(tmp_path / "photos"))
     (tmp_path / "photos" / "a" / "1.jpg").write_bytes(b"bad")
-    with pytest.raises(WorkError, match="no picture is left of 1 inputs"):
+    (tmp_path / "photos" / "a" / "2.jpg").write_bytes(b"good")
+    told = r"no picture is left of 2 inputs: 1 no face, 1 of identities with fewer than 2 \(min_images\); details in"
+    with pytest.raises(WorkError, match=told):
         run(tmp_path / "out", options(tmp_path / "photos"))
 
 
