@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
     recipe = folder / "configs" / "quickstart.yaml"
     tree = yaml.safe_load(recipe.read_text())
     del tree["train"]["epochs"]
-    tree["train"] |= {"steps": 4, "global_batch_size": 16, "log_every": 1, "device": "cpu"}
+    tree["train"] |= {"steps": 4, "global_batch_size": 16, "log_every": 1, "device": "cpu", "threads": 1}
     tree["optimizer"]["warmup_steps"] = 1
     tree["track"] = {"wandb": "disabled"}
     recipe.write_text(yaml.safe_dump(tree))
