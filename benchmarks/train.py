@@ -193,7 +193,7 @@ def two_ranks(case: str, sizes: Sizes) -> None:
 
 
 def checkpoint(case: str, sizes: Sizes) -> None:
-    """What a checkpoint every 100 steps costs, as a share of the steps; seconds from a new process to its first step."""
+    """What a checkpoint every 100 steps costs, as a share of them; seconds from a new process to its first step."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder / "set", sizes.classes)
