@@ -133,6 +133,7 @@ def test_a_pages_links_to_files_lead_somewhere(page):
         ("headcount train configs/nowhere.yaml", "no recipe configs/nowhere.yaml"),
         ("headcount train configs/quickstart.yaml head.sample_rat=0.1", "did you mean head.sample_rate"),
         ("headcount train configs/quickstart.yaml head.sample_rate=2", "less than or equal to 1"),
+        ("headcount train mine.yaml head.sample_rat=0.1", "did you mean head.sample_rate"),
         ("headcount data bench x --workers many", "valid integer"),
         ("srun --nodes 2 headcount train", "Missing argument"),
         ("A=1 headcount eval runs/a | tee log && headcount evul", "no command 'evul'"),
