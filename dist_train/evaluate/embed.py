@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -46,12 +46,17 @@ class Embeddings:
         return torch.nn.functional.normalize(self.features, dim=1)
 
 
-def _decode(data: bytes, image_size: int, name: str) -> tuple[np.ndarray, int, int]:
-    """The picture as uint8 [S, S, 3], red first, and its own height and width before scaling.
+def decode_picture(data: bytes, image_size: int, name: str) -> np.ndarray:
+    """Decode a picture to uint8 [S, S, 3], red first; another size is scaled.
 
     Raises:
         WorkError: not a picture.
     """
+    return _decode(data, image_size, name)[0]
+
+
+def _decode(data: bytes, image_size: int, name: str) -> tuple[np.ndarray, int, int]:
+    """The picture, and its own height and width before scaling."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if len(buffer) else None
     if picture is None:
@@ -126,15 +131,22 @@ def embed_batches(
 
 def _batches(load: LoadFn, numbers: Numbers, batch_size: int) -> Iterator[tuple[Numbers, Tensor]]:
     parts = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        pending = [[pool.submit(load, n) for n in part] for part in parts[:_AHEAD]]
+    # Two pools: a batch is put together only when its pictures are there, and must not keep a decoder waiting.
+    with ThreadPoolExecutor(1) as assembler, ThreadPoolExecutor(_DECODERS) as pool:
+
+        def begin(part: Numbers) -> Future[Tensor]:
+            pictures = [pool.submit(load, number) for number in part]
+            return assembler.submit(lambda: to_tensor([picture.result() for picture in pictures]))
+
+        pending = [begin(part) for part in parts[:_AHEAD]]
         try:
             for index, part in enumerate(parts):
                 if index + _AHEAD < len(parts):
-                    pending.append([pool.submit(load, n) for n in parts[index + _AHEAD]])
-                yield part, to_tensor([future.result() for future in pending.pop(0)])
+                    pending.append(begin(parts[index + _AHEAD]))
+                yield part, pending.pop(0).result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            assembler.shutdown(wait=False, cancel_futures=True)
 
 
 def embed_pictures(

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -84,9 +84,9 @@ def plot_roc(name: str, curves: Sequence[tuple[str, Roc]]) -> str:
     """True accept rate over false accept rate, logarithmic; starts at one false accept."""
     figure, axes = _figure(f"ROC: {name}", "false accept rate", "true accept rate")
     lowest, floor = 1.0, 1.0
-    for color, (label, curve) in zip(_cycle(len(curves)), curves, strict=True):
+    for style, (label, curve) in zip(_styles(len(curves)), curves, strict=True):
         seen = curve.far > 0
-        axes.plot(curve.far[seen], curve.tar[seen], color=color, linewidth=1.6, label=label, drawstyle="steps-post")
+        axes.plot(curve.far[seen], curve.tar[seen], label=label, **style, drawstyle="steps-post")
         lowest, floor = min(lowest, curve.far[seen].min()), min(floor, curve.tar[seen].min())
     axes.set_xscale("log")
     axes.set_xlim(min(lowest, 0.1), 1)
@@ -100,10 +100,10 @@ def plot_det(name: str, curves: Sequence[tuple[str, Roc]]) -> str:
     figure, axes = _figure(f"DET: {name}", "false accept rate", "false reject rate")
     lowest = 1.0
     drawn = False
-    for color, (label, curve) in zip(_cycle(len(curves)), curves, strict=True):
+    for style, (label, curve) in zip(_styles(len(curves)), curves, strict=True):
         seen = (curve.far > 0) & (curve.tar < 1)
         drawn |= bool(seen.any())
-        axes.plot(curve.far[seen], 1 - curve.tar[seen], color=color, linewidth=1.6, label=label, drawstyle="steps-post")
+        axes.plot(curve.far[seen], 1 - curve.tar[seen], label=label, **style, drawstyle="steps-post")
         lowest = min(lowest, curve.far[curve.far > 0].min())
     axes.set_xscale("log")
     axes.set_xlim(min(lowest, 0.1), 1)
@@ -137,8 +137,8 @@ def plot_cmc(name: str, curves: Sequence[tuple[str, np.ndarray]]) -> str:
     """Share of probes whose mate is among the first k."""
     figure, axes = _figure(f"CMC: {name}", "rank k", "share with mate in the first k")
     floor = 1.0
-    for color, (label, cmc) in zip(_cycle(len(curves)), curves, strict=True):
-        axes.step(np.arange(1, len(cmc) + 1), cmc, where="post", color=color, linewidth=1.6, label=label)
+    for style, (label, cmc) in zip(_styles(len(curves)), curves, strict=True):
+        axes.step(np.arange(1, len(cmc) + 1), cmc, where="post", label=label, **style)
         floor = min(floor, float(cmc[0]))
     axes.set_xscale("log")
     axes.set_xlim(1, max(2, max(len(cmc) for _, cmc in curves)))
@@ -153,10 +153,8 @@ def plot_cmc(name: str, curves: Sequence[tuple[str, np.ndarray]]) -> str:
 def plot_rank1(name: str, curves: Sequence[tuple[str, dict[int, float]]]) -> str:
     """Share of searches whose mate comes first, over the number of distractors."""
     figure, axes = _figure(f"Rank-1: {name}", "distractors", "share with mate first")
-    for color, (label, shares) in zip(_cycle(len(curves)), curves, strict=True):
-        axes.plot(
-            list(shares), list(shares.values()), color=color, linewidth=1.6, marker="o", markersize=4, label=label
-        )
+    for style, (label, shares) in zip(_styles(len(curves)), curves, strict=True):
+        axes.plot(list(shares), list(shares.values()), marker="o", markersize=4, label=label, **style)
     axes.set_xscale("log")
     _share_axis(axes, min(min(shares.values()) for _, shares in curves))
     _legend(axes, "lower left")
@@ -167,5 +165,9 @@ def _share_axis(axes: "Axes", floor: float) -> None:
     axes.set_ylim(max(0.0, floor - 0.1 * (1.05 - floor)), 1 + 0.02 * (1 - floor) + 1e-3)
 
 
-def _cycle(count: int) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(count)]
+def _styles(count: int) -> list[dict[str, Any]]:
+    """Colour and width of each curve; later ones are narrower, so that equal curves are all seen."""
+    return [
+        {"color": COLORS[i % len(COLORS)], "linewidth": 1.5 + (count - 1 - i) * min(1.2, 2.4 / count)}
+        for i in range(count)
+    ]

@@ -70,7 +70,7 @@ def write_report(path: Path, run: RunReport) -> None:
     scores = [ModelScores("", list(run.verification), list(run.identification))]
     curves = [plots.plot_history(run.history, *entry) for entry in _HISTORY]
     sections = [
-        Section("Training", plots=[curve for curve in curves if curve]),
+        Section("Training", plots=[drawn] if (drawn := [curve for curve in curves if curve]) else []),
         *result_sections(scores),
         Section("What the network saw", pictures=[_picture(sample) for sample in run.samples]),
         Section("All figures", tables=[_summary_table(run.summary)] if run.summary else []),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_train.evaluate import plots, tables
-from dist_train.evaluate.curves import DRAWN_POINTS, histogram, roc, sort_scores
+from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, histogram, roc, sort_scores
 from dist_train.evaluate.tables import ModelScores, Table, by_set, label
 
 
@@ -17,7 +17,7 @@ class Section:
     title: str
     note: str = ""
     tables: list[Table] = field(default_factory=list)
-    plots: list[str] = field(default_factory=list)
+    plots: list[list[str]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[dict[str, str]] = field(default_factory=list)
 
@@ -44,9 +44,8 @@ def _verification_sections(models: Sequence[ModelScores]) -> list[Section]:
     for name, group in by_set([(model.name, each) for model in models for each in model.verification]).items():
         scores = [(model, result, sort_scores(result.scores, result.same)) for model, result in group]
         curves = [(model or name, roc(ranked, DRAWN_POINTS)) for model, _, ranked in scores]
-        drawn += [plots.plot_roc(name, curves), plots.plot_det(name, curves)]
-        for model, result, ranked in scores:
-            drawn.append(plots.plot_scores(label(model, name), histogram(ranked, result.threshold)))
+        spreads = [(model, histogram(ranked, result.threshold)) for model, result, ranked in scores]
+        drawn.append(_error_plots(name, curves, spreads))
     return [Section("Verification", note, [table], drawn)]
 
 
@@ -57,10 +56,17 @@ def _ijb_sections(models: Sequence[ModelScores]) -> list[Section]:
     drawn = []
     for name, group in by_set([(model.name, each) for model in models for each in model.ijb]).items():
         curves = [(model or name, result.curve) for model, result in group]
-        drawn += [plots.plot_roc(name, curves), plots.plot_det(name, curves)]
-        drawn += [plots.plot_scores(label(model, name), result.scores) for model, result in group]
+        drawn.append(_error_plots(name, curves, [(model, result.scores) for model, result in group]))
     note = "Same identity or not? A template is a person's pictures and frames taken together; scores are cosines."
     return [Section(table.title, note, [table], drawn)]
+
+
+def _error_plots(name: str, curves: Sequence[tuple[str, Roc]], spreads: Sequence[tuple[str, Histogram]]) -> list[str]:
+    return [
+        plots.plot_roc(name, curves),
+        plots.plot_det(name, curves),
+        *(plots.plot_scores(label(model, name), spread) for model, spread in spreads),
+    ]
 
 
 def _identification_sections(models: Sequence[ModelScores]) -> list[Section]:
@@ -73,7 +79,7 @@ def _identification_sections(models: Sequence[ModelScores]) -> list[Section]:
         "the stated share of searches for somebody not enrolled finds anybody."
     )
     drawn = [plots.plot_cmc(name, [(model or name, r.cmc) for model, r in group]) for name, group in results.items()]
-    return [Section(table.title, note, [table], drawn)]
+    return [Section(table.title, note, [table], [drawn])]
 
 
 def _distractor_sections(models: Sequence[ModelScores]) -> list[Section]:
@@ -84,8 +90,12 @@ def _distractor_sections(models: Sequence[ModelScores]) -> list[Section]:
     note = "MegaFace's protocol: every probe's mate hidden among strangers. TAR counts all pairs of probe and stranger."
     drawn = []
     for name, group in results.items():
-        drawn.append(plots.plot_rank1(name, [(model or name, result.rank1) for model, result in group]))
-        drawn.append(plots.plot_cmc(name, [(model or name, result.cmc) for model, result in group]))
+        drawn.append(
+            [
+                plots.plot_rank1(name, [(model or name, result.rank1) for model, result in group]),
+                plots.plot_cmc(name, [(model or name, result.cmc) for model, result in group]),
+            ]
+        )
     return [Section(table.title, note, [table], drawn)]
 
 

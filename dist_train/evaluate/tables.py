@@ -172,8 +172,8 @@ def label(model: str, dataset: str) -> str:
 
 
 def rate(value: float) -> str:
-    """A rate as figures are quoted: 0.001, 1e-5."""
-    return f"{value:g}".replace("e-0", "e-")
+    """A rate as figures are quoted: 0.001, 1e-4, 1e-5."""
+    return f"{value:g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _keys(dicts: Iterable[dict[Any, Any]]) -> list[Any]:
@@ -189,15 +189,15 @@ def _tpir(value: float | None) -> str:
 
 
 def _table(title: str, heads: list[str], groups: dict[str, list[list[str]]], best: range) -> Table | None:
-    """A table whose `best` columns mark the largest value among several rows of the same set."""
+    """A table whose `best` columns mark the largest value among rows of the same set, where they differ."""
     rows = []
     for group in groups.values():
-        tops = {column: max(_leading(row[column]) for row in group) for column in best}
-        for row in group:
-            marks = [
-                len(group) > 1 and -math.inf < tops.get(i, -math.inf) == _leading(text) for i, text in enumerate(row)
-            ]
-            rows.append([Cell(text, mark) for text, mark in zip(row, marks, strict=True)])
+        marked = set()
+        for column in best:
+            values = [_leading(row[column]) for row in group]
+            if min(values) < max(values):
+                marked |= {(i, column) for i, value in enumerate(values) if value == max(values)}
+        rows += [[Cell(text, (i, j) in marked) for j, text in enumerate(row)] for i, row in enumerate(group)]
     if not rows:
         return None
     coarse = any(cell.text.endswith(" *") for row in rows for cell in row)
