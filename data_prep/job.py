@@ -98,9 +98,12 @@ def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIE
         return load_manifest(plan.layout.out)
     stop_left_over(plan.layout.arrays)
     _remove_temporaries(plan.layout)
-    make_units(plan, range(plan.units), engine, progress, tries)
-    decision = decide(plan)
-    _seal(plan, decision.digests, engine, progress, tries)
+    try:
+        make_units(plan, range(plan.units), engine, progress, tries)
+        decision = decide(plan)
+        _seal(plan, decision.digests, engine, progress, tries)
+    finally:
+        progress.end()
     _remove_temporaries(plan.layout)  # of workers that were killed, and whose units others did
     shards = [_summary(plan.layout.sealed(unit)) for unit in range(plan.units) if plan.layout.done(unit).exists()]
     manifest = write_set(plan, decision, shards)

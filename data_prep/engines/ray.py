@@ -1,6 +1,8 @@
 """A Ray cluster: the one that RAY_ADDRESS names, or that this machine belongs to."""
 
+import os
 import pickle
+import socket
 from collections import deque
 from collections.abc import Generator, Sequence
 from functools import lru_cache
@@ -11,6 +13,7 @@ from data_prep.engines.engine import Outcome, Task, attempt
 from dist_train.errors import UserError
 
 _STOPPING_S = 30.0
+_ANSWER_S = 10.0
 
 
 class RayEngine:
@@ -67,6 +70,15 @@ def _connect(ray: ModuleType) -> bool:
     """Join the cluster; whether that was still to be done."""
     if ray.is_initialized():
         return False
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        try:  # Ray itself would wait for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+        except OSError as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}: nothing answers there ({error}); correct it or unset it"
+            ) from error
     try:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     except ConnectionError as error:

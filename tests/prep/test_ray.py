@@ -1,8 +1,11 @@
 """A real Ray cluster of two nodes on this machine, a CPU each."""
 
+import socket
+
 import pytest
 
 from data_prep.engines.ray import RayEngine
+from dist_train.errors import UserError
 from tests.prep.jobs import content, messy, options, orders, photos, rejects, run, samples
 from tests.prep.standin import Failing, Upper
 
@@ -31,6 +34,15 @@ class Placed(Upper):
     def open(self):
         with open(f"{self.notes}/{ray.get_runtime_context().get_node_id()}", "w"):
             return super().open()
+
+
+def test_an_address_where_nobody_answers_is_said_at_once(tmp_path, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no answer there"):
+            run(tmp_path / "out", options(photos(tmp_path / "photos")), RayEngine())
 
 
 def test_two_nodes_make_the_same_bytes_as_one_process(cluster, tmp_path):
