@@ -36,9 +36,21 @@ def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> IO[str
         UserError: it cannot be written, is in use, holds another run, or was made with another configuration.
     """
     directory = config.run_dir
-    stored = directory / CONFIG_NAME
     _check_writable(directory)
     lock = _lock(directory)
+    try:
+        _check_run(config, resume, allow_changes)
+        remove_leftovers(directory)
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        raise
+    return lock
+
+
+def _check_run(config: RunConfig, resume: bool, allow_changes: bool) -> None:
+    directory = config.run_dir
+    stored = directory / CONFIG_NAME
     if stored.exists():
         if not resume and not restarted():
             raise UserError(
@@ -49,8 +61,6 @@ def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> IO[str
         raise UserError(
             f"run_dir {directory} holds no run to resume ({CONFIG_NAME} is missing); start without --resume"
         )
-    remove_leftovers(directory)
-    return lock
 
 
 def claim_run_dir(config: RunConfig) -> None:

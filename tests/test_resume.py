@@ -124,6 +124,17 @@ def test_a_changed_configuration_is_told_key_by_key_and_accepted_only_when_asked
     assert "resuming with a changed configuration: optimizer.lr: 0.005 -> 0.5" in caplog.text
 
 
+def test_a_run_directory_belongs_to_one_run_at_a_time(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("dist_train.run_dir.LOCK_WAIT_S", 0.1)
+    run_dir = copy_of(finished, tmp_path)
+    config = load_config(run_dir / "config.yaml", [f"run_dir={run_dir}"])
+    lock = open_run_dir(config, resume=True, allow_changes=True)
+    with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on \S+; wait for that run"):
+        open_run_dir(config, resume=True, allow_changes=True)
+    lock.close()
+    open_run_dir(config, resume=True, allow_changes=True).close()
+
+
 def test_with_another_batch_size_the_sample_order_goes_on_at_the_next_whole_batch(finished, tmp_path, tiny_set):
     run_dir = copy_of(finished, tmp_path)
     checkpoint = newest_sound_checkpoint(run_dir, ALONE)
