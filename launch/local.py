@@ -23,7 +23,7 @@ def local(
 
       headcount launch local configs/quickstart.yaml
 
-      headcount launch local configs/quickstart.yaml --ranks 3 optimizer.lr=0.05
+      headcount launch local configs/quickstart.yaml --ranks 4 optimizer.lr=0.05
     """
     import torch
 

@@ -201,8 +201,9 @@ def advice(setup: Setup) -> Iterator[str]:
     if exchange > 0.15 * math.fsum(seconds.values()):
         yield f"exchanges take {exchange / math.fsum(seconds.values()):.0%} of a step; a faster network pays"
     per_node = rate / setup.gpus * min(setup.gpus, setup.gpus_per_node)
+    cores = math.ceil(per_node / DECODED_PER_CORE)
     yield (
-        f"a machine must decode {per_node:,.0f} images/s: {math.ceil(per_node / DECODED_PER_CORE)} cores for "
+        f"a machine must decode {per_node:,.0f} images/s: {cores} core{'s' if cores > 1 else ''} for "
         "data.workers with data.backend=opencv, or data.backend=dali on the GPUs"
     )
 

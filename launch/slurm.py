@@ -155,11 +155,11 @@ def slurm(
 
     Examples:
 
-      headcount launch slurm configs/quickstart.yaml --nodes 8 --time 24:00:00 --partition gpu
+      headcount launch slurm configs/glint360k_r100.yaml --nodes 2 --time 24:00:00 train.global_batch_size=2048
 
-      headcount launch slurm configs/quickstart.yaml --nodes 2:8 --sbatch qos=preemptible --sbatch constraint=h100
+      headcount launch slurm configs/glint360k_r100.yaml --sbatch qos=preemptible --sbatch constraint=h100
 
-      headcount launch slurm configs/quickstart.yaml --gpus-per-node 0 --procs-per-node 4 --dry-run
+      headcount launch slurm configs/quickstart.yaml --gpus-per-node 0 --procs-per-node 2 --dry-run
     """
     from dist_train.config import load_config
 

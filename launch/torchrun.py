@@ -146,7 +146,7 @@ def torchrun(
 
       headcount launch torchrun configs/quickstart.yaml --procs-per-node 2
 
-      headcount launch torchrun configs/quickstart.yaml --nodes 2:4 --rdzv node0:29400
+      headcount launch torchrun configs/quickstart.yaml --procs-per-node 1 --nodes 1:2 --rdzv node0:29400
     """
     import torch
 
