@@ -5,7 +5,8 @@ import math
 import tarfile
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def dry_step(config: RunConfig, image_size: int) -> DryStep:
         UserError: a combination of values that the parts refuse.
         WorkError: the loss or the gradient is not finite.
     """
-    with tempfile.TemporaryDirectory(prefix="headcount-check-") as name:
+    with tempfile.TemporaryDirectory(prefix="headcount-check-") as name, _one_thread():
         small = _small(config, Path(name), image_size)
         pictures = small.train.global_batch_size
         _write_set(Path(small.data.path), image_size, pictures, small.data.images_per_class or 1)
@@ -72,6 +73,17 @@ def dry_step(config: RunConfig, image_size: int) -> DryStep:
             if not math.isfinite(loss):
                 raise WorkError(f"dry step: loss {loss}, expected a finite number; what was not finite stands above")
             return DryStep(pictures, loss, float(trainer.gradient_norm), seconds)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A recipe is often checked on a busy login node, where many threads wait for each other at every layer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _small(config: RunConfig, scratch: Path, image_size: int) -> RunConfig:

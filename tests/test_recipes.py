@@ -23,12 +23,8 @@ PUBLISHED = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_no_gpu(monkeypatch):
+def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -123,6 +123,12 @@ def test_a_pages_links_to_files_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in PAGES if page.parent.name == "docs" and f"({page.name})" not in index]
+    assert missing == ["README.md"], "add a line to docs/README.md"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
