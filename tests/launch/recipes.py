@@ -1,9 +1,12 @@
 """A recipe that trains in seconds, and the command line as a user starts it."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 
@@ -44,3 +47,17 @@ def headcount(*arguments, env=None, cwd=None):
     return subprocess.run(
         command, capture_output=True, text=True, timeout=240, env=env or environment(), cwd=cwd, check=False
     )
+
+
+def headcount_here(*arguments, env=None):
+    """The same in this process, which spares seconds of imports: for commands that start nothing by themselves."""
+    from launch.cli import run
+
+    command = ["headcount", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", command)
+        for name, value in (env or environment()).items():
+            patch.setenv(name, value)
+        status = run()
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())

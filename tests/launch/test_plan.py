@@ -8,7 +8,7 @@ from dist_train.errors import UserError
 from dist_train.head import HeadConfig
 from launch.plan import advice, largest, report, whole_number
 from launch.plan_model import GIB, fits, gpu_memory
-from tests.launch.recipes import headcount
+from tests.launch.recipes import headcount_here
 from tests.launch.test_plan_model import setup
 
 
@@ -65,11 +65,11 @@ def test_a_slow_head_is_told_to_sample_and_a_job_in_order_only_what_it_must_deco
 
 def test_the_command_prints_the_plan_for_people_and_for_programs():
     call = ("launch", "plan", "--identities", "100e6", "--gpus", 64, "--backbone", "r100", "--sample-rate", 0.1)
-    people = headcount(*call)
+    people = headcount_here(*call)
     assert people.returncode == 0, people.stderr
     assert "100,000,000 identities on 64 GPUs, 1,562,500 a rank" in people.stdout
     assert "largest number of identities" in people.stdout
-    programs = headcount(*call, "--json")
+    programs = headcount_here(*call, "--json")
     found = json.loads(programs.stdout)
     assert found["fits"] is True
     assert sum(found["gpu_memory_bytes"].values()) == found["gpu_memory_total_bytes"]
@@ -88,6 +88,6 @@ def test_the_command_prints_the_plan_for_people_and_for_programs():
     ],
 )
 def test_a_mistake_names_the_option_and_what_is_expected(options, message):
-    done = headcount("launch", "plan", "--identities", "1e6", *options)
+    done = headcount_here("launch", "plan", "--identities", "1e6", *options)
     assert (done.returncode, done.stderr.count(message)) == (2, 1), done.stderr
     assert "Traceback" not in done.stderr

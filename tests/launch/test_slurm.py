@@ -3,7 +3,9 @@ import subprocess
 import pytest
 
 from launch.slurm import SlurmJob
-from tests.launch.recipes import environment, headcount, write_recipe
+from tests.launch.recipes import environment, headcount_here, write_recipe
+
+SLURM = ("launch", "slurm", "--gpus-per-node", 2)
 
 
 def job(run_dir, **changes):
@@ -58,7 +60,7 @@ def test_the_script_is_sound_shell(tmp_path, requeue):
 
 def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path):
     recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run")
-    done = headcount("launch", "slurm", recipe, "--sbatch", "qos=high", "--partition", "gpu", "--dry-run")
+    done = headcount_here(*SLURM, recipe, "--sbatch", "qos=high", "--partition", "gpu", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert {"qos=high", "partition=gpu", "nodes=1"} < set(directives(done.stdout))
     assert not (tmp_path / "run").exists()
@@ -75,7 +77,7 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path):
 )
 def test_a_mistake_is_said_at_once(tmp_path, options, message):
     recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run")
-    done = headcount("launch", "slurm", recipe, *options, env=environment(PATH=str(tmp_path)))
+    done = headcount_here(*SLURM, recipe, *options, env=environment(PATH=str(tmp_path)))
     assert (done.returncode, done.stderr.count(message)) == (2, 1), done.stderr
     assert "Traceback" not in done.stderr
 
@@ -84,9 +86,9 @@ def test_a_run_that_is_there_is_not_submitted_without_resume(tmp_path):
     recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
-    refused = headcount("launch", "slurm", recipe, "--dry-run")
+    refused = headcount_here(*SLURM, recipe, "--dry-run")
     assert refused.returncode == 2
     assert "continue it with --resume" in refused.stderr
-    taken = headcount("launch", "slurm", recipe, "--dry-run", "--resume")
+    taken = headcount_here(*SLURM, recipe, "--dry-run", "--resume")
     assert taken.returncode == 0, taken.stderr
     assert "--resume &" in taken.stdout

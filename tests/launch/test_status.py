@@ -5,7 +5,7 @@ import pytest
 
 from dist_train.checkpoint_store import Progress, write_progress
 from launch.status import TAIL_BYTES, duration, last_figures, run_state
-from tests.launch.recipes import environment, headcount, write_recipe
+from tests.launch.recipes import environment, headcount_here, write_recipe
 
 NOW = 1_800_000_000.0
 
@@ -97,7 +97,7 @@ def test_jobs_of_a_run_come_from_queue_and_accounting(run_dir, tmp_path):
     (run_dir / "slurm_jobs").write_text("5\n6\n7\n")
     accounts = "6|COMPLETED|03:00:00|1-00:00:00|2|0:0|headcount-run\n"
     env = fake_slurm(tmp_path / "bin", squeue=SQUEUE, sacct=accounts)
-    done = headcount("launch", "status", run_dir, env=env)
+    done = headcount_here("launch", "status", run_dir, env=env)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:4]] == [["5", "UNKNOWN"], ["6", "COMPLETED"], ["7", "RUNNING"]]
@@ -109,7 +109,7 @@ def test_all_training_jobs_are_listed_each_with_its_run(run_dir, tmp_path):
     (run_dir / "slurm_jobs").write_text("7\n")
     shown = f"JobId=7 JobName=headcount-run StdOut={run_dir}/slurm-7.log Power="
     env = fake_slurm(tmp_path / "bin", squeue=SQUEUE, sacct=None, scontrol=shown)
-    done = headcount("launch", "status", env=env)
+    done = headcount_here("launch", "status", env=env)
     assert done.returncode == 0, done.stderr
     assert "headcount-a|b" in done.stdout
     assert "something else" not in done.stdout
@@ -117,16 +117,16 @@ def test_all_training_jobs_are_listed_each_with_its_run(run_dir, tmp_path):
 
 
 def test_a_run_without_slurm_is_told_of_without_slurm(run_dir, tmp_path):
-    done = headcount("launch", "status", run_dir, env=environment(PATH=str(tmp_path)))
+    done = headcount_here("launch", "status", run_dir, env=environment(PATH=str(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{run_dir}: step 40 of 100")
     (run_dir / "slurm_jobs").write_text("5\n")
-    elsewhere = headcount("launch", "status", run_dir, env=environment(PATH=str(tmp_path)))
+    elsewhere = headcount_here("launch", "status", run_dir, env=environment(PATH=str(tmp_path)))
     assert "5    UNKNOWN" in elsewhere.stdout, elsewhere.stderr
     assert "squeue is not on this machine" in elsewhere.stdout
-    nothing = headcount("launch", "status", tmp_path, env=environment(PATH=str(tmp_path)))
+    nothing = headcount_here("launch", "status", tmp_path, env=environment(PATH=str(tmp_path)))
     assert nothing.returncode == 2
     assert "no run has begun there" in nothing.stderr
-    without = headcount("launch", "status", env=environment(PATH=str(tmp_path)))
+    without = headcount_here("launch", "status", env=environment(PATH=str(tmp_path)))
     assert without.returncode == 2
     assert "squeue is not on this machine" in without.stderr
