@@ -4,6 +4,7 @@ import random
 import subprocess
 import tarfile
 
+import pyarrow as pa
 import pytest
 
 from data_prep.engines.local import LocalEngine
@@ -229,6 +230,22 @@ def test_a_really_full_disk_leaves_a_job_that_goes_on(tmp_path):
         assert content(out) == content(tmp_path / "other")
     finally:
         subprocess.run(["umount", out], check=True)
+
+
+@pytest.mark.parametrize("stage", ["make_plan", "decide", "write_set"])
+def test_a_disk_that_is_full_between_the_units_is_said_too(tmp_path, monkeypatch, stage):
+    root = photos(tmp_path / "photos")
+
+    def fill(*_):
+        with pa.OSFile("/dev/full", "wb") as file:
+            file.write(bytes(1 << 20))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"data_prep.job.{stage}", fill)
+        with pytest.raises(WorkError, match="No space left on device; make room and run the same command again"):
+            run(tmp_path / "out", options(root))
+    run(tmp_path / "out", options(root))
+    assert len(samples(tmp_path / "out")) == 54
 
 
 def test_a_lost_source_sets_units_aside_instead_of_rejecting_every_photo(tmp_path):
