@@ -7,6 +7,7 @@ tensors once, class-sharded ones as `DTensor`, so that the number of ranks may c
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -219,7 +220,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
         path: a run directory (its newest checkpoint is taken) or one checkpoint in it.
 
     Raises:
-        UserError: no checkpoint there.
+        UserError: no checkpoint there, or of another architecture than the configuration beside it.
         WorkError: a damaged checkpoint.
     """
     checkpoint = path
@@ -241,11 +242,33 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
         names = {name: name for name in names}
     state = {section: {names[name]: tensor for name, tensor in backbone.state_dict().items()}}
     try:
-        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+        stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        wrong = _misfits({f"{section}.{name}": list(tensor.shape) for name, tensor in state[section].items()}, stored)
+        if not wrong:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+                dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     except DCP_ERRORS as error:
         raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
+    if wrong:
+        raise UserError(
+            f"checkpoint {checkpoint}: holds another architecture than {CONFIG_NAME} beside it names, "
+            f"backbone.name={config.backbone.name} with embedding_dim={config.backbone.embedding_dim} at "
+            f"{progress.image_size} px: {len(wrong)} tensors do not fit, the first: {wrong[0]}; bring back the "
+            f"{CONFIG_NAME} that the run was trained with"
+        )
     backbone.load_state_dict({name: state[section][names[name]] for name in names})
     return backbone.eval(), config, progress
+
+
+def _misfits(expected: dict[str, list[int]], stored: dict[str, Any]) -> list[str]:
+    """Which tensors a checkpoint does not have as they are expected."""
+    sizes = {name: list(entry.size) if hasattr(entry, "size") else None for name, entry in stored.items()}
+    return [
+        f"{name} is {sizes[name]}, expected {shape}" if name in sizes else f"{name} is not in it"
+        for name, shape in expected.items()
+        if sizes.get(name) != shape
+    ]
 
 
 def last_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from torch.distributed.checkpoint import FileSystemWriter
 from typer.testing import CliRunner
 
@@ -81,6 +82,20 @@ def test_a_cut_file_is_named_by_inspect_and_an_error_for_all_who_read_it(tmp_pat
     with pytest.raises(WorkError, match="cannot be loaded"):
         run("export", run_dir, "-o", tmp_path / "weights.pt")
     assert not (tmp_path / "weights.pt").exists()
+
+
+def test_weights_of_another_architecture_than_the_configuration_names_are_refused(tmp_path, tiny_set):
+    run_dir = train(tmp_path, tiny_set)
+    config = run_dir / "config.yaml"
+    whole = yaml.safe_load(config.read_text())
+    name, dim = whole["backbone"]["name"], whole["backbone"].get("embedding_dim", 512)
+    for change, found in (
+        ({"name": "mobilefacenet"}, r"backbone.name=mobilefacenet .* is not in it"),
+        ({"embedding_dim": 2 * dim}, rf"backbone.name={name} .* is \[{dim}, \d+\], expected \[{2 * dim}, \d+\]"),
+    ):
+        config.write_text(yaml.safe_dump({**whole, "backbone": {**whole["backbone"], **change}}))
+        with pytest.raises(UserError, match=rf"holds another architecture than config.yaml .*{found}"):
+            load_backbone(run_dir)
 
 
 def test_exported_weights_load_in_plain_torch_and_are_the_runs(tmp_path, tiny_set):

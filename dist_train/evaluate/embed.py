@@ -46,17 +46,12 @@ class Embeddings:
         return torch.nn.functional.normalize(self.features, dim=1)
 
 
-def decode_picture(data: bytes, image_size: int, name: str) -> np.ndarray:
-    """Decode a picture to uint8 [S, S, 3], red first; another size is scaled.
+def _decode(data: bytes, image_size: int, name: str) -> tuple[np.ndarray, int, int]:
+    """The picture as uint8 [S, S, 3], red first, and its own height and width before scaling.
 
     Raises:
         WorkError: not a picture.
     """
-    return _decode(data, image_size, name)[0]
-
-
-def _decode(data: bytes, image_size: int, name: str) -> tuple[np.ndarray, int, int]:
-    """The picture, and its own height and width before scaling."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if len(buffer) else None
     if picture is None:
