@@ -37,10 +37,21 @@ class Convention:
             "embedding_dim": str(self.embedding_dim),
             "input_type": self.input_type,
             "input_shape": f"batch,{side},{side},3" if whole else f"batch,3,{side},{side}",
+            "input_layout": "NHWC" if whole else "NCHW",
             "input_color": "RGB",
             "input_range": "0..255, as decoded" if whole else "-1..1, (value - 127.5) / 127.5",
+            # What the caller does: (value - mean) / std of every channel.
+            "input_mean": "0" if whole else "127.5",
+            "input_std": "1" if whole else "127.5",
             "output": "raw embeddings; normalize to unit length and compare by cosine",
         }
+
+    def as_taken(self, images: Tensor) -> Tensor:
+        """Images float32 [B, 3, S, S] in [-1, 1] as the model takes them."""
+        if self.input_type == "float32":
+            return images
+        levels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+        return levels.permute(0, 2, 3, 1)  # [B, 3, S, S] -> [B, S, S, 3]
 
     @classmethod
     def from_session(cls, path: Path, shape: list[int | str | None], kind: str, output: int) -> Self:
@@ -105,9 +116,7 @@ class OnnxModel:
         side = self.convention.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
             raise UserError(f"model {self.path}: takes {side} px pictures [B, 3, S, S], got {list(images.shape)}")
-        batch = images.detach().cpu()
-        if self.convention.input_type == "uint8":
-            batch = batch.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        batch = self.convention.as_taken(images.detach().cpu())
         try:
             (result,) = self._session.run([self._output], {self._input: np.ascontiguousarray(batch.numpy())})
         except Exception as error:  # as above

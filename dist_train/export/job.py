@@ -1,0 +1,176 @@
+"""One export: the forms that were asked for, written beside each other and measured."""
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.checkpoint import load_backbone
+from dist_train.checkpoint_store import Progress
+from dist_train.config import RunConfig
+from dist_train.data.manifest import MANIFEST_NAME
+from dist_train.errors import UserError
+from dist_train.evaluate.bin import VerificationSet, read_bin
+from dist_train.export.forms import REFERENCE, Figures, Form, measure_forms, write_figures
+from dist_train.export.onnx import export_onnx
+from dist_train.export.pictures import stored_pictures, verification_pictures
+from dist_train.export.program import export_program
+from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_static
+from dist_train.export.runtime import Convention, OnnxModel
+from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What `headcount export` was asked for; the options of that command."""
+
+    run: Path
+    output: Path | None = None
+    opset: int = 18
+    normalize_inside: bool = False
+    int8: tuple[str, ...] = ()
+    calibrate: Path | None = None
+    calibration_images: int = 256
+    tensorrt: bool = False
+    pt2: bool = False
+    sets: tuple[Path, ...] = ()
+    check_images: int = 128
+
+
+@dataclass
+class Exported:
+    """What came of it.
+
+    Attributes:
+        figures: of the original and of each form.
+        json_path: the figures as a file.
+        notes: what a user should know of them.
+    """
+
+    figures: list[Figures]
+    json_path: Path
+    notes: list[str] = field(default_factory=list)
+
+
+def export_forms(job: ExportJob) -> Exported:
+    """Write the forms and measure them. What cannot work is found before anything is written.
+
+    Raises:
+        UserError: options that do not go together, no such checkpoint or set, TensorRT without a GPU.
+        WorkError: a damaged checkpoint or picture, or a place that cannot be written.
+    """
+    _check(job)
+    if job.tensorrt:
+        open_tensorrt()
+    sets = [read_bin(path) for path in job.sets]
+    backbone, config, progress = load_backbone(job.run)
+    calibration = _calibration(job, progress.image_size)
+    path = job.output or _default_output(job.run, progress)
+    origin = {"run": config.run_dir.name, "step": str(progress.step)}
+    written = export_onnx(
+        backbone, progress.image_size, path, normalize_inside=job.normalize_inside, opset=job.opset, origin=origin
+    )
+    convention = written.convention
+    forms = [Form("pytorch float32", backbone), Form(REFERENCE, OnnxModel(path), path)]
+    if calibration is not None:
+        target = path.with_name(f"{path.stem}.int8.onnx")
+        quantize_static(path, target, convention, calibration)
+        forms.append(Form("onnx int8 static", OnnxModel(target), target))
+    if "dynamic" in job.int8:
+        target = path.with_name(f"{path.stem}.int8-dynamic.onnx")
+        quantize_dynamic(path, target)
+        forms.append(Form("onnx int8 dynamic", OnnxModel(target), target))
+    if job.pt2:
+        target = path.with_suffix(".pt2")
+        export_program(backbone, convention, target, origin)
+        forms.append(Form("torch.export float32", _program(target, convention), target))
+    if job.tensorrt:
+        target = path.with_suffix(".engine")
+        plain = Convention(convention.image_size, convention.embedding_dim)
+        build_engine(backbone, plain, target)
+        forms.append(Form("tensorrt float16", TensorRtModel(target, plain), target))
+    pictures, source = _pictures(job, config, sets, progress.image_size)
+    figures = measure_forms(forms, progress.image_size, pictures, sets, flip=config.evaluate.flip)
+    done = Exported(figures, path.with_name(f"{path.stem}.export.json"))
+    if pictures is None:
+        done.notes.append("no pictures to compare the forms on; give --sets FILE.bin")
+    elif len(pictures) < job.check_images:
+        done.notes.append(f"{source} has only {len(pictures)} pictures to compare on")
+    write_figures(done.json_path, figures, _about(job, progress, origin, pictures, source))
+    return done
+
+
+def _check(job: ExportJob) -> None:
+    if "static" in job.int8 and job.calibrate is None:
+        raise UserError(
+            "--int8 static: the ranges of activations come from real pictures; give a set of shards like those that "
+            "the model will see: --calibrate SET (the training set will do)"
+        )
+    if job.calibrate is not None and "static" not in job.int8:
+        raise UserError("--calibrate: only --int8 static is calibrated; add it, or leave --calibrate out")
+    if job.output is not None and job.output.suffix != ".onnx":
+        raise UserError(f"--output {job.output}: expected a file that ends in .onnx; other forms are named after it")
+    for path in job.sets:
+        if not path.is_file():
+            raise UserError(f"--sets {path}: expected the .bin file of a verification set")
+
+
+def _calibration(job: ExportJob, image_size: int) -> Tensor | None:
+    if job.calibrate is None:
+        return None
+    pictures = stored_pictures(job.calibrate, image_size, job.calibration_images)
+    if len(pictures) < MIN_PICTURES:
+        raise UserError(
+            f"--calibrate {job.calibrate}: {len(pictures)} pictures to calibrate with, expected at least "
+            f"{MIN_PICTURES}; give a larger set or more --calibration-images"
+        )
+    return pictures
+
+
+def _default_output(run: Path, progress: Progress) -> Path:
+    if (run / ".metadata").exists():  # one checkpoint: its run's directory, under a name of its own
+        return run.resolve().parent.parent / f"model-step-{progress.step:08d}.onnx"
+    return run / "model.onnx"
+
+
+def _pictures(
+    job: ExportJob, config: RunConfig, sets: list[VerificationSet], image_size: int
+) -> tuple[Tensor | None, str]:
+    """Pictures to compare the forms on, and where they are from: rather not those of the calibration."""
+    if sets:
+        return verification_pictures(sets[0], image_size, job.check_images), sets[0].name
+    where = job.calibrate or Path(str(config.data.path))
+    if (where / MANIFEST_NAME).is_file():
+        return stored_pictures(where, image_size, job.check_images, late=True), str(where)
+    return None, ""
+
+
+def _program(path: Path, convention: Convention) -> Callable[[Tensor], Tensor]:
+    module: nn.Module = torch.export.load(path).module()
+
+    def embed(images: Tensor) -> Tensor:
+        result: Tensor = module(convention.as_taken(images))
+        return result
+
+    return embed
+
+
+def _about(
+    job: ExportJob, progress: Progress, origin: dict[str, str], pictures: Tensor | None, source: str
+) -> dict[str, Any]:
+    packages = ("torch", "onnx", "onnxruntime")
+    return {
+        "run": origin["run"],
+        "step": progress.step,
+        "image_size": progress.image_size,
+        "opset": job.opset,
+        "normalize_inside": job.normalize_inside,
+        "pictures": 0 if pictures is None else len(pictures),
+        "pictures_from": source or None,
+        "cpu_threads": torch.get_num_threads(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }

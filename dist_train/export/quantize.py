@@ -1,0 +1,142 @@
+"""int8 forms of an ONNX model by onnxruntime's quantiser."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from dist_train.errors import UserError, WorkError
+from dist_train.export.onnx import save_onnx
+from dist_train.export.pictures import batches
+from dist_train.export.runtime import INPUT_NAME, Convention
+
+logger = logging.getLogger(__name__)
+
+# Scales for each channel came with opset 13; onnxruntime's own operators know no newer one than 23.
+OPSETS = range(13, 24)
+MIN_PICTURES = 32
+# With Add in integers too, blocks of a residual network meet without a way over float32.
+STATIC_OPS = ["Conv", "Gemm", "Add"]
+
+
+def quantize_static(source: Path, target: Path, convention: Convention, images: Tensor) -> None:
+    """Write `source` with int8 weights and uint8 activations whose ranges come from real pictures.
+
+    QDQ form: scales for each channel of the weights, one for each tensor of activations (the smallest and largest value
+    seen). Convolutions, the last layer and additions compute in integers; what lies between stays in float32. uint8
+    activations, since onnxruntime has no fast path for int8 ones on x86.
+
+    Args:
+        source: float32 ONNX file; the exporter has folded its BatchNorms.
+        target: of the int8 file.
+        convention: what the model takes.
+        images: real pictures to calibrate with, float32 [N, 3, S, S] in [-1, 1].
+
+    Raises:
+        UserError: an opset that int8 does not go with, or too few pictures.
+        WorkError: onnxruntime's quantiser failed, or the file cannot be written.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Pictures(CalibrationDataReader):
+        """Hands out the batches one by one."""
+
+        def __init__(self) -> None:
+            self.left = batches(images, convention)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.left, None)
+            return None if batch is None else {INPUT_NAME: batch}
+
+    if len(images) < MIN_PICTURES:
+        raise UserError(f"{len(images)} pictures to calibrate int8 with, expected at least {MIN_PICTURES}")
+    check_opset(source)
+    with tempfile.TemporaryDirectory() as name, _quantizing(source):
+        prepared, made = Path(name) / "prepared.onnx", Path(name) / "int8.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize(
+            prepared,
+            made,
+            Pictures(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=STATIC_OPS,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        model = onnx.load(made)
+    _save(model, source, target, {"quantization": "int8 static", "calibration_pictures": str(len(images))})
+
+
+def quantize_dynamic(source: Path, target: Path) -> None:
+    """Write `source` with 8-bit weights; the ranges of activations are found anew for each batch.
+
+    It needs no pictures and is as small as the static form, but hardly faster than float32.
+
+    Raises:
+        UserError: an opset that int8 does not go with.
+        WorkError: onnxruntime's quantiser failed, or the file cannot be written.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
+    check_opset(source)
+    with tempfile.TemporaryDirectory() as name, _quantizing(source):
+        made = Path(name) / "int8.onnx"
+        # onnxruntime's integer convolution takes unsigned weights with one scale only.
+        quantize(source, made, weight_type=QuantType.QUInt8)
+        model = onnx.load(made)
+    _save(model, source, target, {"quantization": "int8 dynamic"})
+
+
+def check_opset(path: Path) -> None:
+    """Look whether a model's operator set can be quantised.
+
+    Raises:
+        UserError: it cannot.
+    """
+    model = onnx.load(path, load_external_data=False)
+    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
+    if opset not in OPSETS:
+        raise UserError(
+            f"int8 of {path}: opset {opset}, expected {OPSETS[0]} to {OPSETS[-1]}; export it with --opset 18"
+        )
+
+
+def _save(model: onnx.ModelProto, source: Path, target: Path, more: dict[str, str]) -> None:
+    stated = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
+    del model.metadata_props[:]  # the quantiser's own marks among them
+    onnx.helper.set_model_props(model, stated | more)
+    save_onnx(model, target)
+    logger.info("wrote %s: %.1f MB", target, target.stat().st_size / 1e6)
+
+
+@contextmanager
+def _quantizing(source: Path) -> Iterator[None]:
+    """Keep the quantiser's reports out of our log, and say in one line what it could not do."""
+    import onnxruntime
+
+    level = logging.root.level
+    onnxruntime.set_default_logger_severity(3)
+    logging.root.setLevel(logging.ERROR)  # the quantiser logs advice on the root logger
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UserError, WorkError):
+        raise
+    except Exception as error:  # the quantiser and onnxruntime raise kinds without a common base
+        reason = str(error).strip().splitlines()
+        raise WorkError(f"int8 of {source}: {reason[0] if reason else type(error).__name__}") from error
+    finally:
+        logging.root.setLevel(level)
+        onnxruntime.set_default_logger_severity(2)
