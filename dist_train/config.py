@@ -66,6 +66,12 @@ class TrainConfig(Section):
             raise ValueError("give one of epochs and steps")
         return self
 
+    @model_validator(mode="after")
+    def _one_way_to_save_memory(self) -> "TrainConfig":
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile decides itself what to compute again; set activation_checkpointing to false")
+        return self
+
 
 class OptimizerConfig(Section):
     """The backbone's optimizer and the learning rate of backbone and head."""

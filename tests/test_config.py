@@ -42,6 +42,11 @@ def test_length_is_given_once(recipe):
         load_config(recipe, ["train.epochs=1"])
 
 
+def test_compile_and_activation_checkpointing_are_not_asked_for_together(recipe):
+    with pytest.raises(UserError, match="train: compile decides itself what to compute again"):
+        load_config(recipe, ["train.compile=true", "train.activation_checkpointing=true"])
+
+
 def test_a_missing_key_is_named(recipe):
     recipe.write_text("train: {steps: 1}\n")
     with pytest.raises(UserError, match="run_dir: missing"):
