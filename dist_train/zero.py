@@ -15,6 +15,24 @@ from dist_train.ranks import Ranks
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
+def check_options(config: RunConfig, half: torch.dtype) -> None:
+    """Look whether a recipe asks ZeRO for what only DDP has.
+
+    Args:
+        config: its `train.strategy` is a stage of ZeRO.
+        half: dtype of the backbone's arithmetic.
+
+    Raises:
+        UserError: it does.
+    """
+    if half == torch.float16:
+        raise UserError("train.precision=float16 goes with train.strategy=ddp only; use bfloat16 or ddp")
+    if config.train.strategy == "zero3" and config.train.ema_decay is not None:
+        raise UserError("train.ema_decay needs whole weights on every rank; use zero2, or set it to null")
+    if config.train.compile:
+        raise UserError("train.compile goes with train.strategy=ddp only")
+
+
 class ZeroReplica(Replica):
     """Optimizer state (stage 1), gradients (2) and weights (3) of the backbone split over ranks by DeepSpeed.
 
@@ -36,7 +54,9 @@ class ZeroReplica(Replica):
         self._stage = STAGES[train.strategy]
         self._names = OPTIMIZER_STATE[config.optimizer.name]
         half = precision(train.precision, ranks.device)
-        self._check(config, half)
+        if ranks.group is None:
+            raise UserError(f"train.strategy={train.strategy} splits over ranks, but there is one; use ddp")
+        check_options(config, half)
         if ranks.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
@@ -60,16 +80,6 @@ class ZeroReplica(Replica):
             config=settings,
             dist_init_required=False,
         )
-
-    def _check(self, config: RunConfig, half: torch.dtype) -> None:
-        if self.ranks.group is None:
-            raise UserError(f"train.strategy={config.train.strategy} splits over ranks, but there is one; use ddp")
-        if half == torch.float16:
-            raise UserError("train.precision=float16 goes with train.strategy=ddp only; use bfloat16 or ddp")
-        if self._stage == 3 and config.train.ema_decay is not None:
-            raise UserError("train.ema_decay needs whole weights on every rank; use zero2, or set it to null")
-        if config.train.compile:
-            raise UserError("train.compile goes with train.strategy=ddp only")
 
     def embed(self, images: Tensor) -> Tensor:
         """See `Replica.embed`."""

@@ -17,6 +17,7 @@ from dist_train.dry_step import dry_step
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.evaluation import check_sets
+from dist_train.zero import check_options
 from launch.plan import largest
 from launch.plan_hardware import GIB, GPUS, backbone_cost
 from launch.plan_model import Setup, fits, gpu_memory
@@ -37,6 +38,8 @@ def check(config: RunConfig) -> None:
         WorkError: the small step failed.
     """
     typer.echo("configuration: every key and value is valid")
+    if config.train.strategy != "ddp":
+        check_options(config, torch.float16 if config.train.precision == "float16" else torch.bfloat16)
     warnings = list(_missing(config))
     sources: Sources | None = None
     if not any(_absent(path) for path in _training_sets(config)):

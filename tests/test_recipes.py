@@ -102,6 +102,7 @@ def test_a_set_that_is_there_is_counted_and_its_batches_too(headcount, tmp_path)
         (["train.micro_batch_size=48"], 2, "is not a multiple of"),
         (["--resume"], 2, "--check starts no run"),
         (["train.strategy=zero2"], 0, "works on several ranks only"),
+        (["train.strategy=zero2", "train.precision=float16"], 2, "float16 goes with train.strategy=ddp only"),
         (["train.device=cuda"], 0, "no GPU on this machine"),
         (["data.path=http://127.0.0.1:9/set", "data.retries=0"], 0, "no success in 1 tries"),
         (["data.mix=[{path: b, weight: 1}]"], 0, "data.mix, set 1: b: no such directory"),
