@@ -13,6 +13,7 @@ import psutil
 from dist_train.errors import WorkError
 
 if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.launcher.api import LaunchConfig
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.launcher import api
 
+    api.LocalElasticAgent = agent_type()  # type: ignore[misc]  # which elastic_launch makes
     # The ranks' own messages say what happened; the agent's would bury them.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // settings.nproc_per_node)))
@@ -44,7 +46,7 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     meeting = f"{settings.min_nodes} machines at {settings.rdzv_endpoint}, job {settings.run_id}"
     try:
         with hints(f"waiting for a meeting of {meeting}: {advice}", HINT_EVERY_S):
-            elastic_launch(settings, sys.executable)(*arguments)
+            api.elastic_launch(settings, sys.executable)(*arguments)
     except ChildFailedError as error:
         # Ranks that lost a peer, or were ended for it, follow the one that failed.
         statuses = [failure.exitcode for failure in error.failures.values()]
@@ -54,6 +56,21 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     except RendezvousError as error:
         raise WorkError(f"no meeting of {meeting}: {error}; {advice}") from error
     return 0
+
+
+def agent_type() -> "type[LocalElasticAgent]":
+    """An agent of torchrun, but ranks that ended for a user's mistake are not started again to make it once more."""
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    class Agent(LocalElasticAgent):
+        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+            result: RunResult = super()._monitor_workers(worker_group)
+            if any(failure.exitcode == USER_MISTAKE for failure in result.failures.values()):
+                self._remaining_restarts = 0
+            return result
+
+    return Agent
 
 
 @contextmanager
