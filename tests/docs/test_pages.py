@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 import yaml
 
 import launch.cli
@@ -83,9 +84,13 @@ def run_group(group, folder):
 
 def headcount(arguments, folder):
     """The command line inside this process; its exit status."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
-        patch.setattr(sys, "argv", ["headcount", *arguments])
-        return launch.cli.run()
+    threads = torch.get_num_threads()
+    try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+            patch.setattr(sys, "argv", ["headcount", *arguments])
+            return launch.cli.run()
+    finally:
+        torch.set_num_threads(threads)  # a run sets its own, and other tests follow
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
