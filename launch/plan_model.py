@@ -221,10 +221,11 @@ def host_memory(setup: Setup) -> dict[str, int]:
 
 
 def staged_rows(shape: HeadShape) -> int:
-    """Rows in the host's buffers between the store and the GPU."""
+    """Rows in the host's buffers between the store and the GPU, at most."""
     if shape.accumulation == 1:
         return 2 * shape.chosen  # some are fetched while those of the step before are written back
-    return (shape.accumulation - 1) * shape.chosen + shape.updated  # one pass's buffer grows to hold the union
+    # A pass's buffer may grow to hold the union, if it is given back in time; otherwise the union gets its own.
+    return shape.accumulation * shape.chosen + shape.updated
 
 
 def disk_bytes(setup: Setup) -> int:
