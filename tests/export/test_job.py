@@ -1,0 +1,160 @@
+"""`headcount export` as a user calls it, on a small trained run."""
+
+import json
+import pickle
+import sys
+
+import cv2
+import pytest
+import torch
+import yaml
+
+from dist_train.checkpoint import load_backbone
+from dist_train.export.runtime import OnnxModel
+from launch.cli import run
+from tests.sets import picture, write_set
+from tests.single import losses, trainer
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A set of shards, one of pairs, and a run of a few steps."""
+    root = tmp_path_factory.mktemp("export")
+    write_set(root / "set", classes=10, views=8, size=SIZE)
+    write_set(root / "few", classes=2, views=3, size=SIZE)
+    pairs = [((a, 20), (a if same else a + 1, 21)) for a in range(10) for same in (True, False)]
+    encoded = [cv2.imencode(".png", picture(*one, SIZE))[1].tobytes() for pair in pairs for one in pair]
+    (root / "pairs.bin").write_bytes(pickle.dumps((encoded, [i % 2 == 0 for i in range(20)]), protocol=2))
+    work = trainer(root, root / "set")
+    losses(work, 6)
+    work.save()
+    work.checkpointer.wait()
+    work.close()
+    return root
+
+
+@pytest.fixture
+def export(monkeypatch, capsys, place):
+    """Call `headcount export` in that folder: exit status, standard output, standard error."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)  # the tests' own log handlers would take the messages
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["headcount", "export", *map(str, words)])
+        status = run()
+        captured = capsys.readouterr()
+        return status, captured.out, " ".join(captured.err.split())
+
+    return call
+
+
+def test_every_form_is_written_measured_and_stated(export, place, tmp_path):
+    out = tmp_path / "out" / "face.onnx"
+    words = ("--int8", "static", "--calibrate", "set", "--int8", "dynamic", "--pt2", "--sets", "pairs.bin")
+    status, table, err = export("run", "-o", out, "--normalize-inside", *words, "--check-images", "20")
+    assert status == 0, err
+    body = json.loads((out.parent / "face.export.json").read_text())
+    names = ["pytorch float32", "onnx float32", "onnx int8 static", "onnx int8 dynamic", "torch.export float32"]
+    assert [row["name"] for row in body["forms"]] == names
+    assert all(name in table for name in [*names, "pairs %", "cosine mean", "lowest", "size", "images/s"])
+    files = {row["file"] for row in body["forms"][1:]}
+    assert files == {"face.onnx", "face.int8.onnx", "face.int8-dynamic.onnx", "face.pt2"}
+    assert {path.name for path in out.parent.iterdir()} == files | {"face.export.json"}
+    for row in body["forms"]:
+        exact = "int8" not in row["name"]
+        assert row["cosine_min"] >= (0.99999 if exact else 0.95)
+        assert row["cosine_mean"] >= row["cosine_min"]
+        assert 0.5 <= row["accuracy"]["pairs"] <= 1
+        assert row["images_per_s"] > 0
+    original, onnx, static = body["forms"][:3]
+    assert onnx["accuracy"] == original["accuracy"]
+    assert static["size_bytes"] < 0.4 * onnx["size_bytes"] == 0.4 * out.stat().st_size
+    assert (body["run"], body["step"], body["pictures"], body["pictures_from"]) == ("run", 6, 20, "pairs")
+    metadata = OnnxModel(out).metadata
+    assert (metadata["run"], metadata["step"], metadata["opset"]) == ("run", "6", "18")
+    assert (metadata["input_layout"], metadata["input_mean"], metadata["input_std"]) == ("NHWC", "0", "1")
+
+
+def test_without_options_the_runs_own_set_proves_the_onnx_file(export, place):
+    status, table, err = export("run", "--check-images", "200")
+    assert status == 0, err
+    body = json.loads((place / "run" / "model.export.json").read_text())
+    assert body["pictures_from"] == str(place / "set")
+    assert "note: " in table
+    assert "has only 80 pictures to compare on" in table
+    assert body["forms"][1]["cosine_min"] >= 0.99999
+    metadata = OnnxModel(place / "run" / "model.onnx").metadata
+    assert (metadata["input_layout"], metadata["input_mean"], metadata["input_std"]) == ("NCHW", "127.5", "127.5")
+    assert metadata["producer"].startswith("headcount ")
+
+
+def test_one_checkpoint_is_exported_beside_its_run_and_not_into_itself(export, place):
+    (checkpoint,) = (place / "run" / "checkpoints").glob("step-*")
+    before = sorted(path.name for path in checkpoint.iterdir())
+    status, _, err = export(checkpoint)
+    assert status == 0, err
+    assert (place / "run" / "model-step-00000006.onnx").exists()
+    assert sorted(path.name for path in checkpoint.iterdir()) == before
+
+
+def test_a_pt2_file_runs_without_our_code_and_states_its_convention(export, place, tmp_path):
+    status, _, err = export("run", "-o", tmp_path / "m.onnx", "--pt2")
+    assert status == 0, err
+    stated = {"convention.json": ""}
+    program = torch.export.load(tmp_path / "m.pt2", extra_files=stated)
+    images = torch.rand(5, 3, SIZE, SIZE) * 2 - 1
+    backbone = load_backbone(place / "run")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), backbone(images), atol=1e-4, rtol=1e-4)
+    assert json.loads(stated["convention.json"])["input_layout"] == "NCHW"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["run", "--int8", "static"], 2, "give a set of shards like those that the model will see: --calibrate SET"),
+        (["run", "--calibrate", "set"], 2, "only --int8 static is calibrated"),
+        (
+            ["run", "--int8", "static", "--calibrate", "few"],
+            2,
+            "--calibrate few: 6 pictures to calibrate with, expected",
+        ),
+        (["run", "--int8", "static", "--calibrate", "nowhere"], 2, "nowhere: no such directory"),
+        (["run", "-o", "model.bin"], 2, "expected a file that ends in .onnx"),
+        (["run", "-o", "pairs.bin/m.onnx"], 1, "cannot be written"),
+        (["run", "--sets", "set"], 2, "--sets set: expected the .bin file of a verification set"),
+        (["set"], 2, "set: no checkpoint found"),
+    ],
+)
+def test_bad_input_is_named_and_writes_nothing(export, place, words, status, message):
+    before = sorted(path for path in place.rglob("*") if path.is_file())
+    found, _, err = export(*words)
+    assert found == status, err
+    assert message in err
+    assert sorted(path for path in place.rglob("*") if path.is_file()) == before
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(export, place):
+    config = place / "run" / "config.yaml"
+    text = config.read_text()
+    other = yaml.safe_load(text)
+    other["backbone"]["name"] = "mobilefacenet"
+    config.write_text(yaml.safe_dump(other))
+    try:
+        status, _, err = export("run")
+    finally:
+        config.write_text(text)
+    assert status == 2
+    assert "step-00000006: holds another architecture than config.yaml" in err
+
+
+def test_tensorrt_without_a_gpu_says_what_is_missing_and_writes_nothing(export, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    status, _, err = export("run", "-o", tmp_path / "m.onnx", "--tensorrt")
+    assert status == 2
+    assert "missing: the package tensorrt (`pip install tensorrt`" in err
+    assert "a CUDA GPU with its driver" in err
+    assert not list(tmp_path.iterdir())
