@@ -39,7 +39,7 @@ def evaluate(
 
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
     """
-    from dist_train.errors import UserError
+    from dist_train.errors import UserError, WorkError
     from dist_train.evaluate.models import load_model
     from dist_train.evaluate.report import write_comparison
     from dist_train.evaluate.tables import tables
@@ -60,6 +60,11 @@ def evaluate(
             _write_json(json_path, scores)
         if report:
             write_comparison(report, "Evaluation", scores)
+    except (UserError, WorkError) as error:
+        if ranks.rank == 0:
+            raise
+        # Every rank has the same message, and the first one says it.
+        raise typer.Exit(2 if isinstance(error, UserError) else 1) from error
     finally:
         leave_ranks(ranks)
 
