@@ -153,8 +153,9 @@ class Trainer:
                 watchdog.beat()
             if self.samples is None:  # resumed at the last step
                 self.samples = next(batches).images
-            self.save()
-            self.checkpointer.wait()
+            with watchdog.paused():  # nothing is left to do but to write the last checkpoint
+                self.save()
+                self.checkpointer.wait()
         return self.step == self.total_steps
 
     def close(self) -> None:

@@ -76,7 +76,11 @@ class Watchdog:
 
 def stacks() -> str:
     """Where every thread of this process stands."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        return file.read()
+    try:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return file.read()
+    except OSError:  # no room for a file: straight to the log, where ranks may mix their lines
+        faulthandler.dump_traceback(all_threads=True)
+        return "its threads stand as told above"
