@@ -45,6 +45,7 @@ def finish_run(trainer: Trainer, started: float) -> None:
                 path,
                 normalize_inside=config.export.normalize_inside,
                 opset=config.export.opset,
+                origin={"run": config.run_dir.name, "step": str(trainer.step)},
             )
             images = samples[: config.export.check_images].cpu()
             summary["onnx_max_abs_diff"], summary["onnx_min_cosine"] = compare_onnx(exported.path, backbone, images)
