@@ -80,8 +80,8 @@ def quantize_static(source: Path, target: Path, convention: Convention, images: 
 def quantize_dynamic(source: Path, target: Path) -> None:
     """Write `source` with 8-bit weights; the ranges of activations are found anew for each batch.
 
-    It needs no pictures and is as small as the static form, but slower than float32: the
-    ranges, and convolutions that take no scale for each channel, cost more than they save.
+    It needs no pictures and is as small as the static form, but slower than float32 on
+    the CPU it was measured on (benchmarks/export.py).
 
     Raises:
         UserError: an opset that int8 does not go with.
