@@ -108,9 +108,6 @@ class HeadConfig(BaseModel):
     sampling: Literal["uniform", "hard"] = Field(
         "uniform", description="how negatives are drawn; hard: nearest to the batch out of twice as many drawn"
     )
-    sampling_correction: bool = Field(
-        False, description="each drawn negative counts for those not drawn too; Partial FC, as published, does not"
-    )
     filter_eps: float = Field(
         0.0,
         ge=0,
@@ -149,10 +146,6 @@ class HeadConfig(BaseModel):
             raise ValueError(f"margin {self.margin!r} does not read {idle}; they belong to {readers}")
         if self.margin == "softmax" and (self.scale is not None or self.interclass_threshold is not None):
             raise ValueError("margin 'softmax' has no cosines: head.scale and head.interclass_threshold must be null")
-        if self.sampling_correction and self.sampling == "hard":
-            raise ValueError(
-                "head.sampling_correction needs head.sampling=uniform: hard negatives stand for no others"
-            )
         if self.storage == "mmap" and self.storage_dir is None:
             raise ValueError("head.storage=mmap needs head.storage_dir, the directory of its files")
         return self

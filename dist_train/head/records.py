@@ -23,7 +23,6 @@ class Targets:
         samples: [T] indices into the global batch.
         positions: [T] places of their classes among the chosen, ascending.
         places: the same on the host, where blocks are cut.
-        boost: logarithm of what each drawn negative stands for, itself and the negatives not drawn; 0: itself alone.
         unit: [T, D] the target's nearest center, normalised (raw where the margin does not normalise).
         inverse: [T] the inverse of that center's norm (1 where not normalised).
         nearest: [T] which of the class's K centers it is.
@@ -37,7 +36,6 @@ class Targets:
     samples: Tensor
     positions: Tensor
     places: NDArray[np.int64]
-    boost: float = 0.0
     unit: Tensor = field(init=False)
     inverse: Tensor = field(init=False)
     nearest: Tensor = field(init=False)

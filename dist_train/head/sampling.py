@@ -4,8 +4,6 @@ Partial FC (An et al. 2022, "Killing Two Birds with One Stone", section 3.2) kee
 negatives uniformly. Here the cost depends on how many are drawn, not on how many classes there are.
 """
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -90,19 +88,15 @@ class ClassSampler:
     Args:
         store: gives the rows of chosen classes.
         rate: share of this rank's classes.
-        corrected: drawn negatives count for those not drawn too.
         hard: of twice as many drawn, keep the classes nearest to the batch's embeddings.
         seed: of the run.
         rank: this rank.
         first: this rank's first class.
     """
 
-    def __init__(
-        self, store: RowStore, rate: float, corrected: bool, hard: bool, seed: int, rank: int, first: int
-    ) -> None:
+    def __init__(self, store: RowStore, rate: float, hard: bool, seed: int, rank: int, first: int) -> None:
         self.store = store
         self.rate = rate
-        self.corrected = corrected
         self.hard = hard and rate < 1
         self.seed = seed
         self.rank = rank
@@ -145,15 +139,6 @@ class ClassSampler:
         nearest = keep_nearest(lease, queries, np.searchsorted(pool, positives), wanted)
         lease.release()
         return pool[nearest], self.store.lease(torch.from_numpy(pool[nearest]))
-
-    def boost(self, chosen: int, positives: int) -> float:
-        """Logarithm of the number of negatives that each drawn one stands for; 0 without the correction.
-
-        With it the sum of exponentials is an unbiased estimate of that over all classes (Bengio and Senecal 2003,
-        "Quick Training of Probabilistic Neural Nets by Importance Sampling", section 3).
-        """
-        drawn = chosen - positives
-        return math.log((self.store.num_classes - positives) / drawn) if self.corrected and drawn else 0.0
 
     def _draw(self, positives: Indices, rate: float) -> tuple[Indices | None, Lease]:
         key = (self.seed, int(self.step), self.rank)

@@ -129,9 +129,7 @@ class BlockSoftmax:
         peaks = torch.empty_like(shifts)
         top = queries.new_full((samples,), _LOWEST)
         total = queries.new_zeros(samples)
-        # A drawn negative's exponential counts exp(boost) times. That factor is left out of all terms until the end,
-        # so positives' terms are divided by it.
-        top[targets.samples] = targets.logits - targets.boost
+        top[targets.samples] = targets.logits
         total[targets.samples] = 1.0
         # Where rows are to be filtered, d loss / d queries waits for the sum over all ranks.
         pull = torch.zeros_like(queries) if training and not self.filter_eps else None
@@ -153,9 +151,6 @@ class BlockSoftmax:
                 if scale is not None:
                     some.mul_(scale[:, None])
                 pull.mul_(fade[:, None]).addmm_(some.T, rows)
-        top = top + targets.boost  # a new tensor: the old one is a row of `shifts`
-        shifts.add_(targets.boost)
-        peaks.add_(targets.boost)
         kept = weights if keep else None
         if kept is None:
             self._put_back(weights)
@@ -274,15 +269,13 @@ class BlockSoftmax:
         """Softmax weights times slopes of negatives among chosen classes [start, stop), from their centers."""
         inverse = None if done.inverse is None else done.inverse[start * self.k : stop * self.k]
         slope = self._logits(rows, inverse, done.targets, start, done.queries, out)
-        out.sub_(done.log_sum - done.targets.boost).exp_()
+        out.sub_(done.log_sum).exp_()
         return out if slope is None else out.mul_(slope)
 
     def _logits(
         self, rows: Tensor, inverse: Tensor | None, targets: Targets, start: int, queries: Tensor, out: Tensor
     ) -> Tensor | None:
         """Logits of the negatives among chosen classes from `start` on into `out` [n·K, G]; -inf elsewhere.
-
-        The batch's own classes get theirs less `targets.boost`, since they are chosen whatever is drawn.
 
         Returns:
             [n·K, G] d logit / d inner product of query and unit center; None where 1 throughout.
@@ -300,7 +293,4 @@ class BlockSoftmax:
         here = targets.between(start, start + len(by_class))
         if here.stop > here.start:
             by_class[targets.positions[here] - start, :, targets.samples[here]] = -torch.inf
-        slope = self.margin.negatives(out)
-        if targets.boost and here.stop > here.start:
-            by_class[torch.from_numpy(np.unique(targets.places[here]) - start).to(self.device)] -= targets.boost
-        return slope
+        return self.margin.negatives(out)

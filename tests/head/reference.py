@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,33 +69,8 @@ def target_cosine(config: HeadConfig, t: Tensor, norms: Tensor, labels: Tensor, 
     return arc(t, margin)
 
 
-def stand_ins(chosen: list[np.ndarray], labels: Tensor, config: HeadConfig) -> Tensor:
-    """How many negatives each class [C] stands for: the batch's own classes for themselves.
-
-    Args:
-        chosen: each rank's classes, [C_r] bool.
-        labels: [G].
-        config: the head's.
-    """
-    shares, start = [], 0
-    for mask in chosen:
-        positive = torch.isin(torch.arange(start, start + len(mask)), labels)
-        drawn = torch.from_numpy(mask) & ~positive
-        share = int((~positive).sum()) / max(1, int(drawn.sum())) if config.sampling_correction else 1.0
-        shares.append(torch.where(drawn, share, 1.0))
-        start += len(mask)
-    return torch.cat(shares)
-
-
 def solve(
-    config: HeadConfig,
-    rows: Tensor,
-    embeddings: Tensor,
-    labels: Tensor,
-    chosen: Tensor,
-    scale: float,
-    counts: Tensor,
-    stands_for: Tensor,
+    config: HeadConfig, rows: Tensor, embeddings: Tensor, labels: Tensor, chosen: Tensor, scale: float, counts: Tensor
 ) -> Answer:
     """Loss and gradients of a run's first batch, with the softmax over `chosen` classes.
 
@@ -108,7 +82,6 @@ def solve(
         chosen: [C] bool.
         scale: s.
         counts: [C] images per class.
-        stands_for: [C] how many negatives each class counts for.
     """
     rows = rows.detach().double().clone().requires_grad_()
     embeddings = embeddings.detach().double().clone().requires_grad_()
@@ -133,7 +106,7 @@ def solve(
             clipped = norms.clamp(config.magface.lower_norm, config.magface.upper_norm)
             penalty = config.magface.weight * (clipped / config.magface.upper_norm**2 + 1 / clipped).mean()
         logits = scale * others.scatter(1, labels[:, None], shown[:, None])
-    logits = (logits + stands_for.double().log()).masked_fill(~chosen, -torch.inf)
+    logits = logits.masked_fill(~chosen, -torch.inf)
     loss = torch.nn.functional.cross_entropy(logits, labels) + penalty
     loss.backward()
     return Answer(loss.detach(), embeddings.grad, rows.grad)
