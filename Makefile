@@ -44,9 +44,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(QUICK)/report.html
 	@: > benchmarks/results.jsonl
-	@for script in $(filter-out benchmarks/plot_%,$(wildcard benchmarks/*.py)); do \
+	@for script in $(addprefix benchmarks/,head.py data.py align.py prep.py train.py plan.py evaluate.py export.py); do \
 		echo "$$script" >&2; $(BIN)/python $$script | tee -a benchmarks/results.jsonl || exit 1; done
 
 # Free CJK and Korean typefaces of Debian and Ubuntu.
