@@ -77,10 +77,11 @@ def agent_type() -> "type[LocalElasticAgent]":
 def hints(text: str, every_s: float) -> Iterator[None]:
     """Log `text` from time to time for as long as this process has no ranks: machines wait for each other silently."""
     done = threading.Event()
+    others = set(psutil.Process().children())  # that this process had before, such as multiprocessing's helpers
 
     def watch() -> None:
         while not done.wait(every_s):
-            if not psutil.Process().children():
+            if set(psutil.Process().children()) <= others:
                 logger.warning("%s", text)
 
     thread = threading.Thread(target=watch, name="hints", daemon=True)

@@ -38,7 +38,7 @@ def write_recipe(path, tiny_set, run_dir, **overrides):
         "backbone": {"name": "tiny", "embedding_dim": 16},
         "head": {"scale": 16.0, "init_std": 0.25},
         "train": {"steps": 8, "global_batch_size": 48, "micro_batch_size": 8, "log_every": 1, "device": "cpu"},
-        "optimizer": {"lr": 0.003},
+        "optimizer": {"lr": 0.0001},
         "checkpoint": {"every_steps": 4},
         "track": {"wandb": "disabled"},
     }
@@ -114,7 +114,7 @@ def test_the_command_trains_on_two_ranks_and_leaves_a_summary_and_a_report(tmp_p
     assert "holds another run; continue it with --resume" in again.stderr
     other = headcount("train", recipe, "--resume", "optimizer.lr=0.5")
     assert other.returncode == 2
-    assert "optimizer.lr: 0.003 -> 0.5" in other.stderr
+    assert "optimizer.lr: 0.0001 -> 0.5" in other.stderr
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, tiny_set):

@@ -41,7 +41,7 @@ def test_an_address_where_nobody_answers_is_said_at_once(tmp_path, monkeypatch):
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no answer there"):
+        with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: nothing answers there"):
             run(tmp_path / "out", options(photos(tmp_path / "photos")), RayEngine())
 
 
