@@ -24,8 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
+from pictures import SIDE, jpeg
 
 from data_prep.archives import RecSource
 from data_prep.engines.local import LocalEngine
@@ -35,27 +34,13 @@ from data_prep.progress import Progress
 from data_prep.tables import TableSource
 from data_prep.transforms import Keep
 
-SIDE, DISTINCT, ROUNDS = 112, 256, 2
+DISTINCT, ROUNDS = 256, 2
 CORES = len(os.sched_getaffinity(0))
-
-
-def pictures() -> list[bytes]:
-    """JPEGs with structure at all scales, of about 8 kB, as aligned faces are."""
-    made = []
-    for number in range(DISTINCT):
-        random = np.random.default_rng(number)
-        image = np.zeros((SIDE, SIDE, 3), dtype=np.float32)
-        for cells, strength in ((3, 90), (7, 50), (16, 25), (50, 22), (112, 10)):
-            coarse = random.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-            image += cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        packed = cv2.imencode(".jpg", (image + 128).clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-        made.append(bytes(packed))
-    return made
 
 
 def write_rec(path: Path, images: int) -> None:
     """A `.rec` with its `.idx`, 30 pictures an identity; a number behind each JPEG's end makes its bytes unique."""
-    made = pictures()
+    made = [jpeg(number) for number in range(DISTINCT)]
     lines, offset = [], 0
     with path.open("wb") as file:
         for number in range(images):
