@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from pictures import SIDE, jpeg
 
-from data import SIDE, jpeg
 from data_prep.shards import ShardWriter, write_set
 from dist_train.checkpoint import committed_checkpoints
 from dist_train.config import RunConfig
