@@ -10,7 +10,7 @@ from dist_train.checkpoint import newest_sound_checkpoint
 from dist_train.config import RunConfig, dump_config
 from dist_train.finish import finish_run
 from dist_train.ranks import join_ranks, leave_ranks
-from dist_train.run_dir import claim_run_dir, open_run_dir
+from dist_train.run_dir import claim_run_dir, open_run_dir, release_run_dir
 from dist_train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
     finally:
         leave_ranks(ranks)
         if lock is not None:
-            lock.close()
+            release_run_dir(config.run_dir, lock)
 
 
 def lost_peer(error: BaseException) -> bool:

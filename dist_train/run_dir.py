@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -43,9 +44,18 @@ def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> IO[str
         remove_leftovers(directory)
     except BaseException:
         if lock is not None:
-            lock.close()
+            release_run_dir(directory, lock)
         raise
     return lock
+
+
+def release_run_dir(directory: Path, lock: IO[str]) -> None:
+    """Give the lock back. Where no run has begun, nothing of it stays behind."""
+    if not (directory / CONFIG_NAME).exists():
+        (directory / LOCK_NAME).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: somebody's files
+            directory.rmdir()
+    lock.close()
 
 
 def _check_run(config: RunConfig, resume: bool, allow_changes: bool) -> None:
@@ -80,7 +90,8 @@ def claim_run_dir(config: RunConfig) -> None:
 
 def _lock(directory: Path) -> IO[str] | None:
     """Two runs that write into one directory would spoil each other's checkpoints."""
-    file = (directory / LOCK_NAME).open("a+", encoding="utf-8")
+    path = directory / LOCK_NAME
+    file = path.open("a+", encoding="utf-8")
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
@@ -98,10 +109,22 @@ def _lock(directory: Path) -> IO[str] | None:
             logger.info("run_dir %s: no locks on this file system (%s)", directory, error.strerror)
             file.close()
             return None
+        if not _is_same(file, path):  # its holder removed it meanwhile
+            file.close()
+            directory.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+            continue
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         return file
+
+
+def _is_same(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _check_same(directory: Path, old: RunConfig, new: RunConfig, allow_changes: bool) -> None:

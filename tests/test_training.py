@@ -152,7 +152,7 @@ def test_a_mistake_is_one_message_and_status_two(tmp_path, tiny_set, override, s
     assert done.returncode == status, done.stderr
     assert done.stderr.count(message) == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_label_beyond_the_class_count_names_label_and_count(tmp_path):
