@@ -6,13 +6,15 @@ from typing import Annotated
 import typer
 
 from dist_train.errors import UserError
+from launch.options import AllowChanges, Resume, going_on
 
 
 def local(
     config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="processes; default: one a GPU, or 2 without GPUs")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in run_dir")] = False,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print torchrun's command and end")] = False,
 ) -> None:
     """Train on this machine with one process a GPU, or a few on the CPU.
@@ -37,5 +39,5 @@ def local(
         raise UserError(f"train.device=cuda: {gpus} GPUs for {count} ranks on this machine; give --ranks or use cpu")
     check_ranks(settings, (1, 1), count)
     job = TorchrunJob.on_this_machine(count)
-    command = ["launch", "train", str(config), *(overrides or []), *(["--resume"] if resume else [])]
+    command = ["launch", "train", str(config), *(overrides or []), *going_on(resume, allow_changes)]
     start(job.arguments(command), dry_run)

@@ -15,6 +15,7 @@ from dist_train.checkpoint import CONFIG_NAME
 from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
 from launch.agent import INTERRUPTED
+from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
 
 TEMPLATE = "slurm.sh.j2"
@@ -144,7 +145,8 @@ def slurm(
     ] = 120,
     requeue: Annotated[bool, typer.Option(help="queue the job again when it was stopped before its end")] = True,
     sbatch: Annotated[list[str] | None, typer.Option(help="further option of sbatch, e.g. qos=high")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in run_dir")] = False,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script and end")] = False,
 ) -> None:
     """Submit a training job to Slurm that checkpoints, queues itself again and goes on until it is done.
@@ -190,7 +192,7 @@ def slurm(
         requeue=requeue,
         options=tuple(options),
     )
-    command = ["train", str(config.absolute()), *(overrides or []), *(["--resume"] if resume else [])]
+    command = ["train", str(config.absolute()), *(overrides or []), *going_on(resume, allow_changes)]
     script = job.script(command)
     if dry_run:
         typer.echo(script, nl=False)

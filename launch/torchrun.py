@@ -20,6 +20,7 @@ import typer
 
 from dist_train.errors import UserError
 from launch.agent import run_agent
+from launch.options import AllowChanges, Resume, going_on
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig
@@ -134,7 +135,8 @@ def torchrun(
     ] = None,
     rdzv: Annotated[str | None, typer.Option(help="HOST[:PORT] where the machines meet; HOST is one of them")] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="fresh starts of the ranks after one failed")] = 3,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in run_dir")] = False,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print torchrun's command and end")] = False,
 ) -> None:
     """Train on one or several machines under torchrun; give the same command on each of them.
@@ -164,8 +166,7 @@ def torchrun(
     else:  # one machine needs no meeting point, though a script for N machines may name one
         job = TorchrunJob.on_this_machine(procs, max_restarts)
     command = ["launch.rank", str(run_dir), "train", str(config), *(overrides or [])]
-    if resume:
-        command.append("--resume")
+    command += going_on(resume, allow_changes)
     start(job.arguments(command), dry_run)
 
 

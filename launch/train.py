@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
+from launch.options import AllowChanges, Resume
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in run_dir")] = False,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="resume although the configuration differs from the stored one")
-    ] = False,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
     check: Annotated[
         bool,
         typer.Option("--check", help="train nothing: validate, plan memory, make one small step"),

@@ -68,10 +68,12 @@ def test_a_dry_run_prints_one_command_the_same_on_every_machine(tmp_path, tiny_s
 
 def test_a_local_dry_run_prints_a_command_that_meets_on_a_free_port(tmp_path, tiny_set):
     recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run")
-    told = invoke("launch", "local", recipe, "--ranks", 3, "--resume", "optimizer.lr=0.01", "--dry-run").stdout
+    told = invoke(
+        "launch", "local", recipe, "--ranks", 3, "--resume", "--allow-changes", "optimizer.lr=0.01", "--dry-run"
+    ).stdout
     words = shlex.split(told)
     assert {"--nnodes=1", "--nproc-per-node=3", "--rdzv-endpoint=localhost:0", "--max-restarts=0"} < set(words)
-    assert words[-6:] == ["-m", "launch", "train", str(recipe), "optimizer.lr=0.01", "--resume"]
+    assert words[-7:] == ["-m", "launch", "train", str(recipe), "optimizer.lr=0.01", "--resume", "--allow-changes"]
     assert not (tmp_path / "run").exists()
 
 
