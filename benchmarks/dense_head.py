@@ -14,7 +14,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
     """Cross entropy of logits [G, k] whose columns are split over ranks; two all-reduces and one for the loss."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, logits: Tensor, target: Tensor) -> Tensor:  # noqa: ANN001 - autograd's context
         top = logits.amax(dim=1, keepdim=True)
         dist.all_reduce(top, dist.ReduceOp.MAX)
         weights = logits.sub_(top).exp_()
@@ -29,7 +29,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
         return -probability.clamp_min(1e-30).log().mean()
 
     @staticmethod
-    def backward(ctx, outer: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, outer: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001 - autograd's context
         weights, target = ctx.saved_tensors
         here = torch.where(target >= 0)[0]
         weights[here, target[here]] -= 1

@@ -76,4 +76,4 @@ def _padded(array: Array, axis: int, length: int) -> Array:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
-    np.savez(WEIGHTS, **convert(parser.parse_args().wheel))  # type: ignore[arg-type]
+    np.savez(WEIGHTS, **convert(parser.parse_args().wheel))  # type: ignore[arg-type]  # numpy's stubs take the arrays for its flag

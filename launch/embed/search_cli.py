@@ -134,7 +134,7 @@ def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
 
 def _told(photo: Path, cut: "Cut", face: Face) -> str:
     """Which face is looked for."""
-    assert cut.found is not None
+    assert cut.found is not None  # a photo without a face was refused above
     left, top, right, bottom = (round(float(side)) for side in cut.found.boxes[cut.taken])
     where = f"{right - left}x{bottom - top} pixels at {left},{top}, score {cut.found.scores[cut.taken]:.3f}"
     count = len(cut.found.scores)
