@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.utils._pytree import tree_map_only
 
 from dist_train.backbones import build_backbone
 from dist_train.checkpoint_store import (
@@ -34,7 +35,7 @@ from dist_train.checkpoint_store import (
 )
 from dist_train.config import RunConfig, load_config
 from dist_train.errors import UserError, WorkError
-from dist_train.head import Head
+from dist_train.head import Head, HeadSnapshot
 from dist_train.parallel import Replica
 from dist_train.ranks import Ranks
 
@@ -77,21 +78,21 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Path, Path, Future[None]] | None = None
 
-    def _state(self) -> dict[str, Any]:
-        state = {
+    def _replicated_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
             "backbone": self._replica.backbone_state(),
             "optimizer": self._replica.optimizer_state(),
-            "head": self._head.state_dict(),
         }
         if self._average is not None:
             state["average"] = self._average.state_dict()
         return state
 
     def save(self, progress: Progress) -> None:
-        """Begin to write a checkpoint; returns when the state is copied, while the files are written behind.
+        """Begin to write a checkpoint; returns when the backbone's state is copied.
 
-        A collective. An earlier save that is still being written is waited for first. A save that fails is reported
-        when it is found out; training goes on and older checkpoints stay.
+        The head's rows are copied, and the files written, while training goes on. A collective. An earlier save that
+        is still being written is waited for first. A save that fails is reported when it is found out; training goes
+        on and older checkpoints stay.
         """
         self.wait()
         final = self._run_dir / CHECKPOINTS / checkpoint_name(progress.step)
@@ -100,10 +101,8 @@ class Checkpointer:
         begun = self._ranks.rank != 0 or self._begin(writing, final, progress)
         if self._ranks.any(not begun)[0]:
             return
-        upload = dcp.async_save(self._state(), checkpoint_id=writing, process_group=self._ranks.saving_group)
-        if not isinstance(upload, Future):
-            raise TypeError(f"async_save gave {type(upload).__name__}, expected a Future")
-        self._pending = (writing, final, self._thread.submit(self._finish, writing, upload))
+        state = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), self._replicated_state())
+        self._pending = (writing, final, self._thread.submit(self._write, writing, state, self._head.snapshot()))
 
     def _begin(self, writing: Path, final: Path, progress: Progress) -> bool:
         """Make the directory to write into; False where this step's checkpoint exists or the disk refuses."""
@@ -118,9 +117,13 @@ class Checkpointer:
             return False
         return True
 
-    def _finish(self, writing: Path, upload: Future[Any]) -> None:
-        """In the background: when the files are written, add their checksums."""
-        upload.result()
+    def _write(self, writing: Path, state: dict[str, Any], head: HeadSnapshot) -> None:
+        """In the background: complete the state, write it, then the checksums of the files."""
+        try:
+            head.fill()
+            dcp.save(state | {"head": head.state}, checkpoint_id=writing, process_group=self._ranks.saving_group)
+        finally:
+            head.close()
         try:
             write_checksums(writing, self._ranks.rank, self._ranks.world_size)
         except OSError:
@@ -187,7 +190,7 @@ class Checkpointer:
         Raises:
             WorkError: the files cannot be read or hold another model.
         """
-        state = self._state()
+        state = self._replicated_state() | {"head": self._head.state_dict()}
         try:
             dcp.load(state, checkpoint_id=checkpoint, process_group=self._ranks.control_group)
         except DCP_ERRORS as error:  # all mean that this checkpoint cannot be used

@@ -1,6 +1,6 @@
 """The class-sharded classifier."""
 
 from dist_train.head.config import HeadConfig
-from dist_train.head.head import Head
+from dist_train.head.head import Head, HeadSnapshot
 
-__all__ = ["Head", "HeadConfig"]
+__all__ = ["Head", "HeadConfig", "HeadSnapshot"]

@@ -1,5 +1,6 @@
 """The head: class centers split over ranks, their loss, and their optimizer step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -230,9 +231,16 @@ class Head:
         number of ranks; call `load_state_dict` with the result all the same.
         """
         self._store.flush()
+        return self._state(self._store.tables)
+
+    def snapshot(self) -> "HeadSnapshot":
+        """The state as it stands now, copied while training goes on; close it before the next one is taken."""
+        return HeadSnapshot(self._store, self._state)
+
+    def _state(self, tables: dict[str, Tensor]) -> dict[str, Any]:
         state: dict[str, Any] = {"choices": self._sampler.step, "steps": self._steps}
         state |= {f"margin.{name}": value for name, value in self.margin.state().items()}
-        for name, table in self._store.tables.items():
+        for name, table in tables.items():
             state[name] = table
             if self.ranks.group is not None and self.ranks.world_size > 1:
                 mesh = DeviceMesh.from_group(self.ranks.group, table.device.type)
@@ -271,3 +279,30 @@ class Head:
         self.zero_grad()
         self._sampler.forget()
         self._store.close()
+
+
+class HeadSnapshot:
+    """The head's state at one moment; training may change the head meanwhile.
+
+    Attributes:
+        state: as `Head.state_dict`, over copies in host memory; they are complete once `fill` has returned.
+    """
+
+    def __init__(self, store: RowStore, state_of: Callable[[dict[str, Tensor]], dict[str, Any]]) -> None:
+        self._store = store
+        self._tables = store.snapshot()
+        copies = {name: table.copy for name, table in self._tables.items()}
+        self.state = {
+            name: value if name in copies else value.detach().to("cpu", copy=True)
+            for name, value in state_of(copies).items()
+        }
+
+    def fill(self) -> None:
+        """Copy what is not copied yet; to be called once, in a thread beside training."""
+        for table in self._tables.values():
+            table.fill()
+
+    def close(self) -> None:
+        """Free the copies, filled or not."""
+        self._store.end_snapshot()
+        self._tables, self.state = {}, {}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dist_train.errors import UserError
 from dist_train.head.rounding import StochasticRounder
+from dist_train.head.snapshot import TableSnapshot
 from dist_train.head.workspace import Workspace
 
 _INIT_CLASSES = 1024  # classes whose initial rows come from one generator; part of what a seed means
@@ -89,6 +90,7 @@ class RowStore:
         self.rounder = rounder
         self.workspace = Workspace(device)
         self.tables: dict[str, Tensor] = {}
+        self._snapshots: dict[str, TableSnapshot] = {}
         self._idle: list[dict[str, Tensor]] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="row-store") if self.staged else None
         for spec in specs:
@@ -128,6 +130,27 @@ class RowStore:
         if self._worker is not None:
             self._worker.submit(lambda: None).result()
 
+    def snapshot(self) -> dict[str, TableSnapshot]:
+        """Of every table as it stands now; a copy to be filled, which ends with the next call or `end_snapshot`."""
+        self.flush()
+        self._snapshots = {name: TableSnapshot(table) for name, table in self.tables.items()}
+        return self._snapshots
+
+    @property
+    def snapshotting(self) -> bool:
+        """Whether rows that are about to change are still to be copied."""
+        return any(not snapshot.complete for snapshot in self._snapshots.values())
+
+    def end_snapshot(self) -> None:
+        """Free the copies; changes are made without looking for them again."""
+        self._snapshots = {}
+
+    def before_change(self, name: str, rows: Tensor | slice) -> None:
+        """To be told before these rows of a table are written."""
+        snapshot = self._snapshots.get(name)
+        if snapshot is not None:
+            snapshot.keep(torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
+
     def close(self) -> None:
         """Finish write-backs and stop the worker."""
         if self._worker is not None:
@@ -155,6 +178,8 @@ class Lease:
         shape = (stop - start, table.shape[1])
         if self.classes is None:
             rows = table[start:stop]
+            if self.store.snapshotting:  # it is changed in place before `write` is told of it
+                rows = self.store.workspace.get(name, shape, table.dtype).copy_(rows)
         else:
             rows = self.store.workspace.get(name, shape, table.dtype)
             torch.index_select(table, 0, self.classes[start:stop], out=rows)
@@ -168,6 +193,7 @@ class Lease:
     def write(self, name: str, start: int, stop: int, rows: Tensor) -> None:
         """Store what `read` gave, changed; `rows` is scratch afterwards."""
         table = self.store.tables[name]
+        self.store.before_change(name, slice(start, stop) if self.classes is None else self.classes[start:stop])
         if self.classes is None:
             self._narrow(rows, table[start:stop])
         else:
@@ -255,6 +281,7 @@ class StagedLease(Lease):
         if ready is not None:
             ready.synchronize()
         for name, table in self.store.tables.items():
+            self.store.before_change(name, slice(0, self.count) if self._rows_of is None else self._rows_of)
             if self._rows_of is None:
                 table.copy_(self._staging(name))
             else:

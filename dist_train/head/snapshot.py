@@ -1,0 +1,60 @@
+"""A table as it stood at one moment, copied while training goes on to change it."""
+
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+_BLOCK_BYTES = 4 << 20  # copied at a time: training waits for no more than that
+
+
+class TableSnapshot:
+    """A copy of a table in host memory, made in the background: copy-on-write.
+
+    `fill` copies block after block, in a thread of its own. Whoever is about to change rows says so by `keep`, which
+    copies those that `fill` has not come to yet. A table on a GPU is copied whole at once, which its bus makes short.
+
+    Args:
+        table: [n, width] of any type.
+
+    Attributes:
+        copy: [n, width] on the CPU; the table at the time of construction once `fill` has returned.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
+        self._lock = Lock()
+        self._next = 0  # rows before it are copied
+        self._kept = torch.zeros(len(table), dtype=torch.bool)  # and these
+        self.copy = torch.empty(table.shape, dtype=table.dtype)
+        if table.device.type != "cpu":
+            self.copy.copy_(table)
+            self._next = len(table)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole table is copied."""
+        return self._next == len(self._table)
+
+    def keep(self, rows: Tensor) -> None:
+        """Rows [k] of distinct numbers, int64, are about to change."""
+        with self._lock:
+            if not self.complete:
+                self._take(rows[(rows >= self._next) & ~self._kept[rows]])
+
+    def fill(self) -> None:
+        """Copy all that is not copied yet."""
+        block = max(1, _BLOCK_BYTES // max(1, self._table.shape[1] * self._table.element_size()))
+        while not self.complete:
+            with self._lock:
+                start, stop = self._next, min(self._next + block, len(self._table))
+                kept = self._kept[start:stop]
+                if kept.any():
+                    self._take(torch.nonzero(~kept)[:, 0] + start)
+                else:
+                    self.copy[start:stop] = self._table[start:stop]
+                self._next = stop
+
+    def _take(self, rows: Tensor) -> None:
+        self.copy.index_copy_(0, rows, self._table.index_select(0, rows))
+        self._kept[rows] = True
