@@ -7,7 +7,15 @@ from dist_train.errors import UserError
 
 @pytest.mark.parametrize(
     ("name", "image_size"),
-    [("tiny", 112), ("tiny", 50), ("mobilefacenet", 112), ("mobilefacenet", 64), ("iresnet18", 112), ("iresnet34", 64)],
+    [
+        ("tiny", 112),
+        ("tiny", 50),
+        ("nano", 32),
+        ("mobilefacenet", 112),
+        ("mobilefacenet", 64),
+        ("iresnet18", 112),
+        ("iresnet34", 64),
+    ],
 )
 def test_a_backbone_gives_one_embedding_a_picture_at_any_size(name, image_size):
     backbone = build_backbone(BackboneConfig(name=name, embedding_dim=96), image_size)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dist_train.backbones import BackboneConfig, build_backbone, recompute_activations
+from dist_train.backbones.iresnet import IResNet
 from dist_train.config import OptimizerConfig
 from dist_train.parallel import build_optimizer
 from tests.sets import write_set
@@ -93,6 +94,20 @@ def test_recomputed_activations_change_neither_gradients_nor_statistics(name):
     for (key, one), other in zip(kept.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), key
     assert kept.state_dict().keys() == again.state_dict().keys()
+
+
+def test_a_compiled_run_has_the_same_losses(tmp_path, tiny_set, monkeypatch):
+    compiled = []
+
+    def capture(network):  # captured and differentiated as by default, but run as it is: no C++ compiler is needed
+        compiled.append(network)
+        nn.Module.compile(network, backend="aot_eager")
+
+    plain = losses(trainer(tmp_path, tiny_set), 3)
+    monkeypatch.setattr(IResNet, "compile", capture)
+    found = losses(trainer(tmp_path, tiny_set, train__compile=True), 3)
+    assert len(compiled) == 1
+    np.testing.assert_allclose(found, plain, rtol=1e-5)
 
 
 def test_a_run_with_activation_checkpointing_has_the_same_losses(tmp_path, tiny_set):

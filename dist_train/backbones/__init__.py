@@ -19,7 +19,7 @@ IRESNET_BLOCKS = {
     "iresnet100": (3, 13, 30, 3),
     "iresnet200": (6, 26, 60, 6),
 }
-TINY_WIDTHS = (16, 32, 64, 128, 256)
+TINY_WIDTHS = {"tiny": (16, 32, 64, 128, 256), "nano": (8, 16, 32, 64, 128)}
 TINY_BLOCKS = (1, 1, 1, 1)
 MIN_IMAGE_SIZE = 32
 
@@ -39,6 +39,6 @@ def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
         )
     if config.name == "mobilefacenet":
         return MobileFaceNet(image_size, config.embedding_dim, config.dropout)
-    if config.name == "tiny":
-        return IResNet(TINY_BLOCKS, TINY_WIDTHS, image_size, config.embedding_dim, config.dropout, stem_stride=2)
+    if widths := TINY_WIDTHS.get(config.name):
+        return IResNet(TINY_BLOCKS, widths, image_size, config.embedding_dim, config.dropout, stem_stride=2)
     return IResNet(IRESNET_BLOCKS[config.name], IRESNET_WIDTHS, image_size, config.embedding_dim, config.dropout)

@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-BackboneName = Literal["iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "mobilefacenet", "tiny"]
+BackboneName = Literal[
+    "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "mobilefacenet", "tiny", "nano"
+]
 
 
 class BackboneConfig(BaseModel):
@@ -12,6 +14,6 @@ class BackboneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: BackboneName = Field("iresnet50", description="network; `tiny` is made for CPUs")
+    name: BackboneName = Field("iresnet50", description="network; `tiny` and `nano`, half as wide, are made for CPUs")
     embedding_dim: int = Field(512, ge=2, le=8192, description="length D of an embedding")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the last layer")
