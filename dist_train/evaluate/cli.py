@@ -91,7 +91,7 @@ def _score(
     from dist_train.evaluate.verification import evaluate_verification, read_bin
 
     scores = ModelScores(model.name)
-    where = (model.image_size, batch_size, ranks.rank, ranks.world_size, ranks.control_group)
+    where = (model.image_size, batch_size, ranks)
     for path in sets:
         if path.suffix == ".bin" or path.is_file():
             dataset = ranks.agree(partial(read_bin, path))

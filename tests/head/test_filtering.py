@@ -1,6 +1,5 @@
 """Leaving out rows without weight. Tier 1: one process."""
 
-
 import pytest
 import torch
 
