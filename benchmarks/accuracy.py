@@ -34,7 +34,6 @@ VARIANTS: dict[str, list[str]] = {
     "sampling-0.3": ["head.sample_rate=0.3"],
     "sampling-0.1": ["head.sample_rate=0.1"],
     "sampling-0.01": ["head.sample_rate=0.01"],
-    "hard-0.1": ["head.sample_rate=0.1", "head.sampling=hard"],
     "bfloat16": ["head.dtype=bfloat16"],
     "no-momentum": ["head.momentum=0", "head.lr_scale=750"],
     "rowwise": ["head.optimizer=rowwise_adagrad", "head.lr_scale=7.5"],

@@ -68,7 +68,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         return embeddings
 
     # Results are compared on the host, where flags and messages go too.
-    shared = (image_size, config.batch_size, ranks.rank, ranks.world_size, ranks.control_group)
+    shared = (image_size, config.batch_size, ranks)
     return Evaluation(
         [evaluate_verification(embed, read_bin(path), *shared, flip=config.flip) for path in config.verification],
         [evaluate_identification(embed, path, *shared, flip=config.flip) for path in config.identification],

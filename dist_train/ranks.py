@@ -93,6 +93,10 @@ class Ranks:
         raise kind("\n".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in who.items()))
 
 
+ALONE = Ranks(0, 0, 1, torch.device("cpu"))
+"""A process that no other shares its work with."""
+
+
 def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -> Ranks:
     """Join the job that the environment describes (torchrun's variables), or stand alone without them.
 

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dist_train.ranks import Ranks
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -37,6 +39,12 @@ def _enter(rank: int, world_size: int, port: int, results: Any, function: Callab
     except BaseException:
         results.put((rank, traceback.format_exc(), None))
         raise
+
+
+def ranks_here(rank: int, world_size: int) -> Ranks:
+    """This process among those that `run_ranks` started, or alone."""
+    group = dist.group.WORLD if world_size > 1 else None
+    return Ranks(rank, rank, world_size, torch.device("cpu"), group, group, group)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 180) -> list[Any]:

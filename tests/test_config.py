@@ -47,6 +47,12 @@ def test_compile_and_activation_checkpointing_are_not_asked_for_together(recipe)
         load_config(recipe, ["train.compile=true", "train.activation_checkpointing=true"])
 
 
+def test_two_evaluation_sets_of_one_name_are_refused(recipe):
+    with pytest.raises(UserError, match=r"evaluate.verification: .*sets a/lfw.bin and b/lfw.bin are both called 'lfw'"):
+        load_config(recipe, ["evaluate.verification=[a/lfw.bin, b/lfw.bin]"])
+    load_config(recipe, ["evaluate.verification=[a/lfw.bin, a/agedb.bin]", "evaluate.identification=[a/lfw]"])
+
+
 def test_a_missing_key_is_named(recipe):
     recipe.write_text("train: {steps: 1}\n")
     with pytest.raises(UserError, match="run_dir: missing"):

@@ -40,6 +40,7 @@ def evaluate(
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
     """
     from dist_train.errors import UserError, WorkError
+    from dist_train.evaluate.config import check_names
     from dist_train.evaluate.models import load_model
     from dist_train.evaluate.report import write_comparison
     from dist_train.evaluate.tables import tables
@@ -47,6 +48,7 @@ def evaluate(
 
     if not sets:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
+    check_names(sets)
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
     ranks = join_ranks(device, None)
@@ -91,7 +93,7 @@ def _score(
     from dist_train.evaluate.verification import evaluate_verification, read_bin
 
     scores = ModelScores(model.name)
-    where = (model.image_size, batch_size, ranks.rank, ranks.world_size, ranks.control_group)
+    where = (model.image_size, batch_size, ranks)
     for path in sets:
         if path.suffix == ".bin" or path.is_file():
             dataset = ranks.agree(partial(read_bin, path))

@@ -1,8 +1,29 @@
 """The `evaluate` section of a configuration."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from dist_train.errors import UserError
+
+
+def set_name(path: Path) -> str:
+    """What a set is called in figures and tables: the name of its file without the ending, or of its directory."""
+    return path.stem if path.suffix == ".bin" else path.resolve().name
+
+
+def check_names(sets: Sequence[Path]) -> None:
+    """Figures of two sets of one name could not be told apart.
+
+    Raises:
+        UserError: two are called alike.
+    """
+    named: dict[str, Path] = {}
+    for path in sets:
+        other = named.setdefault(set_name(path), path)
+        if other is not path:
+            raise UserError(f"sets {other} and {path} are both called {set_name(path)!r} in figures; rename one")
 
 
 class EvaluateConfig(BaseModel):
@@ -17,3 +38,12 @@ class EvaluateConfig(BaseModel):
     )
     batch_size: int = Field(64, ge=1, le=8192, description="pictures per rank and forward pass")
     flip: bool = Field(True, description="embedding = f(picture) + f(mirrored picture), as published figures have it")
+
+    @field_validator("verification", "identification")
+    @classmethod
+    def _told_apart(cls, sets: tuple[Path, ...]) -> tuple[Path, ...]:
+        try:
+            check_names(sets)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return sets

@@ -22,6 +22,7 @@ from dist_train.evaluate.embed import EmbedFn, decoding, embed_batches, embed_pi
 from dist_train.evaluate.identification import CMC_RANKS, mate_pairs, paired_products
 from dist_train.evaluate.search import GALLERY_BLOCK, score_blocks
 from dist_train.evaluate.sets import ROLES, StoredSet
+from dist_train.ranks import ALONE, Ranks
 
 FARS = (1e-6, 1e-5, 1e-4)
 _SEED = 0  # of the parts of the distractors
@@ -143,8 +144,8 @@ def distractor_counts(count: int) -> list[int]:
     return [10**k for k in range(1, 19) if 10**k < count] + [count]
 
 
-def distractor_parts(count: int, rank: int, world_size: int) -> Iterator[np.ndarray]:
-    """For each of `distractor_counts` the numbers that it adds to the one before, as far as `rank` works on them.
+def distractor_parts(count: int, ranks: Ranks) -> Iterator[np.ndarray]:
+    """For each of `distractor_counts` the numbers that it adds to the one before, as far as this rank works on them.
 
     The parts are random; numbers in a part rise, so that shards are read from front to back.
     """
@@ -152,7 +153,7 @@ def distractor_parts(count: int, rank: int, world_size: int) -> Iterator[np.ndar
     start = 0
     for stop in distractor_counts(count):
         part = np.sort(order[start:stop])
-        yield part[slice(*rank_slice(len(part), rank, world_size))]
+        yield part[slice(*rank_slice(len(part), ranks.rank, ranks.world_size))]
         start = stop
 
 
@@ -191,20 +192,18 @@ def search_distractors(
     mates: Mates,
     parts: Iterator[Iterator[Tensor]],
     distractors: int,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
 ) -> DistractorResult:
     """Search the mates among distractors and judge the searches.
 
-    Collectives (with a group): a gather of messages, two all-reduces of [C, P] and [M], an all-gather of the tail.
+    Collectives (with several ranks): a gather of messages, all-reduces of [C, P] and [M], an all-gather of the tail.
 
     Args:
         name: of the sets.
         mates: the searches, the same on every rank.
         parts: this rank's share of the distractors that each of `distractor_counts` adds, as blocks of unit rows.
         distractors: their number over all ranks.
-        world_size: processes that share the work.
-        group: their group over CPU tensors (gloo); None when alone.
+        ranks: the processes that share the work.
     """
     tail = int(max(FARS) * len(mates.probes) * distractors) + 2
     scores = DistractorScores(mates.probes, tail)
@@ -217,7 +216,7 @@ def search_distractors(
             bests.append(scores.best[:, 0].clone())
         return torch.stack(bests)
 
-    best = together(search, group)
+    best = together(search, ranks)
     places = torch.cat(
         [
             (scores.best[rows] >= score[:, None]).sum(dim=1)
@@ -225,11 +224,11 @@ def search_distractors(
         ]
     )
     highest = scores.highest()
-    if group is not None:
+    if (group := ranks.control_group) is not None:
         dist.all_reduce(best, dist.ReduceOp.MAX, group=group)
         dist.all_reduce(places, group=group)
         mine = torch.nn.functional.pad(highest, (0, tail - len(highest)), value=-torch.inf)
-        tails = [torch.empty_like(mine) for _ in range(world_size)]
+        tails = [torch.empty_like(mine) for _ in range(ranks.world_size)]
         dist.all_gather(tails, mine, group=group)
         highest = torch.cat(tails).topk(tail).values
         highest = highest[torch.isfinite(highest)]
@@ -242,9 +241,7 @@ def evaluate_distractors(
     distractor_dir: Path,
     image_size: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
     *,
     flip: bool = True,
 ) -> DistractorResult:
@@ -257,9 +254,7 @@ def evaluate_distractors(
         distractor_dir: shards of strangers; labels are not looked at.
         image_size: side of the network's input in pixels.
         batch_size: pictures per rank and forward pass.
-        rank: this process among `world_size`.
-        world_size: processes that share the work.
-        group: their group over CPU tensors (gloo); None when alone.
+        ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
 
     Raises:
@@ -279,7 +274,7 @@ def evaluate_distractors(
         is_gallery = None if None in roles else torch.tensor([role == "gallery" for role in roles])
         return samples, strangers, torch.from_numpy(labels), is_gallery
 
-    samples, strangers, labels, is_gallery = together(read, group)
+    samples, strangers, labels, is_gallery = together(read, ranks)
     with samples, strangers:
         load = decoding(samples.read, image_size, name)
         found = embed_pictures(
@@ -289,9 +284,7 @@ def evaluate_distractors(
             batch_size,
             flip=flip,
             name=name,
-            rank=rank,
-            world_size=world_size,
-            group=group,
+            ranks=ranks,
         )
         try:
             mates = Mates(found.normalized(), labels, is_gallery)
@@ -309,6 +302,6 @@ def evaluate_distractors(
             if waiting:
                 yield torch.cat(waiting)
 
-        parts = (blocks(numbers) for numbers in distractor_parts(len(strangers), rank, world_size))
+        parts = (blocks(numbers) for numbers in distractor_parts(len(strangers), ranks))
         both = f"{Path(set_dir).resolve().name} + {Path(distractor_dir).resolve().name}"
-        return search_distractors(both, mates, parts, len(strangers), world_size, group)
+        return search_distractors(both, mates, parts, len(strangers), ranks)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
+from dist_train.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -152,13 +153,11 @@ def embed_pictures(
     *,
     flip: bool = True,
     name: str = "pictures",
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
 ) -> Embeddings:
     """Embed pictures 0 .. count - 1, each rank its contiguous part; every rank gets all embeddings.
 
-    Collectives (with a group): one gather of messages, one all-gather of [count / W, D + 1] float32.
+    Collectives (with several ranks): one gather of messages, one all-gather of [count / W, D + 1] float32.
 
     Args:
         embed_fn: the network.
@@ -167,9 +166,7 @@ def embed_pictures(
         batch_size: pictures per forward pass.
         flip: add the embedding of the mirrored picture.
         name: of the set, for messages.
-        rank: this process among `world_size`.
-        world_size: processes that share the work.
-        group: their group; it must carry CPU tensors (gloo).
+        ranks: the processes that share the work.
 
     Raises:
         WorkError: a picture that cannot be decoded, or embeddings that are not finite; raised on every rank.
@@ -179,49 +176,45 @@ def embed_pictures(
         raise UserError(f"{name}: no pictures in it")
 
     def embed_part() -> Tensor | None:
-        numbers = range(*rank_slice(count, rank, world_size))
+        numbers = range(*rank_slice(count, ranks.rank, ranks.world_size))
         batches = embed_batches(embed_fn, load, numbers, batch_size, flip=flip, name=name)
         rows = [torch.cat([features, norms[:, None]], dim=1) for _, features, norms in batches]
         return torch.cat(rows) if rows else None
 
-    rows = _gather_rows(together(embed_part, group), count, world_size, group)
+    rows = _gather_rows(together(embed_part, ranks), count, ranks)
     return Embeddings(rows[:, :-1], float(rows[:, -1].mean()))
 
 
-def together(work: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+def together(work: Callable[[], T], ranks: Ranks) -> T:
     """Do `work` on every rank; what fails on one fails on all, so that none waits for the others in vain.
 
-    `work` must not communicate. A collective, where there is a group.
+    `work` must not communicate. A collective.
 
     Raises:
         WorkError | UserError: as the first failing rank has it, on every rank.
     """
-    if group is None:
-        return work()
     result: T | None = None
     problem: WorkError | UserError | None = None
     try:
         result = work()
     except (WorkError, UserError) as error:
         problem = error
-    problems: list[WorkError | UserError | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(problems, problem, group=group)
-    for found in problems:
+    for found in ranks.gather(problem):
         if found is not None:
             raise found
     return cast(T, result)
 
 
-def _gather_rows(rows: Tensor | None, count: int, world_size: int, group: dist.ProcessGroup | None) -> Tensor:
+def _gather_rows(rows: Tensor | None, count: int, ranks: Ranks) -> Tensor:
     """Every rank's rows, one after another; a rank without any gives None."""
-    if group is None:
+    if ranks.control_group is None:
         return cast(Tensor, rows)
-    widths = [0] * world_size
-    dist.all_gather_object(widths, 0 if rows is None else rows.shape[1], group=group)
-    sizes = [stop - start for start, stop in (rank_slice(count, r, world_size) for r in range(world_size))]
+    widths = ranks.gather(0 if rows is None else rows.shape[1])
+    bounds = (rank_slice(count, rank, ranks.world_size) for rank in range(ranks.world_size))
+    sizes = [stop - start for start, stop in bounds]
     mine = torch.zeros(max(sizes), max(widths))  # a collective wants equal shapes
     if rows is not None:
         mine[: len(rows)] = rows
-    gathered = [torch.empty_like(mine) for _ in range(world_size)]
-    dist.all_gather(gathered, mine, group=group)
+    gathered = [torch.empty_like(mine) for _ in range(ranks.world_size)]
+    dist.all_gather(gathered, mine, group=ranks.control_group)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])

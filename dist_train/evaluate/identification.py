@@ -19,6 +19,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice, together
 from dist_train.evaluate.search import score_blocks
 from dist_train.evaluate.sets import RoleSet
+from dist_train.ranks import ALONE, Ranks
 
 CMC_RANKS = 100
 FPIRS = (0.1, 0.01)
@@ -88,22 +89,18 @@ def search_gallery(
     gallery: Tensor,
     gallery_labels: Tensor,
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
 ) -> SearchOutcome:
     """Search every probe in the whole gallery; each rank takes a contiguous part of the gallery.
 
-    Collectives (with `world_size` > 1): three all-reduces of [P].
+    Collectives (with several ranks): three all-reduces of [P].
 
     Args:
         probes: unit rows [P, D], the same on every rank.
         probe_labels: int64 [P].
         gallery: unit rows [N, D], the same on every rank.
         gallery_labels: int64 [N].
-        rank: this process among `world_size`.
-        world_size: processes that share the work.
-        group: their group over CPU tensors (gloo).
+        ranks: the processes that share the work.
 
     Raises:
         UserError: empty gallery or no probes, or labels that do not fit.
@@ -115,13 +112,13 @@ def search_gallery(
             f"{len(probe_labels)} labels for {len(probes)} probes, {len(gallery_labels)} for {len(gallery)} "
             "gallery entries; expected one each"
         )
-    start, stop = rank_slice(len(gallery), rank, world_size)
+    start, stop = rank_slice(len(gallery), ranks.rank, ranks.world_size)
     part, part_labels = gallery[start:stop], gallery_labels[start:stop]
     mate_rows, mate_columns = mate_pairs(probe_labels, part_labels)
     mate = torch.full((len(probes),), -torch.inf)
     pair_scores = paired_products(probes, part, mate_rows, mate_columns)
     mate.scatter_reduce_(0, mate_rows, pair_scores, "amax")
-    _reduce(mate, dist.ReduceOp.MAX, group)
+    _reduce(mate, dist.ReduceOp.MAX, ranks)
 
     better = torch.zeros(len(probes), dtype=torch.int64)
     other = torch.full((len(probes),), -torch.inf)
@@ -138,8 +135,8 @@ def search_gallery(
             other[rows] = torch.maximum(other[rows], best)
             beaten = (best >= mate[rows]).nonzero().squeeze(1)  # most probes of a good model are not
             better[beaten + rows.start] += (scores[beaten] >= mate[rows][beaten, None]).sum(dim=1)
-    _reduce(other, dist.ReduceOp.MAX, group)
-    _reduce(better, dist.ReduceOp.SUM, group)
+    _reduce(other, dist.ReduceOp.MAX, ranks)
+    _reduce(better, dist.ReduceOp.SUM, ranks)
     return SearchOutcome(mate, other, better + 1)
 
 
@@ -160,9 +157,9 @@ def paired_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor, 
     return torch.cat(parts) if parts else left.new_zeros(0)
 
 
-def _reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None) -> None:
-    if group is not None:
-        dist.all_reduce(values, operation, group=group)
+def _reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, ranks: Ranks) -> None:
+    if ranks.control_group is not None:
+        dist.all_reduce(values, operation, group=ranks.control_group)
 
 
 def tpir_at_fpir(mate: np.ndarray, impostor: np.ndarray, fpirs: Sequence[float] = FPIRS) -> dict[float, float]:
@@ -226,9 +223,7 @@ def evaluate_identification(
     set_dir: Path,
     image_size: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
     *,
     flip: bool = True,
 ) -> IdentificationResult:
@@ -241,9 +236,7 @@ def evaluate_identification(
         set_dir: shards whose samples' `.json` has "role": "gallery" or "probe".
         image_size: side of the network's input in pixels.
         batch_size: pictures per rank and forward pass.
-        rank: this process among `world_size`.
-        world_size: processes that share the work.
-        group: their group over CPU tensors (gloo); None when alone.
+        ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
 
     Raises:
@@ -251,7 +244,7 @@ def evaluate_identification(
         WorkError: a damaged picture or embeddings that are not finite.
     """
     name = f"identification set {set_dir}"
-    with together(lambda: RoleSet(set_dir), group) as samples:
+    with together(lambda: RoleSet(set_dir), ranks) as samples:
         embeddings = embed_pictures(
             embed_fn,
             decoding(samples.read, image_size, name),
@@ -259,9 +252,7 @@ def evaluate_identification(
             batch_size,
             flip=flip,
             name=name,
-            rank=rank,
-            world_size=world_size,
-            group=group,
+            ranks=ranks,
         )
         labels, is_gallery = torch.from_numpy(samples.labels), torch.from_numpy(samples.is_gallery)
     features = embeddings.normalized()
@@ -271,8 +262,6 @@ def evaluate_identification(
         labels[~is_gallery],
         features[is_gallery],
         gallery_labels,
-        rank=rank,
-        world_size=world_size,
-        group=group,
+        ranks=ranks,
     )
     return judge_search(Path(set_dir).resolve().name, outcome, gallery_labels, closed=True)

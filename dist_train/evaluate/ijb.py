@@ -22,6 +22,7 @@ from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, h
 from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice, together
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
 from dist_train.evaluate.ijb_layout import Layout, Pairs, Subjects, read_layout, read_pairs, read_subjects
+from dist_train.ranks import ALONE, Ranks
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
@@ -70,15 +71,13 @@ def embed_templates(
     layout: Layout,
     image_size: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
     *,
     flip: bool = True,
 ) -> Tensor:
     """Unit features [T, D] of all templates; pictures are split over ranks.
 
-    Collectives (with a group): one gather of messages, one of widths, one all-reduce of [T, D].
+    Collectives (with several ranks): one gather of messages, one of widths, one all-reduce of [T, D].
 
     Raises:
         WorkError: a picture that is missing or damaged, or embeddings that are not finite.
@@ -93,7 +92,7 @@ def embed_templates(
 
     def embed_part() -> Tensor | None:
         sums: Tensor | None = None
-        numbers = range(*rank_slice(len(layout.names), rank, world_size))
+        numbers = range(*rank_slice(len(layout.names), ranks.rank, ranks.world_size))
         for part, features, _ in embed_batches(embed_fn, load, numbers, batch_size, flip=flip, name=layout.kind):
             if sums is None:
                 sums = torch.zeros(len(layout.template_ids), features.shape[1])
@@ -102,13 +101,12 @@ def embed_templates(
             sums.index_add_(0, torch.from_numpy(layout.template[rows]), weighted)
         return sums
 
-    sums = together(embed_part, group)
-    if group is not None:
-        widths = [0] * world_size
-        dist.all_gather_object(widths, 0 if sums is None else sums.shape[1], group=group)
+    sums = together(embed_part, ranks)
+    if ranks.control_group is not None:
+        width = max(ranks.gather(0 if sums is None else sums.shape[1]))
         if sums is None:
-            sums = torch.zeros(len(layout.template_ids), max(widths))
-        dist.all_reduce(sums, group=group)
+            sums = torch.zeros(len(layout.template_ids), width)
+        dist.all_reduce(sums, group=ranks.control_group)
     if sums is None:
         raise UserError(f"{layout.root}: no pictures listed")
     return torch.nn.functional.normalize(sums, dim=1)
@@ -161,9 +159,7 @@ def evaluate_ijb(
     root: Path,
     image_size: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
     *,
     flip: bool = True,
 ) -> IjbResult:
@@ -174,9 +170,7 @@ def evaluate_ijb(
         root: directory with `meta` and `loose_crop`.
         image_size: side of the network's input in pixels.
         batch_size: pictures per rank and forward pass.
-        rank: this process among `world_size`.
-        world_size: processes that share the work.
-        group: their group over CPU tensors (gloo); None when alone.
+        ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
 
     Raises:
@@ -187,12 +181,12 @@ def evaluate_ijb(
     def read() -> tuple[Layout, Pairs | None, Subjects | None, list[tuple[str, Subjects | None]]]:
         layout = read_layout(root)
         # 15.7 million pairs are held once, however many ranks share the machine; the first judges them.
-        pairs = read_pairs(layout) if rank == 0 else None
+        pairs = read_pairs(layout) if ranks.rank == 0 else None
         galleries = [(name, read_subjects(layout, f"gallery_{name}")) for name in GALLERIES[layout.kind]]
         return layout, pairs, read_subjects(layout, "probe_mixed"), galleries
 
-    layout, pairs, probes, galleries = together(read, group)
-    features = embed_templates(embed_fn, layout, image_size, batch_size, rank, world_size, group, flip=flip)
+    layout, pairs, probes, galleries = together(read, ranks)
+    features = embed_templates(embed_fn, layout, image_size, batch_size, ranks, flip=flip)
     searched = []
     for name, gallery in galleries:
         if probes is None or gallery is None:
@@ -203,9 +197,7 @@ def evaluate_ijb(
             torch.from_numpy(probes.subject),
             features[gallery.template],
             labels,
-            rank=rank,
-            world_size=world_size,
-            group=group,
+            ranks=ranks,
         )
         # A subject is enrolled in one of the two galleries: its probes are the strangers of the other.
         searched.append(judge_search(f"{layout.kind} {name}", outcome, labels, closed=False))
@@ -213,7 +205,5 @@ def evaluate_ijb(
     def judge() -> IjbResult | None:
         return judge_pairs_of_templates(layout.kind, features, pairs) if pairs is not None else None
 
-    judged = [together(judge, group)]
-    if group is not None:
-        dist.broadcast_object_list(judged, group_src=0, group=group)
+    judged = ranks.gather(together(judge, ranks))
     return replace(cast(IjbResult, judged[0]), identification=tuple(searched))

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
 from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.embed import Embeddings, EmbedFn, decoding, embed_pictures
+from dist_train.ranks import ALONE, Ranks
 
 __all__ = ["VerificationResult", "VerificationSet", "evaluate_verification", "read_bin", "score_pairs"]
 
@@ -217,9 +217,7 @@ def evaluate_verification(
     dataset: VerificationSet,
     image_size: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
     *,
     flip: bool = True,
 ) -> VerificationResult:
@@ -230,9 +228,7 @@ def evaluate_verification(
         dataset: the pairs.
         image_size: side of the network's input in pixels.
         batch_size: pictures per rank and forward pass.
-        rank: this process among `world_size`.
-        world_size: processes that share the work.
-        group: their group over CPU tensors (gloo); None when alone.
+        ranks: the processes that share the work.
         flip: add the mirrored picture's embedding, as the protocol has it.
 
     Raises:
@@ -247,8 +243,6 @@ def evaluate_verification(
         batch_size,
         flip=flip,
         name=name,
-        rank=rank,
-        world_size=world_size,
-        group=group,
+        ranks=ranks,
     )
     return judge_pairs(dataset, embeddings)

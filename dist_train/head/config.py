@@ -105,9 +105,6 @@ class HeadConfig(BaseModel):
     )
 
     sample_rate: float = Field(1.0, gt=0, le=1, description="share of a rank's classes in each step's softmax")
-    sampling: Literal["uniform", "hard"] = Field(
-        "uniform", description="how negatives are drawn; hard: nearest to the batch out of twice as many drawn"
-    )
     filter_eps: float = Field(
         0.0,
         ge=0,

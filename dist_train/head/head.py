@@ -95,8 +95,7 @@ class Head:
             config.logits_budget_mb,
             device,
         )
-        hard = config.sampling == "hard"
-        self._sampler = ClassSampler(self._store, config.sample_rate, hard, seed, rank, self.start)
+        self._sampler = ClassSampler(self._store, config.sample_rate, seed, rank, self.start)
         self._loss = ShardedLoss(
             self.margin, self._softmax, self._store, self._sampler, self.ranks, num_classes, self.start
         )

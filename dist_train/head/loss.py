@@ -64,7 +64,7 @@ class ShardedLoss:
         mine = np.flatnonzero((host_labels >= self.start) & (host_labels < self.stop))
         local = host_labels[mine] - self.start
         if training:
-            classes, lease = self.sampler.choose(host_labels, np.unique(local), queries)
+            classes, lease = self.sampler.choose(host_labels, np.unique(local))
         else:
             classes, lease = None, self.store.lease(None)
         places = local if classes is None else np.searchsorted(classes, local)

@@ -7,7 +7,6 @@ negatives uniformly. Here the cost depends on how many are drawn, not on how man
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dist_train.head.storage import Lease, RowStore
 
@@ -88,16 +87,14 @@ class ClassSampler:
     Args:
         store: gives the rows of chosen classes.
         rate: share of this rank's classes.
-        hard: of twice as many drawn, keep the classes nearest to the batch's embeddings.
         seed: of the run.
         rank: this rank.
         first: this rank's first class.
     """
 
-    def __init__(self, store: RowStore, rate: float, hard: bool, seed: int, rank: int, first: int) -> None:
+    def __init__(self, store: RowStore, rate: float, seed: int, rank: int, first: int) -> None:
         self.store = store
         self.rate = rate
-        self.hard = hard and rate < 1
         self.seed = seed
         self.rank = rank
         self.first = first
@@ -107,10 +104,10 @@ class ClassSampler:
     def prefetch(self, labels: Indices) -> None:
         """Choose for the global batch's `labels` [G] now, so that rows are fetched while embeddings are computed."""
         self.forget()
-        if self.hard or not self.store.staged:
+        if not self.store.staged:
             return
         local = labels[(labels >= self.first) & (labels < self.first + self.store.num_classes)] - self.first
-        self._ahead = (labels, *self._draw(np.unique(local), self.rate))
+        self._ahead = (labels, *self._draw(np.unique(local)))
 
     def forget(self) -> None:
         """Give up a choice made ahead."""
@@ -118,53 +115,22 @@ class ClassSampler:
             self._ahead[2].release()
             self._ahead = None
 
-    def choose(self, labels: Indices, positives: Indices, queries: Tensor) -> tuple[Indices | None, Lease]:
+    def choose(self, labels: Indices, positives: Indices) -> tuple[Indices | None, Lease]:
         """The step's classes (None: all) and a lease on their rows.
 
         Args:
             labels: [G] of the global batch.
             positives: sorted distinct classes of this rank among them, counted from its first.
-            queries: [G, D] scaled embeddings.
         """
         if self._ahead is not None and np.array_equal(self._ahead[0], labels):
             _, classes, lease = self._ahead
             self._ahead = None
             return classes, lease
         self.forget()
-        if not self.hard:
-            return self._draw(positives, self.rate)
-        drawn, lease = self._draw(positives, min(1.0, 2 * self.rate))
-        wanted = max(1, round(self.rate * self.store.num_classes))
-        pool = np.arange(self.store.num_classes) if drawn is None else drawn
-        nearest = keep_nearest(lease, queries, np.searchsorted(pool, positives), wanted)
-        lease.release()
-        return pool[nearest], self.store.lease(torch.from_numpy(pool[nearest]))
+        return self._draw(positives)
 
-    def _draw(self, positives: Indices, rate: float) -> tuple[Indices | None, Lease]:
+    def _draw(self, positives: Indices) -> tuple[Indices | None, Lease]:
         key = (self.seed, int(self.step), self.rank)
         self.step += 1
-        classes = choose_classes(self.store.num_classes, rate, positives, key)
+        classes = choose_classes(self.store.num_classes, self.rate, positives, key)
         return classes, self.store.lease(None if classes is None else torch.from_numpy(classes))
-
-
-def keep_nearest(lease: Lease, queries: Tensor, always: Indices, wanted: int, block: int = 4096) -> Indices:
-    """Places of the `wanted` chosen classes with the largest cosine to any query, those in `always` first; sorted.
-
-    Args:
-        lease: on the chosen classes.
-        queries: [G, D] of equal norms, or raw embeddings for plain softmax.
-        always: places that stay.
-        wanted: how many to keep; more if `always` are more.
-        block: classes at a time.
-    """
-    width = queries.shape[1]
-    best = queries.new_empty(lease.count)
-    for start in range(0, lease.count, block):
-        stop = min(start + block, lease.count)
-        rows = lease.read("centers", start, stop).view(-1, width)
-        cosines = (rows @ queries.T).amax(dim=1) / torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-30)
-        best[start:stop] = cosines.view(stop - start, -1).amax(dim=1)
-    best[torch.from_numpy(always).to(best.device)] = torch.inf
-    places = best.topk(max(min(wanted, lease.count), len(always))).indices.cpu().numpy()
-    places.sort()
-    return places

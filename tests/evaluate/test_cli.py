@@ -115,6 +115,11 @@ def wrong(place):
         "a cut file": (["small.onnx", "-s", "cut.bin"], 2, "cut.bin: not a readable .bin: the file is cut off"),
         "a damaged picture": (["small.onnx", "-s", "rotten.bin"], 1, "rotten, picture 59: cannot be decoded"),
         "no such file": (["small.onnx", "-s", "none.bin"], 2, "none.bin: No such file"),
+        "two sets of one name": (
+            ["small.onnx", "-s", "tiny.bin", "-s", "other/tiny.bin"],
+            2,
+            "tiny.bin and other/tiny.bin are both called 'tiny' in figures; rename one",
+        ),
         "no set": (["small.onnx"], 2, "give --sets FILE.bin or --sets DIRECTORY"),
         "templates without pictures": (
             ["large.onnx", "-s", "IJBC"],

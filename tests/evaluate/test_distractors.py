@@ -1,9 +1,10 @@
 """MegaFace's protocol by blocks against the plain loop over every probe, mate and distractor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from dist_train.errors import UserError
 from dist_train.evaluate import distractors, search
@@ -15,9 +16,10 @@ from dist_train.evaluate.distractors import (
     evaluate_distractors,
     search_distractors,
 )
+from dist_train.ranks import ALONE
 from tests.evaluate.faces import embed_color, write_role_set
 from tests.evaluate.test_identification import unit
-from tests.ranks import run_ranks
+from tests.ranks import ranks_here, run_ranks
 
 COUNT, LABELS = 1234, torch.arange(12).repeat_interleave(3)
 
@@ -27,10 +29,10 @@ def features():
     return torch.nn.functional.normalize(centers + 0.5 * unit(36, seed=2), dim=1), unit(COUNT, seed=3)
 
 
-def by_blocks(rank=0, world_size=1, group=None):
+def by_blocks(ranks=ALONE):
     pictures, strangers = features()
-    parts = (strangers[numbers].split(50) for numbers in distractor_parts(COUNT, rank, world_size))
-    return search_distractors("made", Mates(pictures, LABELS, None), map(iter, parts), COUNT, world_size, group)
+    parts = (strangers[numbers].split(50) for numbers in distractor_parts(COUNT, ranks))
+    return search_distractors("made", Mates(pictures, LABELS, None), map(iter, parts), COUNT, ranks)
 
 
 def by_loop():
@@ -50,7 +52,7 @@ def test_every_pair_is_searched_among_nested_random_parts_of_the_distractors(mon
     mate, others, _ = by_loop()
     assert (found.probes, found.searches, found.distractors) == (36, 72, COUNT)
     assert list(found.rank1) == [10, 100, 1000, COUNT]
-    order = np.concatenate(list(distractor_parts(COUNT, 0, 1)))
+    order = np.concatenate(list(distractor_parts(COUNT, ALONE)))
     for count, share in found.rank1.items():
         assert share == pytest.approx((mate > others[:, order[:count]].max(axis=1)).mean())
     places = 1 + (others >= mate[:, None]).sum(axis=1)
@@ -71,7 +73,7 @@ def test_tar_counts_all_pairs_of_a_probe_and_a_distractor(monkeypatch, far):
 
 
 def on_ranks(rank, world_size):
-    return by_blocks(rank, world_size, dist.group.WORLD).summary()
+    return by_blocks(ranks_here(rank, world_size)).summary()
 
 
 def test_distractors_split_over_ranks_give_what_one_rank_gives():
@@ -90,7 +92,7 @@ def test_memory_does_not_grow_with_the_distractors():
 @pytest.mark.parametrize(("count", "expected"), [(3, [3]), (10, [10]), (11, [10, 11]), (1000, [10, 100, 1000])])
 def test_distractors_are_counted_in_powers_of_ten(count, expected):
     assert distractor_counts(count) == expected
-    parts = [list(distractor_parts(count, rank, 3)) for rank in range(3)]
+    parts = [list(distractor_parts(count, replace(ALONE, rank=rank, world_size=3))) for rank in range(3)]
     assert sorted(n for rank in parts for part in rank for n in part) == list(range(count))
 
 

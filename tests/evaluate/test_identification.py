@@ -7,7 +7,7 @@ from dist_train.evaluate import search
 from dist_train.evaluate.identification import evaluate_identification, judge_search, search_gallery, tpir_at_fpir
 from dist_train.evaluate.search import nearest
 from tests.evaluate.faces import embed_color, write_role_set
-from tests.ranks import run_ranks
+from tests.ranks import ranks_here, run_ranks
 
 
 def unit(count, dim=8, seed=0):
@@ -50,9 +50,7 @@ def test_the_search_by_blocks_is_the_plain_search(monkeypatch, blocks):
 
 
 def on_ranks(rank, world_size):
-    import torch.distributed as dist
-
-    outcome = search_gallery(*problem(), rank=rank, world_size=world_size, group=dist.group.WORLD)
+    outcome = search_gallery(*problem(), ranks=ranks_here(rank, world_size))
     return outcome.mate.numpy(), outcome.other.numpy(), outcome.rank.numpy()
 
 

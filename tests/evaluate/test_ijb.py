@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from sklearn.metrics import roc_curve
 
 from dist_train.errors import UserError, WorkError
@@ -17,7 +16,7 @@ from dist_train.evaluate.ijb import (
 )
 from dist_train.evaluate.ijb_layout import read_layout, read_pairs
 from tests.evaluate.faces import colors, embed_color
-from tests.ranks import run_ranks
+from tests.ranks import ranks_here, run_ranks
 
 TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 SUBJECTS, TEMPLATES, SIDE = 6, 18, 112
@@ -118,8 +117,7 @@ def test_pairs_scored_block_by_block_keep_their_order(monkeypatch):
 
 
 def evaluate_on_rank(rank, world_size, root):
-    group = dist.group.WORLD if world_size > 1 else None
-    return evaluate_ijb(embed_color, root, SIDE, 4, rank, world_size, group).summary()
+    return evaluate_ijb(embed_color, root, SIDE, 4, ranks_here(rank, world_size)).summary()
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -12,7 +12,7 @@ from dist_train.evaluate.curves import roc, sort_scores, tar_at_far
 from dist_train.evaluate.embed import Embeddings
 from dist_train.evaluate.verification import evaluate_verification, fold_accuracies, fold_tars, judge_pairs
 from tests.evaluate.faces import color_picture, colors, embed_color
-from tests.ranks import run_ranks
+from tests.ranks import ranks_here, run_ranks
 
 
 def distances_of(count, seed=0):
@@ -145,9 +145,7 @@ def test_a_set_is_judged_by_the_sum_of_picture_and_mirror_image():
 
 
 def on_ranks(rank, world_size):
-    import torch.distributed as dist
-
-    result = evaluate_verification(embed_color, tiny_set(), 16, 4, rank, world_size, dist.group.WORLD)
+    result = evaluate_verification(embed_color, tiny_set(), 16, 4, ranks_here(rank, world_size))
     return result.scores, result.accuracy, result.mean_norm
 
 
@@ -160,12 +158,10 @@ def test_several_ranks_give_what_one_gives(world_size):
 
 
 def broken_on_ranks(rank, world_size):
-    import torch.distributed as dist
-
     dataset = tiny_set()
     dataset.images[-1] = b"no picture"
     try:
-        evaluate_verification(embed_color, dataset, 16, 4, rank, world_size, dist.group.WORLD)
+        evaluate_verification(embed_color, dataset, 16, 4, ranks_here(rank, world_size))
     except WorkError as error:
         return str(error)
     return "no error"

@@ -1,6 +1,4 @@
-"""Leaving out rows without weight, and negatives near the batch. Tier 1: one process."""
-
-from pathlib import Path
+"""Leaving out rows without weight. Tier 1: one process."""
 
 import pytest
 import torch
@@ -64,19 +62,3 @@ def test_a_filter_that_drops_nothing_changes_nothing():
     grad, change = step(build(filter_eps=1e-30))
     assert torch.allclose(grad, full_grad, rtol=1e-4, atol=1e-7)
     assert torch.allclose(change, full_change, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("storage", ["device", "mmap"])
-def test_hard_sampling_keeps_positives_and_nearer_negatives(storage, tmp_path):
-    head = build(sample_rate=0.2, sampling="hard", storage=storage, storage_dir=Path(tmp_path))
-    embeddings, labels = trained_batch(head)
-    head(embeddings, labels).backward()
-    chosen = torch.from_numpy(head._loss.micro_batches[0].classes)
-    assert len(chosen) == 120
-    assert torch.isin(labels, chosen).all()
-    unit = torch.nn.functional.normalize(head.class_centers())
-    hardness = (unit @ torch.nn.functional.normalize(embeddings.detach()).T).amax(dim=1)
-    rest = torch.ones(CLASSES, dtype=torch.bool)
-    rest[chosen] = False
-    assert hardness[chosen].median() > hardness[rest].median()
-    head.close()

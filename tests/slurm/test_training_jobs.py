@@ -168,6 +168,23 @@ def test_a_warning_a_preemption_and_a_killed_rank_change_no_loss(cluster, tmp_pa
     assert made == losses(tmp_path / "unbroken" / "run")
 
 
+def test_a_lost_node_is_a_new_start_when_two_are_there_again(cluster, tmp_path, tiny_set):
+    path = recipe(tmp_path, tiny_set)
+    job = submit(path)
+    wait_for_step(cluster, path, job, 2 * CHECKPOINT_EVERY)
+    cluster.run("scontrol", "update", "nodename=n1", "state=down", "reason=lost")
+    try:
+        cluster.wait_until(lambda: cluster.field(job, "Restarts") == "1", "the job to be queued again")
+    finally:
+        cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+    wait_for_start(cluster, path, job, 2)
+    cluster.run("scancel", job)
+    state, text = wait_for_end(cluster, path, job)
+    assert state == "CANCELLED", text
+    (resumed,) = re.findall(r"resumed from .*step-(\d+)", log(path, job))
+    assert int(resumed) >= CHECKPOINT_EVERY
+
+
 def test_slurm_itself_gives_the_warning_before_the_time_limit(cluster, tmp_path, tiny_set):
     path = recipe(tmp_path, tiny_set, **NO_CHECKPOINTS)
     # Slurm counts limits in minutes and gives its warning up to one minute early: here soon after the start.
