@@ -90,7 +90,10 @@ def collect(name: str) -> dict[str, Any] | None:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: percent, and the difference to the mean of `base` over its seeds; * where it exceeds their range."""
+    """Markdown: percent, and the difference to the mean of `base` over its seeds; * where it is outside their range.
+
+    What was made of one run, not trained, is compared with that run.
+    """
     measures = {
         "verification": lambda line: line["verification_accuracy"],
         "TAR at FAR 1e-3": lambda line: line["tar_at_far"]["0.001"],
@@ -104,10 +107,10 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         cells = []
         for measure in measures.values():
-            values = [100 * measure(one) for one in base]
+            values = [100 * measure(one) for one in base if line.get("of") in (None, one["case"])]
             mean = sum(values) / len(values)
             difference = 100 * measure(line) - mean
-            beyond = not min(values) <= 100 * measure(line) <= max(values)
+            beyond = "of" not in line and not min(values) <= 100 * measure(line) <= max(values)
             cells.append(f"{100 * measure(line):.2f} ({difference:+.2f}{'*' if beyond else ''})")
         rows.append(f"| {line['case']} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
