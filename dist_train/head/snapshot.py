@@ -1,11 +1,13 @@
 """A table as it stood at one moment, copied while training goes on to change it."""
 
 from threading import Lock
+from time import sleep
 
 import torch
 from torch import Tensor
 
-_BLOCK_BYTES = 4 << 20  # copied at a time: training waits for no more than that
+_BLOCK_BYTES = 1 << 20  # copied at a time: training waits for no more than that
+_YIELD_S = 1e-4
 
 
 class TableSnapshot:
@@ -24,6 +26,7 @@ class TableSnapshot:
     def __init__(self, table: Tensor) -> None:
         self._table = table
         self._lock = Lock()
+        self._asking = False  # `keep` is about to take the lock, which `fill` would else take again and again before it
         self._next = 0  # rows before it are copied
         self._kept = torch.zeros(len(table), dtype=torch.bool)  # and these
         self.copy = torch.empty(table.shape, dtype=table.dtype)
@@ -38,7 +41,9 @@ class TableSnapshot:
 
     def keep(self, rows: Tensor) -> None:
         """Rows [k] of distinct numbers, int64, are about to change."""
+        self._asking = True
         with self._lock:
+            self._asking = False
             if not self.complete:
                 self._take(rows[(rows >= self._next) & ~self._kept[rows]])
 
@@ -46,6 +51,8 @@ class TableSnapshot:
         """Copy all that is not copied yet."""
         block = max(1, _BLOCK_BYTES // max(1, self._table.shape[1] * self._table.element_size()))
         while not self.complete:
+            while self._asking:
+                sleep(_YIELD_S)
             with self._lock:
                 start, stop = self._next, min(self._next + block, len(self._table))
                 kept = self._kept[start:stop]
