@@ -39,6 +39,11 @@ def test_mobilefacenet_has_about_a_million_parameters():
     assert 0.9e6 < sum(p.numel() for p in backbone.parameters()) < 1.1e6
 
 
+def test_a_picture_too_large_for_nano_is_refused_by_size():
+    with pytest.raises(UserError, match=r"image_size 112 px is too large for backbone\.name=nano; use <= 64, or tiny"):
+        build_backbone(BackboneConfig(name="nano"), 112)
+
+
 def test_a_picture_too_small_for_the_network_is_refused_by_size():
     with pytest.raises(UserError, match="image_size 16 px is too small"):
         build_backbone(BackboneConfig(name="tiny"), 16)

@@ -22,6 +22,8 @@ IRESNET_BLOCKS = {
 TINY_WIDTHS = {"tiny": (16, 32, 64, 128, 256), "nano": (8, 16, 32, 64, 128)}
 TINY_BLOCKS = (1, 1, 1, 1)
 MIN_IMAGE_SIZE = 32
+# Of `nano`: in torch 2.14 the backward of its convolutions of 8 channels crashes on CPUs at 112 px.
+NANO_IMAGE_SIZE = 64
 
 
 def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
@@ -31,11 +33,15 @@ def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
     not normalised, since some margins use their norm.
 
     Raises:
-        UserError: pictures too small for five halvings.
+        UserError: pictures too small for five halvings, or too large for `nano`.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise UserError(
             f"image_size {image_size} px is too small for backbone.name={config.name}; use >= {MIN_IMAGE_SIZE}"
+        )
+    if config.name == "nano" and image_size > NANO_IMAGE_SIZE:
+        raise UserError(
+            f"image_size {image_size} px is too large for backbone.name=nano; use <= {NANO_IMAGE_SIZE}, or tiny"
         )
     if config.name == "mobilefacenet":
         return MobileFaceNet(image_size, config.embedding_dim, config.dropout)

@@ -14,6 +14,8 @@ class BackboneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: BackboneName = Field("iresnet50", description="network; `tiny` and `nano`, half as wide, are made for CPUs")
+    name: BackboneName = Field(
+        "iresnet50", description="network; `tiny` is made for CPUs, `nano` for pictures of up to 64 px on CPUs"
+    )
     embedding_dim: int = Field(512, ge=2, le=8192, description="length D of an embedding")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the last layer")
