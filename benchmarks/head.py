@@ -4,7 +4,8 @@
     python benchmarks/head.py --case c1m_rate0.1
 
 Two ranks with one thread each, 64 images a rank, D = 512. One JSON line a case on standard output. Ours, the
-baseline and the floor (the three products [128 x 512 x rows] alone) run one after the other in fresh processes.
+baseline and the floor (the three products [128 x 512 x rows] alone, by torch.mm; `own_products` by the library that our
+head takes) run one after the other in fresh processes.
 """
 
 import argparse
@@ -26,6 +27,8 @@ import torch.multiprocessing as mp
 from dense_head import DenseHead
 
 from dist_train.head import Head, HeadConfig
+from dist_train.head.config import CPU_BLOCK_ROWS
+from dist_train.matmul import add_matmul, matmul
 
 RANKS, BATCH, DIM = 2, 64, 512
 SAMPLES = RANKS * BATCH
@@ -131,10 +134,10 @@ def run_dense(rank: int, classes: int, rate: float, steps: int) -> dict:
     return {"ms": ms, "base_mb": base, "peak_mb": peak_mb()}
 
 
-def run_floor(_rank: int, rows: int) -> dict:
-    """The three products of a step over `rows` rows, in reused memory."""
+def run_floor(_rank: int, rows: int, block: int) -> dict:
+    """The three products of a step over `rows` rows in reused memory, by `torch.mm`, or by ours `block` by block."""
     queries, weight = torch.randn(SAMPLES, DIM), torch.randn(rows, DIM)
-    logits, out = torch.empty(rows, SAMPLES), torch.empty(SAMPLES, DIM)
+    logits, out = torch.empty(rows, SAMPLES), torch.zeros(SAMPLES, DIM)
     gradient = torch.empty_like(weight)
 
     def step(_number: int) -> None:
@@ -142,7 +145,14 @@ def run_floor(_rank: int, rows: int) -> dict:
         torch.mm(logits.T, weight, out=out)
         torch.mm(logits, queries, out=gradient)
 
-    return {"ms": timed(step, 2, 9)}
+    def ours(_number: int) -> None:
+        for start in range(0, rows, block):
+            some = slice(start, start + block)
+            matmul(weight[some], queries.T, out=logits[some])
+            add_matmul(out, logits[some].T, weight[some])
+            matmul(logits[some], queries, out=gradient[some])
+
+    return {"ms": timed(ours if block else step, 2, 9)}
 
 
 def _enter(rank: int, port_file: str, results: Any, function: Callable[..., dict], args: tuple) -> None:
@@ -185,7 +195,7 @@ def cost(case: str, classes: int, rate: float, steps: int = 15) -> None:
     """Time and memory in float32 against baseline and floor."""
     ours = on_ranks(run_ours, {"sample_rate": rate}, classes, steps)
     dense = on_ranks(run_dense, classes, rate, 7)
-    floor = on_ranks(run_floor, int(classes * rate / RANKS))[0]["ms"]
+    floor, products = (on_ranks(run_floor, int(classes * rate / RANKS), n)[0]["ms"] for n in (0, CPU_BLOCK_ROWS))
     emit(
         case,
         round(ours[0]["ms"], 1),
@@ -193,6 +203,7 @@ def cost(case: str, classes: int, rate: float, steps: int = 15) -> None:
         "ms/step",
         floor=round(floor, 1),
         over_floor=round(ours[0]["ms"] / floor, 3),
+        own_products=round(products, 1),
         bytes_per_identity=growth(ours, classes),
         baseline_bytes_per_identity=growth(dense, classes),
         peak_rss_mb=round(max(r["peak_mb"] for r in ours)),

@@ -6,10 +6,14 @@ most rows all samples'.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-_ROWS_SHARE = 0.8  # where more of a block's classes stay than that, gathering them costs more than keeping all
+from dist_train.matmul import matmul
+
+_MOST = 0.8  # where more of a block's samples or classes stay than that, gathering them costs more than keeping all
 
 
 @dataclass
@@ -19,21 +23,31 @@ class FilteredBlock:
     Attributes:
         samples: [a] samples with a weight that counts; None: all.
         weights: [n, a] theirs on the rows that stay.
+        whole: all rows stay, so that there are few shapes, as `matmul` likes it.
     """
 
     samples: Tensor | None
     weights: Tensor
+    whole: bool
 
     def times(self, queries: Tensor, start: int, stop: int, out: Tensor) -> None:
         """Weights of rows [start, stop) times queries [G, D], into `out` [stop - start, D]."""
-        torch.mm(self.weights[start:stop], queries if self.samples is None else queries[self.samples], out=out)
+        multiply = matmul if self.whole else torch.mm
+        multiply(self.weights[start:stop], queries if self.samples is None else queries[self.samples], out=out)
 
     def add_transposed(self, rows: Tensor, out: Tensor) -> None:
         """Add weights transposed times rows [n, D] to `out` [G, D]."""
+        multiply = matmul if self.whole else torch.mm
+        part = multiply(self.weights.T, rows, out=rows.new_empty(self.weights.shape[1], rows.shape[1]))
         if self.samples is None:
-            out.addmm_(self.weights.T, rows)
+            out.add_(part)
         else:
-            out.index_add_(0, self.samples, self.weights.T @ rows)
+            out.index_add_(0, self.samples, part)
+
+
+def kept_samples(alive: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    """Numbers [a] of the samples that are `alive` [G] in a block; None: so many that all stay."""
+    return None if alive.mean() > _MOST else np.flatnonzero(alive)
 
 
 def kept_classes(weights: Tensor, eps: float, per_class: int, targets: Tensor) -> Tensor | None:
@@ -48,4 +62,4 @@ def kept_classes(weights: Tensor, eps: float, per_class: int, targets: Tensor) -
     keep = (weights.abs() >= eps).any(dim=1).view(-1, per_class).any(dim=1)
     keep[targets] = True
     places = keep.nonzero()[:, 0]
-    return None if len(places) > _ROWS_SHARE * len(keep) else places
+    return None if len(places) > _MOST * len(keep) else places

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.head.config import CPU_BLOCK_ROWS
-from dist_train.head.filtering import FilteredBlock, kept_classes
+from dist_train.head.filtering import FilteredBlock, kept_classes, kept_samples
 from dist_train.head.margins import Margin
 from dist_train.head.records import Pass, Targets, spans
 from dist_train.head.storage import Lease
 from dist_train.head.workspace import Workspace
+from dist_train.matmul import add_matmul, matmul
 
 _LOWEST = -1e30  # stands for minus infinity where a difference of two must not be NaN
 
@@ -150,7 +151,7 @@ class BlockSoftmax:
             if pull is not None:
                 if scale is not None:
                     some.mul_(scale[:, None])
-                pull.mul_(fade[:, None]).addmm_(some.T, rows)
+                add_matmul(pull.mul_(fade[:, None]), some.T, rows)
         kept = weights if keep else None
         if kept is None:
             self._put_back(weights)
@@ -173,11 +174,13 @@ class BlockSoftmax:
         for number in numbers.tolist():
             start = number * done.block
             stop = min(start + done.block, done.lease.count)
-            samples = None if alive[number].all() else torch.from_numpy(np.flatnonzero(alive[number])).to(self.device)
+            left_over = kept_samples(alive[number])
+            samples = None if left_over is None else torch.from_numpy(left_over).to(self.device)
             some = self._weights_of(done, number, start, stop, samples)
             here = done.targets.positions[done.targets.between(start, stop)] - start
             places = kept_classes(some, self.filter_eps, self.k, here)
             scale = None if done.inverse is None else done.inverse[start * self.k : stop * self.k]
+            whole = places is None
             if places is None:
                 rows = done.lease.read("centers", start, stop)
                 places = torch.arange(stop - start, device=self.device)
@@ -187,7 +190,7 @@ class BlockSoftmax:
                 scale = None if scale is None else scale.view(-1, self.k)[places].flatten()
             if scale is not None:
                 some.mul_(scale[:, None])
-            left = FilteredBlock(samples, some)
+            left = FilteredBlock(samples, some, whole)
             left.add_transposed(rows.view(-1, width), done.pull)
             # Weights of all samples are a view of those kept already, or of the workspace.
             kept_bytes += some.nbytes if samples is not None or done.weights is None else 0
@@ -241,7 +244,7 @@ class BlockSoftmax:
                 some.mul_(done.inverse[low:high, None])
         scaled = torch.mul(done.queries, factors[:, None], out=self.workspace.get("scaled", (samples, width)))
         if some is not None:
-            torch.mm(some, scaled, out=out)
+            matmul(some, scaled, out=out)
         elif filtered is not None:
             filtered.times(scaled, low - first * self.k, high - first * self.k, out)
         targets, here = done.targets, done.targets.between(start, stop)
@@ -281,7 +284,7 @@ class BlockSoftmax:
             [n·K, G] d logit / d inner product of query and unit center; None where 1 throughout.
         """
         samples = len(queries)
-        torch.mm(rows, queries.T, out=out)
+        matmul(rows, queries.T, out=out)
         if inverse is not None:
             out.mul_(inverse[:, None])
         by_class = out.view(-1, self.k, samples)
