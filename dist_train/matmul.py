@@ -5,6 +5,8 @@ the head's products where oneDNN makes 200. torch's own way to oneDNN in float32
 lowers linear layers; it is not part of the public interface, so `torch.mm` stands by where a build lacks it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,6 @@ def add_matmul(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return total.add_(linear(a, b.T, None, "none", [], ""))
 
 
-def _onednn(a: Tensor, b: Tensor):  # noqa: ANN202 - an operator has no type of its own
+def _onednn(a: Tensor, b: Tensor) -> Callable[..., Tensor] | None:
     fits = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and a.numel() > 0 < b.numel()
     return _LINEAR if fits else None

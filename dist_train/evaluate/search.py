@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import UserError
+from dist_train.matmul import matmul
 
 QUERY_BLOCK = 2048
 GALLERY_BLOCK = 8192
+CPU_GALLERY_BLOCK = 2048  # scores of a block stay in cache and below what glibc gives back to the system
 
 
 def score_blocks(
-    queries: Tensor, gallery: Tensor, query_block: int = QUERY_BLOCK, gallery_block: int = GALLERY_BLOCK
+    queries: Tensor, gallery: Tensor, query_block: int = QUERY_BLOCK, gallery_block: int | None = None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Inner products of queries [Q, D] with gallery rows [N, D], block by block.
 
@@ -20,6 +22,7 @@ def score_blocks(
         The block's queries, its gallery rows, and its scores [q, n]. The scores live in one reused buffer: they are
         overwritten by the next block, and may be written to.
     """
+    gallery_block = gallery_block or (CPU_GALLERY_BLOCK if queries.device.type == "cpu" else GALLERY_BLOCK)
     buffer = torch.empty(
         min(query_block, len(queries)) * min(gallery_block, len(gallery)), dtype=queries.dtype, device=queries.device
     )
@@ -29,7 +32,7 @@ def score_blocks(
         for start in range(0, len(queries), query_block):
             rows = slice(start, min(start + query_block, len(queries)))
             out = buffer[: (rows.stop - rows.start) * block.shape[1]].view(-1, block.shape[1])
-            yield rows, columns, torch.mm(queries[rows], block, out=out)
+            yield rows, columns, matmul(queries[rows], block, out=out)
 
 
 def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
