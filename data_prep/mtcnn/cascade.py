@@ -46,18 +46,18 @@ class Limits(NamedTuple):
     """What goes through at once on a kind of device: enough to keep it busy, little enough for its memory.
 
     Attributes:
-        pixel_rowspx: height and width of P-Net's input, even.
+        canvas_px: height and width of P-Net's input, even.
         rnet: candidates of R-Net.
         onet: candidates of O-Net.
     """
 
-    pixel_rowspx: tuple[int, int]
+    canvas_px: tuple[int, int]
     rnet: int
     onet: int
 
 
 # On CPU all that a network holds at once is below `HEAP_BYTES`, see `_keep_heap`.
-LIMITS = {"cpu": Limits((400, 640), 128, 24), "cuda": Limits((2048, 2048), 8192, 4096)}
+LIMITS = {"cpu": Limits((200, 640), 128, 24), "cuda": Limits((2048, 2048), 8192, 4096)}
 
 HEAP_BYTES = 31 * 2**20
 
@@ -156,7 +156,7 @@ class Detector:
 
     def _propose(self, tables: SumTables) -> _Candidates:
         """P-Net over all levels."""
-        height, width = self._limits.pixel_rowspx
+        height, width = self._limits.canvas_px
         todo = [
             piece
             for number, shape in enumerate(tables.shapes)
@@ -179,15 +179,15 @@ class Detector:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Picture [n], level [n], box [n, 4], score [n] and regression [n, 4] of the windows above the threshold."""
         # What no piece covers stays zero; windows there belong to nobody.
-        pixel_rows = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
+        canvas_pixels = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
         owner = np.full((canvas.height // STRIDE, canvas.width // STRIDE), -1, np.int64)
         for number, (piece, at) in enumerate(content):
-            part = pixel_rows[at.top : at.top + piece.height, at.left : at.left + piece.width]
+            part = canvas_pixels[at.top : at.top + piece.height, at.left : at.left + piece.width]
             tables.level(piece.picture, *piece.size, piece.top, piece.left, part)
             y, x = at.top // STRIDE, at.left // STRIDE
             beyond = (CELL - STRIDE) // STRIDE  # windows that begin in the piece but do not end in it
             owner[y : y + piece.height // STRIDE - beyond, x : x + piece.width // STRIDE - beyond] = number
-        logits, features = self._pnet(pixel_rows.permute(2, 0, 1)[None].to(self.precision))
+        logits, features = self._pnet(canvas_pixels.permute(2, 0, 1)[None].to(self.precision))
         row, column = (logits[0] >= _logit(self.thresholds[0])).nonzero().unbind(1)
         piece_of = torch.from_numpy(owner).to(self.device)[row, column]
         owned = piece_of >= 0

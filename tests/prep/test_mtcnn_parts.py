@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.mtcnn.boxes import pixels, regress, square, suppress, suppress_nested
-from data_prep.mtcnn.networks import ONet, PNet, RNet
+from data_prep.mtcnn.networks import ONet, PNet, RNet, _pool2, _pool3
 from data_prep.mtcnn.packing import pack
 from data_prep.mtcnn.pyramid import CELL, STRIDE, pieces, scales
 from data_prep.mtcnn.weights import load_weights
@@ -182,6 +182,13 @@ class TestBoxes:
 
 
 class TestNetworks:
+    @given(height=st.integers(3, 24), width=st.integers(3, 24))
+    def test_pooling_is_torchs(self, height, width):
+        x = torch.randn(2, 5, height, width).contiguous(memory_format=torch.channels_last)
+        assert torch.equal(_pool3(x), F.max_pool2d(x, 3, 2, ceil_mode=True))
+        if height % 2 == width % 2 == 0:
+            assert torch.equal(_pool2(x), F.max_pool2d(x, 2))
+
     def test_weights_of_the_paper_are_there_in_full(self):
         networks = PNet(), RNet(), ONet()
         load_weights(**dict(zip(("pnet", "rnet", "onet"), networks, strict=True)))
