@@ -3,7 +3,9 @@
     python benchmarks/accuracy.py                       # every variant: runs/benchmark/, then the table
     python benchmarks/accuracy.py --only base sampling-0.1
     python benchmarks/accuracy.py --table               # the table of what is in benchmarks/accuracy.jsonl
+    python benchmarks/accuracy.py --steps 7500 --only base base-seed1 sampling-0.1
 
+With `--steps` runs and results have the number in their names: runs/benchmark-7500/, benchmarks/accuracy-7500.jsonl.
 Each variant is a run of its own by `headcount launch local`, which differs from configs/benchmark.yaml in what is
 named here and nothing else. A finished run is not made again. `base` is trained under three seeds: a difference
 smaller than their spread says nothing.
@@ -17,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = Path("configs/benchmark.yaml")
-RUNS = Path("runs/benchmark")
-RESULTS = Path("benchmarks/accuracy.jsonl")
 SEEDS = (0, 1, 2)
 
 # The base is ArcFace over all classes: s = 16, m = 0.1, float32 rows, SGD with momentum, two ranks. Where a variant
@@ -44,22 +44,22 @@ INT8 = "int8"  # the base, as static int8 ONNX
 HELDOUT = Path("data/benchmark/heldout")
 
 
-def train(name: str) -> None:
+def train(runs: Path, name: str, overrides: list[str]) -> None:
     """Make a variant's run, unless it is finished; go on with a begun one."""
-    run_dir = RUNS / name
+    run_dir = runs / name
     if (run_dir / "summary.json").exists():
         return
     ranks = "1" if name == "one-rank" else "2"
     resume = ["--resume"] if (run_dir / "config.yaml").exists() else []
-    overrides = [f"run_dir={run_dir}", *VARIANTS[name]]
-    command = [sys.executable, "-m", "launch", "launch", "local", str(RECIPE), *overrides, "--ranks", ranks, *resume]
+    own = [f"run_dir={run_dir}", *VARIANTS[name], *overrides]
+    command = [sys.executable, "-m", "launch", "launch", "local", str(RECIPE), *own, "--ranks", ranks, *resume]
     print(" ".join(["headcount", *command[3:]]), file=sys.stderr, flush=True)
     subprocess.run(command, check=True)
 
 
-def quantise() -> None:
+def quantise(runs: Path) -> None:
     """Export the base to static int8 ONNX and evaluate that, unless it is done."""
-    run, figures = RUNS / "base", RUNS / "int8.json"
+    run, figures = runs / "base", runs / "int8.json"
     if figures.exists():
         return
     headcount = [sys.executable, "-m", "launch"]
@@ -69,9 +69,9 @@ def quantise() -> None:
     subprocess.run([*headcount, "eval", str(run / "model.int8.onnx"), *sets, "--json", str(figures)], check=True)
 
 
-def collect(name: str) -> dict[str, Any] | None:
+def collect(runs: Path, name: str) -> dict[str, Any] | None:
     """A variant's line; None where its run is not finished."""
-    path = RUNS / (f"{INT8}.json" if name == INT8 else f"{name}/summary.json")
+    path = runs / (f"{INT8}.json" if name == INT8 else f"{name}/summary.json")
     if not path.exists():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -120,16 +120,19 @@ def main() -> None:
     """Run, collect, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help="these variants alone")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--table", action="store_true", help="print the table of the stored results and end")
     options = parser.parse_args()
+    suffix = f"-{options.steps}" if options.steps else ""
+    runs, results = Path(f"runs/benchmark{suffix}"), Path(f"benchmarks/accuracy{suffix}.jsonl")
     if not options.table:
         for name in options.only or VARIANTS:
-            train(name)
-        if (RUNS / "base/summary.json").exists():
-            quantise()
-        lines = [line for name in (*VARIANTS, INT8) if (line := collect(name))]
-        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    print(table([json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]))
+            train(runs, name, [f"train.steps={options.steps}"] if options.steps else [])
+        if (runs / "base/summary.json").exists():
+            quantise(runs)
+        lines = [line for name in (*VARIANTS, INT8) if (line := collect(runs, name))]
+        results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print(table([json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]))
 
 
 if __name__ == "__main__":

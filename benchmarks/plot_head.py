@@ -1,6 +1,6 @@
 """The README's plot of the head's cost: `python benchmarks/plot_head.py` after `make bench`.
 
-Or, without the other benchmarks: `python benchmarks/head.py --case curve > benchmarks/results.jsonl`.
+It draws the lines of `--case curve` in benchmarks/results.jsonl.
 """
 
 import json
@@ -28,9 +28,9 @@ def main() -> None:
         axes.set(xscale="log", yscale="log", xlabel="identities")
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, loc="lower right", fontsize=9)
     figure.suptitle("One step of the head: D = 512, rate 0.1, 2 ranks x 64 images, 2 CPU cores", fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
     OUT.parent.mkdir(exist_ok=True)
     figure.savefig(OUT, dpi=110)
 

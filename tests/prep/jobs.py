@@ -3,9 +3,13 @@
 import tarfile
 from pathlib import Path
 
+import cv2
+import matplotlib
 import pyarrow.parquet as pq
 
+from data_prep.align_transform import Align
 from data_prep.engines.engine import attempt
+from data_prep.engines.local import LocalEngine
 from data_prep.job import run_job
 from data_prep.plan import JobOptions
 from data_prep.progress import Progress
@@ -34,6 +38,17 @@ def photos(root: Path, people: int = 6, each: int = 9) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(each):
             (folder / f"{number}.jpg").write_bytes(f"photo {person} {number}".encode())
+    return root
+
+
+def portraits(root: Path) -> Path:
+    """Photos with faces of three people, which are one: mirrored, enlarged, cut differently."""
+    photo = cv2.imread(str(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"))
+    for number in range(9):
+        folder = root / f"person {number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        grown = cv2.resize(photo, None, fx=1 + number / 20, fy=1 + number / 20)
+        cv2.imwrite(str(folder / f"{number}.jpg"), grown[5 * number :, 9 * number :][:, :: (-1) ** number])
     return root
 
 
@@ -94,3 +109,12 @@ def orders(tmp_path, **times) -> Path:
     for name, count in times.items():
         (tmp_path / "orders" / name).write_text(str(count))
     return tmp_path / "orders"
+
+
+def aligned_alike(base: Path, engine_of) -> None:
+    """With the detector itself: the engine that `engine_of(out)` gives makes the bytes of one local process."""
+    opts = options(portraits(base / "photos"), Align(batch=2), unit_rows=3)
+    run(base / "out", opts, engine_of(base / "out"))
+    run(base / "one", opts, LocalEngine(1))
+    assert len(samples(base / "one")) == 9
+    assert content(base / "out") == content(base / "one")

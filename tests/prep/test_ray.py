@@ -6,7 +6,7 @@ import pytest
 
 from data_prep.engines.ray import RayEngine
 from dist_train.errors import UserError
-from tests.prep.jobs import content, messy, options, orders, photos, rejects, run, samples
+from tests.prep.jobs import aligned_alike, content, messy, options, orders, photos, rejects, run, samples
 from tests.prep.standin import Failing, Upper
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'headcount[ray]'")
@@ -52,6 +52,10 @@ def test_two_nodes_make_the_same_bytes_as_one_process(cluster, tmp_path):
     run(tmp_path / "one", options(root))
     assert content(tmp_path / "out") == content(tmp_path / "one")
     assert len(list((tmp_path / "notes").iterdir())) == 2
+
+
+def test_the_detector_gives_the_same_bytes_on_two_nodes(cluster, tmp_path):
+    aligned_alike(tmp_path, lambda _: RayEngine())
 
 
 def test_a_killed_worker_and_a_lost_node_cost_nothing_but_time(cluster, tmp_path):

@@ -11,7 +11,7 @@ from data_prep.engines.slurm import NAME, SlurmEngine
 from data_prep.plan import Layout
 from dist_train.errors import UserError, WorkError
 from tests.launch.recipes import environment
-from tests.prep.jobs import content, messy, options, orders, photos, rejects, run
+from tests.prep.jobs import aligned_alike, content, messy, options, orders, photos, rejects, run
 from tests.prep.standin import Failing, Noting, Upper
 from tests.slurm.cluster import Cluster, missing
 
@@ -50,6 +50,10 @@ def test_an_array_over_two_nodes_makes_the_same_bytes_as_one_process(cluster, re
     assert {path.name for path in (tmp_path / "notes").iterdir()} == {"n0", "n1"}
     assert queued(cluster) == []
     assert not [path for path in Layout(tmp_path / "out").arrays.iterdir() if path.is_dir()], "no queue is left"
+
+
+def test_the_detector_gives_the_same_bytes_over_two_nodes(cluster, tmp_path):
+    aligned_alike(tmp_path, engine)
 
 
 def test_tasks_that_die_fail_their_units_alone_and_others_are_submitted_for_the_rest(cluster, tmp_path):
