@@ -136,7 +136,7 @@ class Trainer:
             while self.step < self.total_steps and not stopped:
                 self.meter.add(self.train_step(next(batches)))
                 bar.update(images)
-                if self._due(self.config.train.log_every) or self.step == self.total_steps:
+                if self._logged(self.step):
                     figures = self._figures()
                     bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{figures['lr']:.2g}")
                     self.trackers.log(self.step, figures)
@@ -183,7 +183,7 @@ class Trainer:
             for part in parts:
                 total += self._micro_step(part, last=part is parts[-1])
             self.gradient_norm = self.replica.step(lr)
-            self.head.step(lr)
+            self.head.step(lr, measure=self._logged(self.step + 1))
             if self.average is not None:
                 self.average.update_parameters(self.backbone)
             self.bad_steps.good()
@@ -247,6 +247,9 @@ class Trainer:
 
     def _due(self, every_steps: int | None) -> bool:
         return every_steps is not None and self.step % every_steps == 0
+
+    def _logged(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or step == self.total_steps
 
     def _overdue(self, last_save: float) -> bool:
         minutes = self.config.checkpoint.every_minutes

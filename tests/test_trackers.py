@@ -81,7 +81,8 @@ def test_a_run_gives_the_same_figures_to_both_with_samples_and_checkpoints(tmp_p
     assert figures == read_metrics(tmp_path / "run")
     assert [line["step"] for line in figures] == [1, 2, 3, 4]
     named = {"loss", "lr", "images_per_s", "data_wait", "head_time", "backbone_time", "gradient_norm", "memory_mb"}
-    named |= {"head/target_cosine_mean", "head/target_cosine_std", "head/classes_sampled", "epoch", "bad_steps"}
+    named |= {"head/target_cosine_mean", "head/target_cosine_std", "head/classes_sampled", "head/gradient_norm"}
+    named |= {"epoch", "bad_steps"}
     assert named <= figures[0].keys()
     assert [line for line in run.logged if "step" not in line] == [{"samples": ("image", (4 * 32, 8 * 32, 3))}]
     names = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]

@@ -23,6 +23,7 @@ _HISTORY = (  # key in metrics.jsonl, title, axis, running mean
     ("images_per_s", "Speed", "images/s", True),
     ("head/target_cosine_mean", "Cosine to the own class center", "mean cosine", True),
     ("gradient_norm", "Gradient of the backbone", "L2 norm", True),
+    ("head/gradient_norm", "Gradient of the head", "L2 norm", True),
 )
 
 

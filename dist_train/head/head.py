@@ -174,12 +174,13 @@ class Head:
         check_labels(every, self.num_classes, self.ranks.world_size)
         self._sampler.prefetch(every)
 
-    def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
+    def step(self, lr: float, *, grad_scale: float = 1.0, measure: bool = False) -> None:
         """Update the rows chosen since the last step by the sum of their gradients.
 
         Args:
             lr: learning rate of the schedule; `head.lr_scale` multiplies it.
             grad_scale: what the loss was multiplied with before `backward` (a gradient scaler's factor).
+            measure: have `statistics` tell the norm of their gradient; one all-reduce, on all ranks or none.
         """
         micro_batches, self._loss.micro_batches = self._loss.micro_batches, []
         self._steps += 1
@@ -189,7 +190,9 @@ class Head:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             for done in micro_batches:
                 done.scale = done.scale / grad_scale
-            self._update.apply(micro_batches, lr * self.config.lr_scale)
+            squares = self._update.apply(micro_batches, lr * self.config.lr_scale, measure)
+        if squares is not None:
+            self._loss.observed["gradient_norm"] = self.ranks.all_reduce(squares).sqrt_()
         for done in micro_batches:
             self._softmax.recycle(done)
 
@@ -199,22 +202,27 @@ class Head:
             done.lease.release()
             self._softmax.recycle(done)
         self._loss.micro_batches = []
+        self._loss.observed.pop("gradient_norm", None)
 
     def statistics(self) -> dict[str, float]:
         """Of the last call; waits for the device.
 
         `target_cosine_mean` and `target_cosine_std` of the global batch (inner products for plain softmax);
         `classes_sampled` and `classes_updated`, this rank's share of its classes in the softmax and left by the filter.
+        `gradient_norm` of the rows of all ranks, weight decay included, in the last step that was to measure it.
         """
         observed = self._loss.observed
         if not observed:
             return {}
-        return {
+        found = {
             "target_cosine_mean": float(observed["cosines"].mean()),
             "target_cosine_std": float(observed["cosines"].std(correction=0)),
             "classes_sampled": observed["chosen"],
             "classes_updated": observed["updated"],
         }
+        if "gradient_norm" in observed:
+            found["gradient_norm"] = float(observed["gradient_norm"])
+        return found
 
     def class_centers(self) -> Tensor:
         """This rank's centers as stored: [stop - start, D], or [stop - start, K, D] for K > 1; a live view."""

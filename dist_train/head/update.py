@@ -31,13 +31,20 @@ class RowUpdate:
         self.decay = weight_decay if optimizer.decay_in_gradient else 0.0
         self.width = width
         self.workspace = Workspace(store.device)
+        self._squares: Tensor | None = None
 
-    def apply(self, micro_batches: list[Pass], lr: float) -> None:
-        """Update every row that a micro-batch chose by the sum of its gradients; leases are used up."""
+    def apply(self, micro_batches: list[Pass], lr: float, measure: bool = False) -> Tensor | None:
+        """Update every row that a micro-batch chose by the sum of its gradients; leases are used up.
+
+        Returns:
+            [] sum of the squares of the gradient that the optimizer is given; None unless asked to `measure`.
+        """
+        self._squares = torch.zeros((), device=self.store.device) if measure else None
         if len(micro_batches) == 1:
             self._apply_one(micro_batches[0], lr)
         else:
             self._apply_union(micro_batches, lr)
+        return self._squares
 
     def _apply_one(self, done: Pass, lr: float) -> None:
         for start, stop in done.spans(0, done.lease.count):
@@ -110,5 +117,7 @@ class RowUpdate:
             gradient.addcmul_(rows, along[:, None])
         elif self.decay:
             gradient.add_(rows, alpha=self.decay)
+        if self._squares is not None:
+            self._squares += torch.linalg.vector_norm(gradient).square()
         self.optimizer.update(lease, start, stop, rows, gradient, lr)
         lease.write("centers", start, stop, stored)

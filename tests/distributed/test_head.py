@@ -51,7 +51,7 @@ def one_step(rank: int, world_size: int, settings: dict, classes: int, cast: tor
         loss = head(local, labels[mine])
     (loss * 8).backward()  # as a gradient scaler does
     choice = head._loss.micro_batches[0].classes
-    head.step(0.5, grad_scale=8)
+    head.step(0.5, grad_scale=8, measure=True)
     mask = np.ones(head.stop - head.start, dtype=bool)
     if choice is not None:
         mask[:] = False
@@ -91,6 +91,8 @@ def check(results: list[dict], settings: dict, classes: int, cast: torch.dtype) 
     size = change.abs().max().item()
     np.testing.assert_allclose((after - rows) / size, change / size, atol=1e-5)
     assert torch.equal(after[~chosen], rows[~chosen])
+    for rank in results:
+        np.testing.assert_allclose(rank["statistics"]["gradient_norm"], change.norm() / 0.5, rtol=1e-4)
 
 
 MARGINS = [
