@@ -1,10 +1,13 @@
 """Counts the bytes that tensor operations read and write, and the operations of matrix products."""
 
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from dist_train import matmul
 
 _FREE = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "set_", "lift_fresh"}
 _PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1}
@@ -17,6 +20,8 @@ def _bytes(*values: Any) -> int:
 class Traffic(TorchDispatchMode):
     """While entered, counts what operations would move if nothing stayed in a cache.
 
+    Products are `torch.mm`'s meanwhile, as on a GPU: oneDNN's are copied to where they belong.
+
     Attributes:
         bytes: read and written.
         flops: multiplications and additions of matrix products.
@@ -26,6 +31,18 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
         self.flops = 0
+        self._as_on_gpu = mock.patch.object(matmul, "_LINEAR", None)
+
+    def __enter__(self) -> Self:
+        """Begin to count."""
+        self._as_on_gpu.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End it."""
+        super().__exit__(*error)
+        self._as_on_gpu.stop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Count one operation."""
