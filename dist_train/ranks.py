@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dist_train.errors import UserError, WorkError
+from dist_train.heap import keep_heap
 
 T = TypeVar("T")
 
@@ -122,6 +123,8 @@ def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)
+    else:
+        keep_heap()
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
     if world_size == 1:
         return Ranks(rank, local_rank, world_size, where)

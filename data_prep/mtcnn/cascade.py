@@ -23,6 +23,7 @@ from data_prep.mtcnn.pyramid import CELL, STRIDE, Piece, pieces
 from data_prep.mtcnn.weights import load_weights
 from data_prep.mtcnn.windows import CHANNELS, SumTables, cells
 from dist_train.errors import UserError
+from dist_train.heap import keep_heap
 
 Picture = NDArray[np.uint8]
 
@@ -56,10 +57,8 @@ class Limits(NamedTuple):
     onet: int
 
 
-# On CPU all that a network holds at once is below `HEAP_BYTES`, see `_keep_heap`.
+# On CPU every tensor is smaller than what `keep_heap` keeps.
 LIMITS = {"cpu": Limits((200, 640), 128, 24), "cuda": Limits((2048, 2048), 8192, 4096)}
-
-HEAP_BYTES = 31 * 2**20
 
 
 class _Candidates(NamedTuple):
@@ -120,7 +119,7 @@ class Detector:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self._buffer = np.empty((0, CHANNELS), np.int32)
         if self.device.type == "cpu":
-            _keep_heap()
+            keep_heap()
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Picture]) -> list[Faces]:
@@ -280,16 +279,6 @@ def _groups(images: Sequence[Picture], batch_px: int) -> Iterator[list[Picture]]
         total += count
     if group:
         yield group
-
-
-def _keep_heap() -> None:
-    """Have glibc keep freed memory, up to twice `HEAP_BYTES`, for the next layer.
-
-    It gives larger pieces back to the system and takes them anew, which costs more than the arithmetic of P-Net: every
-    page is cleared again. How much it keeps follows from the largest piece that was ever freed, at most 32 MB
-    (mallopt(3), M_MMAP_THRESHOLD).
-    """
-    torch.empty(HEAP_BYTES, dtype=torch.uint8)
 
 
 def _nothing(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
