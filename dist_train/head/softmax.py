@@ -174,8 +174,8 @@ class BlockSoftmax:
         for number in numbers.tolist():
             start = number * done.block
             stop = min(start + done.block, done.lease.count)
-            left_over = kept_samples(alive[number])
-            samples = None if left_over is None else torch.from_numpy(left_over).to(self.device)
+            few = kept_samples(alive[number])
+            samples = None if few is None else torch.from_numpy(few).to(self.device)
             some = self._weights_of(done, number, start, stop, samples)
             here = done.targets.positions[done.targets.between(start, stop)] - start
             places = kept_classes(some, self.filter_eps, self.k, here)
