@@ -129,7 +129,7 @@ def describe(model: Model, source: PictureSource, flip: bool) -> dict[str, Any]:
     """All that decides what the embeddings are, as JSON values."""
     return {
         "version": FORMAT_VERSION,
-        "model": {"name": model.name, "sha256": model.digest()},
+        "model": {"name": model.name, "sha256": model.digest()} | ({"told": dict(model.told)} if model.told else {}),
         "image_size": model.image_size,
         "embedding_dim": model.embedding_dim,
         "flip": flip,
@@ -176,7 +176,7 @@ def _check_same(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> Non
 
 def _essential(description: dict[str, Any]) -> dict[str, Any]:
     """The description less the model's name, which a copy of the model may have changed."""
-    return {**description, "model": description["model"]["sha256"]}
+    return {**description, "model": {key: value for key, value in description["model"].items() if key != "name"}}
 
 
 @contextmanager

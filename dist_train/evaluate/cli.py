@@ -6,6 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dist_train.evaluate.options import (
+    ColorOption,
+    MeanOption,
+    OutputOption,
+    RangeOption,
+    SizeOption,
+    StdOption,
+    stated,
+)
+
 if TYPE_CHECKING:
     from dist_train.evaluate.models import Model
     from dist_train.evaluate.tables import ModelScores
@@ -26,6 +36,12 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures per rank and forward pass")] = 64,
     flip: Annotated[bool, typer.Option(help="add the mirrored picture's embedding")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    input_range: RangeOption = None,
+    input_mean: MeanOption = None,
+    input_std: StdOption = None,
+    input_color: ColorOption = None,
+    input_size: SizeOption = None,
+    output: OutputOption = None,
 ) -> None:
     """Evaluate models on verification and identification sets; several models side by side.
 
@@ -37,15 +53,18 @@ def evaluate(
 
       headcount eval runs/quickstart/model.onnx other.onnx -s lfw.bin -s data/heldout --report compare.html
 
+      headcount eval w600k_r50.onnx -s lfw.bin --input-range 0..255
+
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
     """
     from dist_train.errors import UserError, WorkError
     from dist_train.evaluate.config import check_names
-    from dist_train.evaluate.models import load_model
+    from dist_train.evaluate.models import load_models
     from dist_train.evaluate.report import write_comparison
     from dist_train.evaluate.tables import tables
     from dist_train.ranks import join_ranks, leave_ranks
 
+    said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     if not sets:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
     check_names(sets)
@@ -53,7 +72,7 @@ def evaluate(
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
     ranks = join_ranks(device, None)
     try:
-        opened = ranks.agree(lambda: _named([load_model(path, ranks.device) for path in models]))
+        opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
         scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
         if ranks.rank != 0:
             return
