@@ -24,6 +24,7 @@ from dist_train.embed.table import (
     FORMAT_VERSION,
     SUFFIXES,
     EmbeddingFile,
+    as_array,
     embedding_table,
     first_difference,
     rejects_path,
@@ -31,6 +32,7 @@ from dist_train.embed.table import (
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.embed import embed_batches
 from dist_train.evaluate.models import Model
+from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -241,14 +243,18 @@ class _Collected:
 def _embed_parts(
     parts: Parts, todo: Sequence[int], model: Model, source: PictureSource, batch_size: int, flip: bool, bar: tqdm
 ) -> None:
-    left_out = 0
+    left_out, judged = 0, False
     for part, chunks in groupby(_read_ahead(parts, todo, source, batch_size), key=itemgetter(0)):
         collected = _Collected(model.embedding_dim)
         for _, outcomes in chunks:
             collected.add(outcomes, model, flip)
             bar.set_postfix(left_out=left_out + len(collected.rejects), refresh=False)
             bar.update(len(outcomes))
-        parts.commit(part, collected.table(), collected.rejects)
+        table = collected.table()
+        if not judged and table.num_rows:
+            judged = True
+            warn_of_sameness(f"{parts.out}", torch.from_numpy(as_array(table["embedding"])))
+        parts.commit(part, table, collected.rejects)
         left_out += len(collected.rejects)
 
 

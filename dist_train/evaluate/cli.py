@@ -1,5 +1,6 @@
 """`headcount eval`."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,7 +145,16 @@ def _write_json(path: Path, scores: list["ModelScores"]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_finite(body), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise WorkError(f"figures {path}: cannot be written: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    """The value with null for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,6 @@ import numpy as np
 from dist_train.errors import UserError
 
 DRAWN_POINTS = 400
-NEARLY_SAME = 0.9  # median cosine of different identities; models that work have 0.0 to 0.3
 
 
 class Roc(NamedTuple):
@@ -123,13 +122,3 @@ def histogram(scores: SortedScores, threshold: float | None = None, bins: int = 
     edges = np.linspace(low, max(high, low + 1e-6), bins + 1)
     same, different = (np.histogram(ranked, edges)[0] / len(ranked) for ranked in scores)
     return Histogram(edges, same, different, threshold)
-
-
-def note_on_sameness(different: np.ndarray) -> list[str]:
-    """What to say of cosines of pictures of different identities that are nearly all alike; nothing if they are not."""
-    if not len(different) or (median := float(np.median(different))) <= NEARLY_SAME:
-        return []
-    return [
-        f"pictures of different identities have nearly the same embedding (median cosine {median:.3f}): the model is "
-        "not trained, or pictures are given in another range than it takes; for an ONNX file see --input-range"
-    ]

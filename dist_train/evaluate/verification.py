@@ -17,8 +17,9 @@ import torch
 
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
-from dist_train.evaluate.curves import TarAtFar, note_on_sameness
+from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.embed import Embeddings, EmbedFn, decoding, embed_pictures
+from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
