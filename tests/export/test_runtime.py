@@ -1,5 +1,8 @@
 """ONNX files of others, made here node by node: each says which values it was given."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -7,10 +10,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.embed import to_tensor
+from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.export.convention import RANGES, Stated
 from dist_train.export.runtime import OnnxModel
 
+REAL = Path(__file__).parents[3] / "shared" / "real"
 SIZE = 8
 COLOR = (10, 100, 250)
 
@@ -163,3 +169,17 @@ def test_a_failure_of_onnxruntime_is_told_whole_on_one_line(tmp_path):
         model(pictures(2))
     assert "\n" not in str(found.value)
     assert "..." not in str(found.value)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="a pretrained model and faces, which are not in the repository")
+@pytest.mark.parametrize(("name", "works"), [("0..255", True), ("-1..1", False), ("0..1", False)])
+def test_a_pretrained_model_in_a_wrong_range_is_told_from_one_that_works(name, works):
+    faces = read_bin(REAL / "small_lfw.bin")
+    decoded = [cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for each in faces.images]
+    mean, std = RANGES[name]
+    model = OnnxModel(REAL / "mobilefacenet_y1.onnx", stated=Stated((mean,) * 3, (std,) * 3))
+    unit = torch.nn.functional.normalize(model(to_tensor(decoded)), dim=1)
+    cosines = (unit @ unit.T).numpy()
+    different = cosines[np.arange(20)[:, None] // 2 != np.arange(20) // 2]
+    assert (note_on_sameness(different) == []) == works
+    assert (np.median(cosines[np.arange(0, 20, 2), np.arange(1, 20, 2)]) > np.median(different) + 0.3) == works
