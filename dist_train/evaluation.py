@@ -23,8 +23,12 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """One number to choose a checkpoint by: mean verification accuracy, or mean rank-1 without such sets; 0..1."""
-        values = [result.accuracy for result in self.verification] or [result.rank1 for result in self.identification]
+        """One number to choose a checkpoint by: mean verification accuracy, or mean rank-1 without such sets; 0..1.
+
+        Sets with one kind of pairs have no accuracy, and no say.
+        """
+        values = [result.accuracy for result in self.verification if result.accuracy is not None]
+        values = values or [result.rank1 for result in self.identification]
         return float(sum(values) / len(values)) if values else 0.0
 
     def figures(self) -> dict[str, float]:
@@ -33,7 +37,8 @@ class Evaluation:
             return {}
         figures = {"evaluate/score": self.score}
         for one in self.verification:
-            figures[f"evaluate/{one.name}/accuracy"] = one.accuracy
+            if one.accuracy is not None:
+                figures[f"evaluate/{one.name}/accuracy"] = one.accuracy
             figures |= {f"evaluate/{one.name}/tar_at_far_{far:g}": tar.tar for far, tar in one.tar_at_far.items()}
         for other in self.identification:
             figures[f"evaluate/{other.name}/rank1"] = other.rank1

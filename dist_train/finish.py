@@ -76,8 +76,8 @@ def _summary(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
         "steps": trainer.step,
         "images_per_s": round(statistics.median(speeds), 1) if speeds else None,
     }
-    if found.verification:
-        first = found.verification[0]
+    first = next((result for result in found.verification if result.accuracy is not None), None)
+    if first is not None and first.accuracy is not None and first.accuracy_std is not None:
         summary["verification_accuracy"] = round(first.accuracy, 5)
         summary["verification_accuracy_std"] = round(first.accuracy_std, 5)
         summary["tar_at_far"] = {f"{far:g}": round(tar.tar, 5) for far, tar in first.tar_at_far.items()}

@@ -214,6 +214,11 @@ class Gallery:
             raise UserError("a query's embedding is zero or not finite; the model is damaged")
         unit = (queries.double() / norms[:, None]).float()
         scores, rows = nearest(unit, self._rows, min(k, len(self._rows)))
+        if not bool(torch.isfinite(scores).all()):  # it sorts before all numbers
+            row = int(rows[~torch.isfinite(scores)][0])
+            raise WorkError(
+                f"gallery {self.directory}: row {row} of embeddings.npy is not finite; it was changed: build it again"
+            )
         return [
             [self._match(score, row) for score, row in zip(*both, strict=True)]
             for both in zip(scores.tolist(), rows.tolist(), strict=True)

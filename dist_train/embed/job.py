@@ -24,6 +24,7 @@ from dist_train.embed.table import (
     FORMAT_VERSION,
     SUFFIXES,
     EmbeddingFile,
+    as_array,
     embedding_table,
     first_difference,
     rejects_path,
@@ -31,6 +32,7 @@ from dist_train.embed.table import (
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.embed import embed_batches
 from dist_train.evaluate.models import Model
+from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -129,7 +131,7 @@ def describe(model: Model, source: PictureSource, flip: bool) -> dict[str, Any]:
     """All that decides what the embeddings are, as JSON values."""
     return {
         "version": FORMAT_VERSION,
-        "model": {"name": model.name, "sha256": model.digest()},
+        "model": {"name": model.name, "sha256": model.digest()} | ({"told": dict(model.told)} if model.told else {}),
         "image_size": model.image_size,
         "embedding_dim": model.embedding_dim,
         "flip": flip,
@@ -176,7 +178,7 @@ def _check_same(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> Non
 
 def _essential(description: dict[str, Any]) -> dict[str, Any]:
     """The description less the model's name, which a copy of the model may have changed."""
-    return {**description, "model": description["model"]["sha256"]}
+    return {**description, "model": {key: value for key, value in description["model"].items() if key != "name"}}
 
 
 @contextmanager
@@ -241,14 +243,18 @@ class _Collected:
 def _embed_parts(
     parts: Parts, todo: Sequence[int], model: Model, source: PictureSource, batch_size: int, flip: bool, bar: tqdm
 ) -> None:
-    left_out = 0
+    left_out, judged = 0, False
     for part, chunks in groupby(_read_ahead(parts, todo, source, batch_size), key=itemgetter(0)):
         collected = _Collected(model.embedding_dim)
         for _, outcomes in chunks:
             collected.add(outcomes, model, flip)
             bar.set_postfix(left_out=left_out + len(collected.rejects), refresh=False)
             bar.update(len(outcomes))
-        parts.commit(part, collected.table(), collected.rejects)
+        table = collected.table()
+        if not judged and table.num_rows:
+            judged = True
+            warn_of_sameness(f"{parts.out}", torch.from_numpy(as_array(table["embedding"])))
+        parts.commit(part, table, collected.rejects)
         left_out += len(collected.rejects)
 
 

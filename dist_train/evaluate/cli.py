@@ -1,10 +1,21 @@
 """`headcount eval`."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dist_train.evaluate.options import (
+    ColorOption,
+    MeanOption,
+    OutputOption,
+    RangeOption,
+    SizeOption,
+    StdOption,
+    stated,
+)
 
 if TYPE_CHECKING:
     from dist_train.evaluate.models import Model
@@ -26,6 +37,12 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures per rank and forward pass")] = 64,
     flip: Annotated[bool, typer.Option(help="add the mirrored picture's embedding")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    input_range: RangeOption = None,
+    input_mean: MeanOption = None,
+    input_std: StdOption = None,
+    input_color: ColorOption = None,
+    input_size: SizeOption = None,
+    output: OutputOption = None,
 ) -> None:
     """Evaluate models on verification and identification sets; several models side by side.
 
@@ -37,15 +54,18 @@ def evaluate(
 
       headcount eval runs/quickstart/model.onnx other.onnx -s lfw.bin -s data/heldout --report compare.html
 
+      headcount eval w600k_r50.onnx -s lfw.bin --input-range 0..255
+
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
     """
     from dist_train.errors import UserError, WorkError
     from dist_train.evaluate.config import check_names
-    from dist_train.evaluate.models import load_model
+    from dist_train.evaluate.models import load_models
     from dist_train.evaluate.report import write_comparison
     from dist_train.evaluate.tables import tables
     from dist_train.ranks import join_ranks, leave_ranks
 
+    said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     if not sets:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
     check_names(sets)
@@ -53,7 +73,7 @@ def evaluate(
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
     ranks = join_ranks(device, None)
     try:
-        opened = ranks.agree(lambda: _named([load_model(path, ranks.device) for path in models]))
+        opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
         scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
         if ranks.rank != 0:
             return
@@ -125,7 +145,16 @@ def _write_json(path: Path, scores: list["ModelScores"]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_finite(body), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise WorkError(f"figures {path}: cannot be written: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    """The value with null for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,6 +20,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.embed import EmbedFn, decoding, embed_batches, embed_pictures, rank_slice, together
 from dist_train.evaluate.identification import CMC_RANKS, mate_pairs, paired_products
+from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import GALLERY_BLOCK, score_blocks
 from dist_train.evaluate.sets import ROLES, StoredSet
 from dist_train.ranks import ALONE, Ranks
@@ -286,6 +287,8 @@ def evaluate_distractors(
             name=name,
             ranks=ranks,
         )
+        if ranks.rank == 0:
+            warn_of_sameness(name, found.features, labels)
         try:
             mates = Mates(found.normalized(), labels, is_gallery)
         except UserError as error:

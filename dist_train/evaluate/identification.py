@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dist_train.errors import UserError
 from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice, together
+from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import score_blocks
 from dist_train.evaluate.sets import RoleSet
 from dist_train.ranks import ALONE, Ranks
@@ -256,6 +257,8 @@ def evaluate_identification(
         )
         labels, is_gallery = torch.from_numpy(samples.labels), torch.from_numpy(samples.is_gallery)
     features = embeddings.normalized()
+    if ranks.rank == 0:
+        warn_of_sameness(name, features, labels)
     gallery_labels = labels[is_gallery]
     outcome = search_gallery(
         features[~is_gallery],

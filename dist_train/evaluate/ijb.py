@@ -5,6 +5,7 @@ pictures; a template's the sum over its media, normalised (protocols: Whitelam e
 linear in the pictures' features, so templates are summed up batch by batch and no picture's feature is kept.
 """
 
+import logging
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,10 @@ from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, h
 from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice, together
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
 from dist_train.evaluate.ijb_layout import Layout, Pairs, Subjects, read_layout, read_pairs, read_subjects
+from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.ranks import ALONE, Ranks
+
+logger = logging.getLogger(__name__)
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
@@ -142,6 +146,8 @@ def judge_pairs_of_templates(name: str, features: Tensor, pairs: Pairs) -> IjbRe
         UserError: only one kind of pairs.
     """
     scores = sort_scores(score_templates(features, pairs.left, pairs.right), pairs.same)
+    for note in note_on_sameness(scores.negatives):
+        logger.warning("%s: %s", name, note)
     return IjbResult(
         name=name,
         tar_at_far={far: tar_at_far(scores, far) for far in FARS},

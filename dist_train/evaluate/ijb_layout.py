@@ -1,5 +1,6 @@
 """The files of IJB-B and IJB-C: which pictures, where the faces are, templates, pairs, galleries and probes."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -11,6 +12,7 @@ from dist_train.errors import UserError
 T = TypeVar("T", int, float)
 
 KINDS = ("ijbb", "ijbc")
+_LARGEST = 1e6  # pixels of a landmark, and any score
 _LOOKUP_BLOCK = 1 << 20  # ids looked up at a time; there are 31 million in IJB-C's pairs
 
 
@@ -78,8 +80,8 @@ def read_layout(root: Path) -> Layout:
     faces = root / "meta" / f"{kind}_name_5pts_score.txt"
     names, values = [], []
     for number, words in _lines(faces, 12):
-        names.append(words[0])
-        values.append(_parsed(float, faces, number, words[1:]))
+        names.append(_inside(faces, number, words[0]))
+        values.append(_parsed(_coordinate, faces, number, words[1:]))
     table = np.array(values)
     index = {name: number for number, name in enumerate(names)}
     members = root / "meta" / f"{kind}_face_tid_mid.txt"
@@ -87,7 +89,7 @@ def read_layout(root: Path) -> Layout:
     for number, words in _lines(members, 3):
         if words[0] not in index:
             raise UserError(f"{members}, line {number}: picture {words[0]} is not in {faces.name}")
-        rows.append((index[words[0]], *_parsed(int, members, number, words[1:])))
+        rows.append((index[words[0]], *_parsed(_id, members, number, words[1:])))
     picture, template_id, media = np.array(sorted(rows), dtype=np.int64).T
     template_ids, template = np.unique(template_id, return_inverse=True)
     _, medium, counts = np.unique(np.stack([template, media]), axis=1, return_inverse=True, return_counts=True)
@@ -116,8 +118,35 @@ def _lines(path: Path, words: int) -> Iterator[tuple[int, list[str]]]:
                 yield number, parts
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, after line {number}: not UTF-8 text; the file is damaged") from error
     if not number:
         raise UserError(f"{path}: it is empty")
+
+
+def _inside(path: Path, number: int, name: str) -> str:
+    """A picture's name, if it stays in the folder of pictures."""
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(
+            f"{path}, line {number}: picture {name!r} is not in loose_crop; a list names only pictures there"
+        )
+    return name
+
+
+def _coordinate(word: str) -> float:
+    """A landmark's coordinate or a score: a number that can be computed with."""
+    value = float(word)
+    if not abs(value) <= _LARGEST:  # nan too
+        raise ValueError(f"{word!r:.40} is no coordinate or score, expected a number between -1e6 and 1e6")
+    return value
+
+
+def _id(word: str) -> int:
+    """A template's or a medium's number."""
+    value = int(word)
+    if abs(value) >= 1 << 63:
+        raise ValueError(f"{word!r:.40} is no id, expected a number of 64 bits")
+    return value
 
 
 def _parsed(kind: Callable[[str], T], path: Path, number: int, words: list[str]) -> list[T]:
@@ -182,9 +211,15 @@ def read_subjects(layout: Layout, name: str) -> Subjects | None:
     if not path.exists():
         return None
     rows: dict[int, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; the file is damaged") from error
+    for number, line in enumerate(lines, start=2):
         words = line.split(",")
-        if len(words) < 2 or not (words[0].strip().isdigit() and words[1].strip().isdigit()):
+        if len(words) < 2 or not all(re.fullmatch(r"[0-9]{1,18}", word.strip()) for word in words[:2]):
             raise UserError(f"{path}, line {number}: {line[:60]!r}, expected template,subject,...")
         template, subject = int(words[0]), int(words[1])
         if rows.setdefault(template, subject) != subject:  # one line per picture, the same subject in each

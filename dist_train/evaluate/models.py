@@ -1,8 +1,9 @@
 """Opening what can be evaluated: a run directory, one of its checkpoints, or an ONNX file."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from dist_train.data.foreign import sha256_of
 from dist_train.errors import UserError
 from dist_train.evaluate.embed import EmbedFn
+from dist_train.export.convention import Convention, Stated
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class Model:
         image_size: S, in pixels.
         embedding_dim: D.
         digest: computes the hexadecimal SHA-256 of the model: of its weights, or of an ONNX file.
+        foreign: an ONNX file that does not state what it takes; the user may.
+        told: what the user stated that makes its embeddings others than the file's alone.
+        misfit: the option that contradicts what the model states itself; empty if none does.
     """
 
     name: str
@@ -31,25 +38,61 @@ class Model:
     image_size: int
     embedding_dim: int
     digest: Callable[[], str]
+    foreign: bool = False
+    told: Mapping[str, str] = field(default_factory=dict)
+    misfit: str = ""
 
 
-def load_model(path: Path, device: torch.device) -> Model:
-    """Open a model.
+def load_model(path: Path, device: torch.device, stated: Stated | None = None) -> Model:
+    """Open one model, as `load_models` opens several."""
+    return load_models([path], device, stated)[0]
+
+
+def load_models(paths: Sequence[Path], device: torch.device, stated: Stated | None = None) -> list[Model]:
+    """Open models.
 
     Args:
-        path: a run directory, a checkpoint in it, or an `.onnx` file.
+        paths: run directories, checkpoints in them, or `.onnx` files.
         device: where a checkpoint's network computes; onnxruntime chooses for itself.
+        stated: what the user says of ONNX files that do not say what they take. The others know it themselves.
 
     Raises:
-        UserError: nothing there, or not a model.
+        UserError: nothing there, not a model, or none that needs what is stated and one that contradicts it.
         WorkError: a damaged checkpoint.
     """
+    models = [_open(path, device, stated or Stated()) for path in paths]
+    for path, model in zip(paths, models, strict=True):
+        if model.misfit and not any(each.foreign for each in models):
+            raise UserError(
+                f"model {path}: states itself what it takes, and {model.misfit} says otherwise; leave that out, it is "
+                "for ONNX files that do not say it"
+            )
+    return models
+
+
+def _open(path: Path, device: torch.device, stated: Stated) -> Model:
     if path.suffix == ".onnx":
         from dist_train.export.runtime import OnnxModel
 
-        model = OnnxModel(path)
+        model = OnnxModel(path, stated=stated)
         convention = model.convention
-        return Model(path.stem, model, convention.image_size, convention.embedding_dim, partial(sha256_of, path))
+        if model.foreign:
+            logger.info(
+                "model %s does not say what it takes; it is given %s%s",
+                path,
+                convention,
+                "" if stated else "; --input-range, --input-mean, --input-std and --input-color say otherwise",
+            )
+        return Model(
+            path.stem,
+            model,
+            convention.image_size,
+            convention.embedding_dim,
+            partial(sha256_of, path),
+            model.foreign,
+            model.told,
+            "" if model.foreign else convention.contradicts(stated, model.output),
+        )
     if not path.is_dir():
         raise UserError(f"model {path}: expected a run directory, a checkpoint directory or an .onnx file")
     from dist_train.checkpoint import load_backbone
@@ -62,7 +105,15 @@ def load_model(path: Path, device: torch.device) -> Model:
         return result
 
     digest = partial(_digest_weights, backbone)
-    return Model(path.resolve().name, embed, progress.image_size, config.backbone.embedding_dim, digest)
+    convention = Convention.of_ours(progress.image_size, config.backbone.embedding_dim)
+    return Model(
+        path.resolve().name,
+        embed,
+        convention.image_size,
+        convention.embedding_dim,
+        digest,
+        misfit=convention.contradicts(stated, None),
+    )
 
 
 def _digest_weights(backbone: nn.Module) -> str:

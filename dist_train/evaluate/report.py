@@ -120,6 +120,7 @@ def _tiles(run: RunReport) -> list[tuple[str, str]]:
     tiles = [
         (f"{100 * result.accuracy:.2f} %", f"verification accuracy ± {100 * result.accuracy_std:.2f}, {result.name}")
         for result in run.verification
+        if result.accuracy is not None and result.accuracy_std is not None
     ]
     tiles += [(f"{100 * result.rank1:.2f} %", f"rank-1 identification, {result.name}") for result in run.identification]
     for key, label in (

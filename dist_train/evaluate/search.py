@@ -57,7 +57,8 @@ def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows_of_best = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
     for rows, columns, scores in score_blocks(queries, gallery):
         # Late blocks rarely hold a better row for most queries; a maximum is far cheaper than a selection.
-        hopeful = (scores.amax(dim=1) > best[rows, -1]).nonzero().squeeze(1)
+        # Not "larger": a score that is not a number must come to light, not hide the others of its block.
+        hopeful = (~(scores.amax(dim=1) <= best[rows, -1])).nonzero().squeeze(1)
         if not len(hopeful):
             continue
         chosen, index = scores[hopeful].topk(min(k, scores.shape[1]), dim=1)

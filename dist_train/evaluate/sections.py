@@ -41,7 +41,8 @@ def _verification_sections(models: Sequence[ModelScores]) -> list[Section]:
         "Same identity or not? Accuracy over ten folds, true accept rate at false accept rates; thresholds are cosines."
     )
     drawn = []
-    for name, group in by_set([(model.name, each) for model in models for each in model.verification]).items():
+    judged = [(model.name, each) for model in models for each in model.verification if each.accuracy is not None]
+    for name, group in by_set(judged).items():
         scores = [(model, result, sort_scores(result.scores, result.same)) for model, result in group]
         curves = [(model or name, roc(ranked, DRAWN_POINTS)) for model, _, ranked in scores]
         spreads = [(model, histogram(ranked, result.threshold)) for model, result, ranked in scores]
@@ -118,6 +119,7 @@ def hard_sections(models: Sequence[ModelScores]) -> list[Section]:
         )
         for model in models
         for result in model.verification
+        if result.threshold is not None
     ]
 
 

@@ -11,6 +11,7 @@ from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.verification import VerificationResult
 
+_NONE = "-"
 _COARSE = "* The set has fewer than one expected false accept at this FAR: the TAR is that of none."
 
 
@@ -78,9 +79,9 @@ def verification_table(models: Sequence[ModelScores]) -> Table | None:
         name: [
             [
                 label(model, name),
-                f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}",
+                _accuracy(result),
                 *(_tar(result.tar_at_far.get(far)) for far in fars),
-                f"{result.threshold:.3f}",
+                _NONE if result.threshold is None else f"{result.threshold:.3f}",
                 f"{result.mean_norm:.2f}",
                 f"{len(result.same):,}",
                 f"{int((~result.same).sum()):,}",
@@ -89,7 +90,8 @@ def verification_table(models: Sequence[ModelScores]) -> Table | None:
         ]
         for name, group in results.items()
     }
-    return _table("Verification", [*heads, "pairs", "negatives"], rows, best=range(1, 2 + len(fars)))
+    table = _table("Verification", [*heads, "pairs", "negatives"], rows, best=range(1, 2 + len(fars)))
+    return _with_notes(table, results)
 
 
 def ijb_table(models: Sequence[ModelScores]) -> Table | None:
@@ -180,8 +182,22 @@ def _keys(dicts: Iterable[dict[Any, Any]]) -> list[Any]:
     return list(dict.fromkeys(key for each in dicts for key in each))
 
 
+def _with_notes(table: Table | None, results: dict[str, list[tuple[str, Any]]]) -> Table | None:
+    """The table with what its results have to say, once where several models' say the same."""
+    if table is not None:
+        notes = [f"{name}: {note}" for name, group in results.items() for _, result in group for note in result.notes]
+        table.notes += dict.fromkeys(notes)
+    return table
+
+
+def _accuracy(result: VerificationResult) -> str:
+    if result.accuracy is None or result.accuracy_std is None:
+        return _NONE
+    return f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}"
+
+
 def _tar(entry: TarAtFar | None) -> str:
-    return "" if entry is None else f"{100 * entry.tar:.2f}{'' if entry.resolved else ' *'}"
+    return _NONE if entry is None else f"{100 * entry.tar:.2f}{'' if entry.resolved else ' *'}"
 
 
 def _tpir(value: float | None) -> str:

@@ -6,6 +6,8 @@ distances and steps as in Deng et al. 2019, ArcFace, section 3).
 """
 
 import itertools
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +19,10 @@ from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
 from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.embed import Embeddings, EmbedFn, decoding, embed_pictures
+from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.ranks import ALONE, Ranks
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["VerificationResult", "VerificationSet", "evaluate_verification", "read_bin", "score_pairs"]
 
@@ -51,25 +56,28 @@ class VerificationResult:
 
     Attributes:
         name: of the set.
-        accuracy: mean over the folds.
+        accuracy: mean over the folds; None, like the next two, of a set with one kind of pairs: any model that takes
+            all for that kind would have 1.
         accuracy_std: standard deviation over the folds.
         threshold: mean of the folds' thresholds, as a cosine.
-        tar_at_far: by demanded FAR.
+        tar_at_far: by demanded FAR; empty of a set with one kind of pairs.
         mean_norm: of raw embeddings.
         scores: cosine of each pair, float32 [n].
         same: the truth, bool [n].
         hard_pairs: the wrongly decided pairs farthest from the threshold, worst first.
+        notes: what a reader of the figures must know.
     """
 
     name: str
-    accuracy: float
-    accuracy_std: float
-    threshold: float
+    accuracy: float | None
+    accuracy_std: float | None
+    threshold: float | None
     tar_at_far: dict[float, TarAtFar]
     mean_norm: float
     scores: np.ndarray
     same: np.ndarray
     hard_pairs: tuple[HardPair, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The figures, ready for JSON."""
@@ -80,9 +88,10 @@ class VerificationResult:
             "accuracy": self.accuracy,
             "accuracy_std": self.accuracy_std,
             "threshold": self.threshold,
-            "tar_at_far": {f"{far:g}": entry.tar for far, entry in self.tar_at_far.items()},
+            "tar_at_far": {f"{far:g}": entry.tar for far, entry in self.tar_at_far.items()} or None,
             "unresolved_fars": [f"{far:g}" for far, entry in self.tar_at_far.items() if not entry.resolved],
             "mean_norm": self.mean_norm,
+            "notes": list(self.notes),
         }
 
 
@@ -136,7 +145,9 @@ def fold_tars(
 ) -> dict[float, TarAtFar]:
     """Mean TAR over folds, each at the threshold where the other folds have a FAR, interpolated between grid steps.
 
-    Below one expected false accept on the other folds the threshold ends just before their nearest negative.
+    Many negatives may lie in one step, all of them if a model's embeddings are nearly equal; the threshold then ends at
+    the first that would make the false accepts more than demanded, and those that equal it are refused with it. Below
+    one expected false accept on the other folds that is their nearest negative.
     """
     table = _Folds(distances, same, TAR_STEP, folds)
     bounds = fold_bounds(len(same), folds)
@@ -151,13 +162,24 @@ def fold_tars(
             rise = rates[high] - rates[high - 1]
             share = min((far - rates[high - 1]) / rise, 1.0) if rise > 0 else 1.0
             part = slice(bounds[fold], bounds[fold + 1])
-            accepted = distances[part] < table.thresholds[high - 1] + share * TAR_STEP
+            threshold = table.thresholds[high - 1] + share * TAR_STEP
+            accepted = distances[part] < min(threshold, _barred(distances, ~same, part, far))
             if table.positives[fold]:
                 tars.append(accepted[same[part]].mean())
             if table.negatives[fold]:
                 measured.append(accepted[~same[part]].mean())
         results[far] = TarAtFar(far, float(np.mean(tars)), float(np.mean(measured)), int(table.negatives.sum()))
     return results
+
+
+def _barred(distances: np.ndarray, negative: np.ndarray, left_out: slice, far: float) -> float:
+    """Distance of the first negative outside of a fold that a FAR has no room for; infinity if it has for all."""
+    others = negative.copy()
+    others[left_out] = False
+    ranked = distances[others]
+    expected = far * len(ranked)
+    allowed = math.ceil(expected - 1e-9) if expected >= 1 else 0
+    return float(np.partition(ranked, allowed)[allowed]) if allowed < len(ranked) else math.inf
 
 
 def score_pairs(features: torch.Tensor) -> np.ndarray:
@@ -170,17 +192,18 @@ def judge_pairs(dataset: VerificationSet, embeddings: Embeddings, fars: Sequence
     """The protocol's figures from the embeddings of a set's pictures.
 
     Raises:
-        UserError: fewer pairs than folds, or only one kind of pairs.
+        UserError: fewer pairs than folds.
     """
     same = dataset.same
     if len(same) < FOLDS:
         raise UserError(f"verification set {dataset.name}: {len(same)} pairs, expected at least {FOLDS}")
-    if same.all() or not same.any():
-        raise UserError(
-            f"verification set {dataset.name}: {int(same.sum())} of {len(same)} pairs are the same identity; "
-            "both kinds are needed"
-        )
     distances = score_pairs(embeddings.normalized())
+    scores = (1 - distances / 2).astype(np.float32)
+    notes = [*_notes_on_kinds(same), *note_on_sameness(scores[~same])]
+    if same.all() or not same.any():
+        return VerificationResult(
+            dataset.name, None, None, None, {}, embeddings.mean_norm, scores, same, notes=tuple(notes)
+        )
     accuracies, thresholds = fold_accuracies(distances, same)
     threshold = float(thresholds.mean())
     return VerificationResult(
@@ -190,10 +213,27 @@ def judge_pairs(dataset: VerificationSet, embeddings: Embeddings, fars: Sequence
         threshold=1 - threshold / 2,
         tar_at_far=fold_tars(distances, same, fars),
         mean_norm=embeddings.mean_norm,
-        scores=(1 - distances / 2).astype(np.float32),
+        scores=scores,
         same=same,
         hard_pairs=tuple(_hard_pairs(dataset, distances, threshold)),
+        notes=tuple(notes),
     )
+
+
+def _notes_on_kinds(same: np.ndarray) -> list[str]:
+    """What the order and the kinds of the pairs do to the figures."""
+    if same.all() or not same.any():
+        kind = "the same identity" if same.all() else "different identities"
+        return [f"all {len(same)} pairs show {kind}: accuracy and TAR need both kinds, and are not given"]
+    folds = [same[start:stop] for start, stop in itertools.pairwise(fold_bounds(len(same)))]
+    single = sum(bool(fold.all() or not fold.any()) for fold in folds)
+    if not single:
+        return []
+    return [
+        f"{single} of {len(folds)} folds hold one kind of pairs only, as in a file that lists all pairs of one kind "
+        "first: the threshold of a fold comes from folds of another mixture, and the figures mislead; list the pairs "
+        "in turn (the protocol takes folds in file order)"
+    ]
 
 
 def _hard_pairs(dataset: VerificationSet, distances: np.ndarray, threshold: float) -> list[HardPair]:
@@ -245,4 +285,8 @@ def evaluate_verification(
         name=name,
         ranks=ranks,
     )
-    return judge_pairs(dataset, embeddings)
+    result = judge_pairs(dataset, embeddings)
+    if ranks.rank == 0:
+        for note in result.notes:
+            logger.warning("%s: %s", name, note)
+    return result

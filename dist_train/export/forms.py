@@ -98,7 +98,8 @@ def measure_forms(
             row.cosine_mean, row.cosine_min = float(cosines.mean()), float(cosines.min())
         for dataset in sets:
             result = evaluate_verification(form.embed, dataset, image_size, SPEED_BATCH, flip=flip)
-            row.accuracy[dataset.name] = result.accuracy
+            if result.accuracy is not None:  # a set with one kind of pairs has none
+                row.accuracy[dataset.name] = result.accuracy
         figures.append(row)
     return figures
 

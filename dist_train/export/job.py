@@ -15,12 +15,13 @@ from dist_train.config import RunConfig
 from dist_train.data.manifest import MANIFEST_NAME
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
+from dist_train.export.convention import Convention
 from dist_train.export.forms import REFERENCE, Figures, Form, measure_forms, write_figures
 from dist_train.export.onnx import export_onnx
 from dist_train.export.pictures import stored_pictures, verification_pictures
 from dist_train.export.program import export_program
 from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_static
-from dist_train.export.runtime import Convention, OnnxModel
+from dist_train.export.runtime import OnnxModel
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
 
 
@@ -90,7 +91,7 @@ def export_forms(job: ExportJob) -> Exported:
         forms.append(Form("torch.export float32", _program(target, convention), target))
     if job.tensorrt:
         target = path.with_suffix(".engine")
-        plain = Convention(convention.image_size, convention.embedding_dim)
+        plain = Convention.of_ours(convention.image_size, convention.embedding_dim)
         build_engine(backbone, plain, target)
         forms.append(Form("tensorrt float16", TensorRtModel(target, plain), target))
     pictures, source = _pictures(job, config, sets, progress.image_size)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.errors import UserError, WorkError
+from dist_train.export.convention import Convention
 from dist_train.export.prelu import spread_prelu
-from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME, Convention, OnnxModel
+from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME, OnnxModel
 from dist_train.export.trace import Scaling, example_input, free_batch, quiet_exporter
 
 __all__ = ["OnnxExport", "compare_onnx", "export_onnx", "onnx_program", "save_onnx"]
@@ -76,7 +77,7 @@ def export_onnx(
         reason = str(error).strip().splitlines()
         raise WorkError(f"export to {path}: {reason[0] if reason else type(error).__name__}") from error
     spread_prelu(model)
-    convention = Convention(image_size, embedding_dim, "uint8" if normalize_inside else "float32")
+    convention = Convention.of_ours(image_size, embedding_dim, "uint8" if normalize_inside else "float32")
     producer = f"headcount {importlib.metadata.version('headcount')}"
     metadata = convention.to_metadata() | {"opset": str(opset), "producer": producer} | dict(origin or {})
     onnx.helper.set_model_props(model, metadata)

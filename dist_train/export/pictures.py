@@ -10,7 +10,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet
 from dist_train.evaluate.embed import decoding, to_tensor
 from dist_train.evaluate.sets import StoredSet
-from dist_train.export.runtime import Convention
+from dist_train.export.convention import Convention
 
 
 def stored_pictures(directory: Path, image_size: int, wanted: int, *, late: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dist_train.errors import WorkError
-from dist_train.export.runtime import Convention
+from dist_train.export.convention import Convention
 from dist_train.export.trace import Scaling, example_input, free_batch, quiet_exporter
 
 logger = logging.getLogger(__name__)

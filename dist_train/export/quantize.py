@@ -12,9 +12,10 @@ import onnx
 from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
+from dist_train.export.convention import Convention
 from dist_train.export.onnx import save_onnx
 from dist_train.export.pictures import batches
-from dist_train.export.runtime import INPUT_NAME, Convention
+from dist_train.export.runtime import INPUT_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -1,92 +1,55 @@
 """Running an ONNX embedding model, ours or another's, behind the interface of a backbone."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
+from dist_train.export.convention import Convention, Entry, Shape, Stated
 
 INPUT_NAME, OUTPUT_NAME = "images", "embeddings"
 
 
-@dataclass(frozen=True)
-class Convention:
-    """What an embedding model takes and gives.
-
-    Attributes:
-        image_size: side of the pictures in pixels.
-        embedding_dim: length of an embedding.
-        input_type: `float32`: [B, 3, S, S], red first, (v - 127.5) / 127.5; `uint8`: [B, S, S, 3], red first, as
-            decoded.
-    """
-
-    image_size: int
-    embedding_dim: int
-    input_type: Literal["float32", "uint8"] = "float32"
-
-    def to_metadata(self) -> dict[str, str]:
-        """Entries of an ONNX file's metadata, for programs and for readers."""
-        whole = self.input_type == "uint8"
-        side = self.image_size
-        return {
-            "image_size": str(side),
-            "embedding_dim": str(self.embedding_dim),
-            "input_type": self.input_type,
-            "input_shape": f"batch,{side},{side},3" if whole else f"batch,3,{side},{side}",
-            "input_layout": "NHWC" if whole else "NCHW",
-            "input_color": "RGB",
-            "input_range": "0..255, as decoded" if whole else "-1..1, (value - 127.5) / 127.5",
-            # What the caller does: (value - mean) / std of every channel.
-            "input_mean": "0" if whole else "127.5",
-            "input_std": "1" if whole else "127.5",
-            "output": "raw embeddings; normalize to unit length and compare by cosine",
-        }
-
-    def as_taken(self, images: Tensor) -> Tensor:
-        """Images float32 [B, 3, S, S] in [-1, 1] as the model takes them."""
-        if self.input_type == "float32":
-            return images
-        levels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1)  # [B, 3, S, S] -> [B, S, S, 3]
-
-    @classmethod
-    def from_session(cls, path: Path, shape: list[int | str | None], kind: str, output: int) -> Self:
-        """The convention of an opened model, from the shape and type of its input."""
-        uint8 = kind == "tensor(uint8)"
-        side, channels = (shape[1], shape[3]) if uint8 and len(shape) == 4 else (shape[-1], shape[1:2][0])
-        if len(shape) != 4 or channels != 3 or kind not in ("tensor(uint8)", "tensor(float)"):
-            raise UserError(
-                f"model {path}: takes {kind} {shape}, expected float32 [batch, 3, S, S] or uint8 [batch, S, S, 3]"
-            )
-        if not isinstance(side, int) or shape[2] != side:
-            raise UserError(f"model {path}: takes pictures of {shape}, expected a fixed square size")
-        return cls(side, output, "uint8" if uint8 else "float32")
+class _Output(Protocol):
+    name: str
+    shape: Shape
 
 
 class OnnxModel:
-    """An ONNX file as an embedding function: images [B, 3, S, S] in [-1, 1] -> embeddings [B, D].
+    """An ONNX file as an embedding function: images [B, 3, S, S] in [-1, 1], red first -> embeddings [B, D].
 
-    Models of others work too, where they take float32 [B, 3, S, S], red first, in [-1, 1] (InsightFace's do).
+    Files of ours state in their metadata what they take. Others are given what `stated` says of them and, where it says
+    nothing, float32 red first in [-1, 1] (as InsightFace's trainer exports them) or uint8 as decoded; the order of
+    the axes and a fixed number of pictures a batch are found in the graph.
 
     Args:
         path: of the file.
         threads: CPU threads; default: onnxruntime's own choice.
+        stated: what the user says of a file of others.
+
+    Attributes:
+        convention: what the model is given.
+        foreign: whether the file does not state that itself.
+        output: name of the output that is taken.
+        told: what the user said that makes it another model than the file alone, for descriptions of its embeddings.
+        metadata: of the file.
 
     Raises:
-        UserError: missing, not ONNX, or not an embedding model.
+        UserError: missing, not ONNX, not an embedding model, or not of the kind that was stated.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, stated: Stated | None = None) -> None:
         import onnxruntime
 
         if not path.is_file():
             raise UserError(f"model {path}: no such file")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # an error is raised too, and said once
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -94,17 +57,30 @@ class OnnxModel:
             providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in here]
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's own kinds have no common base
-            raise UserError(f"model {path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
-        entries, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(entries) != 1 or len(outputs[0].shape) != 2 or not isinstance(outputs[0].shape[1], int):
-            raise UserError(
-                f"model {path}: {len(entries)} inputs, output of shape {outputs[0].shape}; "
-                "expected one input of pictures and embeddings [batch, D]"
-            )
+            raise UserError(f"model {path}: onnxruntime cannot load it: {_one_line(error)}") from error
+        stated = stated or Stated()
+        entries = self._session.get_inputs()
+        if len(entries) != 1:
+            raise UserError(f"model {path}: {len(entries)} inputs ({_listed(entries)}), expected one of pictures")
+        entry = Entry.of(path, entries[0].shape, entries[0].type)
         self.path = path
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.convention = Convention.from_session(path, entries[0].shape, entries[0].type, outputs[0].shape[1])
-        self._input, self._output = entries[0].name, outputs[0].name
+        self._input, self._batch = entries[0].name, entry.batch
+        own = Convention.of_metadata(path, entry, self.metadata, 0)
+        self.foreign = own is None
+        self.convention = own or Convention.of_entry(path, entry, stated, 0)
+        outputs = self._session.get_outputs()
+        output = _chosen(path, outputs, entry.batch, stated.output if self.foreign else None)
+        self.output: str = output.name
+        width = _width(output.shape, entry.batch)
+        self.convention = replace(self.convention, embedding_dim=width or self._measured_width())
+        self.told: dict[str, str] = {}
+        if self.foreign:
+            usual = Convention.of_entry(path, entry, Stated(image_size=stated.image_size), 0)
+            if self.convention != replace(usual, embedding_dim=self.convention.embedding_dim):
+                self.told["input"] = f"{self.convention.range_text()}, {self.convention.color}"
+            if len(_embedding_outputs(outputs, entry.batch)) > 1:
+                self.told["output"] = self.output
 
     def __call__(self, images: Tensor) -> Tensor:
         """Embeddings float32 [B, D] of images float32 [B, 3, S, S] in [-1, 1].
@@ -113,12 +89,79 @@ class OnnxModel:
             UserError: pictures of another size.
             WorkError: onnxruntime failed.
         """
-        side = self.convention.image_size
+        side, width = self.convention.image_size, self.convention.embedding_dim
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
             raise UserError(f"model {self.path}: takes {side} px pictures [B, 3, S, S], got {list(images.shape)}")
+        if not len(images):
+            return torch.empty(0, width)
         batch = self.convention.as_taken(images.detach().cpu())
+        rows = np.concatenate([self._run(part) for part in batch.split(self._batch or len(batch))])
+        if rows.shape[1] != width:
+            raise WorkError(f"model {self.path}: an embedding has {rows.shape[1]} numbers, expected {width}")
+        return torch.from_numpy(rows)
+
+    def _run(self, batch: Tensor) -> np.ndarray:
+        """Embeddings [n, D] of at most as many pictures as the graph takes; the last is repeated to fill the batch."""
+        count = len(batch)
+        if self._batch:
+            batch = batch[torch.arange(self._batch).clamp(max=count - 1)]
         try:
-            (result,) = self._session.run([self._output], {self._input: np.ascontiguousarray(batch.numpy())})
+            (result,) = self._session.run([self.output], {self._input: np.ascontiguousarray(batch.numpy())})
         except Exception as error:  # as above
-            raise WorkError(f"model {self.path}: onnxruntime: {str(error).splitlines()[0]}") from error
-        return torch.from_numpy(np.asarray(result, dtype=np.float32))
+            hint = "" if self._batch or count == 1 else "; where a graph is made for one picture, --batch-size 1 helps"
+            raise WorkError(f"model {self.path}: onnxruntime: {_one_line(error)}{hint}") from error
+        rows = np.asarray(result, dtype=np.float32)
+        if not rows.size or rows.size % len(batch) or (rows.ndim > 1 and len(rows) != len(batch)):
+            raise WorkError(
+                f"model {self.path}: output {self.output} is {list(rows.shape)} for {len(batch)} pictures, expected a "
+                "row for each; --output names another"
+            )
+        return rows.reshape(len(batch), -1)[:count]
+
+    def _measured_width(self) -> int:
+        """D, where the graph leaves it open."""
+        side = self.convention.image_size
+        return int(self._run(self.convention.as_taken(torch.zeros(1, 3, side, side))).shape[1])
+
+
+def _embedding_outputs(outputs: Sequence[_Output], batch: int | None) -> list[_Output]:
+    return [each for each in outputs if _width(each.shape, batch) != 0]
+
+
+def _chosen(path: Path, outputs: Sequence[_Output], batch: int | None, name: str | None) -> _Output:
+    """The output with the embeddings: the named one, or the only one that can be."""
+    listed = _listed(outputs)
+    if name is not None:
+        named = [each for each in outputs if each.name == name]
+        if not named:
+            raise UserError(f"model {path}: has no output {name!r}; its outputs are {listed}")
+        if _width(named[0].shape, batch) == 0:
+            raise UserError(f"model {path}: output {_listed(named)} is not embeddings [batch, D]")
+        return named[0]
+    possible = _embedding_outputs(outputs, batch)
+    if len(possible) > 1:
+        raise UserError(f"model {path}: has several outputs; say which is the embedding, --output NAME: {listed}")
+    if not possible:
+        raise UserError(f"model {path}: no output is embeddings [batch, D]; its outputs are {listed}")
+    return possible[0]
+
+
+def _width(shape: Shape, batch: int | None) -> int | None:
+    """D of embeddings [B, D], [B, D, 1, 1] or, for one picture, [D]; None where it is open, 0 of anything else."""
+    if not shape:  # not declared at all
+        return None
+    if len(shape) == 1:
+        return (shape[0] if isinstance(shape[0], int) else None) if batch == 1 else 0
+    axes = [axis for axis in shape[2:] if axis != 1]
+    if axes:
+        return 0
+    return shape[1] if isinstance(shape[1], int) else None
+
+
+def _listed(entries: Sequence[_Output]) -> str:
+    return ", ".join(f"{each.name} {list(each.shape)}" for each in entries)
+
+
+def _one_line(error: Exception) -> str:
+    """The whole message, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

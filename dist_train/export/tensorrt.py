@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.errors import UserError, WorkError
+from dist_train.export.convention import Convention
 from dist_train.export.onnx import onnx_program
 from dist_train.export.prelu import spread_prelu
-from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME, Convention
+from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME
 from dist_train.export.trace import HalfInside
 
 logger = logging.getLogger(__name__)

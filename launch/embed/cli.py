@@ -6,6 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.evaluate.options import (
+    ColorOption,
+    MeanOption,
+    OutputOption,
+    RangeOption,
+    SizeOption,
+    StdOption,
+    stated,
+)
+
 if TYPE_CHECKING:
     from launch.embed.crops import Cropper
 
@@ -39,6 +49,12 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures per rank and forward pass")] = 64,
     label_key: Annotated[str, typer.Option(help="key of the label in .json files of shards without .cls")] = "label",
     device: DeviceOption = "auto",
+    input_range: RangeOption = None,
+    input_mean: MeanOption = None,
+    input_std: StdOption = None,
+    input_color: ColorOption = None,
+    input_size: SizeOption = None,
+    output: OutputOption = None,
 ) -> None:
     """Embed photos, folders or shards into a parquet table or a NumPy array.
 
@@ -60,9 +76,10 @@ def embed(
     from launch.embed.photos import Photos
 
     check_device(device)
+    said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     ranks = join_ranks(device, None)
     try:
-        opened = ranks.agree(lambda: load_model(model, ranks.device))
+        opened = ranks.agree(lambda: load_model(model, ranks.device, said))
         crop = cropper(opened.image_size, align, face, min_face, longer_side, ranks.device.type)
         photos = ranks.agree(lambda: Photos(open_origin(source, label_key), crop))
         made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks)

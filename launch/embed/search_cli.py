@@ -5,6 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.evaluate.options import (
+    ColorOption,
+    MeanOption,
+    OutputOption,
+    RangeOption,
+    SizeOption,
+    StdOption,
+    stated,
+)
 from launch.embed.cli import DeviceOption, Face, FaceOption, LongerSideOption, MinFaceOption, check_device, cropper
 
 if TYPE_CHECKING:
@@ -60,6 +69,12 @@ def query(
     longer_side: LongerSideOption = None,
     out: Annotated[Path, typer.Option(help="picture of the result, PNG")] = Path("matches.png"),
     device: DeviceOption = "auto",
+    input_range: RangeOption = None,
+    input_mean: MeanOption = None,
+    input_std: StdOption = None,
+    input_color: ColorOption = None,
+    input_size: SizeOption = None,
+    output: OutputOption = None,
 ) -> None:
     """Find the pictures of a gallery that are most like a photo, by exact search.
 
@@ -79,9 +94,10 @@ def query(
     from launch.embed.crops import AlignedFace
 
     check_device(device)
+    said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     opened = Gallery(gallery)
     where = join_ranks(device, None).device
-    network = load_model(model, where)
+    network = load_model(model, where, said)
     _check_model(opened, network)
     wanted = any(source["align"] for source in opened.sources) if align is None else align
     crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
@@ -114,6 +130,16 @@ def _check_model(gallery: "Gallery", model: "Model") -> None:
             f"{made_by['model']['sha256'][:12]}), --model is {model.name} ({digest[:12]}); their embeddings cannot be "
             "compared: give that model, or embed the gallery's pictures with this one"
         )
+    if (told := dict(model.told)) != (then := made_by["model"].get("told", {})):
+        raise UserError(
+            f"gallery {gallery.directory} was embedded with {_options(then)} of the model, the photo would be with "
+            f"{_options(told)}; their embeddings cannot be compared: say of the model what was said then"
+        )
+
+
+def _options(told: dict[str, str]) -> str:
+    """What a user said of a model."""
+    return ", ".join(f"{name} {value}" for name, value in told.items()) or "nothing said"
 
 
 def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:

@@ -243,6 +243,28 @@ def test_queries_with_another_model_or_without_a_photo_are_refused(built, tiny, 
         run(*query, photo, "--model", tiny, "--out", tmp_path / "no" / "such" / "m.png")
 
 
+def test_a_gallery_knows_how_its_model_was_given_pictures(built, tiny, tmp_path):
+    said = ("--input-range", "0..255", "--input-color", "bgr")
+    run("embed", tiny, built / "photos", tmp_path / "levels.npy", *said)
+    with pytest.raises(UserError, match=r"model\.told was None, is|model\.told was .*, is None"):
+        run("embed", tiny, built / "photos", tmp_path / "levels.npy")
+    run("search", "build", tmp_path / "levels.npy", tmp_path / "gallery")
+    photo = ("search", "query", tmp_path / "gallery", built / "photos" / "person 1" / "2.png", "--model", tiny)
+    out = ("--out", tmp_path / "m.png")
+    assert "1.0000" in run(*photo, *said, *out).splitlines()[0]
+    with pytest.raises(UserError, match=r"embedded with input 0\.\.255, bgr of the model, .* with nothing said"):
+        run(*photo, *out)
+    with pytest.raises(UserError, match=r"not made in the same way: model\.told"):
+        run("search", "build", tmp_path / "levels.npy", built / "faces.parquet", tmp_path / "both")
+
+
+def test_embeddings_that_are_nearly_the_same_are_told_of(built, tiny, tmp_path, caplog):
+    run("embed", tiny, built / "photos", tmp_path / "good.npy")
+    assert "nearly the same" not in caplog.text
+    run("embed", tiny, built / "photos", tmp_path / "far.npy", "--input-mean", "-100000", "--input-std", "1")
+    assert "far.npy: pictures of different identities have nearly the same embedding" in caplog.text
+
+
 def test_sources_that_are_none_are_named(tmp_path, tiny):
     with pytest.raises(UserError, match="not there; expected a photo, a folder"):
         run("embed", tiny, tmp_path / "none", tmp_path / "out.npy")

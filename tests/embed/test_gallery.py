@@ -128,3 +128,12 @@ def test_a_damaged_gallery_is_named(tmp_path, files):
     (built / "gallery.json").write_text(json.dumps(body | {"rows": 56}))
     with pytest.raises(UserError, match=r"57 entries and embeddings \[57, 6\], expected \[56, 6\]; build it again"):
         Gallery(built)
+
+
+def test_a_row_that_is_not_finite_is_found_by_the_search_and_hides_no_other(tmp_path, files):
+    gallery = build_gallery(files, tmp_path / "gallery", quiet=True).directory
+    rows = np.load(gallery / "embeddings.npy", mmap_mode="r+")
+    rows[20] = np.nan
+    rows.flush()
+    with pytest.raises(WorkError, match=r"row 20 of embeddings\.npy is not finite"):
+        Gallery(gallery).search(torch.ones(2, DIM), 3)

@@ -1,6 +1,8 @@
 import os
 import pickle
 import pickletools
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,98 @@ def test_even_functions_of_numpy_and_builtins_are_refused(tmp_path, name):
 def test_a_set_of_another_form_is_refused_with_what_was_found(tmp_path, body, message):
     with pytest.raises(UserError, match=message):
         read_bin(write(tmp_path / "odd.bin", body, 4))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pictures_as_columns_of_bytes_are_read(tmp_path, protocol):
+    columns = [np.frombuffer(data, dtype=np.uint8)[:, None] for data in PICTURES]
+    assert read_bin(write(tmp_path / "columns.bin", (columns, SAME), protocol)).images == PICTURES
+
+
+def test_a_picture_that_the_file_refers_to_often_is_there_once(tmp_path):
+    for picture in (np.full((1 << 20, 1), 7, np.uint8), bytearray(1 << 20)):
+        path = write(tmp_path / "again.bin", ([picture] * 2000, [True, False] * 500), 4)
+        tracemalloc.start()
+        found = read_bin(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(found.images) == 2000
+        assert peak < 10 << 20
+
+
+def called(name, times=1):
+    """A pickle that calls a name again and again with a mebibyte that it holds once."""
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
+    call = b"c" + name + b"\n" + b"h\x00X\x06\x00\x00\x00latin1\x86R"
+    return b"\x80\x02(" + text + b"q\x000" + call * times + b"l."
+
+
+LENGTH = b"\x8a\x05" + (10**10).to_bytes(5, "little")
+MULTIPLIED = {
+    "bytes of a length": (
+        b"\x80\x02cbuiltins\nbytes\n" + LENGTH + b"\x85R.",
+        "bytes of int",
+    ),
+    "a bytearray of a length": (
+        b"\x80\x02cbuiltins\nbytearray\n" + LENGTH + b"\x85R.",
+        "bytes of int",
+    ),
+    "bytes of a length, made as an object": (
+        b"\x80\x02cbuiltins\nbytes\n" + LENGTH + b"\x85\x81.",
+        "not a readable",
+    ),
+    "text encoded four thousand times": (called(b"_codecs\nencode", 4000), "far larger than the file"),
+    "bytes made four thousand times": (called(b"builtins\nbytearray", 4000), "far larger than the file"),
+    "a memo entry of number 2^29": (b"K\x01p536870912\n.", "holds int"),
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLIED)
+def test_a_small_file_does_not_grow_in_memory(tmp_path, name):
+    body, message = MULTIPLIED[name]
+    (tmp_path / "bomb.bin").write_bytes(body)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=message):
+        read_bin(tmp_path / "bomb.bin")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+@pytest.mark.timeout(10)
+def test_labels_that_hold_one_another_are_refused_at_once(tmp_path):
+    deep = [True]
+    for _ in range(40):
+        deep = [deep] * 2  # 2^40 entries for whoever spreads them out
+    for same in ([deep, *SAME[1:]], [10**4000, *SAME[1:]]):
+        with pytest.raises(UserError, match="n booleans"):
+            read_bin(write(tmp_path / "deep.bin", (PICTURES, same), 4))
+
+
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R"
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (ARRAY, "expected two lists"),  # never given its bytes
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01)cnumpy\ndtype\nU\x02u1\x85R\x89U\x01xtb",
+            "expected two lists",
+        ),
+        (b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01N\x89NNtb", "shape is not a tuple"),
+    ],
+)
+def test_an_array_that_is_none_is_refused(tmp_path, array, message):
+    (tmp_path / "half.bin").write_bytes(b"\x80\x02" + array + b"]\x86.")
+    with pytest.raises(UserError, match=message):
+        read_bin(tmp_path / "half.bin")
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    for path in (tmp_path, "/dev/zero"):
+        with pytest.raises(UserError, match="not a file"):
+            read_bin(Path(path))
 
 
 def test_a_cut_file_and_a_missing_file_are_said_to_be_so(tmp_path):

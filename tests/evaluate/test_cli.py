@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from launch.cli import run
 from tests.evaluate.faces import color_picture, write_role_set
@@ -14,6 +15,7 @@ from tests.evaluate.models import write_color_model
 from tests.evaluate.test_bin import Attack
 from tests.evaluate.test_ijb import write_ijb
 from tests.evaluate.test_verification import tiny_set
+from tests.export.test_runtime import write_model
 
 
 def write_bin(path, images, same):
@@ -95,6 +97,56 @@ def test_mates_are_hidden_among_the_pictures_of_another_set(evaluate, place):
     assert "MegaFace" in page
 
 
+def test_models_of_others_are_given_what_the_options_say_and_it_is_printed(evaluate, place, caplog):
+    caplog.set_level("INFO")
+    ours = {"input_type": "float32", "input_layout": "NCHW", "input_color": "RGB"}
+    write_model(place / "ours.onnx", size=16, metadata=ours | {"input_mean": "127.5", "input_std": "127.5"})
+    write_model(place / "theirs.onnx", size=16, batch=4, kind=TensorProto.FLOAT, layout="NHWC")
+    words = ["-s", "tiny.bin", "--no-flip", "--input-mean", "1,2,3", "--input-std", "2", "--input-color", "bgr"]
+    status, out, err = evaluate("ours.onnx", "theirs.onnx", *words)
+    assert status == 0, err
+    given = "model theirs.onnx does not say what it takes; it is given float32 [B, 16, 16, 3], blue first, "
+    assert given + "(value - 1,2,3) / 2,2,2" in caplog.text
+    assert "model ours.onnx" not in caplog.text
+    assert re.search(r"^tiny · theirs ", out, flags=re.MULTILINE)
+    status, _, err = evaluate("ours.onnx", *words)
+    assert status == 2
+    assert "ours.onnx: states itself what it takes, and --input-mean or --input-range says otherwise" in err
+    status, _, err = evaluate("ours.onnx", "-s", "tiny.bin", "--input-range", "-1..1", "--input-color", "rgb")
+    assert status == 0, err
+
+
+def test_a_set_of_one_kind_and_a_model_of_one_embedding_give_figures_that_json_knows(evaluate, place):
+    write_bin(place / "single.bin", tiny_set().images, np.ones(30))
+    write_color_model(place / "zero.onnx", 16, scale=0.0)
+    words = ["-s", "single.bin", "-s", "tiny.bin", "-s", "heldout", "--json", "zero.json", "--report", "zero.html"]
+    status, out, err = evaluate("small.onnx", "zero.onnx", *words)
+    assert status == 0, err
+    assert "all 30 pairs show the same identity" in out
+
+    def refused(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    small, zero = json.loads((place / "zero.json").read_text(), parse_constant=refused)
+    for model in (small, zero):
+        single = model["verification"][0]
+        assert (single["accuracy"], single["threshold"], single["tar_at_far"]) == (None, None, None)
+    assert set(zero["verification"][1]["tar_at_far"].values()) == {0}
+    assert zero["identification"][0]["rank1"] == 0
+    assert {tpir for tpir in zero["identification"][0]["tpir_at_fpir"].values() if tpir is not None} == {0}
+
+
+def test_names_of_sets_and_models_are_text_in_a_report(evaluate, place):
+    name = "<img src=x onerror=alert(1)>"
+    (place / f"{name}.bin").write_bytes((place / "tiny.bin").read_bytes())
+    (place / f"{name}.onnx").write_bytes((place / "small.onnx").read_bytes())
+    status, _, err = evaluate(f"{name}.onnx", "small.onnx", "-s", f"{name}.bin", "--report", "names.html")
+    assert status == 0, err
+    page = (place / "names.html").read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+
+
 def wrong(place):
     """By name of a test: what is called, the exit status and the message."""
     pictures, same = tiny_set().images, tiny_set().same
@@ -130,6 +182,28 @@ def wrong(place):
         "embeddings that are not finite": (["nan.onnx", "-s", "tiny.bin"], 1, "embedding of picture 0 is not finite"),
         "no ONNX": (["junk.onnx", "-s", "tiny.bin"], 2, "junk.onnx: onnxruntime cannot load it"),
         "no model": (["tiny.bin", "-s", "tiny.bin"], 2, "expected a run directory, a checkpoint directory or an .onnx"),
+        "a range beside a mean": (
+            ["small.onnx", "-s", "tiny.bin", "--input-range", "0..1", "--input-mean", "1"],
+            2,
+            "leave --input-mean and --input-std out",
+        ),
+        "a mean alone": (["small.onnx", "-s", "tiny.bin", "--input-mean", "1"], 2, "go together"),
+        "a mean of two channels": (
+            ["small.onnx", "-s", "tiny.bin", "--input-mean", "1,2", "--input-std", "1"],
+            2,
+            "--input-mean '1,2': expected a number, or three",
+        ),
+        "a deviation of nothing": (
+            ["small.onnx", "-s", "tiny.bin", "--input-mean", "1", "--input-std", "0"],
+            2,
+            "division by zero",
+        ),
+        "a mean that is none": (
+            ["small.onnx", "-s", "tiny.bin", "--input-mean", "nan", "--input-std", "1"],
+            2,
+            "--input-mean 'nan': expected a number, or three",
+        ),
+        "an output that is not there": (["small.onnx", "-s", "tiny.bin", "--output", "fc1"], 2, "has no output 'fc1'"),
         "an unwritable report": (
             ["small.onnx", "-s", "tiny.bin", "--report", "tiny.bin/x.html"],
             1,

@@ -117,3 +117,18 @@ def test_sets_that_cannot_be_searched_are_refused(tmp_path):
         evaluate_distractors(embed_color, alone, strangers, 16, 5)
     with pytest.raises(UserError, match="nowhere"):
         evaluate_distractors(embed_color, alone, tmp_path / "nowhere", 16, 5)
+
+
+def test_a_model_that_gives_everything_one_embedding_finds_nobody(tmp_path):
+    write_role_set(tmp_path / "set")
+    write_role_set(tmp_path / "strangers", identities=7)
+    for value in (0.0, 1.0):
+        result = evaluate_distractors(
+            lambda images, value=value: torch.full((len(images), 4), value),
+            tmp_path / "set",
+            tmp_path / "strangers",
+            16,
+            8,
+        )
+        assert set(result.rank1.values()) == {0}
+        assert {entry.tar for entry in result.tar_at_far.values()} == {0}

@@ -156,6 +156,58 @@ def test_what_does_not_fit_is_named_with_its_file(tmp_path, file, change, messag
     assert "meta" in str(raised.value)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "much"])
+@pytest.mark.parametrize("place", [1, 5, 11])
+def test_a_landmark_or_score_that_is_no_number_is_refused_with_its_line(tmp_path, value, place):
+    root = write_ijb(tmp_path / "set")
+    path = root / "meta" / "ijbb_name_5pts_score.txt"
+    changed = path.read_text().splitlines()
+    words = changed[6].split()
+    changed[6] = " ".join([*words[:place], value, *words[place + 1 :]])
+    path.write_text("\n".join(changed) + "\n")
+    with pytest.raises(UserError, match=rf"ijbb_name_5pts_score\.txt, line 7: .*{value}"):
+        evaluate_ijb(embed_color, root, SIDE, 8)
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/secret.png", "a/../../b.png"])
+def test_a_picture_outside_of_the_set_is_refused_with_its_line(tmp_path, name):
+    root = write_ijb(tmp_path / "set")
+    path = root / "meta" / "ijbb_name_5pts_score.txt"
+    path.write_text(path.read_text().replace("3.png", name, 1))
+    with pytest.raises(UserError, match=r"line 4: picture .* is not in loose_crop"):
+        read_layout(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("ijbb_name_5pts_score.txt", b"\xff\xfe 1 2", "after line 0: not UTF-8 text"),
+        ("ijbb_face_tid_mid.txt", b"0.png 99999999999999999999 1\n", "line 1: .* is no id"),
+        ("ijbb_1N_probe_mixed.csv", b"A,B\n1,99999999999999999999\n", "line 2: .*expected template,subject"),
+        ("ijbb_1N_probe_mixed.csv", "A,B\n1,²\n".encode(), "line 2: .*expected template,subject"),
+        ("ijbb_1N_probe_mixed.csv", b"A,B\n\xff", "not UTF-8 text"),
+        ("ijbb_face_tid_mid.txt", b"", "it is empty"),
+        ("ijbb_template_pair_label.txt", b"", "expected lines of two templates"),
+        ("ijbb_1N_probe_mixed.csv", b"A,B\n", "it lists no templates"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_named(tmp_path, file, text, message):
+    root = write_ijb(tmp_path / "set")
+    (root / "meta" / file).write_bytes(text)
+    with pytest.raises(UserError, match=message) as raised:
+        evaluate_ijb(embed_color, root, SIDE, 8)
+    assert file in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_that_gives_everything_one_embedding_has_no_tar_no_rank_and_no_tpir(tmp_path):
+    result = evaluate_ijb(lambda images: torch.ones(len(images), 4), write_ijb(tmp_path / "set"), SIDE, 8)
+    assert {entry.tar for entry in result.tar_at_far.values()} == {0}
+    for found in result.identification:
+        assert found.rank1 == 0
+        assert {tpir for tpir in found.tpir_at_fpir.values() if not np.isnan(tpir)} <= {0}
+
+
 def test_a_missing_picture_and_a_missing_layout_are_named(tmp_path):
     root = write_ijb(tmp_path / "set")
     (root / "loose_crop" / "3.png").write_bytes(b"no picture")

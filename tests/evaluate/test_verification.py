@@ -1,3 +1,4 @@
+import re
 from statistics import NormalDist
 
 import numpy as np
@@ -10,7 +11,9 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.bin import VerificationSet
 from dist_train.evaluate.curves import roc, sort_scores, tar_at_far
 from dist_train.evaluate.embed import Embeddings
+from dist_train.evaluate.tables import ModelScores, verification_table
 from dist_train.evaluate.verification import evaluate_verification, fold_accuracies, fold_tars, judge_pairs
+from dist_train.evaluation import Evaluation
 from tests.evaluate.faces import color_picture, colors, embed_color
 from tests.ranks import ranks_here, run_ranks
 
@@ -45,6 +48,7 @@ def test_tar_at_far_takes_its_threshold_from_the_other_folds():
             high = int(np.argmax(rates >= far))
             low = high - 1
             threshold = np.interp(far, rates[[low, high]], thresholds[[low, high]])
+            threshold = min(threshold, np.sort(negatives)[int(np.ceil(far * len(negatives)))])
             tars.append((distances[test][same[test]] < threshold).mean())
         assert entry.tar == pytest.approx(np.mean(tars), abs=1e-9)
         assert entry.measured_far == pytest.approx(far, rel=0.3)
@@ -58,6 +62,80 @@ def test_a_far_below_one_false_accept_is_marked_and_means_none():
     assert entry.negatives == (~same).sum()
     nearest = distances[~same].min()
     assert entry.tar == pytest.approx((distances[same] < nearest).mean(), abs=0.02)
+    assert entry.measured_far == 0 or entry.measured_far == pytest.approx(1 / entry.negatives, rel=0.5)
+
+
+NOISE = np.random.default_rng(0).uniform(0, 1e-6, 200)
+
+
+@pytest.mark.parametrize(
+    ("distances", "tar"),
+    [
+        (np.zeros(200), 0),
+        (np.full(200, 2.0), 0),
+        (NOISE, 0.03),  # no better than chance
+        (np.where(np.arange(200) % 4 < 2, 1.0, 1.0005), 0),
+    ],
+    ids=["all equal", "all equal and far", "nearly equal", "two values"],
+)
+def test_equal_distances_are_refused_together_and_give_no_tar(distances, tar):
+    same = np.arange(200) % 2 == 0
+    for far, entry in fold_tars(distances, same, [1e-1, 1e-2, 1e-3]).items():
+        assert entry.tar <= (tar if far < 0.1 else max(tar, 0.2))
+        assert entry.measured_far <= max(2 * far, 0.03)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_model_that_gives_everything_one_embedding_has_no_tar_and_no_accuracy_above_chance(value):
+    result = evaluate_verification(lambda images: torch.full((len(images), 8), value), tiny_set(), 16, 7)
+    assert result.accuracy <= 0.5
+    assert {entry.tar for entry in result.tar_at_far.values()} == {0}
+
+
+def one_kind(kind):
+    return VerificationSet("single", tiny_set().images, np.full(30, kind))
+
+
+@pytest.mark.parametrize(("kind", "words"), [(True, "the same identity"), (False, "different identities")])
+def test_a_set_with_one_kind_of_pairs_has_neither_accuracy_nor_tar(kind, words, caplog):
+    result = evaluate_verification(embed_color, one_kind(kind), 16, 7)
+    assert (result.accuracy, result.accuracy_std, result.threshold, result.tar_at_far) == (None, None, None, {})
+    assert f"all 30 pairs show {words}" in caplog.text
+    summary = result.summary()
+    assert (summary["accuracy"], summary["tar_at_far"], summary["negatives"]) == (None, None, 30 * (not kind))
+    assert words in summary["notes"][0]
+    table = str(verification_table([ModelScores("m", [result])]))
+    assert re.search(r"^single · m +- +- ", table, flags=re.MULTILINE)
+    assert f"single: all 30 pairs show {words}" in table
+
+
+def test_a_set_with_one_kind_of_pairs_has_no_say_in_the_score_of_a_checkpoint():
+    single, whole = (evaluate_verification(embed_color, each, 16, 7) for each in (one_kind(True), tiny_set()))
+    found = Evaluation([single, whole], [])
+    assert found.score == whole.accuracy
+    assert "evaluate/single/accuracy" not in found.figures()
+
+
+def test_pairs_listed_by_kind_are_told_of(caplog):
+    dataset = tiny_set()
+    order = np.argsort(~dataset.same, kind="stable")
+    images = [image for i in order for image in dataset.images[2 * i : 2 * i + 2]]
+    ordered = VerificationSet("ordered", images, dataset.same[order])
+    result = evaluate_verification(embed_color, ordered, 16, 7)
+    assert "10 of 10 folds hold one kind of pairs only" in caplog.text
+    assert "list the pairs in turn" in result.notes[0]
+    caplog.clear()
+    assert evaluate_verification(embed_color, dataset, 16, 7).notes == ()
+    assert not caplog.text
+
+
+def test_embeddings_of_different_identities_that_are_nearly_the_same_are_told_of(caplog):
+    def shifted(images):
+        return embed_color(images) + 100
+
+    result = evaluate_verification(shifted, tiny_set(), 16, 7)
+    assert "nearly the same embedding (median cosine 1.000)" in caplog.text
+    assert "--input-range" in result.notes[0]
 
 
 @pytest.mark.parametrize("levels", [0, 7])
@@ -191,8 +269,6 @@ def test_a_set_that_cannot_be_judged_is_refused():
     features = Embeddings(torch.randn(60, 4), 1.0)
     with pytest.raises(UserError, match="5 pairs, expected at least 10"):
         judge_pairs(VerificationSet("few", dataset.images[:10], dataset.same[:5]), features)
-    with pytest.raises(UserError, match="30 of 30 pairs are the same identity"):
-        judge_pairs(VerificationSet("one", dataset.images, np.ones(30, bool)), features)
 
 
 def test_hard_pairs_are_the_wrong_ones_worst_first():

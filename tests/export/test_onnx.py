@@ -103,8 +103,10 @@ def make_model(path, input_shape, output_shape, kind=onnx.TensorProto.FLOAT):
 @pytest.mark.parametrize(
     ("input_shape", "message"),
     [
-        (["b", 8], r"takes tensor\(float\) \['b', 8\], expected float32 \[batch, 3, S, S\]"),
-        (["b", 3, 8, 6], "output of shape"),
+        (["b", 8], r"takes tensor\(float\) \['b', 8\], expected float32 or uint8 \[batch, 3, S, S\]"),
+        (["b", 3, 8, 6], r"takes tensor\(float\) \['b', 3, 8, 6\], expected .* of square pictures"),
+        (["b", 1, 8, 8], "square pictures of three colours"),
+        (["b", 3, 8, 8], r"no output is embeddings \[batch, D\]; its outputs are y \['b', 3, 8, 8\]"),
     ],
 )
 def test_an_onnx_file_that_embeds_no_pictures_is_refused(tmp_path, input_shape, message):

@@ -11,7 +11,7 @@ from torch import nn
 
 from dist_train.backbones import BackboneConfig, build_backbone
 from dist_train.errors import UserError, WorkError
-from dist_train.export.runtime import Convention
+from dist_train.export.convention import Convention
 from dist_train.export.tensorrt import build_engine, half_onnx, open_tensorrt
 
 SIZE, DIM = 32, 16
