@@ -7,7 +7,7 @@ import numpy as np
 
 from dist_train.data.config import DataConfig
 from dist_train.data.foreign import adopt_set
-from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest, parse_manifest
+from dist_train.data.manifest import MANIFEST_NAME, MAX_BYTES, Manifest, load_manifest, parse_manifest
 from dist_train.data.reader import ImageSet
 from dist_train.data.remote import Remote, is_remote
 from dist_train.errors import UserError
@@ -62,7 +62,7 @@ def open_manifest(path: str, label_key: str = "label", retries: int = 5) -> Mani
     """
     if is_remote(path):
         try:
-            return parse_manifest(Remote(path, retries).text(MANIFEST_NAME), f"{path}/{MANIFEST_NAME}")
+            return parse_manifest(Remote(path, retries).read(MANIFEST_NAME, MAX_BYTES), f"{path}/{MANIFEST_NAME}")
         except FileNotFoundError as error:
             raise UserError(f"dataset {path}: no {MANIFEST_NAME} at this address; correct data.path") from error
     directory = Path(path)
