@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dist_train.errors import UserError
 
 MAX_NAME_BYTES = 255  # of every file system in use
@@ -44,6 +46,8 @@ def shown(value: object) -> str:
     """`value` for a message: on one line, of bounded length, whatever is in it."""
     if isinstance(value, list | tuple | dict | set):
         return type(value).__name__
+    if isinstance(value, int) and value.bit_length() > 8 * _MAX_SHOWN:  # Python does not print the longest
+        return f"a number of {value.bit_length()} bits"
     text = repr(value[: _MAX_SHOWN + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
@@ -64,3 +68,18 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise ValueError(f"{status.st_size} bytes, expected at most {limit}")
     return data
+
+
+def first_fault(error: OSError | ValueError) -> str:
+    """What a file's content has that it should not, as pydantic or the reading of it found."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
+    fault = error.errors(include_url=False, include_context=False)[0]
+    if fault["type"] == "json_invalid":
+        return f"not JSON ({fault['msg'].removeprefix('Invalid JSON: ')})"
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    if fault["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place or 'all of it'} is {shown(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from dist_train.errors import UserError
-from dist_train.files import plain_name, read_bounded, shown
+from dist_train.files import first_fault, plain_name, read_bounded, shown
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -21,8 +21,8 @@ _MAX_SHARDS = 1 << 20
 _MAX_VALUES = 8 * _MAX_SHARDS  # in the JSON text
 _MAX_SAMPLES = 1 << 31  # of a shard
 _MAX_SHARD_BYTES = 1 << 44
-_MAX_CLASSES = 1 << 31
-_MAX_SIDE_PX = 1 << 13
+MAX_CLASSES = 1 << 31
+MAX_SIDE_PX = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class _Body:
     """The JSON object in a manifest's file."""
 
     version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
-    image_size: Annotated[int, Field(ge=1, le=_MAX_SIDE_PX)]
-    num_classes: Annotated[int, Field(ge=1, le=_MAX_CLASSES)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     shards: Annotated[list[Shard], Field(max_length=_MAX_SHARDS), FailFast()]
 
 
@@ -107,7 +107,13 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
     try:
         body = _BODY.validate_json(text, strict=True)
     except ValidationError as error:
-        raise UserError(f"{source}: {_first_fault(error)}; write the set again") from None
+        faults = error.errors(include_url=False, include_context=False)
+        version = next((fault for fault in faults if fault["loc"] == ("version",)), None)
+        if version is None:
+            raise UserError(f"{source}: {first_fault(error)}; write the set again") from None
+        # Of another version no other entry can be judged.
+        found = "none" if version["type"] == "missing" else shown(version["input"])
+        raise UserError(f"{source}: version {found}, expected {SCHEMA_VERSION}; write the set again") from None
     names: set[str] = set()
     for shard in body.shards:
         plain_name(shard.name, source)
@@ -142,17 +148,3 @@ def load_manifest(directory: str | Path) -> Manifest:
     except ValueError as error:
         raise UserError(f"{path}: {error}; write the set again") from error
     return parse_manifest(text, str(path))
-
-
-def _first_fault(error: ValidationError) -> str:
-    """What is wrong, first of all the version: of another one no other entry can be judged."""
-    faults = error.errors(include_url=False, include_context=False)
-    fault = next((each for each in faults if each["loc"] == ("version",)), faults[0])
-    if fault["type"] == "json_invalid":
-        return f"not JSON ({fault['msg'].removeprefix('Invalid JSON: ')})"
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-    if fault["type"] == "missing":
-        return f"{place} is missing"
-    if place == "version":
-        return f"version {shown(fault['input'])}, expected {SCHEMA_VERSION}"
-    return f"{place or 'all of it'} is {shown(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
