@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from dist_train.errors import UserError
-from dist_train.files import first_fault, plain_name, read_bounded, shown
+from dist_train.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded, shown
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -50,11 +50,13 @@ class Manifest:
         image_size: side of the square pictures in pixels.
         num_classes: labels are 0 .. num_classes - 1.
         shards: in their canonical order; the sample order is defined over it.
+        label_key: entry of the `.json` files that the labels are from; None where they are `.cls` files.
     """
 
     image_size: int
     num_classes: int
     shards: tuple[Shard, ...]
+    label_key: str | None = None
 
     @property
     def samples(self) -> int:
@@ -72,6 +74,8 @@ class Manifest:
         path = directory / MANIFEST_NAME
         temporary = path.with_name(f".{MANIFEST_NAME}.tmp")
         body = {"version": SCHEMA_VERSION, **asdict(self)}
+        if self.label_key is None:
+            del body["label_key"]
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(body, file, indent=1)
             file.flush()
@@ -87,6 +91,7 @@ class _Body:
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
     num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     shards: Annotated[list[Shard], Field(max_length=_MAX_SHARDS), FailFast()]
+    label_key: Annotated[str, Field(max_length=MAX_NAME_BYTES)] | None = None
 
 
 _BODY = TypeAdapter(_Body)
@@ -122,7 +127,7 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
         if shard.name in names:
             raise UserError(f"{source}: shard {shown(shard.name)} is listed twice; write the set again")
         names.add(shard.name)
-    manifest = Manifest(body.image_size, body.num_classes, tuple(body.shards))
+    manifest = Manifest(body.image_size, body.num_classes, tuple(body.shards), body.label_key)
     if not manifest.samples:
         raise UserError(f"{source}: the set is empty: {len(names)} shards hold 0 samples")
     return manifest

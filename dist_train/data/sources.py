@@ -68,7 +68,13 @@ def open_manifest(path: str, label_key: str = "label", retries: int = 5) -> Mani
     directory = Path(path)
     if directory.is_dir() and not (directory / MANIFEST_NAME).exists():
         return adopt_set(directory, label_key)
-    return load_manifest(directory)
+    manifest = load_manifest(directory)
+    if manifest.label_key not in (None, label_key):
+        raise UserError(
+            f"{directory / MANIFEST_NAME} counts the classes of data.label_key={manifest.label_key}, not of "
+            f"{label_key}; remove it to have the shards indexed anew, or correct data.label_key"
+        )
+    return manifest
 
 
 def check_shards(directory: Path, manifest: Manifest) -> None:
