@@ -126,7 +126,7 @@ def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progr
             progress.add({"given": plan.batch(unit).num_rows, "kept": 0}, before=True)
         else:
             todo.append(unit)
-    failed = _work(engine, MakeUnit(layout.out), todo, tries, lambda _, summary: progress.add(summary))
+    failed = _work(engine, MakeUnit(layout.out, plan.options), todo, tries, lambda _, summary: progress.add(summary))
     if todo and len(failed) == plan.units:
         raise WorkError(f"{layout.out}: no unit of {plan.units} could be made; the first: {failed[min(failed)]}")
     for unit, error in failed.items():

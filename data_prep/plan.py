@@ -15,20 +15,35 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from data_prep.sources import LISTING, Row, Source
 from data_prep.transforms import Transform
 from dist_train.errors import UserError
+from dist_train.files import first_fault, read_bounded, shown
 
 PLAN_VERSION = 1
+# The sources and transforms that a plan may name. Others are looked for among the classes that the program has loaded
+# by itself: what is imported is never for a file to say.
+COMPONENTS = frozenset(
+    {
+        "data_prep.sources:FolderSource",
+        "data_prep.archives:RecSource",
+        "data_prep.archives:TarSource",
+        "data_prep.tables:TableSource",
+        "data_prep.transforms:Keep",
+        "data_prep.align_transform:Align",
+    }
+)
 RUN = 8
 _LARGEST_UNIT = 10_000
 _SMALLEST_UNIT = 256
+_MAX_PLAN_BYTES = 1 << 20
+_MOST_ROWS = 1 << 40
 _UNITS_WANTED = 64
 _BUCKET_ROWS = 1 << 19
 _MOST_BUCKETS = 256  # each is an open file
@@ -118,31 +133,69 @@ class Layout:
         return self.home / "shards" / f"{unit:06d}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The JSON object in a plan's file."""
+
+    version: Annotated[int, Field(ge=PLAN_VERSION, le=PLAN_VERSION)]
+    options: dict[str, Any]
+    rows: Annotated[int, Field(ge=1, le=_MOST_ROWS)]
+    units: Annotated[int, Field(ge=1, le=_MOST_ROWS)]
+
+
+_STORED = TypeAdapter(_Stored)
+
+
 class Plan:
     """A stored plan."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, options: JobOptions | None = None) -> None:
         """Open the plan in `layout`.
 
+        Args:
+            layout: of the job.
+            options: as the job has them; default: as the plan's file has them.
+
         Raises:
-            UserError: none there, or one of another version.
+            UserError: none there, one of another version, or a damaged one.
         """
         self.layout = layout
         try:
-            body = json.loads(layout.plan.read_text(encoding="utf-8"))
+            body = _STORED.validate_json(read_bounded(layout.plan, _MAX_PLAN_BYTES), strict=True)
         except FileNotFoundError as error:
             raise UserError(f"{layout.out}: no job was planned there; start it with `headcount prep align`") from error
-        if body.get("version") != PLAN_VERSION:
-            raise UserError(f"{layout.plan}: version {body.get('version')}, expected {PLAN_VERSION}; use another OUT")
-        self.described: dict[str, Any] = body["options"]
-        self.rows_total: int = body["rows"]
-        self.units: int = body["units"]
-        self.options = restore_options(self.described)
-        self._file = pa.ipc.open_file(pa.memory_map(str(layout.rows)))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{layout.plan}: {first_fault(error)}; use another OUT") from error
+        self.described: dict[str, Any] = body.options
+        self.rows_total, self.units = body.rows, body.units
+        self.options = options or self._restored()
+        try:
+            self._file = pa.ipc.open_file(pa.memory_map(str(layout.rows)))
+            batches = self._file.num_record_batches
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{layout.rows}: {error}; use another OUT") from error
+        if batches != self.units:
+            raise UserError(f"{layout.rows}: {batches} units, {layout.plan.name} says {self.units}; use another OUT")
+
+    def _restored(self) -> JobOptions:
+        try:
+            return restore_options(self.described)
+        except (ValueError, KeyError, TypeError) as error:
+            what = first_fault(error) if isinstance(error, ValueError) else repr(error)
+            raise UserError(f"{self.layout.plan}: options: {what}; use another OUT") from error
 
     def batch(self, unit: int) -> pa.RecordBatch:
-        """Rows of a unit as columns: position, location, offset, size, identity."""
-        return self._file.get_batch(unit)
+        """Rows of a unit as columns: position, location, offset, size, identity.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            batch = self._file.get_batch(unit)
+            batch.validate(full=True)  # Arrow itself follows whatever offsets a file has
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.layout.rows}: unit {unit}: {error}; use another OUT") from error
+        return batch
 
     def rows(self, unit: int) -> list[Row]:
         """Rows of a unit."""
@@ -200,11 +253,15 @@ def slots(total: int, seed: int) -> np.ndarray:
 
 
 def restore_options(described: dict[str, Any]) -> JobOptions:
-    """Options out of what `JobOptions.described` gave."""
+    """Options out of what `JobOptions.described` gave.
+
+    Raises:
+        UserError: a source or transform that is not known.
+    """
     return JobOptions(
         **{key: value for key, value in described.items() if key not in ("source", "transform")},
-        source=_restore(described["source"]),
-        transform=_restore(described["transform"]),
+        source=_restore(described["source"], Source),
+        transform=_restore(described["transform"], Transform),
     )
 
 
@@ -231,14 +288,27 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _describe(component: BaseModel) -> dict[str, Any]:
-    kind = type(component)
-    return {"class": f"{kind.__module__}:{kind.__qualname__}", **component.model_dump(mode="json")}
+    return {"class": _class_name(type(component)), **component.model_dump(mode="json")}
 
 
-def _restore(body: dict[str, Any]) -> Any:  # noqa: ANN401 - the class is named by the body
-    module, _, name = body["class"].partition(":")
-    kind = getattr(importlib.import_module(module), name)
+def _restore(body: dict[str, Any], kinds: type[BaseModel]) -> Any:  # noqa: ANN401 - one of `kinds`
+    name = body["class"]
+    if name in COMPONENTS:
+        importlib.import_module(name.partition(":")[0])
+    kind = next((each for each in _below(kinds) if _class_name(each) == name), None)
+    if kind is None:
+        raise UserError(f"class {shown(name)} is none of {', '.join(sorted(COMPONENTS))}; nothing was imported")
     return kind(**{key: value for key, value in body.items() if key != "class"})
+
+
+def _below(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _below(each)
+
+
+def _class_name(kind: type[BaseModel]) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _copy_identities(old_set: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.plan import Layout, Plan, write_atomically
+from data_prep.plan import JobOptions, Layout, Plan, write_atomically
 from data_prep.shards import ShardWriter
 from data_prep.sources import STORAGE_REASONS, Raw, Reader, Reject, Row
 from data_prep.transforms import Crop, Made, Process
@@ -45,14 +45,20 @@ STATISTICS = pa.schema(
 
 
 class MakeUnit:
-    """Reads and transforms the inputs of a unit; leaves pictures, statistics, and the mark."""
+    """Reads and transforms the inputs of a unit; leaves pictures, statistics, and the mark.
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    Args:
+        out: the set's directory.
+        options: of the job; default: as its plan has them.
+    """
+
+    def __init__(self, out: Path, options: JobOptions | None = None) -> None:
+        self.out = out
+        self._options = options
         self._opened: tuple[Plan, Reader, Process] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_out": self._out, "_opened": None}
+        return {**vars(self), "_opened": None}
 
     def __call__(self, unit: int) -> dict[str, Any]:
         """Make `unit`.
@@ -61,7 +67,7 @@ class MakeUnit:
             WorkError: the source's storage failed, or the disk did.
         """
         if self._opened is None:
-            plan = Plan(Layout(self._out))
+            plan = Plan(Layout(self.out), self._options)
             self._opened = plan, plan.options.source.reader(), plan.options.transform.open()
         plan, reader, process = self._opened
         started = time.perf_counter()
@@ -98,11 +104,11 @@ class SealUnit:
     """Writes the shard of a unit whose labels are known."""
 
     def __init__(self, out: Path) -> None:
-        self._out = out
+        self.out = out
         self._opened: tuple[Layout, pa.RecordBatchFileReader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_out": self._out, "_opened": None}
+        return {**vars(self), "_opened": None}
 
     def __call__(self, unit: int) -> dict[str, Any]:
         """Seal `unit`; the entry of its shard in the manifest, with the digest of its labels.
@@ -111,7 +117,7 @@ class SealUnit:
             WorkError: the disk failed.
         """
         if self._opened is None:
-            layout = Layout(self._out)
+            layout = Layout(self.out)
             self._opened = layout, pa.ipc.open_file(pa.memory_map(str(layout.labels)))
         layout, file = self._opened
         labels = file.get_batch(unit).column("label")

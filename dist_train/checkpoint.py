@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_map_only
 
 from dist_train.backbones import build_backbone
+from dist_train.checkpoint_metadata import METADATA_NAME, read_tensors
+from dist_train.checkpoint_reader import load_tensors
 from dist_train.checkpoint_store import (
     CHECKPOINTS,
     Progress,
@@ -106,7 +108,7 @@ class Checkpointer:
 
     def _begin(self, writing: Path, final: Path, progress: Progress) -> bool:
         """Make the directory to write into; False where this step's checkpoint exists or the disk refuses."""
-        if (final / ".metadata").exists():
+        if (final / METADATA_NAME).exists():
             return False
         try:
             shutil.rmtree(writing, ignore_errors=True)
@@ -192,7 +194,7 @@ class Checkpointer:
         """
         state = self._replicated_state() | {"head": self._head.state_dict()}
         try:
-            dcp.load(state, checkpoint_id=checkpoint, process_group=self._ranks.control_group)
+            load_tensors(state, checkpoint, self._ranks.control_group)
         except DCP_ERRORS as error:  # all mean that this checkpoint cannot be used
             raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
         self._replica.load_state(state["backbone"], state["optimizer"])
@@ -227,7 +229,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
         WorkError: a damaged checkpoint.
     """
     checkpoint = path
-    if not (path / ".metadata").exists():
+    if not (path / METADATA_NAME).exists():
         found = committed_checkpoints(path)
         if not found:
             raise UserError(
@@ -245,12 +247,12 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
         names = {name: name for name in names}
     state = {section: {names[name]: tensor for name, tensor in backbone.state_dict().items()}}
     try:
-        stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        stored = {name: list(entry.size) for name, entry in read_tensors(checkpoint).items()}
         wrong = _misfits({f"{section}.{name}": list(tensor.shape) for name, tensor in state[section].items()}, stored)
         if not wrong:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-                dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+                load_tensors(state, checkpoint, alone=True)
     except DCP_ERRORS as error:
         raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
     if wrong:
@@ -264,17 +266,17 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
     return backbone.eval(), config, progress
 
 
-def _misfits(expected: dict[str, list[int]], stored: dict[str, Any]) -> list[str]:
-    """Which tensors a checkpoint does not have as they are expected."""
-    sizes = {name: list(entry.size) if hasattr(entry, "size") else None for name, entry in stored.items()}
+def _misfits(expected: dict[str, list[int]], stored: dict[str, list[int]]) -> list[str]:
+    """Which tensors a checkpoint does not have in the shapes that are expected."""
     return [
-        f"{name} is {sizes[name]}, expected {shape}" if name in sizes else f"{name} is not in it"
+        f"{name} is {stored[name]}, expected {shape}" if name in stored else f"{name} is not in it"
         for name, shape in expected.items()
-        if sizes.get(name) != shape
+        if stored.get(name) != shape
     ]
 
 
 def last_line(error: BaseException) -> str:
     """The last line of an error's message, where nested errors put the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    # DCP puts the tracebacks of all ranks into a message, whose last line begins with the class of our own error.
+    return lines[-1].removeprefix(f"{WorkError.__module__}.WorkError: ") if lines else type(error).__name__

@@ -103,9 +103,7 @@ def describe(checkpoint: Path) -> list[str]:
     """Progress, files, and tensors by part."""
     import math
 
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
+    from dist_train.checkpoint_metadata import read_tensors
     from dist_train.checkpoint_store import read_progress
 
     progress = read_progress(checkpoint)
@@ -117,14 +115,13 @@ def describe(checkpoint: Path) -> list[str]:
         f"{size / 1e6:,.1f} MB in {len(files)} files, written by {len(list(checkpoint.glob('checksums-*')))} ranks",
     ]
     parts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items():
-        if isinstance(entry, TensorStorageMetadata):
-            numbers = math.prod(entry.size)
-            # The head's tables are few and large: each has a line of its own.
-            part = f"{name} {list(entry.size)}" if name.startswith("head.") and numbers > 1 else name.partition(".")[0]
-            parts[part][0] += 1
-            parts[part][1] += numbers
-            parts[part][2] += numbers * entry.properties.dtype.itemsize
+    for name, entry in read_tensors(checkpoint).items():
+        numbers = math.prod(entry.size)
+        # The head's tables are few and large: each has a line of its own.
+        part = f"{name} {list(entry.size)}" if name.startswith("head.") and numbers > 1 else name.partition(".")[0]
+        parts[part][0] += 1
+        parts[part][1] += numbers
+        parts[part][2] += numbers * entry.properties.dtype.itemsize
     width = max(len(part) for part in parts)
     for part, (count, numbers, held) in sorted(parts.items()):
         lines.append(f"{part:<{width}}  {count:>5} tensors {numbers:>15,} numbers {held / 1e6:>12,.1f} MB")
@@ -138,18 +135,16 @@ def load_centers(checkpoint: Path) -> "Tensor":
         WorkError: a damaged checkpoint.
     """
     import torch
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     from dist_train.checkpoint import DCP_ERRORS, last_line
+    from dist_train.checkpoint_metadata import read_tensors
+    from dist_train.checkpoint_reader import load_tensors
     from dist_train.errors import WorkError
 
     try:
-        entry = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata["head.centers"]
-        if not isinstance(entry, TensorStorageMetadata):
-            raise TypeError(f"head.centers is {type(entry).__name__}")
+        entry = read_tensors(checkpoint)["head.centers"]
         state = {"head": {"centers": torch.empty(entry.size, dtype=entry.properties.dtype)}}
-        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+        load_tensors(state, checkpoint, alone=True)
     except DCP_ERRORS as error:
         raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
     return state["head"]["centers"].float()

@@ -3,11 +3,17 @@
 import json
 import logging
 import shutil
+import stat
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field, TypeAdapter
+
+from dist_train.data.manifest import MAX_CLASSES, MAX_SIDE_PX
 from dist_train.errors import UserError, WorkError
+from dist_train.files import first_fault, plain_name, read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +21,9 @@ CHECKPOINTS = "checkpoints"
 PROGRESS_NAME = "progress.json"
 BEST_NAME = "best.json"
 READ_BYTES = 1 << 22
+_MAX_LISTING = 64 << 20  # bytes of a list of checksums
+_MOST = 1 << 62  # of what is counted
+_MOST_RANKS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +38,23 @@ class Progress:
         data_digest: digest of the set's manifest.
     """
 
-    step: int
-    position: int
-    image_size: int
-    num_classes: int
+    step: Annotated[int, Field(ge=0, lt=_MOST)]
+    position: Annotated[int, Field(ge=0, lt=_MOST)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     data_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Checksums:
+    """What `checksums-RANK.json` holds: of how many ranks it is one, and size and CRC-32 of each file."""
+
+    ranks: Annotated[int, Field(ge=1, le=_MOST_RANKS)]
+    files: dict[str, tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]]
+
+
+_PROGRESS = TypeAdapter(Progress)
+_CHECKSUMS = TypeAdapter(_Checksums)
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
@@ -53,10 +74,10 @@ def read_progress(checkpoint: Path) -> Progress:
         WorkError: missing or damaged.
     """
     try:
-        return Progress(**json.loads((checkpoint / PROGRESS_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return _PROGRESS.validate_json(read_bounded(checkpoint / PROGRESS_NAME, _MAX_LISTING), strict=True)
+    except (OSError, ValueError) as error:
         raise WorkError(
-            f"checkpoint {checkpoint}: {PROGRESS_NAME} is damaged ({error}); remove this checkpoint"
+            f"checkpoint {checkpoint}: {PROGRESS_NAME} is damaged ({first_fault(error)}); remove this checkpoint"
         ) from error
 
 
@@ -112,23 +133,28 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     listings = sorted(checkpoint.glob("checksums-*.json"))
     if not listings:
         return ["no checksums"]
-    sums: dict[str, list[int]] = {}
+    sums: dict[str, tuple[int, int]] = {}
     ranks = 0
     for listing in listings:
         try:
-            body = json.loads(listing.read_text(encoding="utf-8"))
-            sums |= body["files"]
-            ranks = body["ranks"]
-        except (ValueError, KeyError, TypeError):
-            return [f"{listing.name} is not a list of checksums"]
+            body = _CHECKSUMS.validate_json(read_bounded(listing, _MAX_LISTING), strict=True)
+            sums |= {plain_name(name, listing.name): entry for name, entry in body.files.items()}
+        except UserError as error:
+            return [str(error)]
+        except (OSError, ValueError) as error:
+            return [f"{listing.name} is not a list of checksums ({first_fault(error)})"]
+        ranks = body.ranks
     missing = {checksums_path(checkpoint, rank) for rank in range(ranks)} - set(listings)
     wrong = [f"{path.name} is missing" for path in sorted(missing)]
     for name, (size, crc) in sorted(sums.items())[part::parts]:
         path = checkpoint / name
-        if not path.exists():
+        status = path.lstat() if path.is_symlink() or path.exists() else None
+        if status is None:
             wrong.append(f"{name} is missing")
-        elif path.stat().st_size != size:
-            wrong.append(f"{name} has {path.stat().st_size} bytes, expected {size}")
+        elif not stat.S_ISREG(status.st_mode):
+            wrong.append(f"{name} is a link or a device, expected a file; copy linked files with cp -rL")
+        elif status.st_size != size:
+            wrong.append(f"{name} has {status.st_size} bytes, expected {size}")
         elif _crc32(path) != crc:
             wrong.append(f"{name} has another checksum than when it was written")
     return wrong

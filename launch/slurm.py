@@ -14,6 +14,7 @@ import typer
 from dist_train.checkpoint import CONFIG_NAME
 from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
+from dist_train.files import shown
 from launch.agent import INTERRUPTED
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
@@ -26,6 +27,9 @@ JOB_PREFIX = "headcount-"
 
 # Slurm's time formats: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
+
+_NAME = re.compile("[a-z][a-z0-9-]*")  # of an option
+_SPECIAL = re.compile(r"[^\w@%+=:,./-]")  # for sbatch, in an option's value
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,20 @@ class SlurmJob:
     options: tuple[str, ...]
 
     def script(self, command: Sequence[str]) -> str:
-        """The batch script that runs `headcount COMMAND` on every rank."""
+        """The batch script that runs `headcount COMMAND` on every rank.
+
+        Raises:
+            UserError: a value would add lines or options to it.
+        """
         import jinja2
 
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("launch", ""), trim_blocks=True, keep_trailing_newline=True, autoescape=False
         )
         run_dir = self.run_dir.absolute()
+        for part in command:
+            if not part.isprintable():
+                raise UserError(f"{shown(part)} has line ends or other control characters, which no recipe needs")
         return environment.get_template(TEMPLATE).render(
             options=self._options(run_dir),
             python=shlex.quote(sys.executable),
@@ -86,12 +97,24 @@ class SlurmJob:
             f"output={run_dir / LOG_NAME}",
             "open-mode=append",
         ]
-        return [option if " " not in option else _quoted(option) for option in [*options, *self.options]]
+        return [_quoted(option) for option in [*options, *self.options]]
 
 
 def _quoted(option: str) -> str:
-    name, _, value = option.partition("=")
-    return f'{name}="{value}"'
+    """An option as sbatch reads it in a script, where blanks, quotes, `#` and line ends have a meaning.
+
+    Raises:
+        UserError: its name is none, or its value cannot be quoted.
+    """
+    name, equals, value = option.partition("=")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"option of sbatch {shown(option)}: expected NAME or NAME=VALUE, e.g. qos=high")
+    if not value.isprintable() or set(value) & set('"\\'):
+        where = "run_dir" if name in ("job-name", "output") else f"option of sbatch {name}"
+        raise UserError(
+            f"{where}: {shown(value)} has quotes, backslashes or line ends, which a batch script cannot hold"
+        )
+    return f'{name}{equals}"{value}"' if _SPECIAL.search(value) else option
 
 
 def submit(job: SlurmJob, script: str) -> str:
@@ -180,8 +203,6 @@ def slurm(
     named = {"time": time, "partition": partition, "account": account}
     options = [f"{name}={value}" for name, value in named.items() if value is not None]
     options += [option.removeprefix("--") for option in sbatch or []]
-    if any("\n" in option for option in options):
-        raise UserError("an option of sbatch must be one line")
     job = SlurmJob(
         run_dir=run_dir,
         nodes=node_count,

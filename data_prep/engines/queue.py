@@ -1,6 +1,6 @@
 """Units handed out through a shared directory, to workers that share nothing else.
 
-    task.pickle    what is to be done
+    task.json      what is to be done: the name of a task, and the directory of the job
     todo/UNIT      an empty file for each unit that nobody has
     taken/UNIT@W   the same file, while worker W has it: taking a unit is a rename, which only one worker can win
     ended/UNIT     how it ended, as JSON; empty where the disk was too full even for that
@@ -10,12 +10,18 @@ A worker that finds the directory gone has nothing more to do: so a job that sta
 
 import contextlib
 import json
-import pickle
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.engines.engine import Outcome, Task, is_fatal
+from data_prep.work import MakeUnit, SealUnit
+from dist_train.errors import WorkError
+from dist_train.files import read_bounded
+
+TASKS: dict[str, type[MakeUnit] | type[SealUnit]] = {"make": MakeUnit, "seal": SealUnit}
+_TASK = "task.json"
+_MAX_TASK_BYTES = 1 << 16
 
 
 class UnitQueue:
@@ -32,7 +38,10 @@ class UnitQueue:
         queue = cls(directory)
         for folder in (queue._todo, queue._taken, queue._ended):
             folder.mkdir(parents=True)
-        (directory / "task.pickle").write_bytes(pickle.dumps(task))
+        if not isinstance(task, MakeUnit | SealUnit):
+            raise TypeError(f"{task!r} is none of {', '.join(TASKS)}, which workers of a queue can find again")
+        name = next(name for name, kind in TASKS.items() if isinstance(task, kind))
+        (directory / _TASK).write_text(json.dumps({"task": name, "out": str(task.out)}), encoding="utf-8")
         for unit in units:
             (queue._todo / f"{unit:06d}").touch()
         return queue
@@ -42,9 +51,16 @@ class UnitQueue:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def task(self) -> Task:
-        """What is to be done."""
-        task: Task = pickle.loads((self.directory / "task.pickle").read_bytes())
-        return task
+        """What is to be done.
+
+        Raises:
+            WorkError: the queue does not say so.
+        """
+        try:
+            body = json.loads(read_bounded(self.directory / _TASK, _MAX_TASK_BYTES))
+            return TASKS[body["task"]](Path(body["out"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise WorkError(f"{self.directory / _TASK}: no task of this program: {error!r}") from error
 
     def take(self, worker: str) -> Iterator[int]:
         """Units for `worker`, one after another, until none is left."""

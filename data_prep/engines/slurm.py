@@ -7,6 +7,7 @@ left, another array is submitted.
 """
 
 import logging
+import re
 import secrets
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ from dist_train.errors import UserError, WorkError
 logger = logging.getLogger(__name__)
 
 NAME = "headcount-prep-"
+_TOKEN = re.compile("[0-9a-f]{8}")
 _LOOK_EVERY_S = 1.0  # at the queue's files
 _ASK_EVERY_S = 10.0  # Slurm's controller
 _STOPPING_S = 120.0
@@ -114,7 +116,8 @@ def stop_left_over(home: Path) -> None:
     Raises:
         UserError: Slurm is not on this machine.
     """
-    for directory in sorted(path for path in home.glob("*") if path.is_dir()):
+    # A name of another form, such as one with a comma, could name jobs that are not this one's.
+    for directory in sorted(path for path in home.glob("*") if _TOKEN.fullmatch(path.name) and path.is_dir()):
         try:
             _stop(directory.name)
         except UserError as error:

@@ -1,13 +1,16 @@
 """The samples of a set sorted by class, for class-balanced batches: made once, then mapped by every process."""
 
+import hashlib
 import logging
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 from dist_train.data.counters import Ints
 from dist_train.data.foreign import locked
+from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 
@@ -18,27 +21,50 @@ _MEMBERS, _STARTS = "members.npy", "starts.npy"
 
 
 def build_class_index(source: ImageSet, label_key: str, cache_dir: Path) -> Path:
-    """Directory with the index of a set, read from its labels unless it is there.
+    """Directory with the index of a set under a label key, read from its labels unless it is there.
 
     Samples without a usable label are left out.
     """
-    directory = cache_dir / "classes" / source.manifest.digest[:32]
+    key = hashlib.sha256(label_key.encode(errors="surrogatepass")).hexdigest()
+    directory = cache_dir / "classes" / f"{source.manifest.digest[:32]}-{key[:16]}"
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory / ".lock", _LOCK_S):
-        if not (directory / _STARTS).exists():
+        if not _is_sound(directory, source.manifest):
             labels = _read_labels(source, label_key)
             members = np.argsort(labels, kind="stable")
             starts = np.searchsorted(labels[members], np.arange(source.manifest.num_classes + 1))
-            np.save(directory / _MEMBERS, members)
-            temporary = directory / f"new-{_STARTS}"
-            np.save(temporary, starts)
-            temporary.replace(directory / _STARTS)  # last: it says that the index is whole
+            for name, array in ((_MEMBERS, members), (_STARTS, starts)):  # the last says that the index is whole
+                temporary = directory / f"new-{name}"
+                np.save(temporary, array)
+                temporary.replace(directory / name)
     return directory
 
 
 def load_class_index(directory: Path) -> tuple[Ints, Ints]:
     """Samples sorted by class [N], of which class c has starts[c] .. starts[c + 1]; and starts [classes + 1]."""
-    return np.load(directory / _MEMBERS, mmap_mode="r"), np.load(directory / _STARTS)
+    # Unlike `np.load`, this takes neither archives nor pickles for arrays.
+    return open_memmap(directory / _MEMBERS, mode="r"), np.array(open_memmap(directory / _STARTS, mode="r"))
+
+
+def _is_sound(directory: Path, manifest: Manifest) -> bool:
+    """Whether an index is there, and every number in it is one of a sample of the set."""
+    if not (directory / _STARTS).exists():
+        return False
+    try:
+        members, starts = load_class_index(directory)
+        return (
+            members.dtype == starts.dtype == np.int64
+            and members.shape == (manifest.samples,)
+            and starts.shape == (manifest.num_classes + 1,)
+            and int(starts[0]) >= 0
+            and int(starts[-1]) == manifest.samples
+            and bool((np.diff(starts) >= 0).all())
+            and int(members.min()) >= 0
+            and int(members.max()) < manifest.samples
+        )
+    except (OSError, ValueError) as error:
+        log.warning("%s: damaged and made again: %s", directory, error)
+        return False
 
 
 def _read_labels(source: ImageSet, label_key: str) -> Ints:

@@ -101,7 +101,7 @@ def adopt_set(directory: Path, label_key: str) -> Manifest:
 
 
 def _survey(tars: list[Path], label_key: str) -> Manifest:
-    shards, last_label, side, reason = [], -1, 0, "no samples"
+    shards, last_label, side, reason, by_record = [], -1, 0, "no samples", False
     for tar in tqdm(tars, desc="first use: indexing", unit="shard"):
         index = tar.with_suffix(".idx")
         write_index(tar, index)
@@ -114,6 +114,7 @@ def _survey(tars: list[Path], label_key: str) -> Manifest:
                 raw: RawSample = opened.read(sample, label_key)
                 side = side or decode(raw.image).shape[0]
                 last_label = max(last_label, raw.label)
+                by_record |= all(member.extension != "cls" for member in opened.members(sample))
             except BadSampleError as error:
                 reason = f"{opened.key(sample)} in {tar.name}: {error}"
         opened.close()
@@ -122,7 +123,7 @@ def _survey(tars: list[Path], label_key: str) -> Manifest:
             f"dataset {tars[0].parent}: no sample with a square picture and a label in {len(tars)} tars, e.g. "
             f"{reason}; labels are .cls files or data.label_key={label_key} in .json files"
         )
-    return Manifest(side, last_label + 1, tuple(shards))
+    return Manifest(side, last_label + 1, tuple(shards), label_key if by_record else None)
 
 
 def sha256_of(path: Path) -> str:

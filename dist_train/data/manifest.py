@@ -5,12 +5,24 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from dist_train.errors import UserError
+from dist_train.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded, shown
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 IDENTITIES_NAME = "identities.parquet"
+MAX_BYTES = 256 << 20
+"""Of a manifest: some 1.6 million shards."""
+_MAX_SHARDS = 1 << 20
+_MAX_VALUES = 8 * _MAX_SHARDS  # in the JSON text
+_MAX_SAMPLES = 1 << 31  # of a shard
+_MAX_SHARD_BYTES = 1 << 44
+MAX_CLASSES = 1 << 31
+MAX_SIDE_PX = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +37,9 @@ class Shard:
     """
 
     name: str
-    samples: int
-    bytes: int
-    sha256: str
+    samples: Annotated[int, Field(ge=0, le=_MAX_SAMPLES)]
+    bytes: Annotated[int, Field(ge=0, le=_MAX_SHARD_BYTES)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +50,13 @@ class Manifest:
         image_size: side of the square pictures in pixels.
         num_classes: labels are 0 .. num_classes - 1.
         shards: in their canonical order; the sample order is defined over it.
+        label_key: entry of the `.json` files that the labels are from; None where they are `.cls` files.
     """
 
     image_size: int
     num_classes: int
     shards: tuple[Shard, ...]
+    label_key: str | None = None
 
     @property
     def samples(self) -> int:
@@ -60,6 +74,8 @@ class Manifest:
         path = directory / MANIFEST_NAME
         temporary = path.with_name(f".{MANIFEST_NAME}.tmp")
         body = {"version": SCHEMA_VERSION, **asdict(self)}
+        if self.label_key is None:
+            del body["label_key"]
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(body, file, indent=1)
             file.flush()
@@ -67,7 +83,21 @@ class Manifest:
         temporary.replace(path)
 
 
-def parse_manifest(text: str, source: str) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """The JSON object in a manifest's file."""
+
+    version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    shards: Annotated[list[Shard], Field(max_length=_MAX_SHARDS), FailFast()]
+    label_key: Annotated[str, Field(max_length=MAX_NAME_BYTES)] | None = None
+
+
+_BODY = TypeAdapter(_Body)
+
+
+def parse_manifest(text: bytes, source: str) -> Manifest:
     """Parse the text of a `manifest.json`.
 
     Args:
@@ -75,28 +105,31 @@ def parse_manifest(text: str, source: str) -> Manifest:
         source: where it came from, for messages.
 
     Raises:
-        UserError: not JSON, another schema version, a missing or impossible value.
+        UserError: not JSON, another schema version, a missing or impossible value, or a name that leads elsewhere.
     """
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:  # each takes a hundred bytes and more once parsed
+        raise UserError(f"{source}: more values than a manifest of {_MAX_SHARDS} shards has; write the set again")
     try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source}: not JSON ({error}); write the set again") from error
-    if not isinstance(body, dict) or body.get("version") != SCHEMA_VERSION:
-        found = body.get("version") if isinstance(body, dict) else type(body).__name__
-        raise UserError(f"{source}: version {found!r}, expected {SCHEMA_VERSION}; write the set again")
-    try:
-        shards = tuple(
-            Shard(str(s["name"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"])) for s in body["shards"]
-        )
-        manifest = Manifest(int(body["image_size"]), int(body["num_classes"]), shards)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: bad or missing value {error}; write the set again") from error
-    if manifest.num_classes < 1 or manifest.image_size < 1:
-        raise UserError(
-            f"{source}: num_classes {manifest.num_classes} and image_size {manifest.image_size} must be positive"
-        )
+        body = _BODY.validate_json(text, strict=True)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+        version = next((fault for fault in faults if fault["loc"] == ("version",)), None)
+        if version is None:
+            raise UserError(f"{source}: {first_fault(error)}; write the set again") from None
+        # Of another version no other entry can be judged.
+        found = "none" if version["type"] == "missing" else shown(version["input"])
+        raise UserError(f"{source}: version {found}, expected {SCHEMA_VERSION}; write the set again") from None
+    names: set[str] = set()
+    for shard in body.shards:
+        plain_name(shard.name, source)
+        if not shard.name.endswith(".tar") or shard.name.startswith("."):
+            raise UserError(f"{source}: shard {shown(shard.name)}: expected a name that ends in .tar, not a hidden one")
+        if shard.name in names:
+            raise UserError(f"{source}: shard {shown(shard.name)} is listed twice; write the set again")
+        names.add(shard.name)
+    manifest = Manifest(body.image_size, body.num_classes, tuple(body.shards), body.label_key)
     if not manifest.samples:
-        raise UserError(f"{source}: the set is empty: {len(shards)} shards hold 0 samples")
+        raise UserError(f"{source}: the set is empty: {len(names)} shards hold 0 samples")
     return manifest
 
 
@@ -109,7 +142,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     directory = Path(directory)
     path = directory / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, MAX_BYTES)
     except FileNotFoundError as error:
         what = "no such directory" if not directory.is_dir() else f"no {MANIFEST_NAME} in it"
         raise UserError(
@@ -117,4 +150,6 @@ def load_manifest(directory: str | Path) -> Manifest:
         ) from error
     except OSError as error:
         raise UserError(f"dataset {directory}: cannot read {MANIFEST_NAME}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; write the set again") from error
     return parse_manifest(text, str(path))

@@ -3,19 +3,21 @@
 import hashlib
 import logging
 import os
+import re
+import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import fsspec
-
+from dist_train.data.addresses import TooLargeError, download, read_address
 from dist_train.data.config import DataConfig
 from dist_train.data.foreign import locked, sha256_of, write_index
-from dist_train.data.manifest import Shard
+from dist_train.data.manifest import MANIFEST_NAME, Shard
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError
+from dist_train.files import plain_name
 
 _T = TypeVar("_T")
 
@@ -23,8 +25,9 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_CONNECT_S = 30  # to reach a server
-_SILENCE_S = 60  # between two bytes of an answer
+_SMALL_FILE_S = 600.0  # for a file of any size
+_SLOWEST_BYTES_S = 64 << 10  # slower downloads are given up: a server that drips must not hold a job for ever
+_FOLDER = re.compile("[0-9a-f]{16}")  # of a set in the cache
 _DOWNLOADS = 4  # at a time, ahead of need
 
 
@@ -67,33 +70,34 @@ class Remote:
         self.url = url.rstrip("/")
         self._retries = retries
 
-    def text(self, name: str) -> str:
+    def read(self, name: str, limit: int) -> bytes:
         """A small file.
 
         Raises:
             FileNotFoundError: it is not there.
-            UserError: the kind of address is unknown.
+            UserError: it has more than `limit` bytes, or the kind of address is not followed.
             WorkError: the server cannot be reached.
         """
+        url = f"{self.url}/{name}"
+        try:
+            return self._insist(name, lambda: read_address(url, limit, _SMALL_FILE_S))
+        except TooLargeError as error:
+            raise UserError(f"{url}: {error}, expected at most that; is it such a file?") from error
 
-        def attempt() -> str:
-            filesystem, path = self._open(name)
-            return bytes(filesystem.cat_file(path)).decode()
-
-        return self._insist(name, attempt)
-
-    def download(self, name: str, target: Path, accept: Callable[[Path], str | None]) -> str | None:
+    def download(self, name: str, target: Path, size: int, accept: Callable[[Path], str | None]) -> str | None:
         """Copy a file to `target`, until `accept` has nothing against it; what it has after the last try.
 
         Raises:
             FileNotFoundError: it is not there.
-            UserError: the kind of address is unknown.
+            UserError: the kind of address is not followed.
             WorkError: the server cannot be reached.
         """
 
         def attempt() -> None:
-            filesystem, path = self._open(name)
-            filesystem.get_file(path, str(target))
+            try:
+                download(f"{self.url}/{name}", target, size, _SMALL_FILE_S + size / _SLOWEST_BYTES_S)
+            except TooLargeError as error:
+                raise _UnacceptableError(f"{error}, the manifest says {size}") from error
             complaint = accept(target)
             if complaint is not None:
                 raise _UnacceptableError(complaint)
@@ -104,25 +108,13 @@ class Remote:
             return str(error)
         return None
 
-    def _open(self, name: str) -> tuple[Any, str]:
-        options: dict[str, Any] = {}
-        if self.url.startswith("http"):
-            import aiohttp
-
-            limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-            options = {"client_kwargs": {"timeout": limits}}
-        try:
-            return fsspec.core.url_to_fs(f"{self.url}/{name}", **options)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{self.url}: {error}; for s3 install headcount[s3], for gs headcount[gcs]") from error
-
     def _insist(self, name: str, attempt: Callable[[], _T]) -> _T:
         begin = time.monotonic()
         last: Exception | None = None
         for number in range(self._retries + 1):
             try:
                 return attempt()
-            except (FileNotFoundError, UserError):
+            except (FileNotFoundError, TooLargeError, UserError):
                 raise
             # Each file system of fsspec raises its own library's exceptions; none of them is known not to pass.
             except Exception as error:
@@ -162,7 +154,7 @@ class ShardCache:
             BadSampleError: the shard is gone, or is not what the manifest says.
             WorkError: the server cannot be reached, or the disk is full.
         """
-        path = self._directory / shard.name
+        path = self._directory / plain_name(shard.name, f"{self._remote.url}/{MANIFEST_NAME}")
         if self._is_there(path, shard):
             return path
         try:
@@ -180,8 +172,9 @@ class ShardCache:
 
     def _is_there(self, path: Path, shard: Shard) -> bool:
         try:
-            if path.stat().st_size != shard.bytes:
-                return False  # the set was written anew under the same address
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size != shard.bytes:
+                return False  # a link, or the set was written anew under the same address
             os.utime(path)  # the time of last use
         except FileNotFoundError:
             return False
@@ -191,7 +184,11 @@ class ShardCache:
         part = path.with_name(f".{path.name}.part")
         with locked(self._root / ".room.lock", self._timeout_s):
             self._make_room(shard.bytes)
-        complaint = self._remote.download(shard.name, part, lambda file: _compare(file, shard))
+        try:
+            complaint = self._remote.download(shard.name, part, shard.bytes, lambda file: _compare(file, shard))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         if complaint is not None:
             part.unlink(missing_ok=True)
             raise BadSampleError(f"{self._remote.url}/{shard.name}: {complaint}")
@@ -204,9 +201,16 @@ class ShardCache:
     def _make_room(self, coming: int) -> None:
         """Delete until `coming` bytes more stay within the limit; the caller holds the room's lock."""
         held = []
-        for file in self._root.glob("*/**/*.tar"):
+        if coming > self._limit:
+            raise WorkError(
+                f"data.cache_gb={self._limit / 1e9:g}: a shard of {self._remote.url} takes {coming / 1e9:.3g} GB; "
+                "give it more"
+            )
+        # What else lies in the directory that the user named for it is not the cache's.
+        folders = [path for path in self._root.glob("*") if _FOLDER.fullmatch(path.name) and not path.is_symlink()]
+        for file in (file for folder in folders for file in folder.glob("*.tar")):
             try:
-                state = file.stat()
+                state = file.lstat()
             except FileNotFoundError:
                 continue
             held.append((state.st_mtime, state.st_size, file))

@@ -7,7 +7,7 @@ import numpy as np
 
 from dist_train.data.config import DataConfig
 from dist_train.data.foreign import adopt_set
-from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest, parse_manifest
+from dist_train.data.manifest import MANIFEST_NAME, MAX_BYTES, Manifest, load_manifest, parse_manifest
 from dist_train.data.reader import ImageSet
 from dist_train.data.remote import Remote, is_remote
 from dist_train.errors import UserError
@@ -62,13 +62,19 @@ def open_manifest(path: str, label_key: str = "label", retries: int = 5) -> Mani
     """
     if is_remote(path):
         try:
-            return parse_manifest(Remote(path, retries).text(MANIFEST_NAME), f"{path}/{MANIFEST_NAME}")
+            return parse_manifest(Remote(path, retries).read(MANIFEST_NAME, MAX_BYTES), f"{path}/{MANIFEST_NAME}")
         except FileNotFoundError as error:
             raise UserError(f"dataset {path}: no {MANIFEST_NAME} at this address; correct data.path") from error
     directory = Path(path)
     if directory.is_dir() and not (directory / MANIFEST_NAME).exists():
         return adopt_set(directory, label_key)
-    return load_manifest(directory)
+    manifest = load_manifest(directory)
+    if manifest.label_key not in (None, label_key):
+        raise UserError(
+            f"{directory / MANIFEST_NAME} counts the classes of data.label_key={manifest.label_key}, not of "
+            f"{label_key}; remove it to have the shards indexed anew, or correct data.label_key"
+        )
+    return manifest
 
 
 def check_shards(directory: Path, manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -168,7 +169,7 @@ class Gallery:
             self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
             self.sources: list[dict[str, Any]] = body["sources"]
             # Copy on write: torch warns of arrays that cannot be written.
-            self._rows = torch.from_numpy(np.load(directory / "embeddings.npy", mmap_mode="c"))
+            self._rows = torch.from_numpy(open_memmap(directory / "embeddings.npy", mode="c"))
             self._entries = pa.ipc.open_file(pa.memory_map(str(directory / "entries.arrow")))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(

@@ -45,7 +45,7 @@ def write_sheet(path: Path, queries: Sequence[Tile], matches: Sequence[Tile], ti
         _draw(figure.add_subplot(grid[number, 0]), tile)
     for number, tile in enumerate(matches):
         _draw(figure.add_subplot(grid[number // columns, 2 + number % columns]), tile)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
     with warnings.catch_warnings(), written(path) as file:
         warnings.simplefilter("ignore")  # names in scripts that the font lacks
         figure.savefig(file, dpi=110, format="png")

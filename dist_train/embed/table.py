@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dist_train.embed.pictures import Picture, Place
@@ -114,7 +115,7 @@ class EmbeddingFile:
             self._names = pq.ParquetFile(names)
             metadata = self._names.schema_arrow.metadata or {}
             self.description: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
-            self._array = np.load(path, mmap_mode="r") if path.suffix == ".npy" else None
+            self._array = open_memmap(path, mode="r") if path.suffix == ".npy" else None
         except KeyError:
             raise UserError(
                 f"embeddings {names}: not written by `headcount embed`: it does not say by which model"

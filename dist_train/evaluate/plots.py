@@ -24,7 +24,8 @@ def _figure(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
 
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11, color=_INK, loc="left", fontweight="bold")
+    # Names of sets and models are text: a dollar sign begins no formula.
+    axes.set_title(title, fontsize=11, color=_INK, loc="left", fontweight="bold", parse_math=False)
     axes.set_xlabel(x, fontsize=9, color=_INK)
     axes.set_ylabel(y, fontsize=9, color=_INK)
     axes.tick_params(colors=_INK, labelsize=8, which="both", width=0.5)
@@ -39,7 +40,8 @@ def _figure(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
 
 def _legend(axes: "Axes", place: Literal["lower left", "lower right", "upper right"]) -> None:
     if len(axes.get_legend_handles_labels()[0]) > 1:  # the heading names a single one
-        axes.legend(loc=place, fontsize=8, frameon=False, labelcolor=_INK)
+        for text in axes.legend(loc=place, fontsize=8, frameon=False, labelcolor=_INK).get_texts():
+            text.set_parse_math(False)
 
 
 def _svg(figure: "Figure", salt: str) -> str:

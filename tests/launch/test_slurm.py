@@ -1,7 +1,9 @@
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from dist_train.errors import UserError
 from launch.slurm import SlurmJob
 from tests.launch.recipes import environment, headcount_here, write_recipe
 
@@ -92,3 +94,40 @@ def test_a_run_that_is_there_is_not_submitted_without_resume(tmp_path):
     taken = headcount_here(*SLURM, recipe, "--dry-run", "--resume")
     assert taken.returncode == 0, taken.stderr
     assert "--resume &" in taken.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "found"),
+    [
+        ("run\n#SBATCH --wrap=touch harm", {}, r"run_dir: .*\\n#SBATCH.* has quotes, backslashes or line ends"),
+        ('run" --wrap="touch harm', {}, "run_dir: .* has quotes"),
+        ("run\\", {}, "run_dir: .* has quotes, backslashes"),
+        ("run", {"options": ("qos=a\rb",)}, r"option of sbatch qos: 'a\\rb' has"),
+        ("run", {"options": ("qos --wrap=touch harm",)}, "option of sbatch 'qos --wrap=touch harm': expected NAME"),
+        ("run", {"options": ('comment="a b"',)}, "option of sbatch comment: .* has quotes"),
+    ],
+)
+def test_no_value_adds_a_line_or_an_option_to_the_script(tmp_path, name, changes, found):
+    with pytest.raises(UserError, match=found):
+        job(tmp_path / name, **changes).script(["train", "a.yaml"])
+
+
+def test_a_setting_with_a_line_end_is_refused_by_its_key():
+    with pytest.raises(UserError, match=r"track\.name=a\\n#SBATCH --wrap=touch harm' has line ends"):
+        job(Path("run")).script(["train", "a.yaml", "track.name=a\n#SBATCH --wrap=touch harm"])
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "a#b", "a;b", "a$(touch harm)b", "a`touch harm`b", "ä"])
+def test_a_run_of_any_printable_name_is_one_option_and_runs_nothing(tmp_path, name):
+    script = job(tmp_path / name, options=()).script(["true"])
+    (given,) = [line for line in directives(script) if line.startswith("job-name=")]
+    assert given in (f"job-name=headcount-{name}", f'job-name="headcount-{name}"')
+    assert given.endswith('"') or not set(" '#;$`()") & set(name)
+    # What the shell makes of the script's one line with paths in it, with `srun` and the interpreter as stand-ins.
+    (line,) = [line for line in script.splitlines() if "-m launch.rank" in line]
+    shown = subprocess.run(
+        ["bash", "-c", "printf '%s\\n' " + line.strip().removesuffix("&")],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert str(tmp_path / name) in shown.stdout.splitlines()
+    assert list(tmp_path.iterdir()) == []

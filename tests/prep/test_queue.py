@@ -1,16 +1,26 @@
 import errno
+import os
+import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from data_prep.engines.engine import Outcome
 from data_prep.engines.queue import UnitQueue
+from data_prep.transforms import Keep
+from data_prep.work import SealUnit
+from dist_train.errors import WorkError
+from tests.prep.jobs import InProcess, content, options, run
 
 
 @pytest.fixture
 def queue(tmp_path):
-    return UnitQueue.create(tmp_path / "queue", len, range(40))
+    return UnitQueue.create(tmp_path / "queue", SealUnit(tmp_path / "set"), range(40))
 
 
 def test_workers_that_know_only_the_directory_share_the_units_without_overlap(queue):
@@ -18,7 +28,7 @@ def test_workers_that_know_only_the_directory_share_the_units_without_overlap(qu
 
     def work(name):
         mine = UnitQueue(queue.directory)
-        assert mine.task() is len
+        assert isinstance(mine.task(), SealUnit)
         for unit in mine.take(name):
             found[name].append(unit)
             mine.end(name, Outcome(unit, {"by": name}))
@@ -62,3 +72,47 @@ def test_a_disk_too_full_for_an_outcome_is_an_outcome(queue, monkeypatch):
     monkeypatch.setattr(Path, "write_text", refuse)
     queue.end("9_0", Outcome(unit, {}))
     assert queue.ended() == [Outcome(unit, None, "No space left on device", fatal=True)]
+
+
+class ThroughQueue(InProcess):
+    """An engine whose only worker is one that an array of Slurm would start: it knows nothing but the queue."""
+
+    def __init__(self, home):
+        super().__init__()
+        self.home = home
+
+    def run(self, task, units):
+        queue = UnitQueue.create(self.home / f"{len(self.units)}-{type(task).__name__}", task, units)
+        self.units += units
+        variables = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+        worker = [sys.executable, "-m", "data_prep.engines.array_worker", str(queue.directory)]
+        subprocess.run(worker, env=os.environ | variables, check=True, capture_output=True, cwd=self.home)
+        yield from queue.ended()
+
+
+def test_a_worker_makes_and_seals_with_no_more_than_the_queue_and_the_plan(tmp_path):
+    for number in range(8):
+        folder = tmp_path / "photos" / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((16, 16, 3), 9 * number, np.uint8))
+    job = options(tmp_path / "photos", Keep(image_size=16), unit_rows=3)
+    run(tmp_path / "out", job, ThroughQueue(tmp_path))
+    run(tmp_path / "one", job)
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+
+
+class Attack:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("text", ['{"task": "os.mkdir", "out": "x"}', "[" * 100_000, "5", "{", '{"task": "make"}', ""])
+def test_a_queue_that_somebody_changed_has_no_task(queue, tmp_path, text):
+    (queue.directory / "task.pickle").write_bytes(pickle.dumps(Attack(tmp_path / "mark")))
+    (queue.directory / "task.json").write_text(text)
+    with pytest.raises(WorkError, match=r"task\.json: no task of this program"):
+        queue.task()
+    assert not (tmp_path / "mark").exists()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.prep.jobs import aligned_alike, content, messy, options, orders, phot
 from tests.prep.standin import Failing, Noting, Upper
 from tests.slurm.cluster import Cluster, missing
 
+WORKERS_PATH = f"{Path(__file__).parent / 'site'}{os.pathsep}{os.getcwd()}"
+
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm: {missing()}")
 
 
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm: {missi
 def cluster(tmp_path_factory):
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as cluster, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+        patch.setenv("PYTHONPATH", WORKERS_PATH)
         yield cluster
 
 
@@ -77,7 +81,7 @@ def test_a_job_killed_where_it_waits_leaves_an_array_that_its_next_start_stops(c
         "from tests.slurm.test_prep_array import engine\n"
         f"run(Path({str(target)!r}), options(Path({str(root)!r}), Upper(pause_s=0.1)), engine(Path({str(target)!r})))\n"
     )
-    variables = environment(PYTHONPATH=os.getcwd(), SLURM_CONF=cluster.environment["SLURM_CONF"])
+    variables = environment(PYTHONPATH=WORKERS_PATH, SLURM_CONF=cluster.environment["SLURM_CONF"])
     job = subprocess.Popen([sys.executable, script], env=variables)
     cluster.wait_until(lambda: list(target.glob(".prep/units/*.json")), "the first unit")
     job.send_signal(signal.SIGKILL)
