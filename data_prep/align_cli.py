@@ -43,6 +43,7 @@ _Wandb = Annotated[WandbMode, typer.Option(help="figures and report in Weights &
 class FaceChoice(StrEnum):
     """Which of a photo's faces."""
 
+    MAIN = "main"
     LARGEST = "largest"
     SUREST = "surest"
     CENTRAL = "central"
@@ -67,7 +68,9 @@ def align(
     source: Annotated[Path, typer.Argument(help="photos: folder per identity, .rec, .tar or folder of them, table")],
     out: Annotated[Path, typer.Argument(file_okay=False, help="directory of the set; an unfinished job is taken up")],
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="side of the crops, pixels")] = 112,
-    faces: Annotated[FaceChoice, typer.Option(help="which of a photo's faces")] = FaceChoice.LARGEST,
+    faces: Annotated[
+        FaceChoice, typer.Option(help="which of a photo's faces; main: large and near the centre")
+    ] = FaceChoice.MAIN,
     crop: Annotated[CropKind, typer.Option(help="five-point alignment, or the box with a margin")] = CropKind.LANDMARKS,
     margin: Annotated[float, typer.Option(min=0, max=2, help="around a box, share of its longer side")] = 0.1,
     no_face: Annotated[NoFace, typer.Option(help="photos without a face")] = NoFace.DROP,
