@@ -83,6 +83,9 @@ def align(
     ] = (0.6, 0.7, 0.7),
     keep: Annotated[bool, typer.Option("--keep", help="pictures are aligned: move them as they are")] = False,
     min_images: Annotated[int, typer.Option(min=1, help="drop identities with fewer pictures")] = 1,
+    identities: Annotated[
+        Path | None, typer.Option(help="take only these: a text file of a name a line, or a people file of LFW")
+    ] = None,
     labels_from: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="a set whose identities keep their labels")
     ] = None,
@@ -111,6 +114,8 @@ def align(
 
       headcount prep align train.rec sets/ms1mv3 --keep
 
+      headcount prep align lfw.tar sets/view1 --identities peopleDevTrain.txt --min-images 2
+
       headcount prep align people.csv sets/mine --path-column file --identity-column name --workers 16
 
       headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces central
@@ -119,6 +124,7 @@ def align(
     """
     from data_prep.align_transform import Align
     from data_prep.job import run_job
+    from data_prep.name_list import open_name_list
     from data_prep.plan import JobOptions
     from data_prep.sources import open_source
     from data_prep.transforms import Keep, Transform
@@ -146,6 +152,7 @@ def align(
         seed=seed,
         min_images=min_images,
         labels_from=labels_from and labels_from.absolute(),
+        identities=identities and open_name_list(identities),
     )
     chosen = _open_engine(out, engine, workers, sbatch, device)
     _carry_out(out, wandb, options.described(), lambda progress: run_job(out, options, chosen, progress))
