@@ -118,7 +118,7 @@ def align(
 
       headcount prep align people.csv sets/mine --path-column file --identity-column name --workers 16
 
-      headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces central
+      headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces largest
 
       headcount prep align raw-tars/ sets/mine --engine slurm --workers 256 --sbatch partition=cpu
     """
