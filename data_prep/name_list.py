@@ -104,7 +104,7 @@ def select(batches: Iterator[pa.RecordBatch], chosen: NameList) -> Iterator[pa.R
         )
     logger.info("%s: %s of %s photos are of the listed identities", chosen.path, f"{taken:,}", f"{seen:,}")
     if missing := [name for name in names if name not in found]:
-        told = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        told = ", ".join(map(repr, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
         logger.warning(
             "%s: %s of %s names have no photo: %s", chosen.path, f"{len(missing):,}", f"{len(names):,}", told
         )

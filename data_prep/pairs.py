@@ -129,7 +129,7 @@ def _check_kinds(made: PairsMade, directory: Path) -> None:
     for kind, name in ((True, "the same person"), (False, "two people")):
         if not any(pair.same is kind for pair in made.pairs):
             told = [f"{count} photos: {reason}" for reason, count in made.reasons().most_common()]
-            first = next((f", the first: {photo}" for photo in made.missing), "")
+            first = next((f", the first: {photo!r}" for photo in made.missing), "")
             raise UserError(
                 f"no pair of {name} is left of {made.asked} pairs with set {directory} "
                 f"({', '.join(told) or 'the list has none'}{first}); both kinds are needed: nothing was written"
@@ -246,7 +246,7 @@ class _Search:
 
 
 def _told(place: Sample | Missing) -> str:
-    return place.source if isinstance(place, Sample) else f"{place.source} (rejected: {place.reason})"
+    return repr(place.source) + ("" if isinstance(place, Sample) else f" (rejected: {place.reason})")
 
 
 def _member(source: str) -> str:

@@ -62,7 +62,7 @@ def _told(out: Path, made: "PairsMade") -> str:
         "so that the folds after them shift",
         f"photos without a picture: {reasons}; named in {rejects_path(out)}",
     ]
-    lines += [f"  {photo}: {place.reason}" for photo, place in list(made.missing.items())[:_NAMED]]
+    lines += [f"  {photo!r}: {place.reason}" for photo, place in list(made.missing.items())[:_NAMED]]
     if len(made.missing) > _NAMED:
         lines.append("  ...")
     return "\n".join(lines)

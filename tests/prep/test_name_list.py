@@ -57,7 +57,7 @@ def test_only_photos_of_the_listed_identities_are_inputs(tmp_path, caplog):
     assert rejects(tmp_path / "out") == {}
     assert Plan(Layout(tmp_path / "out")).rows_total == 18
     assert "18 of 54 photos are of the listed identities" in caplog.text
-    assert "1 of 3 names have no photo: nobody" in caplog.text
+    assert "1 of 3 names have no photo: 'nobody'" in caplog.text
 
 
 def test_a_list_that_changed_is_another_job_and_the_plan_needs_it_no_more(tmp_path):

@@ -102,7 +102,7 @@ def test_a_rejected_photo_is_named_and_counted_and_its_pairs_are_left_out(tmp_pa
         "out.bin: 6 of 8 pairs, 3 of the same person, 3 of two; 2 left out, so that the folds after them shift" in told
     )
     assert f"photos without a picture: 1 no face; named in {tmp_path / 'out.bin.rejects.csv'}" in told
-    assert "Ann/Ann_0001: no face" in told
+    assert "'Ann/Ann_0001': no face" in told
     assert [row[2] for row in written(tmp_path / "out.bin")] == [True, False, True, True, False, False]
     rows = list(csv.reader((tmp_path / "out.bin.rejects.csv").read_text().splitlines()))
     assert rows == [["path", "reason", "detail"], ["Ann/Ann_0001", "no face", "250x250 pixels"]]
@@ -193,11 +193,11 @@ def test_names_that_only_look_alike_are_not_taken(tmp_path, source):
 @pytest.mark.parametrize(
     ("sources", "rejects", "told"),
     [
-        (["a.tar:Ann/1.jpg", "b.tar:Ann/1.jpg"], [], r"any of 2 in the set: a\.tar:Ann/1\.jpg, b\.tar:Ann/1\.jpg"),
-        (["x/Ann/1.jpg", "y/Ann/1.jpg"], [], r"any of 2 in the set: x/Ann/1\.jpg, y/Ann/1\.jpg; name it with more"),
+        (["a.tar:Ann/1.jpg", "b.tar:Ann/1.jpg"], [], r"any of 2 in the set: 'a\.tar:Ann/1\.jpg', 'b\.tar:Ann/1\.jpg'"),
+        (["x/Ann/1.jpg", "y/Ann/1.jpg"], [], r"any of 2 in the set: 'x/Ann/1\.jpg', 'y/Ann/1\.jpg'; name it with more"),
         (["Ann/1.jpg", "Ann/1.jpg"], [], r"any of 2 .* align with one face a photo \(not --faces all\)"),
-        (["x/Ann/1.jpg"], [("y/Ann/1.jpg", "no face", "")], r"any of 2 .*y/Ann/1\.jpg \(rejected: no face\)"),
-        (["Ann/1.png", "Ann/1.webp"], [], r"any of 2 in the set: Ann/1\.png, Ann/1\.webp"),
+        (["x/Ann/1.jpg"], [("y/Ann/1.jpg", "no face", "")], r"any of 2 .*'y/Ann/1\.jpg' \(rejected: no face\)"),
+        (["Ann/1.png", "Ann/1.webp"], [], r"any of 2 in the set: 'Ann/1\.png', 'Ann/1\.webp'"),
     ],
 )
 def test_a_photo_that_could_be_several_is_refused_by_name(tmp_path, sources, rejects, told):
