@@ -57,7 +57,7 @@ def write_report(out: Path) -> Path:
     plan, manifest = Plan(Layout(out)), load_manifest(out)
     pairs, found = shown_pairs(plan, manifest, COLUMNS * ROWS), figures(plan)
     rows = -(-len(pairs) // COLUMNS)
-    heights = [0.6, 1.62 * rows, 2.6]  # inches
+    heights = [0.66, 1.62 * rows, 2.6]  # inches
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     head, sheet, charts = np.asarray(figure.subfigures(3, 1, height_ratios=heights)).tolist()
     _write_head(head, plan, manifest, found.reasons, close=any(pair.close_call for pair in pairs))
@@ -152,8 +152,10 @@ def histogram(
         axes.xaxis.set_major_formatter("{x:g}")
     elif step and most - least < _BINS * step:
         edges = np.arange(least - step / 2, most + step, step)
+        axes.locator_params(axis="x", integer=True)
     else:
-        edges = np.linspace(least, most if most > least else least + 1, _BINS + 1)
+        beside = 0.0 if most > least else 0.05 * abs(least) or 0.5
+        edges = np.linspace(least - beside, most + beside, _BINS + 1)
     axes.hist(values, bins=edges, color=_COLOR, log=True)  # type: ignore[arg-type]  # the stubs want a list
     axes.set_ylim(bottom=0.7)
     axes.yaxis.set_major_formatter("{x:,g}")

@@ -26,6 +26,7 @@ from dist_train.data.shards import RawSample
 from dist_train.errors import UserError
 
 CLOSE_CALLS = 5  # samples at most that are shown because another face was nearly chosen
+CLOSE_LEAD = 0.5  # below which one was: half the chosen face's area, by the usual rules
 PHOTO_PX = 200  # longer side of a photo on the sheet; about as many pixels as it gets there
 UNITS_READ = 1000  # whose statistics are looked at, spread over the job
 _NAME_CHARACTERS = 32
@@ -81,7 +82,7 @@ def shown_pairs(plan: Plan, manifest: Manifest, count: int) -> list[Pair]:
 
 
 def close_calls(plan: Plan, manifest: Manifest) -> list[_Sample]:
-    """The samples whose face was chosen by the least lead over another, the closest first."""
+    """The samples whose face was chosen by the least lead over another, below `CLOSE_LEAD`, the closest first."""
     shard_of = {_unit_of(shard.name): number for number, shard in enumerate(manifest.shards)}
     labels = pa.ipc.open_file(pa.memory_map(str(plan.layout.labels)))
     closest: list[tuple[float, int, int]] = []
@@ -95,7 +96,8 @@ def close_calls(plan: Plan, manifest: Manifest) -> list[_Sample]:
         known = np.flatnonzero(flat.is_valid().to_numpy(zero_copy_only=False))
         leads = pc.take(flat, pa.array(known)).to_numpy()
         best = np.argsort(leads, kind="stable")[:CLOSE_CALLS]
-        closest += [(float(leads[at]), shard_of[unit], int(known[at])) for at in best.tolist()]
+        close = best[leads[best] < CLOSE_LEAD].tolist()
+        closest += [(float(leads[at]), shard_of[unit], int(known[at])) for at in close]
         closest = heapq.nsmallest(CLOSE_CALLS, closest)
     return [_Sample(shard, sample) for _, shard, sample in closest]
 

@@ -71,7 +71,7 @@ def crowds(root, leads):
     return Plan(Layout(root / "out"))
 
 
-LEADS = [None, 3.5, 0.8, None, 0.02, 1.2, None, 0.3, 2.0, None, 0.05, None, 0.6, 9.0, 0.4, None, 0.7, 5.0, 1.1, None]
+LEADS = [None, 3.5, 0.8, None, 0.02, 1.2, None, 0.3, 2.0, None, 0.05, None, 0.45, 9.0, 0.4, None, 0.7, 5.0, 1.1, None]
 
 
 def test_photos_where_another_face_was_nearly_chosen_come_first_and_closest_first(tmp_path):
@@ -79,10 +79,17 @@ def test_photos_where_another_face_was_nearly_chosen_come_first_and_closest_firs
     pairs = shown_pairs(plan, load_manifest(plan.layout.out), 15)
     assert len(pairs) == 15
     told = [pair.title.partition("\n")[2] for pair in pairs]
-    assert told[:5] == [f"lead {lead:.2f}, 2 faces" for lead in (0.02, 0.05, 0.3, 0.4, 0.6)]
+    assert told[:5] == [f"lead {lead:.2f}, 2 faces" for lead in (0.02, 0.05, 0.3, 0.4, 0.45)]
     assert [pair.close_call for pair in pairs] == [True] * 5 + [False] * 10
     assert len({pair.title for pair in pairs}) == 15, "no sample twice"
     assert "1 face" in told
+
+
+def test_photos_without_a_close_call_are_spread_over_the_set(tmp_path):
+    plan = crowds(tmp_path, [None, 0.6, 3.0] * 7)
+    manifest = load_manifest(plan.layout.out)
+    assert close_calls(plan, manifest) == []
+    assert [pair.close_call for pair in shown_pairs(plan, manifest, 15)] == [False] * 15
 
 
 def test_close_calls_that_are_not_in_the_set_are_not_shown(tmp_path):
@@ -90,13 +97,13 @@ def test_close_calls_that_are_not_in_the_set_are_not_shown(tmp_path):
         (tmp_path / "photos" / copy).mkdir(parents=True)
         body = json.dumps({"lead": 0.01, "number": 0}).encode()
         (tmp_path / "photos" / copy / "1.png").write_bytes(encode(picture(1, 32), ".png") + body)
-        body = json.dumps({"lead": 0.5, "number": 1}).encode()
+        body = json.dumps({"lead": 0.49, "number": 1}).encode()
         (tmp_path / "photos" / copy / "2.png").write_bytes(encode(picture(ord(copy), 32), ".png") + body)
     run(tmp_path / "out", options(tmp_path / "photos", Leading(image_size=32), min_images=1))
     plan, manifest = Plan(Layout(tmp_path / "out")), load_manifest(tmp_path / "out")
     assert len(close_calls(plan, manifest)) == manifest.samples == 3
     titles = [pair.title for pair in shown_pairs(plan, manifest, 15)]
-    assert sorted(title.split()[2] for title in titles) == ["0.01,", "0.50,", "0.50,"]
+    assert sorted(title.split()[2] for title in titles) == ["0.01,", "0.49,", "0.49,"]
 
 
 def test_units_that_were_made_before_leads_were_noted_are_shown_without(tmp_path):
