@@ -4,7 +4,7 @@ By landmarks: the similarity transform that brings the five points nearest to th
 where the picture ends. By box: the square around the box with a margin, as older sets were made.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,16 +13,35 @@ from numpy.typing import NDArray
 from data_prep.mtcnn.cascade import Faces, Picture
 from dist_train.evaluate.alignment import align_face
 
-Choice = Literal["largest", "surest", "central", "all"]
+SingleChoice = Literal["main", "largest", "surest", "central"]
+Choice = Literal[SingleChoice, "all"]
+
+
+class RunnerUp(NamedTuple):
+    """The face that would have been chosen if the chosen one were not there.
+
+    Attributes:
+        number: of it among the picture's faces.
+        lead: by how much the chosen face was better: in areas of the chosen face's box, for `surest` in score. Near 0
+            the two were nearly alike, and a slightly different box would have chosen the other.
+    """
+
+    number: int
+    lead: float
 
 
 def choose(faces: Faces, choice: Choice, height: int, width: int) -> list[int]:
     """Which of a picture's faces to keep.
 
+    `main` is the face with the largest box, where distance from the picture's centre counts against it: area minus
+    twice the squared distance of the box's centre from the picture's. So InsightFace chooses one face of several
+    (python-package, `RetinaFace.detect` and `SCRFD.detect` with `max_num=1`), and before it FaceNet's alignment of LFW
+    and CASIA-WebFace (davidsandberg/facenet, `align_dataset_mtcnn.py`). The choice does not depend on the scale.
+
     Args:
         faces: of the picture.
-        choice: `largest` box, `surest` by score, most `central` (nearest centre of box to the picture's centre), or
-            `all`; equals are decided by score.
+        choice: `main`, `largest` box, `surest` by score, most `central` (nearest centre of box to the picture's
+            centre), or `all`; equals are decided by score.
         height: of the picture, pixels.
         width: likewise.
 
@@ -31,13 +50,35 @@ def choose(faces: Faces, choice: Choice, height: int, width: int) -> list[int]:
     """
     if choice == "all" or not len(faces.boxes):
         return list(range(len(faces.boxes)))
+    return [int(_merits(faces, choice, height, width).argmax())]
+
+
+def runner_up(faces: Faces, choice: Choice, height: int, width: int) -> RunnerUp | None:
+    """The second best face by a rule, arguments as `choose`; None where there was nothing to choose between."""
+    if choice == "all" or len(faces.boxes) < 2:
+        return None
+    merits = _merits(faces, choice, height, width)
+    best, second = np.argsort(-merits, kind="stable")[:2].tolist()
+    unit = 1.0 if choice == "surest" else max(_areas(faces)[best], 1.0)
+    return RunnerUp(second, float((merits[best] - merits[second]) / unit))
+
+
+def _merits(faces: Faces, choice: SingleChoice, height: int, width: int) -> NDArray[np.float64]:
+    """What a rule compares, float64 [n]; the highest is chosen."""
     if choice == "surest":
-        return [int(faces.scores.argmax())]
-    start, stop = faces.boxes[:, :2], faces.boxes[:, 2:]
+        return faces.scores.astype(np.float64)
     if choice == "largest":
-        return [int((stop - start).prod(1).argmax())]
-    away = (start + stop) / 2 - np.array([width, height]) / 2
-    return [int((away**2).sum(1).argmin())]
+        return _areas(faces)
+    centres = (faces.boxes[:, :2].astype(np.float64) + faces.boxes[:, 2:]) / 2
+    away: NDArray[np.float64] = ((centres - np.array([width, height]) / 2) ** 2).sum(1)
+    return -away if choice == "central" else _areas(faces) - 2 * away
+
+
+def _areas(faces: Faces) -> NDArray[np.float64]:
+    """Square pixels of the boxes, float64 [n]."""
+    sides = faces.boxes[:, 2:].astype(np.float64) - faces.boxes[:, :2]
+    areas: NDArray[np.float64] = sides.prod(1)
+    return areas
 
 
 def crop_landmarks(picture: Picture, landmarks: NDArray[np.floating], image_size: int) -> Picture:

@@ -43,6 +43,7 @@ _Wandb = Annotated[WandbMode, typer.Option(help="figures and report in Weights &
 class FaceChoice(StrEnum):
     """Which of a photo's faces."""
 
+    MAIN = "main"
     LARGEST = "largest"
     SUREST = "surest"
     CENTRAL = "central"
@@ -67,7 +68,9 @@ def align(
     source: Annotated[Path, typer.Argument(help="photos: folder per identity, .rec, .tar or folder of them, table")],
     out: Annotated[Path, typer.Argument(file_okay=False, help="directory of the set; an unfinished job is taken up")],
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="side of the crops, pixels")] = 112,
-    faces: Annotated[FaceChoice, typer.Option(help="which of a photo's faces")] = FaceChoice.LARGEST,
+    faces: Annotated[
+        FaceChoice, typer.Option(help="which of a photo's faces; main: large and near the centre")
+    ] = FaceChoice.MAIN,
     crop: Annotated[CropKind, typer.Option(help="five-point alignment, or the box with a margin")] = CropKind.LANDMARKS,
     margin: Annotated[float, typer.Option(min=0, max=2, help="around a box, share of its longer side")] = 0.1,
     no_face: Annotated[NoFace, typer.Option(help="photos without a face")] = NoFace.DROP,
@@ -80,6 +83,9 @@ def align(
     ] = (0.6, 0.7, 0.7),
     keep: Annotated[bool, typer.Option("--keep", help="pictures are aligned: move them as they are")] = False,
     min_images: Annotated[int, typer.Option(min=1, help="drop identities with fewer pictures")] = 1,
+    identities: Annotated[
+        Path | None, typer.Option(help="take only these: a text file of a name a line, or a people file of LFW")
+    ] = None,
     labels_from: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="a set whose identities keep their labels")
     ] = None,
@@ -108,14 +114,17 @@ def align(
 
       headcount prep align train.rec sets/ms1mv3 --keep
 
+      headcount prep align lfw.tar sets/view1 --identities peopleDevTrain.txt --min-images 2
+
       headcount prep align people.csv sets/mine --path-column file --identity-column name --workers 16
 
-      headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces central
+      headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces largest
 
       headcount prep align raw-tars/ sets/mine --engine slurm --workers 256 --sbatch partition=cpu
     """
     from data_prep.align_transform import Align
     from data_prep.job import run_job
+    from data_prep.name_list import open_name_list
     from data_prep.plan import JobOptions
     from data_prep.sources import open_source
     from data_prep.transforms import Keep, Transform
@@ -143,6 +152,7 @@ def align(
         seed=seed,
         min_images=min_images,
         labels_from=labels_from and labels_from.absolute(),
+        identities=identities and open_name_list(identities),
     )
     chosen = _open_engine(out, engine, workers, sbatch, device)
     _carry_out(out, wandb, options.described(), lambda progress: run_job(out, options, chosen, progress))

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from data_prep.align import Choice, choose, crop_box, crop_centre, crop_landmarks
+from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, runner_up
 from data_prep.decode import Photo, decode
 from data_prep.mtcnn.cascade import Detector, Faces, Picture
 from data_prep.sources import Reject
@@ -23,7 +24,7 @@ class Align(Transform):
     min_face_px: float = Field(20, ge=12, description="smallest face, in pixels of the photo as it is searched")
     longer_side_px: int | None = Field(None, ge=12, description="larger photos are searched at this size; None: as is")
     thresholds: tuple[float, float, float] = Field((0.6, 0.7, 0.7), description="of the three networks' scores")
-    faces: Choice = Field("largest", description="which of a photo's faces")
+    faces: Choice = Field("main", description="which of a photo's faces")
     crop: Literal["landmarks", "box"] = Field("landmarks", description="what crops follow")
     margin: float = Field(0.1, ge=0, le=2, description="around a box, as a share of its longer side")
     no_face: Literal["drop", "centre"] = Field("drop", description="what becomes of a photo without a face")
@@ -82,28 +83,46 @@ class _Aligner:
         grown = np.array([width / searched.shape[1], height / searched.shape[0]], np.float32)  # x, y
         faces = Faces(faces.boxes * np.tile(grown, 2), faces.scores, faces.landmarks * grown)
         chosen = choose(faces, options.faces, height, width)
+        second = runner_up(faces, options.faces, height, width)
         if not chosen:
             if options.no_face == "drop":
                 return Reject("no face", f"{width * photo.shrink}x{height * photo.shrink} pixels")
-            return [self._encoded(crop_centre(photo.pixels, options.image_size), {}, None, None)]
-        return [self._crop(photo, faces, number) for number in chosen]
+            return [Crop(self._encoded(crop_centre(photo.pixels, options.image_size)), "jpg", {})]
+        return [self._crop(photo, faces, number, second) for number in chosen]
 
-    def _crop(self, photo: Photo, faces: Faces, number: int) -> Crop:
+    def _crop(self, photo: Photo, faces: Faces, number: int, second: RunnerUp | None) -> Crop:
         options = self._options
-        box, landmarks, score = faces.boxes[number], faces.landmarks[number], float(faces.scores[number])
         if options.crop == "landmarks":
-            picture = crop_landmarks(photo.pixels, landmarks, options.image_size)
+            picture = crop_landmarks(photo.pixels, faces.landmarks[number], options.image_size)
         else:
-            picture = crop_box(photo.pixels, box, options.image_size, options.margin)
-        in_photo = (box * photo.shrink).round(2)
-        record = {
-            "box": [round(float(side), 2) for side in in_photo],
-            "landmarks": [[round(float(value), 2) for value in point] for point in landmarks * photo.shrink],
+            picture = crop_box(photo.pixels, faces.boxes[number], options.image_size, options.margin)
+        found = Faces(faces.boxes * photo.shrink, faces.scores, faces.landmarks * photo.shrink)
+        left, top, right, bottom = box = _rounded(found.boxes[number])
+        score = float(found.scores[number])
+        record: dict[str, Any] = {
+            "box": box,
+            "landmarks": [_rounded(point) for point in found.landmarks[number]],
             "score": round(score, 5),
+            "faces": len(found.scores),
         }
-        return self._encoded(picture, record, float((in_photo[2:] - in_photo[:2]).max()), score)
+        if second is not None:
+            record |= {"lead": round(second.lead, 4), "runner_up": _rounded(found.boxes[second.number])}
+        return Crop(
+            self._encoded(picture),
+            "jpg",
+            record,
+            face_px=max(right - left, bottom - top),
+            score=score,
+            lead=second.lead if second else None,
+            found=found,
+            taken=number,
+        )
 
-    def _encoded(self, picture: Picture, record: dict[str, Any], face_px: float | None, score: float | None) -> Crop:
+    def _encoded(self, picture: Picture) -> bytes:
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, self._options.jpeg_quality])
-        return Crop(data.tobytes(), "jpg", record, face_px, score)
+        return data.tobytes()
+
+
+def _rounded(pixels: NDArray[np.float32]) -> list[float]:
+    return [round(float(value), 2) for value in pixels]

@@ -8,6 +8,7 @@ import typer
 
 from data_prep.align_cli import align, resume
 from data_prep.detect_cli import detect
+from data_prep.pairs_cli import pairs
 
 app = typer.Typer(help="Make sharded training sets.", no_args_is_help=True)
 
@@ -83,3 +84,4 @@ def glyphs(
 app.command()(detect)
 app.command()(align)
 app.command()(resume)
+app.command()(pairs)

@@ -59,7 +59,10 @@ def open_plan(layout: Layout, options: JobOptions) -> Plan:
     if layout.plan.exists():
         plan = Plan(layout)
         if found := difference(plan.described, options.described()):
-            raise UserError(f"{layout.out}: its job was planned with other options: {found}; use another OUT")
+            raise UserError(
+                f"{layout.out}: its job was planned with other options: {found}; use another OUT, "
+                f"or go on with the options it has: headcount prep resume {layout.out}"
+            )
         return plan
     if (layout.out / MANIFEST_NAME).exists():
         raise UserError(f"{layout.out}: holds a set already, made by something else; use another OUT")

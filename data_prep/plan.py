@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from data_prep.name_list import NameList, select
 from data_prep.sources import LISTING, Row, Source
 from data_prep.transforms import Transform
 from dist_train.errors import UserError
@@ -62,6 +63,7 @@ class JobOptions(BaseModel):
     seed: int = Field(0, ge=0, description="of the permutation of the inputs")
     min_images: int = Field(1, ge=1, description="identities with fewer pictures are dropped")
     labels_from: Path | None = Field(None, description="a set whose identities keep their labels")
+    identities: NameList | None = Field(None, description="only photos of these are inputs; default: all")
 
     def described(self) -> dict[str, Any]:
         """The options as JSON values, with the classes of source and transform named."""
@@ -217,7 +219,7 @@ def make_plan(layout: Layout, options: JobOptions) -> Plan:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        total = _write_listing(scratch / "listing", options.source)
+        total = _write_listing(scratch / "listing", options)
         if not total:
             raise UserError(f"source {options.source.path}: nothing in it")
         unit_rows = options.unit_rows or default_unit_rows(total)
@@ -320,10 +322,13 @@ def _copy_identities(old_set: Path, target: Path) -> None:
         ) from error
 
 
-def _write_listing(path: Path, source: Source) -> int:
+def _write_listing(path: Path, options: JobOptions) -> int:
     total = 0
+    batches = options.source.batches()
+    if options.identities:
+        batches = select(batches, options.identities)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, LISTING) as writer:
-        for batch in source.batches():
+        for batch in batches:
             writer.write_batch(batch)
             total += batch.num_rows
     return total

@@ -1,155 +1,190 @@
 """A look at what a job made: photos with what was found in them, their crops, and what the figures are."""
 
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.decode import Photo, decode
-from data_prep.detect_cli import draw
-from data_prep.mtcnn.cascade import Faces
 from data_prep.plan import Layout, Plan
-from data_prep.sources import Raw, Reader, Reject
-from dist_train.data.manifest import IDENTITIES_NAME, load_manifest
-from dist_train.data.reader import ImageSet, SampleReader
-from dist_train.errors import UserError
+from data_prep.report_samples import PHOTO_PX, Pair, Pixels, printable, shown_pairs, units_read
+from data_prep.transforms import Keep
+from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 REPORT_NAME = "report.png"
-SHOWN = 12  # samples on the sheet
-PHOTO_PX = 150  # longer side of a photo on the sheet; about as many pixels as it gets there
-_UNITS_READ = 1000  # whose statistics are drawn, spread over the job
+COLUMNS, ROWS = 5, 3  # of samples on the sheet
+BAR_REASONS = 3  # as many reasons and more are drawn as bars, fewer are told in words
+_GAP_PX = 6
+_BINS = 40
+_WIDE_RANGE = 20  # from here on, greatest over least, a histogram's bins grow with the value
 _COLOR = "#2457a6"
 
-Pixels = NDArray[np.uint8]
+
+class Figures(NamedTuple):
+    """What is drawn of a job.
+
+    Attributes:
+        sides: longer sides of the faces that were cut out, pixels of their photos.
+        scores: of these faces.
+        reasons: of all rejects.
+    """
+
+    sides: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    reasons: Counter[str]
 
 
-class Pair(NamedTuple):
-    """A photo with its face marked, and the crop; RGB. The photo is None where it cannot be read any more."""
+class Pace(NamedTuple):
+    """How fast a job was: inputs a second while anything worked, and how many processes worked at once at most."""
 
-    photo: Pixels | None
-    crop: Pixels
+    inputs_per_s: float
+    processes: int
 
 
 def write_report(out: Path) -> Path:
     """Draw `report.png` into the directory of a complete set: the file."""
     from matplotlib.figure import Figure
 
-    plan = Plan(Layout(out))
-    pairs = _pairs(plan)
-    sizes, scores, reasons = figures(plan)
-    counts = pq.read_table(out / IDENTITIES_NAME, columns=["count"])["count"].to_numpy()
-    figure = Figure(figsize=(13, 7.6), layout="constrained")
-    grid = figure.add_gridspec(3, 1, height_ratios=[1.25, 0.9, 1.6])
-    for row, kind in enumerate(("photo", "crop")):
-        cells = grid[row].subgridspec(1, SHOWN, wspace=0.03)
-        for column in range(SHOWN):
-            axes = figure.add_subplot(cells[column])
-            axes.axis("off")
-            picture = getattr(pairs[column], kind) if column < len(pairs) else None
-            if picture is not None:
-                axes.imshow(picture)
-    cells = grid[2].subgridspec(1, 4)
-    _histogram(figure.add_subplot(cells[0]), sizes, "Longer side of faces", "pixels of the photo")
-    _histogram(figure.add_subplot(cells[1]), scores, "Score of faces", "certainty")
-    _histogram(figure.add_subplot(cells[2]), counts.astype(np.float64), "Pictures of an identity", "pictures")
-    axes = figure.add_subplot(cells[3])
-    names = [name for name, _ in reasons.most_common()][::-1]
-    axes.barh([f"{name}  {reasons[name]:,}" for name in names], [reasons[name] for name in names], color=_COLOR)
-    axes.set_title("Inputs left out, by reason", loc="left", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    manifest = load_manifest(out)
-    figure.suptitle(
-        f"{out.name}: {manifest.samples:,} pictures of {manifest.num_classes:,} identities out of "
-        f"{plan.rows_total:,} inputs, {_speed(plan):.3g} inputs a second and process",
-        fontsize=12,
-    )
+    plan, manifest = Plan(Layout(out)), load_manifest(out)
+    pairs, found = shown_pairs(plan, manifest, COLUMNS * ROWS), figures(plan)
+    rows = -(-len(pairs) // COLUMNS)
+    heights = [0.66, 1.62 * rows, 2.6]  # inches
+    figure = Figure(figsize=(13, sum(heights)), layout="constrained")
+    head, sheet, charts = np.asarray(figure.subfigures(3, 1, height_ratios=heights)).tolist()
+    _write_head(head, plan, manifest, found.reasons, close=any(pair.close_call for pair in pairs))
+    _draw_pairs(sheet, pairs, rows)
+    _draw_charts(charts, plan, found)
     path = out / REPORT_NAME
     temporary = out / f".{REPORT_NAME}.tmp"
-    figure.savefig(temporary, dpi=150, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in other scripts are shown as boxes
+        figure.savefig(temporary, dpi=150, format="png")
     temporary.replace(path)
     return path
 
 
-def _histogram(axes: "Axes", values: NDArray[np.float64], title: str, unit: str) -> None:
+def _write_head(head: "SubFigure", plan: Plan, manifest: Manifest, reasons: Counter[str], close: bool) -> None:
+    """What came out of how many inputs and how fast, and what was left out where the reasons are few."""
+    speed = pace(plan)
+    workers = f"{speed.processes} worker{'' if speed.processes == 1 else 's'}"
+    told = f" at {speed.inputs_per_s:,.3g} a second ({workers})" if speed.processes else ""
+    lines = []
+    if len(reasons) < BAR_REASONS:
+        named = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        lines.append(f"Left out: {named or 'none'}.")
+    if close:
+        lines.append(
+            "First the photos where another face (orange) was nearly chosen; lead: over that face, in "
+            f"{'score' if getattr(plan.options.transform, 'faces', '') == 'surest' else 'areas of the chosen one'}."
+        )
+    title = (
+        f"{printable(plan.layout.out.name)}: {manifest.samples:,} pictures of {manifest.num_classes:,} identities "
+        f"out of {plan.rows_total:,} inputs{told}"
+    )
+    head.text(0.01, 0.78, title, fontsize=13, va="center", parse_math=False)
+    head.text(0.01, 0.3, " ".join(lines), fontsize=9, va="center", parse_math=False)
+
+
+def _draw_pairs(sheet: "SubFigure", pairs: list[Pair], rows: int) -> None:
+    cells = sheet.subplots(max(rows, 1), COLUMNS, squeeze=False).flat
+    for number, axes in enumerate(cells):
+        axes.axis("off")
+        if number < len(pairs):
+            axes.imshow(_tile(pairs[number]))
+            axes.set_title(pairs[number].title, loc="left", fontsize=7.5, pad=3, parse_math=False)
+
+
+def _tile(pair: Pair) -> Pixels:
+    """Photo and crop side by side on white, [PHOTO_PX, 2 PHOTO_PX + gap, 3]."""
+    tile = np.full((PHOTO_PX, 2 * PHOTO_PX + _GAP_PX, 3), 255, np.uint8)
+    if pair.photo is not None:
+        height, width = pair.photo.shape[:2]
+        top = (PHOTO_PX - height) // 2
+        tile[top : top + height, PHOTO_PX - width : PHOTO_PX] = pair.photo
+    tile[:, PHOTO_PX + _GAP_PX :] = cv2.resize(pair.crop, (PHOTO_PX, PHOTO_PX), interpolation=cv2.INTER_AREA)
+    return tile
+
+
+def _draw_charts(charts: "SubFigure", plan: Plan, found: Figures) -> None:
+    counts = pq.read_table(plan.layout.out / IDENTITIES_NAME, columns=["count"])["count"].to_numpy()
+    bars = len(found.reasons) >= BAR_REASONS
+    axes = charts.subplots(1, 3 + bars, squeeze=False)[0]
+    nothing = "not looked for" if isinstance(plan.options.transform, Keep) else "none"
+    histogram(axes[0], found.sides, "Longer side of faces", "pixels of the photo", nothing)
+    histogram(axes[1], found.scores, "Score of faces", "certainty", nothing)
+    histogram(axes[2], counts[counts > 0].astype(np.float64), "Pictures of an identity", "pictures", nothing, 1)
+    if bars:
+        names = [name for name, _ in found.reasons.most_common()][::-1]
+        labels = [f"{name}  {found.reasons[name]:,}" for name in names]
+        axes[3].barh(labels, [found.reasons[name] for name in names], color=_COLOR, log=True)
+        axes[3].set_xlim(left=0.7)
+        axes[3].set_title("Inputs left out, by reason", loc="left", fontsize=10)
+        axes[3].spines[["top", "right"]].set_visible(False)
+
+
+def histogram(
+    axes: "Axes", values: NDArray[np.float64], title: str, unit: str, nothing: str, step: float | None = None
+) -> None:
+    """Numbers of values on a logarithmic scale, so that few are seen beside many; `step`: between possible values."""
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(unit)
-    if len(values):
-        axes.hist(values, bins=40, color=_COLOR)
+    axes.set_xlabel(unit, fontsize=9)
+    axes.tick_params(labelsize=8)
+    if not len(values):
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, nothing, ha="center", transform=axes.transAxes)
+        return
+    least, most = float(values.min()), float(values.max())
+    if least > 0 and most >= _WIDE_RANGE * least:
+        edges = np.geomspace(least, most, _BINS + 1)
+        if step:  # no bin without a possible value in it
+            edges = np.append(np.unique(np.ceil(edges[:-1] / step)) * step, most + step) - step / 2
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    elif step and most - least < _BINS * step:
+        edges = np.arange(least - step / 2, most + step, step)
+        axes.locator_params(axis="x", integer=True)
     else:
-        axes.text(0.5, 0.5, "not looked for", ha="center", transform=axes.transAxes)
+        beside = 0.0 if most > least else 0.05 * abs(least) or 0.5
+        edges = np.linspace(least - beside, most + beside, _BINS + 1)
+    axes.hist(values, bins=edges, color=_COLOR, log=True)  # type: ignore[arg-type]  # the stubs want a list
+    axes.set_ylim(bottom=0.7)
+    axes.yaxis.set_major_formatter("{x:,g}")
 
 
-def figures(plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.float64], Counter[str]]:
+def figures(plan: Plan) -> Figures:
     """Sides and scores of the faces that were cut out, and the reasons of all rejects."""
     sides, scores = [np.empty(0)], [np.empty(0)]
-    for unit in np.unique(np.linspace(0, plan.units - 1, min(plan.units, _UNITS_READ)).astype(int)).tolist():
-        if plan.layout.done(unit).exists():
-            table = pq.read_table(plan.layout.statistics(unit), columns=["face_px", "score"])
-            for name, found in (("face_px", sides), ("score", scores)):
-                flat = table[name].combine_chunks().flatten().drop_null()
-                found.append(flat.to_numpy(zero_copy_only=False).astype(np.float64))
+    for unit in units_read(plan):
+        table = pq.read_table(plan.layout.statistics(unit), columns=["face_px", "score"])
+        for name, found in (("face_px", sides), ("score", scores)):
+            flat = table[name].combine_chunks().flatten().drop_null()
+            found.append(flat.to_numpy(zero_copy_only=False).astype(np.float64))
     rejects = pq.read_table(plan.layout.out / "rejects.parquet", columns=["reason"])["reason"]
-    return np.concatenate(sides), np.concatenate(scores), Counter(rejects.to_pylist())
+    return Figures(np.concatenate(sides), np.concatenate(scores), Counter(rejects.to_pylist()))
 
 
-def _speed(plan: Plan) -> float:
+def pace(plan: Plan) -> Pace:
+    """Inputs a second of the whole job, over the time in which at least one process worked on a unit.
+
+    So the pause before a job was taken up again does not count, and processes that worked at the same time count once.
+    """
     marks = [plan.layout.done(unit) for unit in range(plan.units)]
     done = [json.loads(mark.read_text(encoding="utf-8")) for mark in marks if mark.exists()]
-    return sum(unit["given"] for unit in done) / max(1e-9, sum(unit["seconds"] for unit in done))
-
-
-def _pairs(plan: Plan) -> list[Pair]:
-    """Samples spread evenly over the set, each with the photo that it is from."""
-    manifest = load_manifest(plan.layout.out)
-    reader = SampleReader([ImageSet(str(plan.layout.out), manifest)], "label", open_shards=1)
-    ends = np.cumsum([shard.samples for shard in manifest.shards])
-    photos = _reader(plan)
-    pairs = []
-    for number in np.unique(np.linspace(0, manifest.samples - 1, min(SHOWN, manifest.samples)).astype(int)).tolist():
-        shard = int(np.searchsorted(ends, number, side="right"))
-        sample = int(number - (ends[shard] - manifest.shards[shard].samples))
-        raw = reader.read(shard, sample, with_record=True)
-        crop = decode(bytes(raw.image))
-        if isinstance(crop, Reject):
-            continue
-        unit = int(manifest.shards[shard].name.removesuffix(".tar").rpartition("-")[2])
-        position = int(raw.key.partition("-")[0])
-        row = next(row for row in plan.rows(unit) if row.position == position)
-        found = photos.read([row])[0] if photos else None
-        photo = decode(found.data) if isinstance(found, Raw) else None
-        seen = None if not isinstance(photo, Photo) else marked(photo, raw.record or {})
-        pairs.append(Pair(seen, crop.pixels))
-    if photos:
-        photos.close()
-    reader.close()
-    return pairs
-
-
-def _reader(plan: Plan) -> Reader | None:
-    """A reader of the source; None where the source was taken away after the work."""
-    try:
-        return plan.options.source.reader()
-    except UserError:
-        return None
-
-
-def marked(photo: Photo, record: dict[str, Any]) -> Pixels:
-    """The photo, small, with box and landmarks of a sample's record where it has some."""
-    height, width = photo.pixels.shape[:2]
-    share = PHOTO_PX / max(height, width)
-    size = max(1, round(width * share)), max(1, round(height * share))
-    pixels = np.asarray(cv2.resize(photo.pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    if "box" not in record:
-        return pixels
-    scale, score = np.float32(share / photo.shrink), np.array([record["score"]], np.float32)
-    box, landmarks = (np.asarray(record[name], np.float32)[None] * scale for name in ("box", "landmarks"))
-    return draw(pixels, Faces(box, score, landmarks))
+    timed = [unit for unit in done if "ended" in unit]  # units of before that was noted have no place in time
+    events = sorted(event for unit in timed for event in ((unit["ended"] - unit["seconds"], 1), (unit["ended"], -1)))
+    busy_s, at_work, most, before = 0.0, 0, 0, 0.0
+    for at, change in events:
+        busy_s += at - before if at_work else 0.0
+        at_work, before = at_work + change, at
+        most = max(most, at_work)
+    return Pace(sum(unit["given"] for unit in timed) / max(1e-9, busy_s), most)

@@ -7,11 +7,14 @@ pictures. It may depend on its options and the photos alone, so that every engin
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.sources import Reject
+
+if TYPE_CHECKING:
+    from data_prep.mtcnn.cascade import Faces
 
 
 class Crop(NamedTuple):
@@ -23,6 +26,10 @@ class Crop(NamedTuple):
         record: what its `.json` says besides the source; None for no `.json`.
         face_px: longer side of the face in the photo, in its pixels; None where no face was looked for.
         score: certainty of the detector, 0 to 1; None likewise.
+        lead: of the chosen face over the next by the rule, see `data_prep.align.RunnerUp`; None where there was no
+            choice.
+        found: all faces of the photo, in its pixels; None where no face was looked for.
+        taken: number of the face that was cut out, among these.
     """
 
     data: bytes
@@ -30,6 +37,9 @@ class Crop(NamedTuple):
     record: dict[str, Any] | None = None
     face_px: float | None = None
     score: float | None = None
+    lead: float | None = None
+    found: "Faces | None" = None
+    taken: int = 0
 
 
 Made = list[Crop] | Reject

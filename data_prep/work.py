@@ -40,6 +40,7 @@ STATISTICS = pa.schema(
         pa.field("records", pa.list_(pa.string())),  # JSON or null
         pa.field("face_px", pa.list_(pa.float32())),
         pa.field("score", pa.list_(pa.float32())),
+        pa.field("lead", pa.list_(pa.float32())),  # of the chosen face over the next; null where there was no choice
     ]
 )
 
@@ -95,6 +96,7 @@ class MakeUnit:
             "pictures": sum(len(sizes) for sizes in statistics["sizes"]),
             "reasons": dict(sorted(reasons.items())),
             "seconds": round(time.perf_counter() - started, 3),
+            "ended": round(time.time(), 3),  # seconds since 1970: where the unit lies in the job's time
         }
         write_atomically(plan.layout.done(unit), json.dumps(summary))
         return summary
@@ -176,6 +178,7 @@ def _note(statistics: dict[str, list[Any]], plan: Plan, row: Row, raw: Raw | Rej
         [_record(plan, row, crop) for crop in crops],
         [crop.face_px for crop in crops],
         [crop.score for crop in crops],
+        [crop.lead for crop in crops],
     )
     for column, value in zip(statistics.values(), values, strict=True):
         column.append(value)

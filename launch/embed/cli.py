@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 
 class Face(StrEnum):
-    """Which face of a photo with several."""
+    """Which face of a photo with several: the choices of `headcount prep align --faces` that give one."""
 
+    MAIN = "main"
     LARGEST = "largest"
     SUREST = "surest"
+    CENTRAL = "central"
 
 
-FaceOption = Annotated[Face, typer.Option(help="which face of a photo with several")]
+FaceOption = Annotated[Face, typer.Option(help="which face of a photo with several; main: large and near the centre")]
 MinFaceOption = Annotated[float, typer.Option(min=12, help="smallest face, pixels of the photo as it is searched")]
 LongerSideOption = Annotated[
     int | None, typer.Option(min=12, help="search larger photos at this size, pixels; default: as they are")
@@ -42,7 +44,7 @@ def embed(
     ],
     out: Annotated[Path, typer.Argument(help="NAME.parquet, or NAME.npy with NAME.names.parquet beside it")],
     align: Annotated[bool, typer.Option("--align", help="find and align the faces; else pictures are aligned")] = False,
-    face: FaceOption = Face.LARGEST,
+    face: FaceOption = Face.MAIN,
     min_face: MinFaceOption = 20,
     longer_side: LongerSideOption = None,
     flip: Annotated[bool, typer.Option(help="add the mirrored picture's embedding")] = True,

@@ -1,20 +1,19 @@
 """From encoded pictures to the square that a network takes: the centre of aligned pictures, or a face out of photos."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.align import choose, crop_centre
+from data_prep.align import SingleChoice, crop_centre
 from data_prep.align_transform import Align
 from data_prep.decode import decode
 from data_prep.mtcnn.cascade import Faces
 from data_prep.sources import Reject
+from data_prep.transforms import Crop, Process
 from dist_train.embed.pictures import Rejected
-
-FaceChoice = Literal["largest", "surest"]
 
 _DECODERS = 4  # threads; OpenCV and Pillow decode outside the interpreter lock
 
@@ -74,7 +73,7 @@ class AlignedFace:
 
     Args:
         image_size: side S of the result in pixels.
-        face: which one of several: the one with the largest box, or with the highest score.
+        face: which one of several, by the rules of `data_prep.align.choose`.
         min_face_px: smallest face, in pixels of the photo as it is searched.
         longer_side_px: larger photos are searched at this size; None: as they are.
         device: cpu or cuda.
@@ -83,16 +82,16 @@ class AlignedFace:
     def __init__(
         self,
         image_size: int,
-        face: FaceChoice = "largest",
+        face: SingleChoice = "main",
         min_face_px: float = 20,
         longer_side_px: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.face = face
         self._align = Align(
-            image_size=image_size, faces="all", min_face_px=min_face_px, longer_side_px=longer_side_px, device=device
+            image_size=image_size, faces=face, min_face_px=min_face_px, longer_side_px=longer_side_px, device=device
         )
-        self._process: Callable[[Sequence[bytes]], Any] | None = None
+        self._process: Process | None = None
 
     def described(self) -> dict[str, Any]:
         """Which face, and how it is looked for."""
@@ -103,14 +102,10 @@ class AlignedFace:
         """Faces found in all photos together."""
         if self._process is None:
             self._process = self._align.open()
-        return [Rejected(*made) if isinstance(made, Reject) else self._taken(made) for made in self._process(pictures)]
+        return [Rejected(*made) if isinstance(made, Reject) else _cut(*made) for made in self._process(pictures)]
 
-    def _taken(self, crops: Sequence[Any]) -> Cut:
-        boxes, landmarks, scores = (
-            np.array([crop.record[name] for crop in crops], np.float32) for name in ("box", "landmarks", "score")
-        )
-        faces = Faces(boxes, scores, landmarks)
-        (taken,) = choose(faces, self.face, 0, 0)  # the photo's size plays no part in these choices
-        photo = decode(crops[taken].data)
-        assert not isinstance(photo, Reject)  # it was encoded a moment ago
-        return Cut(photo.pixels, faces, taken)
+
+def _cut(crop: Crop) -> Cut:
+    photo = decode(crop.data)
+    assert not isinstance(photo, Reject)  # it was encoded a moment ago
+    return Cut(photo.pixels, crop.found, crop.taken)

@@ -64,7 +64,7 @@ def query(
         bool | None, typer.Option("--align/--no-align", help="find and align the face; default: as in the gallery")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="how many matches")] = 5,
-    face: FaceOption = Face.LARGEST,
+    face: FaceOption = Face.MAIN,
     min_face: MinFaceOption = 20,
     longer_side: LongerSideOption = None,
     out: Annotated[Path, typer.Option(help="picture of the result, PNG")] = Path("matches.png"),
@@ -166,8 +166,8 @@ def _told(photo: Path, cut: "Cut", face: Face) -> str:
     count = len(cut.found.scores)
     if count == 1:
         return f"{photo}: one face, {where}"
-    other = Face.SUREST if face is Face.LARGEST else Face.LARGEST
-    return f"{photo}: {count} faces; the {face.value} is taken, {where} (or --face {other.value}, or a cut-out photo)"
+    others = ", ".join(other.value for other in Face if other is not face)
+    return f"{photo}: {count} faces; the {face.value} one is taken, {where} (or --face {others}, or a cut-out photo)"
 
 
 def _name(match: "Match") -> str:

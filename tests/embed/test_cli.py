@@ -205,13 +205,29 @@ def test_faces_are_aligned_on_the_way_as_in_preparation(tmp_path):
     query = ("search", "query", tmp_path / "gallery")
     options = ("--model", model, "--out", tmp_path / "m.png")
     told = run(*query, photos / "two.png", *options).splitlines()
-    assert "2 faces; the largest is taken, " in told[0]
-    assert "(or --face surest, or a cut-out photo)" in told[0]
+    assert "2 faces; the main one is taken, " in told[0]
+    assert "(or --face largest, surest, central, or a cut-out photo)" in told[0]
     assert told[1].split()[:2] == ["1", "1.0000"]
     with pytest.raises(UserError, match=r"grey\.png: no face: 80x80 pixels; a smaller --min-face"):
         run(*query, photos / "grey.png", *options)
     told = run(*query, photos / "grey.png", *options, "--no-align").splitlines()
     assert len(told) == 3, "two matches and where to look"
+
+
+@pytest.mark.parametrize("rule", ["main", "largest", "surest", "central"])
+def test_the_face_of_several_is_the_one_that_preparation_takes(rule):
+    canvas = np.full((260, 700, 3), 90, np.uint8)
+    for scale, left in ((0.42, 0), (0.3, 250), (0.36, 480)):
+        photo = portrait(scale)[:260]
+        canvas[: len(photo), left : left + photo.shape[1]] = photo
+    data = encode(canvas, ".png")
+    ((crop,),) = Align(image_size=112, faces=rule).open()([data])
+    (cut,) = AlignedFace(112, rule)([data])
+    assert len(cut.found.scores) == crop.record["faces"] == 3
+    assert np.array_equal(cut.pixels, decode(crop.data).pixels)
+    assert np.allclose(cut.found.boxes[cut.taken], crop.record["box"], atol=0.01)
+    if rule != "surest":
+        assert (cut.found.boxes[cut.taken][0] < 200) == (rule == "largest"), "the large one is at the left border"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no photos of faces here: shared/faces")

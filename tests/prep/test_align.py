@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.align import choose, crop_box, crop_centre, crop_landmarks
+from data_prep.align import choose, crop_box, crop_centre, crop_landmarks, runner_up
 from data_prep.mtcnn.cascade import Faces
 from dist_train.evaluate.alignment import TEMPLATE_112, similarity_transform
 
@@ -94,11 +94,61 @@ def test_each_choice_takes_its_face():
     assert choose(found, "all", 200, 200) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("choice", ["surest", "largest", "central", "all"])
+# A bystander at the left border, 100 px wide; whom the photo is of, in the middle, 80 px; a small face behind.
+STREET = faces([[0, 60, 100, 160], [110, 80, 190, 160], [148, 20, 160, 32]], [0.99, 0.9, 0.95])
+
+
+def test_the_main_face_is_large_and_near_the_centre():
+    assert choose(STREET, "main", 240, 300) == [1]
+    assert choose(STREET, "largest", 240, 300) == [0]
+    assert choose(STREET, "main", 240, 110) == [0], "in a photo cut at 110 px the bystander is the main face"
+
+
+def insightface(boxes, height, width):
+    """Its rule, written down from RetinaFace.detect, max_num = 1."""
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    offsets = np.vstack([(boxes[:, 0] + boxes[:, 2]) / 2 - width // 2, (boxes[:, 1] + boxes[:, 3]) / 2 - height // 2])
+    return int(np.argsort(area - np.sum(np.power(offsets, 2.0), 0) * 2.0)[-1])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_main_face_is_insightfaces(seed):
+    rng = np.random.default_rng(seed)
+    corner, side = rng.uniform(0, 200, (6, 2)), rng.uniform(20, 120, (6, 1))
+    found = faces(np.hstack([corner, corner + side]), rng.uniform(size=6))
+    assert choose(found, "main", 250, 300) == [insightface(found.boxes, 250, 300)]
+
+
+@pytest.mark.parametrize("choice", ["main", "surest", "largest", "central"])
+def test_the_scale_of_a_photo_does_not_change_the_choice_nor_its_lead(choice):
+    grown = STREET._replace(boxes=STREET.boxes * 3)
+    assert choose(grown, choice, 720, 900) == choose(STREET, choice, 240, 300)
+    small, large = runner_up(STREET, choice, 240, 300), runner_up(grown, choice, 720, 900)
+    assert small.number == large.number
+    assert small.lead == pytest.approx(large.lead)
+
+
+def test_the_lead_over_the_runner_up_is_in_areas_of_the_chosen_face():
+    bystander = 100**2 - 2 * (100**2 + 10**2)
+    assert runner_up(STREET, "main", 240, 300) == (0, pytest.approx((80**2 - bystander) / 80**2))
+    assert runner_up(STREET, "largest", 240, 300) == (1, pytest.approx((10000 - 6400) / 10000))
+    assert runner_up(STREET, "surest", 240, 300) == (2, pytest.approx(0.04))
+    alike = faces([[0, 0, 100, 100], [0, 0, 99, 100]], [0.9, 0.9])
+    assert runner_up(alike, "largest", 240, 300) == (1, pytest.approx(0.01))
+
+
+def test_where_there_is_no_choice_there_is_no_runner_up():
+    assert runner_up(faces([[0, 0, 10, 10]], [1]), "main", 10, 10) is None
+    assert runner_up(faces([], []), "main", 10, 10) is None
+    assert runner_up(STREET, "all", 240, 300) is None
+
+
+@pytest.mark.parametrize("choice", ["main", "surest", "largest", "central", "all"])
 def test_without_faces_nothing_is_chosen(choice):
     assert choose(faces([], []), choice, 10, 10) == []
 
 
 def test_equals_are_decided_by_score():
     found = faces([[0, 0, 10, 10], [20, 0, 30, 10]], [0.9, 0.8])
-    assert choose(found, "largest", 10, 30) == choose(found, "central", 10, 30) == [0]
+    assert all(choose(found, choice, 10, 30) == [0] for choice in ("main", "largest", "central"))
+    assert all(runner_up(found, choice, 10, 30) == (1, 0) for choice in ("main", "largest", "central"))

@@ -72,6 +72,32 @@ def test_all_faces_come_with_the_surest_first():
     assert scores == sorted(scores, reverse=True)
 
 
+def street():
+    """A portrait in the middle, and a larger face at the right border."""
+    small, large = portrait(0.3), portrait(0.42)
+    photo = np.full((260, 500, 3), 128, np.uint8)
+    photo[40 : 40 + len(small), 170 : 170 + small.shape[1]] = small
+    photo[: len(large), 500 - large.shape[1] :] = large[: len(photo)]
+    return photo
+
+
+def test_the_default_is_the_main_face_and_its_record_names_the_runner_up():
+    assert Align().faces == "main"
+    ((main,), (largest,)) = (made_of(Align(**rule), png(street()))[0] for rule in ({}, {"faces": "largest"}))
+    assert main.face_px < 0.9 * largest.face_px
+    assert (main.record["faces"], largest.record["faces"]) == (2, 2)
+    assert main.record["runner_up"] == largest.record["box"]
+    assert largest.record["runner_up"] == main.record["box"]
+    assert main.lead == pytest.approx(main.record["lead"], abs=1e-4)
+    assert main.record["lead"] > largest.record["lead"] > 0
+    assert np.array_equal(main.found.boxes[main.taken].round(2), np.float32(main.record["box"]))
+    ((alone,),) = made_of(Align(), PORTRAIT.read_bytes())
+    assert (alone.record["faces"], alone.lead) == (1, None)
+    assert not {"lead", "runner_up"} & alone.record.keys()
+    (crops,) = made_of(Align(faces="all"), png(street()))
+    assert [(crop.record["faces"], crop.lead) for crop in crops] == [(2, None)] * 2
+
+
 def test_the_largest_face_is_chosen():
     (crops,) = made_of(Align(faces="all"), png(crowd()))
     ((largest,),) = made_of(Align(faces="largest"), png(crowd()))
@@ -106,6 +132,17 @@ def test_large_photos_are_searched_small_and_cut_from_what_was_decoded():
     ((small,),) = made_of(Align(min_face_px=60), PORTRAIT.read_bytes())
     assert np.allclose(np.array(crop.record["landmarks"]) / 5, small.record["landmarks"], atol=4)
     assert crop.face_px == pytest.approx(5 * small.face_px, rel=0.05)
+
+
+def test_all_that_is_told_of_a_face_is_in_pixels_of_the_whole_photo():
+    buffer = io.BytesIO()
+    Image.fromarray(cv2.resize(street(), None, fx=5, fy=5)).save(buffer, "JPEG", quality=95)
+    ((crop,),) = made_of(Align(longer_side_px=500, min_face_px=40), buffer.getvalue())
+    ((small,),) = made_of(Align(min_face_px=40), png(street()))
+    for name in ("box", "runner_up", "landmarks"):
+        assert np.allclose(np.array(crop.record[name]) / 5, small.record[name], atol=5), name
+    assert np.allclose(crop.found.boxes[crop.taken], crop.record["box"], atol=0.01)
+    assert crop.lead == pytest.approx(small.lead, abs=0.1)
 
 
 def test_exif_rotation_comes_before_detection():

@@ -1,0 +1,169 @@
+"""Lists of pairs of photos: LFW's, or a table with two columns of paths and a flag."""
+
+import re
+from collections.abc import Iterator
+from csv import Error as CsvError
+from csv import reader
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from data_prep.name_list import read_text
+from data_prep.tables import SUFFIXES
+from dist_train.errors import UserError
+
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+_HEAD_BYTES = 1 << 20
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+class Pair(NamedTuple):
+    """Two photos of a list.
+
+    Attributes:
+        left: path of the one; LFW's have no suffix, `Name/Name_0001`.
+        right: path of the other.
+        same: whether they show the same person.
+    """
+
+    left: str
+    right: str
+    same: bool
+
+
+class Columns(NamedTuple):
+    """Names of a table's columns."""
+
+    left: str = "left"
+    right: str = "right"
+    same: str = "same"
+
+
+COLUMNS = Columns()
+_NUMBER = re.compile("0*[1-9][0-9]{0,8}")
+
+
+def read_pairs(path: Path, columns: Columns = COLUMNS) -> list[Pair]:
+    """The pairs in a list, in its order.
+
+    A `.csv`, `.tsv` or `.parquet` is a table, anything else LFW's form: `pairs.txt`, whose head has the number of folds
+    and of pairs of each kind in a fold, or `pairsDevTest.txt`, whose head has the latter alone; then tab separated
+    `NAME I J` (the same person) or `NAME1 I NAME2 J`, in every fold first those, then these.
+
+    Raises:
+        UserError: it cannot be read, or a line is not what it should be; the message has its number.
+    """
+    pairs = list(_table(path, columns) if path.suffix in SUFFIXES else _lfw(path))
+    if not pairs:
+        raise UserError(f"{path}: no pair in it")
+    return pairs
+
+
+def _lfw(path: Path) -> Iterator[Pair]:
+    lines = [line.rstrip("\r") for line in read_text(path).rstrip().split("\n")]
+    head = lines[0].split()
+    if len(head) not in (1, 2) or not all(map(_NUMBER.fullmatch, head)):
+        raise UserError(
+            f"{path}: line 1: {lines[0]!r}; expected the number of folds and of pairs of each kind in a fold, as "
+            "`10 300`, or the latter alone; a table is named .csv, .tsv or .parquet"
+        )
+    folds, each = (1, *map(int, head))[-2:]
+    if len(lines) - 1 != 2 * folds * each:
+        raise UserError(
+            f"{path}: its head {lines[0]!r} stands for {2 * folds * each} pairs, {len(lines) - 1} lines follow; "
+            "the file is cut off, or its head is wrong"
+        )
+    for number, line in enumerate(lines[1:]):
+        where, same = f"{path}: line {number + 2}", number % (2 * each) < each
+        pair = _lfw_pair(where, line)
+        if pair.same != same:
+            kinds = ("two people", "one person")
+            raise UserError(
+                f"{where}: {line!r} is a pair of {kinds[pair.same]}; by the head {lines[0]!r} one of {kinds[same]} "
+                "should be here"
+            )
+        yield pair
+
+
+def _lfw_pair(where: str, line: str) -> Pair:
+    fields = line.split("\t")
+    if len(fields) not in (3, 4) or not all(fields):
+        raise UserError(
+            f"{where}: {line!r} has {len(fields)} fields; expected `NAME I J` or `NAME1 I NAME2 J`, separated by tabs"
+        )
+    first, i, *other, j = fields
+    second = other[0] if other else first
+    for number in (i, j):
+        if not _NUMBER.fullmatch(number):
+            raise UserError(f"{where}: {number!r} is no number of a photo; expected 1, 2, ...")
+    if other and first == second:
+        raise UserError(f"{where}: {line!r} is a pair of two people, but names {first!r} twice")
+    left, right = (f"{name}/{name}_{int(number):04d}" for name, number in ((first, i), (second, j)))
+    if left == right:
+        raise UserError(f"{where}: {line!r} is a pair of a photo with itself")
+    return Pair(left, right, not other)
+
+
+def _table(path: Path, columns: Columns) -> Iterator[Pair]:
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path}: columns {', '.join(columns)}: each has to be another")
+    start = 0
+    for batch in _parquet(path, columns) if path.suffix == ".parquet" else _csv(path, columns):
+        for number, values in enumerate(zip(*(column.to_pylist() for column in batch.columns), strict=True), start + 1):
+            yield _table_pair(f"{path}: row {number}", columns, *values)
+        start += batch.num_rows
+
+
+def _table_pair(where: str, columns: Columns, left: object, right: object, same: object) -> Pair:
+    for name, value in zip(columns, (left, right), strict=False):
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{where}: {name} is {value!r}, expected the path of a photo")
+    flag = _FLAGS.get(str(same).strip().lower())
+    if flag is None:
+        raise UserError(f"{where}: {columns.same} is {same!r}, expected 0, 1, true or false")
+    if left == right:
+        raise UserError(f"{where}: {left!r} is paired with itself")
+    return Pair(str(left), str(right), flag)
+
+
+def _csv(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
+    from pyarrow import csv
+
+    separator = _SEPARATORS[path.suffix]
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:  # Arrow would take the first of two columns
+            _check_columns(path, next(reader([file.readline(_HEAD_BYTES)], delimiter=separator)), columns)
+        with csv.open_csv(
+            path,
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                include_columns=list(columns), column_types=dict.fromkeys(columns, pa.string())
+            ),
+        ) as batches:
+            yield from batches
+    except (OSError, CsvError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _parquet(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names, columns)
+            for batch in file.iter_batches(columns=list(columns)):
+                yield batch.select(list(columns))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _check_columns(path: Path, names: list[str], columns: Columns) -> None:
+    for name in columns:
+        if (count := names.count(name)) != 1:
+            found = f"{count} columns {name!r}" if count else f"no column {name!r}"
+            told = ", ".join(repr(column) for column in columns)
+            raise UserError(
+                f"{path}: {found} among {', '.join(names)}; expected columns {told} (--left-column, --right-column, "
+                "--same-column)"
+            )

@@ -1,0 +1,265 @@
+"""A verification set out of a list of pairs and a set of aligned faces, in InsightFace's `.bin` form.
+
+Every sample of a set that `headcount prep align` made says in its `.json` which photo it is from, and `rejects.parquet`
+which photos are not in it and why. So each photo of the list is in the set, rejected, or unknown to it.
+"""
+
+import csv
+import io
+import logging
+import pickle
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from data_prep.finish import REJECTS_NAME
+from data_prep.pair_list import Pair
+from dist_train.data.manifest import load_manifest
+from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.shards import BadSampleError
+from dist_train.embed.table import rejects_path, written
+from dist_train.errors import UserError, WorkError
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = "not in the set"
+_OPEN_SHARDS = 64
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_TAR = re.compile(r"^[^/]*?\.(tar|tar\.gz|tgz):")
+_PICKLE_PROTOCOL = 3  # the first with bytes; read by every Python 3
+
+
+class Sample(NamedTuple):
+    """Where a photo's picture is in the set: numbers of its shard and of the sample in it."""
+
+    source: str
+    shard: int
+    sample: int
+
+
+class Missing(NamedTuple):
+    """Why a photo has no picture in the set."""
+
+    source: str
+    reason: str
+    detail: str
+
+
+class PairsMade(NamedTuple):
+    """What became of a list.
+
+    Attributes:
+        pairs: written, in the order of the list.
+        asked: pairs of the list.
+        missing: photos of the list that have no picture in the set.
+    """
+
+    pairs: list[Pair]
+    asked: int
+    missing: dict[str, Missing]
+
+    def reasons(self) -> Counter[str]:
+        """How many photos are missing for which reason."""
+        return Counter(each.reason for each in self.missing.values())
+
+
+def make_pairs(pairs: Sequence[Pair], directory: Path, out: Path) -> PairsMade:
+    """Write the pairs whose photos are both in the set, in the order of the list; name the missing photos beside them.
+
+    Memory grows with the number of photos in the list, not with their pictures nor with the set.
+
+    Args:
+        pairs: of a list.
+        directory: of the set.
+        out: the `.bin`; photos without a picture go to `OUT.rejects.csv`.
+
+    Raises:
+        UserError: not a set that names its photos, a photo that could be several, or no pair left of either kind.
+        WorkError: the set is damaged, or the output cannot be written.
+    """
+    manifest = load_manifest(directory)
+    reader = SampleReader([ImageSet(str(directory), manifest)], "label", _OPEN_SHARDS)
+    try:
+        wanted = dict.fromkeys(photo for pair in pairs for photo in (pair.left, pair.right))
+        found = _find(wanted, directory, reader, [shard.samples for shard in manifest.shards])
+        kept = [
+            pair for pair in pairs if isinstance(found[pair.left], Sample) and isinstance(found[pair.right], Sample)
+        ]
+        missing = {photo: place for photo, place in found.items() if isinstance(place, Missing)}
+        made = PairsMade(kept, len(pairs), missing)
+        _check_kinds(made, directory)
+        _write_missing(missing, rejects_path(out))
+        places = (found[photo] for pair in kept for photo in (pair.left, pair.right))
+        write_bin(out, (_picture(reader, place) for place in places), [pair.same for pair in kept])
+    finally:
+        reader.close()
+    return made
+
+
+def write_bin(path: Path, pictures: Iterable[bytes], same: Sequence[bool]) -> None:
+    """Write a verification set: a pickle of (encoded pictures, booleans), one picture in memory at a time.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
+    with written(path) as file:
+        file.write(pickle.PROTO + bytes([_PICKLE_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MARK)
+        for picture in pictures:
+            file.write(pickle.BINBYTES + struct.pack("<I", len(picture)))
+            file.write(picture)
+        flags = b"".join(pickle.NEWTRUE if flag else pickle.NEWFALSE for flag in same)
+        file.write(pickle.APPENDS + pickle.EMPTY_LIST + pickle.MARK + flags + pickle.APPENDS)
+        file.write(pickle.TUPLE2 + pickle.STOP)
+
+
+def _picture(reader: SampleReader, place: Sample | Missing) -> bytes:
+    assert isinstance(place, Sample)  # pairs with a missing photo were left out
+    try:
+        return reader.read(place.shard, place.sample).image.tobytes()
+    except BadSampleError as error:
+        raise WorkError(f"{reader.name(place.shard)}: {place.source}: {error}; the set changed meanwhile") from error
+
+
+def _check_kinds(made: PairsMade, directory: Path) -> None:
+    for kind, name in ((True, "the same person"), (False, "two people")):
+        if not any(pair.same is kind for pair in made.pairs):
+            told = [f"{count} photos: {reason}" for reason, count in made.reasons().most_common()]
+            first = next((f", the first: {photo!r}" for photo in made.missing), "")
+            raise UserError(
+                f"no pair of {name} is left of {made.asked} pairs with set {directory} "
+                f"({', '.join(told) or 'the list has none'}{first}); both kinds are needed: nothing was written"
+            )
+
+
+def _write_missing(missing: dict[str, Missing], path: Path) -> None:
+    if not missing:
+        path.unlink(missing_ok=True)  # of an earlier call
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "reason", "detail"])
+    writer.writerows([photo, place.reason, place.detail] for photo, place in missing.items())
+    with written(path) as file:
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _find(
+    wanted: Iterable[str], directory: Path, reader: SampleReader, samples: Sequence[int]
+) -> dict[str, Sample | Missing]:
+    """Where each wanted photo is, or why it is not there."""
+    search = _Search(wanted)
+    named, damaged = 0, ""
+    for shard, count in enumerate(samples):
+        for sample in range(count):
+            try:
+                record = reader.read(shard, sample, with_record=True).record or {}
+            except BadSampleError as error:
+                damaged = damaged or f"{reader.name(shard)}: {reader.key(shard, sample)}: {error}"
+                continue
+            if isinstance(source := record.get("source"), str):
+                named += 1
+                search.offer(Sample(source, shard, sample))
+    if damaged:
+        logger.warning("set %s has damaged samples, which cannot be used, the first: %s", directory, damaged)
+    if not named:
+        raise UserError(
+            f"set {directory}: none of its {sum(samples)} samples names the photo that it is from (`source` in its "
+            ".json); expected a set that `headcount prep align` made without --keep"
+        )
+    for missing in _rejects(directory / REJECTS_NAME):
+        search.offer(missing)
+    return search.found()
+
+
+def _rejects(path: Path) -> Iterator[Missing]:
+    if not path.is_file():
+        return
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["source", "reason", "detail"]):
+            for row in batch.to_pylist():
+                yield Missing(str(row["source"]), str(row["reason"]), str(row["detail"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+class _Search:
+    """Matches photos of a list with sources of a set, which may be named from another folder.
+
+    Equal names match, and names of which the one ends with the other at a slash, with or without a picture's suffix:
+    `Ann/Ann_0001` is `lfw.tar:lfw/Ann/Ann_0001.jpg`. Equal names come first.
+    """
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self._stems = {photo: _stem(photo) for photo in wanted}
+        self._by_stem: dict[str, list[str]] = {}
+        self._by_ending: dict[str, list[str]] = {}
+        for photo, stem in self._stems.items():
+            self._by_stem.setdefault(stem, []).append(photo)
+            for ending in _endings(stem)[1:]:
+                if "/" in ending:  # a bare name is too little to tell whose photo it is
+                    self._by_ending.setdefault(ending, []).append(photo)
+        self._matches: dict[str, tuple[int, list[Sample | Missing]]] = {}
+
+    def offer(self, place: Sample | Missing) -> None:
+        """Match a source with the wanted photos."""
+        name = _member(place.source)
+        stem = _stem(name)
+        for ending in _endings(stem):
+            for photo in self._by_stem.get(ending, ()):
+                self._match(photo, 0 if photo in (name, place.source) else 1 if ending == stem else 2, place)
+        for photo in self._by_ending.get(stem, ()):
+            self._match(photo, 2, place)
+
+    def _match(self, photo: str, rank: int, place: Sample | Missing) -> None:
+        best, places = self._matches.get(photo, (rank, []))
+        if rank <= best:
+            self._matches[photo] = rank, [*(places if rank == best else ()), place]
+
+    def found(self) -> dict[str, Sample | Missing]:
+        """The place of each photo.
+
+        Raises:
+            UserError: a photo could be several, or several are one.
+        """
+        result: dict[str, Sample | Missing] = {}
+        taken: dict[Sample | Missing, str] = {}
+        for photo in self._stems:
+            _, places = self._matches.get(photo, (0, [Missing(photo, UNKNOWN, "neither there nor in its rejects")]))
+            if len(places) > 1:
+                told = ", ".join(_told(place) for place in places[:3])
+                raise UserError(
+                    f"photo {photo!r} of the list could be any of {len(places)} in the set: {told}; name it with "
+                    "more of its path, and align with one face a photo (not --faces all)"
+                )
+            result[photo] = places[0]
+            if (other := taken.setdefault(places[0], photo)) != photo:
+                raise UserError(
+                    f"photos {other!r} and {photo!r} of the list would both be {places[0].source!r} of the set; name "
+                    "them as the set does"
+                )
+        return result
+
+
+def _told(place: Sample | Missing) -> str:
+    return repr(place.source) + ("" if isinstance(place, Sample) else f" (rejected: {place.reason})")
+
+
+def _member(source: str) -> str:
+    """The name of a photo without that of the tar around it (`TAR:MEMBER`)."""
+    return _TAR.sub("", source)
+
+
+def _stem(name: str) -> str:
+    path = PurePosixPath(name)
+    return str(path.with_suffix("") if path.suffix.lower() in _SUFFIXES else path)
+
+
+def _endings(stem: str) -> list[str]:
+    """The stem, and what is left of it after each slash."""
+    parts = stem.strip("/").split("/")
+    return ["/".join(parts[at:]) for at in range(len(parts))]
