@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from data_prep.decode import Photo, decode
-from data_prep.mtcnn.cascade import Detector, Picture
+from data_prep.mtcnn.cascade import Detector
+from data_prep.mtcnn.faces import Picture
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "build" / "peers"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.decode import Photo, decode
 from data_prep.detect_cli import draw
-from data_prep.mtcnn.cascade import Faces
+from data_prep.mtcnn.faces import Faces
 from data_prep.plan import Layout, Plan
 from data_prep.sources import Raw, Reader, Reject
 from dist_train.data.manifest import IDENTITIES_NAME, load_manifest

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from data_prep.align import choose, crop_centre
 from data_prep.align_transform import Align
 from data_prep.decode import decode
-from data_prep.mtcnn.cascade import Faces
+from data_prep.mtcnn.faces import Faces
 from data_prep.sources import Reject
 from dist_train.embed.pictures import Rejected
 
