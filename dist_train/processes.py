@@ -8,7 +8,7 @@ working directory before all else, so that a folder there named like an optional
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # as `python -P`
@@ -23,14 +23,14 @@ def threads(count: int) -> dict[str, str]:
 ONE_THREAD = threads(1)
 
 
-def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
+def child_environment(variables: dict[str, str]) -> dict[str, str]:
     """The environment of a process that finds the modules that this one finds, with `variables` besides."""
     return os.environ | SAFE_PATH | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
 
 
 @contextmanager
-def spawning(variables: Mapping[str, str]) -> Iterator[None]:
-    """Processes that `multiprocessing` spawns meanwhile have a safe path and `variables`; this one is left as it was."""
+def spawning(variables: dict[str, str]) -> Iterator[None]:
+    """Meanwhile `multiprocessing` spawns processes with a safe path and `variables`; this one is left as it was."""
     given = SAFE_PATH | variables
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)

@@ -1,5 +1,6 @@
 """From encoded pictures to the square that a network takes: the centre of aligned pictures, or a face out of photos."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, Protocol
@@ -16,7 +17,7 @@ from dist_train.embed.pictures import Rejected
 
 FaceChoice = Literal["largest", "surest"]
 
-_DECODERS = 4  # threads; OpenCV and Pillow decode outside the interpreter lock
+_DECODERS = min(4, len(os.sched_getaffinity(0)))  # threads; OpenCV and Pillow decode outside the interpreter lock
 
 
 class Cut(NamedTuple):
