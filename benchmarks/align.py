@@ -4,7 +4,7 @@
     python benchmarks/align.py --case job                 # the command at min face 20 and 40
     python benchmarks/align.py --case lfw250 --photos DIR
 
-`job20`, `job40`: the command `headcount prep align`, as a user types it, on 3,308 photos of 250 x 250 pixels: LFW's
+`job20`, `job40`: the command `headcount prep align`, as a user types it, on 4,096 photos of 250 x 250 pixels: LFW's
 where ../shared/real has them. `ours` counts from the first photo on; `whole` with start-up, sealing and report.
 `detectors`: our detector alone, a process with one thread on each core, on decoded photos. `baseline`: the peer's
 detection alone, one process with all threads, in batches or photo by photo, whichever is faster.

@@ -3,11 +3,12 @@
 The photos are those of LFW where ../shared/real has them, else made of the portrait that matplotlib ships.
 """
 
+import io
 import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from command import headcount
 
 ROOT = Path(__file__).parents[1]
 LFW = ROOT.parent / "shared" / "real" / "lfw-deepfunneled.tar"
-PHOTOS = 3308  # every fourth of LFW's
+PHOTOS = 4096  # from all over LFW; 16 units of 256
 SAMPLE = 192  # of these, for the detectors alone
 JPEG_QUALITY = 95
 
@@ -58,28 +59,27 @@ def write_source(folder: Path, made: Callable[[], list[np.ndarray]]) -> Source:
     """
     sample, tar = folder / "sample", folder / "photos.tar"
     sample.mkdir()
+    photos = list(_lfw() if LFW.exists() else _drawn(made()))
     with tarfile.open(tar, "w") as target:
-        number = 0
-        for number, (name, data) in enumerate(_lfw() if LFW.exists() else _drawn(made())):
-            file = folder / "photo.jpg"
-            file.write_bytes(data)
-            target.add(file, name)
-            if number % (PHOTOS // SAMPLE) == 0:
-                (sample / f"{number:06d}.jpg").write_bytes(data)
-        file.unlink()
-    return Source("LFW, deep-funneled" if LFW.exists() else "made of one portrait", tar, sample, number + 1)
+        for name, data in photos:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            target.addfile(info, io.BytesIO(data))
+    for number, (_, data) in enumerate(photos[:: len(photos) // SAMPLE][:SAMPLE]):
+        (sample / f"{number:06d}.jpg").write_bytes(data)
+    return Source("LFW, deep-funneled" if LFW.exists() else "made of one portrait", tar, sample, len(photos))
 
 
-def _lfw() -> Any:
+def _lfw() -> Iterator[tuple[str, bytes]]:
     with tarfile.open(LFW) as tar:
         files = [member for member in tar if member.isfile() and member.name.endswith(".jpg")]
-        for member in files[:: len(files) // PHOTOS]:
+        for member in files[:: len(files) // PHOTOS][:PHOTOS]:
             file = tar.extractfile(member)
             if file is not None:
                 yield member.name, file.read()
 
 
-def _drawn(pictures: list[np.ndarray]) -> Any:
+def _drawn(pictures: list[np.ndarray]) -> Iterator[tuple[str, bytes]]:
     """Each picture again and again, each time shifted by another number of pixels."""
     for number in range(PHOTOS):
         again, which = divmod(number, len(pictures))
