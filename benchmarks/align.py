@@ -1,23 +1,31 @@
-"""Face detection beside facenet-pytorch 2.6.0: images a second, the same photos, the same settings, all cores.
+"""Finding and aligning faces beside facenet-pytorch 2.6.0: photos a second, the same photos and settings, all cores.
 
-    python benchmarks/align.py                            # both cases
+    python benchmarks/align.py                            # all cases
+    python benchmarks/align.py --case job                 # the command at min face 20 and 40
     python benchmarks/align.py --case lfw250 --photos DIR
 
-Photos are decoded and resized beforehand. Without DIR they are those of ../shared/faces, or else made of the portrait
-that matplotlib ships. Either detector runs in both ways, one process with all threads and a process a core with one
-thread each. Ours is the rate in the way of our jobs, a process a core. `baseline` is the peer as it comes, in one
-process, in batches where it takes them and that is faster; `strict_ratio` is the best of ours by the best of the
-peer's, which then has a process a core too. The peer is installed into build/peers without its pins, which forbid this
-torch.
+`job20`, `job40`: the command `headcount prep align`, as a user types it, on 4,096 photos of 250 x 250 pixels: LFW's
+where ../shared/real has them. `ours` counts from the first photo on; `whole` with start-up, sealing and report.
+`detectors`: our detector alone, a process with one thread on each core, on decoded photos. `baseline`: the peer's
+detection alone, one process with all threads, in batches or photo by photo, whichever is faster.
+
+`side640`, `lfw250`: the detectors alone, the floor of what a job can take. Photos are decoded and resized beforehand.
+Without DIR they are those of ../shared/faces, or else made of the portrait that matplotlib ships. Either detector runs
+in both ways, one process with all threads and a process a core with one thread each. Ours is the rate in the way of our
+jobs, a process a core. `baseline` is the peer as it comes, in one process, in batches where it takes them and that is
+faster; `strict_ratio` is the best of ours by the best of the peer's, which then has a process a core too.
+
+The peer is installed into build/peers without its pins, which forbid this torch.
 """
 
 import argparse
 import importlib.metadata
-import json
 import multiprocessing as mp
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -27,9 +35,14 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
+from align_job import Source, figures, run_job, write_source
+from line import print_line
 
+from data_prep.align_transform import Align
 from data_prep.decode import Photo, decode
-from data_prep.mtcnn.cascade import Detector, Picture
+from data_prep.mtcnn.cascade import Detector
+from data_prep.mtcnn.faces import Picture
+from dist_train.processes import spawning, threads
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "build" / "peers"
@@ -50,6 +63,7 @@ class Case(NamedTuple):
 
 
 CASES = {"side640": Case(20, 640, False), "lfw250": Case(40, 250, True)}
+JOBS = {"job20": Case(20, 250, True), "job40": Case(40, 250, True)}
 
 
 class Rate(NamedTuple):
@@ -63,14 +77,40 @@ class Rate(NamedTuple):
 def main() -> None:
     """Print one line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--case", choices=[*CASES, *JOBS, "job"])
     parser.add_argument("--photos", type=Path)
     arguments = parser.parse_args()
     if not (PEERS / "facenet_pytorch").exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), PEER]
         subprocess.run(pip, check=True, stdout=sys.stderr)
-    for name in [arguments.case] if arguments.case else CASES:
-        print(json.dumps(measure(name, arguments.photos)), flush=True)
+    wanted = {None: [*CASES, *JOBS], "job": list(JOBS)}.get(arguments.case, [arguments.case])
+    for name in wanted:
+        if name in CASES:
+            print_line(measure(name, arguments.photos))
+    if jobs := [name for name in wanted if name in JOBS]:
+        with tempfile.TemporaryDirectory() as folder:
+            source = write_source(Path(folder), lambda: [at_size(photo, JOBS["job20"]) for photo in made()])
+            for name in jobs:
+                print_line(measure_job(name, source))
+
+
+def measure_job(name: str, source: Source) -> dict[str, Any]:
+    """The line of a job's case: the command between two measurements of what it is compared with."""
+    case = JOBS[name]
+    detectors = [run(ours, case, source.sample, processes=CORES)]
+    timing = run_job(source, case.min_face_px)
+    detectors.append(run(ours, case, source.sample, processes=CORES))
+    peers = [run(work, case, source.sample, processes=1) for work in (peer_single, peer_batched)]
+    return {
+        "benchmark": "align",
+        "case": name,
+        **figures(timing, max(rate.images_per_s for rate in detectors), max(rate.images_per_s for rate in peers)),
+        "peer": {way: round(rate.images_per_s, 1) for way, rate in zip(("single", "batched"), peers, strict=True)},
+        "source": source.name,
+        "min_face_px": case.min_face_px,
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6),
+        "versions": versions(),
+    }
 
 
 def measure(name: str, folder: Path | None) -> dict[str, Any]:
@@ -78,8 +118,8 @@ def measure(name: str, folder: Path | None) -> dict[str, Any]:
     kinds = {"ours": ours, "single": peer_single, **({"batched": peer_batched} if CASES[name].square else {})}
     rates: dict[str, dict[str, Rate]] = {
         kind: {
-            "one process": run(work, name, folder, processes=1),
-            "a process a core": run(work, name, folder, processes=CORES),
+            "one process": run(work, CASES[name], folder, processes=1),
+            "a process a core": run(work, CASES[name], folder, processes=CORES),
         }
         for kind, work in kinds.items()
     }
@@ -104,35 +144,35 @@ def measure(name: str, folder: Path | None) -> dict[str, Any]:
         "photos": len(mine.boxes),
         **CASES[name]._asdict(),
         "cores": CORES,
-        "versions": {
-            "facenet-pytorch": PEER.split("==")[1],
-            **{package: importlib.metadata.version(package) for package in ("torch", "opencv-python-headless")},
-        },
+        "versions": versions(),
     }
 
 
-def run(work: Any, name: str, folder: Path | None, processes: int) -> Rate:
+def versions() -> dict[str, str]:
+    """Of what was compared and what it stands on."""
+    ours = {package: importlib.metadata.version(package) for package in ("torch", "opencv-python-headless")}
+    return {"facenet-pytorch": PEER.split("==")[1], **ours}
+
+
+def run(work: Any, case: Case, folder: Path | None, processes: int) -> Rate:
     """The rate of `processes` that share the cores and start together."""
-    threads = CORES // processes
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the worker loads torch
+    count = CORES // processes
     context = mp.get_context("spawn")
     barrier, results = context.Barrier(processes), context.SimpleQueue()
-    workers = [
-        context.Process(target=worker, args=(work, name, folder, threads, barrier, results)) for _ in range(processes)
-    ]
-    for process in workers:
-        process.start()
+    workers = [context.Process(target=worker, args=(work, case, folder, barrier, results)) for _ in range(processes)]
+    with spawning(threads(count)):
+        for process in workers:
+            process.start()
     rates = [Rate(*results.get()) for _ in workers]
     for process in workers:
         process.join()
     return Rate(sum(rate.images_per_s for rate in rates), max(rate.peak_rss_mb for rate in rates), rates[0].boxes)
 
 
-def worker(work: Any, name: str, folder: Path | None, threads: int, barrier: Barrier, results: Any) -> None:
+def worker(work: Any, case: Case, folder: Path | None, barrier: Barrier, results: Any) -> None:
     """Go through all photos again and again, for `SECONDS` at least, and report."""
-    cv2.setNumThreads(threads)
-    detect = work(CASES[name])
-    photos = load(CASES[name], folder)
+    detect = work(case)
+    photos = load(case, folder)
     boxes = detect(photos)
     barrier.wait()
     rounds, start = 0, time.perf_counter()
@@ -150,9 +190,14 @@ def peak_rss_mb() -> float:
 
 
 def ours(case: Case) -> Any:
-    """The cascade, batched over all photos."""
+    """The cascade, in batches as a job takes them."""
     detector = Detector(min_face_px=case.min_face_px)
-    return lambda photos: [faces.boxes.tolist() for faces in detector.detect(photos)]
+    size = Align().batch
+    return lambda photos: [
+        faces.boxes.tolist()
+        for start in range(0, len(photos), size)
+        for faces in detector.detect(photos[start : start + size])
+    ]
 
 
 def peer_single(case: Case) -> Any:

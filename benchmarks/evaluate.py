@@ -4,7 +4,6 @@ Each case runs in a process of its own, so that its peak memory is its own.
 """
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from line import print_line
 from sklearn.metrics import roc_curve
 
 from dist_train.backbones import BackboneConfig, build_backbone
@@ -172,7 +172,7 @@ def main() -> None:
     line = {"benchmark": "evaluate", "case": case, "peak_rss_mb": peak_rss_mb(), **result}
     line |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
-    print(json.dumps(rounded))
+    print_line(rounded)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from line import print_line
 
 from dist_train.errors import UserError, WorkError
 from dist_train.export.forms import Figures
@@ -94,7 +95,7 @@ def main() -> None:
             line = CASES[name](options)
         except (UserError, WorkError) as error:
             sys.exit(f"{error}\nthe default run is made by `make quickstart`")
-        print(json.dumps({"benchmark": "export", "case": name} | line), flush=True)
+        print_line({"benchmark": "export", "case": name} | line)
 
 
 if __name__ == "__main__":

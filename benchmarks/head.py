@@ -9,7 +9,6 @@ head takes) run one after the other in fresh processes.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -25,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from dense_head import DenseHead
+from line import print_line
 
 from dist_train.head import Head, HeadConfig
 from dist_train.head.config import CPU_BLOCK_ROWS
@@ -188,7 +188,7 @@ def emit(case: str, ours: float, baseline: float | None, unit: str, **more: Any)
     ratio = None if baseline is None else round(baseline / ours, 3)
     line = {"benchmark": "head", "case": case, "ours": ours, "baseline": baseline, "ratio": ratio, "unit": unit}
     run = {"ranks": RANKS, "batch_per_rank": BATCH, "dim": DIM, "threads_per_rank": 1, "torch": torch.__version__}
-    print(json.dumps(line | more | {"run": run | more.get("run", {})}), flush=True)
+    print_line(line | more | {"run": run | more.get("run", {})})
 
 
 def cost(case: str, classes: int, rate: float, steps: int = 15) -> None:

@@ -10,7 +10,6 @@ operations of a head's step touch, planned and counted. published: images/s of a
 """
 
 import argparse
-import json
 import math
 import multiprocessing as mp
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from dense_head import DenseHead
+from line import print_line
 from traffic import Traffic
 
 from dist_train.head import Head, HeadConfig
@@ -216,7 +216,7 @@ def emit(case: str, ours: float, baseline: float, unit: str, run: dict[str, Any]
     """Print a case's line."""
     ratio = round(ours / baseline, 3)
     line = {"benchmark": "plan", "case": case, "ours": round(ours, 1), "baseline": round(baseline, 1), "ratio": ratio}
-    print(json.dumps(line | {"unit": unit, **more, "run": run | {"torch": torch.__version__}}), flush=True)
+    print_line(line | {"unit": unit, **more, "run": run | {"torch": torch.__version__}})
 
 
 CASES: dict[str, Callable[[str], None]] = {"memory": memory, "traffic": traffic, "published": published}

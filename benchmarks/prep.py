@@ -3,9 +3,10 @@
     python benchmarks/prep.py                                        # all cases
     python benchmarks/prep.py --case rec --images 2000               # smaller than for the record
 
-`rec`: a whole job in one worker process, planning and start included, beside a plain copy of the same bytes to the
-same disk. `rec_workers`: the same with two workers, beside one. `plan_10m`: a table of ten million paths to a stored
-plan, in a process of its own. One JSON line a case.
+`rec`: the command `headcount prep align --keep` with one worker, its start and its report included, beside a plain copy
+of the same bytes to the same disk. `rec_workers`: the same with two workers, beside one. `plan_10m`: a table of ten
+million paths to a stored plan, in a process of its own; of the command, the part that depends on the length of a list.
+One JSON line a case.
 """
 
 import argparse
@@ -24,15 +25,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from command import headcount
+from line import print_line
 from pictures import SIDE, jpeg
 
-from data_prep.archives import RecSource
-from data_prep.engines.local import LocalEngine
-from data_prep.job import run_job
 from data_prep.plan import JobOptions, Layout, make_plan
-from data_prep.progress import Progress
 from data_prep.tables import TableSource
 from data_prep.transforms import Keep
+from dist_train.data.manifest import load_manifest
 
 DISTINCT, ROUNDS = 256, 2
 CORES = len(os.sched_getaffinity(0))
@@ -54,14 +54,13 @@ def write_rec(path: Path, images: int) -> None:
 
 
 def job_rate(rec: Path, images: int, workers: int) -> float:
-    """Images a second of a whole job."""
+    """Images a second of `headcount prep align REC OUT --keep`, its start and its report included."""
     with tempfile.TemporaryDirectory(dir=rec.parent) as name:
-        options = JobOptions(source=RecSource(path=rec), transform=Keep(image_size=SIDE))
-        begin = time.perf_counter()
-        manifest = run_job(Path(name), options, LocalEngine(workers), Progress(quiet=True))
-        took = time.perf_counter() - begin
-    if manifest.samples != images:
-        raise RuntimeError(f"{manifest.samples} pictures of {images} arrived")
+        options = ["--keep", "--image-size", str(SIDE), "--workers", str(workers)]
+        took = headcount("prep", "align", rec, name, *options).seconds
+        arrived = load_manifest(Path(name)).samples
+    if arrived != images:
+        raise RuntimeError(f"{arrived} pictures of {images} arrived")
     return images / took
 
 
@@ -162,7 +161,7 @@ def emit(case: str, ours: float, baseline: float | None, unit: str, **more: Any)
     """Print a case's line."""
     line = {"benchmark": "prep", "case": case, "ours": ours, "baseline": baseline, "unit": unit, **more, "cores": CORES}
     versions = {package: importlib.metadata.version(package) for package in ("pyarrow", "opencv-python-headless")}
-    print(json.dumps(line | {"versions": versions}), flush=True)
+    print_line(line | {"versions": versions})
 
 
 CASES: dict[str, Callable[[str, int, int], None]] = {"rec": rec, "rec_workers": rec_workers, "plan_10m": plan_10m}

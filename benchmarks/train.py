@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from line import print_line
 from pictures import SIDE, jpeg
 
 from data_prep.shards import ShardWriter, write_set
@@ -254,7 +255,7 @@ def resume(name: str) -> None:
 def emit(case: str, ours: float, baseline: float | None, unit: str, **more: Any) -> None:
     """Print a case's line."""
     line = {"benchmark": "train", "case": case, "ours": ours, "baseline": baseline, "unit": unit}
-    print(json.dumps(line | more), flush=True)
+    print_line(line | more)
 
 
 CASES: dict[str, tuple[Callable[[str, Sizes], None], Sizes]] = {

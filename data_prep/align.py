@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.mtcnn.cascade import Faces, Picture
+from data_prep.mtcnn.faces import Faces, Picture
 from dist_train.evaluate.alignment import align_face
 
 SingleChoice = Literal["main", "largest", "surest", "central"]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, runner_up
 from data_prep.decode import Photo, decode
-from data_prep.mtcnn.cascade import Detector, Faces, Picture
+from data_prep.mtcnn.faces import Faces, Picture
 from data_prep.sources import Reject
 from data_prep.transforms import Crop, Made, Process, Transform
 
@@ -38,6 +38,8 @@ class Align(Transform):
 
 class _Aligner:
     def __init__(self, options: Align) -> None:
+        from data_prep.mtcnn.cascade import Detector  # seconds of imports, which the job itself need not wait for
+
         self._options = options
         self._detector = Detector(
             options.device, min_face_px=options.min_face_px, thresholds=options.thresholds, batch_px=DECODED_PX // 4

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from data_prep.mtcnn.cascade import Faces, Picture
+    from data_prep.mtcnn.faces import Faces, Picture
 
 BATCH = 16  # photos held at once
 GREEN, RED = (0, 200, 0), (255, 0, 0)

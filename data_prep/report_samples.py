@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep.decode import Photo, decode
 from data_prep.detect_cli import draw
-from data_prep.mtcnn.cascade import Faces
+from data_prep.mtcnn.faces import Faces
 from data_prep.plan import Plan
 from data_prep.sources import Raw, Reader, Reject, Row
 from data_prep.work import LEFT_OUT

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_prep.sources import Reject
 
 if TYPE_CHECKING:
-    from data_prep.mtcnn.cascade import Faces
+    from data_prep.mtcnn.faces import Faces
 
 
 class Crop(NamedTuple):

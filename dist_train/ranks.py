@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
 
+import cv2
 import torch
 import torch.distributed as dist
 
@@ -125,7 +126,9 @@ def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -
         torch.cuda.set_device(where)
     else:
         keep_heap()
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
+    count = threads or max(1, len(os.sched_getaffinity(0)) // local_world)
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)  # decodes in this process where there are no data workers, and in evaluation
     if world_size == 1:
         return Ranks(rank, local_rank, world_size, where)
     timeout = timedelta(seconds=timeout_s + TIMEOUT_MARGIN_S)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dist_train.errors import WorkError
+from dist_train.processes import threads
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -38,7 +39,8 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     api.LocalElasticAgent = agent_type()  # type: ignore[misc]  # which elastic_launch makes
     # The ranks' own messages say what happened; the agent's would bury them.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // settings.nproc_per_node)))
+    for name, count in threads(max(1, len(os.sched_getaffinity(0)) // settings.nproc_per_node)).items():
+        os.environ.setdefault(name, count)
     advice = (
         "start the same command on all of them, and see that each can reach this address and that no other program "
         "listens there; another one: --rdzv HOST:PORT"

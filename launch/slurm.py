@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from dist_train.checkpoint import CONFIG_NAME
 from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
 from dist_train.files import shown
+from dist_train.processes import SAFE_PATH, threads
 from launch.agent import INTERRUPTED
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
@@ -73,6 +73,7 @@ class SlurmJob:
                 raise UserError(f"{shown(part)} has line ends or other control characters, which no recipe needs")
         return environment.get_template(TEMPLATE).render(
             options=self._options(run_dir),
+            variables=" ".join(f"{name}={value}" for name, value in (SAFE_PATH | threads(self.cpus_per_task)).items()),
             python=shlex.quote(sys.executable),
             command=shlex.join([sys.executable, "-m", "launch.rank", str(run_dir), *command]),
             checkpoints=shlex.quote(str(run_dir / CHECKPOINTS)),
@@ -186,6 +187,7 @@ def slurm(
 
       headcount launch slurm configs/quickstart.yaml --gpus-per-node 0 --procs-per-node 2 --dry-run
     """
+    from dist_train.checkpoint import CONFIG_NAME  # seconds of imports, which other commands need not wait for
     from dist_train.config import load_config
 
     settings = load_config(config, overrides or [])

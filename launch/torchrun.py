@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_train.errors import UserError
+from dist_train.processes import SAFE_PATH
 from launch.agent import run_agent
 from launch.options import AllowChanges, Resume, going_on
 
@@ -29,7 +30,7 @@ DEFAULT_PORT = 29400  # torchrun's own
 
 # Ranks would meet in one store for the life of the agents, where those started again find addresses of the ones before
 # them and wait for the dead (pytorch/pytorch issue 135712). With this the store of each start is a new one.
-SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **SAFE_PATH}
 
 
 @dataclass(frozen=True, slots=True)

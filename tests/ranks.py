@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dist_train.processes import ONE_THREAD, spawning
 from dist_train.ranks import Ranks
 
 
@@ -60,8 +61,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         context.Process(target=_enter, args=(rank, world_size, port, results, function, args), daemon=False)
         for rank in range(world_size)
     ]
-    for process in processes:
-        process.start()
+    with spawning(ONE_THREAD):
+        for process in processes:
+            process.start()
     values: dict[int, Any] = {}
     deadline = time.monotonic() + timeout_s
     try:

@@ -10,11 +10,6 @@ from typing import Any, NamedTuple, Protocol
 Task = Callable[[int], dict[str, Any]]
 """Does one unit and sums it up in JSON values. Picklable; what it opens it opens on its first call."""
 
-# Of a worker's environment. Libraries read these when they are loaded, which in a worker is after its start.
-ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
-)
-
 # Trouble that the next unit would meet as well.
 _FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 

@@ -1,16 +1,16 @@
 """Processes of this machine, one thread each."""
 
 import contextlib
-import multiprocessing
-import os
 import signal
-import threading
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Generator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
 
-from data_prep.engines.engine import ONE_THREAD, Outcome, Task, attempt
+from data_prep.engines.engine import Outcome, Task
+from dist_train.processes import ONE_THREAD, child_environment
 
 
 class LocalEngine:
@@ -22,10 +22,11 @@ class LocalEngine:
     def run(self, task: Task, units: Sequence[int]) -> Generator[Outcome]:
         """See `Engine`."""
         waiting = deque(units)
-        workers = [_Worker(task) for _ in range(min(self._workers, len(units)))]
+        workers: list[_Worker] = []
         try:
-            for worker in workers:
-                worker.give(waiting.popleft())
+            for _ in range(min(self._workers, len(units))):
+                workers.append(_Worker(task))
+                workers[-1].give(waiting.popleft())
             while busy := [worker for worker in workers if worker.unit is not None]:
                 ready = wait([worker.connection for worker in busy])
                 for worker in busy:
@@ -49,18 +50,21 @@ class _Worker:
     """One process and the unit that it has."""
 
     def __init__(self, task: Task) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.connection, theirs = Pipe()
         self.unit: int | None = None
         self.alive = True
-        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        self._process.start()
-        theirs.close()  # so that a dead worker is an end of file here
+        with theirs:  # closed here, so that a dead worker is an end of file
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "data_prep.engines.local_worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=child_environment(ONE_THREAD),
+            )
+        self._send(task)
 
     def give(self, unit: int) -> None:
         self.unit = unit
-        with contextlib.suppress(OSError):  # it died idle: `take` will find that out
-            self.connection.send(unit)
+        self._send(unit)
 
     def take(self) -> Outcome:
         unit, self.unit = self.unit, None
@@ -70,41 +74,24 @@ class _Worker:
             outcome: Outcome = self.connection.recv()
         except (EOFError, OSError):
             self.alive = False
-            self._process.join()
-            return Outcome(unit, None, f"the worker died ({_status(self._process.exitcode)})")
+            self.connection.close()
+            return Outcome(unit, None, f"the worker died ({_status(self._process.wait())})")
         return outcome
 
     def end(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.wait()
         self.connection.close()
 
+    def _send(self, message: Task | int) -> None:
+        with contextlib.suppress(OSError):  # it died idle: `take` will find that out
+            self.connection.send(message)
 
-def _status(code: int | None) -> str:
-    if code is None or code >= 0:
+
+def _status(code: int) -> str:
+    if code >= 0:
         return f"exit status {code}"
     try:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
-
-
-def _serve(connection: Connection, task: Task) -> None:
-    """Life of a worker."""
-    os.environ.update(ONE_THREAD)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job decides what an interrupt means
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    while True:
-        try:
-            unit = connection.recv()
-        except EOFError:
-            return
-        connection.send(attempt(task, unit))
-
-
-def _follow_parent() -> None:
-    """End with the job, however it ends: nobody would take this worker's result."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

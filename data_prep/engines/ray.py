@@ -3,6 +3,7 @@
 import os
 import pickle
 import socket
+import sys
 from collections import deque
 from collections.abc import Generator, Sequence
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 
 from data_prep.engines.engine import Outcome, Task, attempt
 from dist_train.errors import UserError
+from dist_train.processes import ONE_THREAD
 
 _STOPPING_S = 30.0
 _ANSWER_S = 10.0
@@ -41,12 +43,14 @@ class RayEngine:
         opened = _connect(ray)
         remote = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=0)(_attempt)
         pickled = ray.put(pickle.dumps(task))
+        here = os.getcwd()
+        unsafe = "" if here in sys.path else here
         waiting, busy = deque(units), dict[Any, int]()
         try:
             while waiting or busy:
                 while waiting and len(busy) < (self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))):
                     unit = waiting.popleft()
-                    busy[remote.remote(pickled, unit)] = unit
+                    busy[remote.remote(pickled, unit, unsafe)] = unit
                 for reference in ray.wait(list(busy), timeout=5.0)[0]:  # seconds; then the cluster may have grown
                     yield _outcome(ray, reference, busy.pop(reference))
         finally:
@@ -97,8 +101,18 @@ def _outcome(ray: ModuleType, reference: Any, unit: int) -> Outcome:  # noqa: AN
     return outcome
 
 
-def _attempt(pickled: bytes, unit: int) -> Outcome:
-    """Do a unit in a worker of the cluster; Ray gives it one thread, since it asked for one CPU."""
+def _attempt(pickled: bytes, unit: int, unsafe: str) -> Outcome:
+    """Do a unit in a worker of the cluster, in one thread.
+
+    Args:
+        pickled: the task.
+        unit: number of the unit.
+        unsafe: the job's working directory, where Ray would have its workers look for modules before all else; empty
+            where the job itself does.
+    """
+    if unsafe in sys.path:
+        sys.path.remove(unsafe)
+    os.environ.update(ONE_THREAD)  # no library that reads it has been loaded: the task loads them
     return attempt(_opened(pickled), unit)
 
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-from data_prep.engines.engine import ONE_THREAD, Outcome, Task
+from data_prep.engines.engine import Outcome, Task
 from data_prep.engines.queue import UnitQueue
 from dist_train.errors import UserError, WorkError
+from dist_train.processes import ONE_THREAD, SAFE_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class SlurmEngine:
             queue.remove()
 
     def _submit(self, queue: UnitQueue, tasks: int) -> None:
-        environment = [f"{name}={value}" for name, value in ONE_THREAD.items()]
+        environment = [f"{name}={value}" for name, value in (ONE_THREAD | SAFE_PATH).items()]
         worker = [sys.executable, "-m", "data_prep.engines.array_worker", str(queue.directory)]
         options = [
             f"--job-name={NAME}{queue.directory.name}",

@@ -23,6 +23,7 @@ from data_prep.glyphs.survey import Conflict, FontSurvey, find_conflicts, survey
 from data_prep.shards import ShardWriter, write_set
 from dist_train.data.manifest import Shard
 from dist_train.errors import UserError, WorkError
+from dist_train.processes import ONE_THREAD, spawning
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -131,7 +132,7 @@ def _map(workers: int, function: Callable[[In], Out], items: Iterable[In], name:
                 yield function(item)
                 bar.update()
             return
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        with spawning(ONE_THREAD), multiprocessing.get_context("spawn").Pool(workers) as pool:
             for result in pool.imap(function, todo):
                 yield result
                 bar.update()

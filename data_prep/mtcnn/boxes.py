@@ -4,9 +4,14 @@ Boxes are [n, 4] float32: left, top, right, bottom in pixels. Widths count a pix
 published models were made so.
 """
 
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+
+_TOGETHER = 256  # boxes in a call of `nms`, which compares each with each; fewer, and the call itself costs more
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> Tensor:
@@ -21,8 +26,38 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> T
     Returns:
         Numbers of the boxes that stay, the most certain first.
     """
-    # float64, as batched_nms moves groups apart by adding to coordinates: the result must not depend on how far.
-    return batched_nms(boxes.double(), scores.double(), groups, overlap)
+    _load_nms()
+    if not len(boxes):
+        return groups.new_empty(0, dtype=torch.long)
+    order = groups.argsort(stable=True)
+    _, rank, counts = groups[order].unique_consecutive(return_inverse=True, return_counts=True)
+    # Groups are moved apart, so that several go through one call; float64, as how far must not count.
+    apart = boxes[order].double()
+    apart += (rank * (apart.max() - apart.min() + 1))[:, None]
+    sure = scores[order].double()
+    kept, start = [], 0
+    for end in counts.cumsum(0).tolist():
+        if end - start >= _TOGETHER or end == len(order):
+            kept.append(order[start + torch.ops.torchvision.nms(apart[start:end], sure[start:end], overlap)])
+            start = end
+    numbers = torch.cat(kept)
+    return numbers[scores[numbers].argsort(descending=True, stable=True)]
+
+
+@cache
+def _load_nms() -> None:
+    """Have torchvision's `nms` in `torch.ops`.
+
+    Importing torchvision takes as long as importing torch, and all but this one function of its library would be for
+    nothing in every worker of a job.
+    """
+    package = find_spec("torchvision")
+    folders = package.submodule_search_locations if package else None
+    libraries = [path for folder in folders or [] for path in sorted(Path(folder).glob("_C*.so"))]
+    if libraries:
+        torch.ops.load_library(libraries[0])
+    else:
+        import torchvision  # noqa: F401 - loads it from wherever it is
 
 
 def suppress_nested(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> Tensor:

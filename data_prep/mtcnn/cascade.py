@@ -9,14 +9,15 @@ pixels, canvases have a fixed size, crops go through the networks in chunks.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.mtcnn.boxes import pixels, regress, square, suppress, suppress_nested
+from data_prep.mtcnn.faces import Faces, Picture
 from data_prep.mtcnn.networks import ONet, PNet, RNet
 from data_prep.mtcnn.packing import Canvas, Place, pack
 from data_prep.mtcnn.pyramid import CELL, STRIDE, Piece, pieces
@@ -24,23 +25,6 @@ from data_prep.mtcnn.weights import load_weights
 from data_prep.mtcnn.windows import CHANNELS, SumTables, cells
 from dist_train.errors import UserError
 from dist_train.heap import keep_heap
-
-Picture = NDArray[np.uint8]
-
-
-class Faces(NamedTuple):
-    """The faces of a picture, the most certain first.
-
-    Attributes:
-        boxes: [n, 4] float32: left, top, right, bottom in pixels; may reach out of the picture.
-        scores: [n] float32, certainty from 0 to 1.
-        landmarks: [n, 5, 2] float32: x, y of left eye, right eye (as seen by the viewer), nose, left and right corner
-            of the mouth, in pixels.
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    landmarks: NDArray[np.float32]
 
 
 class Limits(NamedTuple):
@@ -161,7 +145,7 @@ class Detector:
             for number, shape in enumerate(tables.shapes)
             for piece in pieces(number, shape, self.min_face_px, self.factor, height, width)
         ]
-        places, canvases = pack([(piece.height, piece.width) for piece in todo], height, width)
+        places, canvases = _packed(tuple((piece.height, piece.width) for piece in todo), height, width)
         content: list[list[tuple[Piece, Place]]] = [[] for _ in canvases]
         for piece, place in zip(todo, places, strict=True):
             content[place.canvas].append((piece, place))
@@ -279,6 +263,11 @@ def _groups(images: Sequence[Picture], batch_px: int) -> Iterator[list[Picture]]
         total += count
     if group:
         yield group
+
+
+@lru_cache(maxsize=16)  # sets have many pictures of one size; the canvases are only looked at
+def _packed(sizes: tuple[tuple[int, int], ...], height: int, width: int) -> tuple[list[Place], list[Canvas]]:
+    return pack(sizes, height, width)
 
 
 def _nothing(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -24,6 +24,7 @@ from dist_train.data.bad_samples import BadSample
 from dist_train.data.counters import Ints
 from dist_train.data.exchange import TASK, Board, anonymous_file, make_memory, positions_of
 from dist_train.errors import WorkError
+from dist_train.processes import ONE_THREAD, child_environment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,7 +256,7 @@ def _start(what: tuple[Any, ...], tasks: int, results: int, memory: int, number:
             [sys.executable, "-m", "dist_train.data.worker", *map(str, descriptors), str(number)],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            env=child_environment(ONE_THREAD),
         )
     finally:
         os.close(plan)

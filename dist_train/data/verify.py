@@ -12,6 +12,7 @@ from dist_train.data.manifest import Manifest, Shard
 from dist_train.data.opencv import decode
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
+from dist_train.processes import ONE_THREAD, spawning
 
 _BLOCK = 1 << 22
 
@@ -44,7 +45,7 @@ def verify_set(
         decode_all: decode every picture, too.
         label_key: key of the label in samples that have no `.cls`.
     """
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with spawning(ONE_THREAD), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         tasks = [pool.submit(verify_shard, path, manifest, shard, decode_all, label_key) for shard in manifest.shards]
         for task in as_completed(tasks):
             yield task.result()

@@ -1,6 +1,18 @@
-"""The class-sharded classifier."""
+"""The class-sharded classifier. Its configuration is there without torch, which takes seconds to import."""
+
+from typing import TYPE_CHECKING, Any
 
 from dist_train.head.config import HeadConfig
-from dist_train.head.head import Head, HeadSnapshot
+
+if TYPE_CHECKING:
+    from dist_train.head.head import Head, HeadSnapshot
 
 __all__ = ["Head", "HeadConfig", "HeadSnapshot"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of its names
+    if name in ("Head", "HeadSnapshot"):
+        from dist_train.head import head
+
+        return getattr(head, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

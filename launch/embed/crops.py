@@ -1,5 +1,6 @@
 """From encoded pictures to the square that a network takes: the centre of aligned pictures, or a face out of photos."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -10,12 +11,12 @@ from numpy.typing import NDArray
 from data_prep.align import SingleChoice, crop_centre
 from data_prep.align_transform import Align
 from data_prep.decode import decode
-from data_prep.mtcnn.cascade import Faces
+from data_prep.mtcnn.faces import Faces
 from data_prep.sources import Reject
 from data_prep.transforms import Crop, Process
 from dist_train.embed.pictures import Rejected
 
-_DECODERS = 4  # threads; OpenCV and Pillow decode outside the interpreter lock
+_DECODERS = min(4, len(os.sched_getaffinity(0)))  # threads; OpenCV and Pillow decode outside the interpreter lock
 
 
 class Cut(NamedTuple):

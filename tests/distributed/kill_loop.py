@@ -67,8 +67,7 @@ def train(folder: Path, data: Path, kills: list[Kill]) -> dict[str, torch.Tensor
         command = job.arguments(["tests.distributed.killed_rank", str(run_dir), "train", str(recipe), *resume])
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", *command],
-            env=environment(**SETTINGS, **{PLAN: str(plan)}),
-            cwd=Path(__file__).parents[2],
+            env=environment(**SETTINGS, PYTHONPATH=os.pathsep.join(sys.path), **{PLAN: str(plan)}),
             capture_output=True,
             text=True,
             timeout=600,

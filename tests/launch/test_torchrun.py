@@ -13,7 +13,7 @@ from dist_train.errors import UserError
 from dist_train.trackers import read_metrics
 from launch.agent import hints
 from launch.cli import app
-from launch.torchrun import meeting_point, node_range
+from launch.torchrun import SETTINGS, meeting_point, node_range
 from tests.launch.recipes import environment, headcount, write_recipe
 from tests.ranks import free_port
 from tests.sets import write_set
@@ -59,7 +59,8 @@ def test_a_dry_run_prints_one_command_the_same_on_every_machine(tmp_path, tiny_s
     first, second = invoke(*call, "head.margin=cosface"), invoke(*call, "head.margin=cosface")
     assert first.stdout == second.stdout
     words = shlex.split(first.stdout)
-    assert words[1:4] == [sys.executable, "-m", "torch.distributed.run"]
+    assert words[:2] == [f"{name}={value}" for name, value in SETTINGS.items()]
+    assert words[2:5] == [sys.executable, "-m", "torch.distributed.run"]
     assert {"--nnodes=1:3", "--nproc-per-node=2", "--rdzv-endpoint=n0:29400", "--max-restarts=3"} < set(words)
     assert words[-4:] == ["train", str(recipe), "train.micro_batch_size=4", "head.margin=cosface"]
     assert words[-7:-4] == ["-m", "launch.rank", str(tmp_path / "run")]

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 import pyarrow.parquet as pq
+import pytest
 
 from data_prep.align_transform import Align
 from data_prep.engines.engine import attempt
@@ -16,7 +17,8 @@ from data_prep.progress import Progress
 from data_prep.sources import FolderSource
 from dist_train.data.index import read_index
 from dist_train.data.manifest import load_manifest
-from tests.prep.standin import Upper
+from dist_train.processes import ONE_THREAD
+from tests.prep.standin import Counting, Upper
 
 
 class InProcess:
@@ -109,6 +111,17 @@ def orders(tmp_path, **times) -> Path:
     for name, count in times.items():
         (tmp_path / "orders" / name).write_text(str(count))
     return tmp_path / "orders"
+
+
+def threads_of_workers(base: Path, engine_of) -> set[str]:
+    """What `Counting` notes under the engine that `engine_of(out)` gives, where no variable limits threads."""
+    (base / "notes").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ONE_THREAD:
+            patch.delenv(name, raising=False)
+        counting = Counting(notes=base / "notes", pause_s=0.05)
+        run(base / "out", options(photos(base / "photos"), counting), engine_of(base / "out"))
+    return {path.name for path in (base / "notes").iterdir()}
 
 
 def aligned_alike(base: Path, engine_of) -> None:

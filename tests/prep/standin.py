@@ -1,9 +1,11 @@
 """Cheap stand-ins for the detector, importable by workers; some fail as asked."""
 
 import errno
+import importlib.util
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +60,17 @@ class Noting(Upper):
         return super().open()
 
 
+class Importing(Upper):
+    """Fails where `module`, which is not installed, can be imported all the same."""
+
+    module: str
+
+    def open(self) -> Process:
+        if importlib.util.find_spec(self.module) is not None:
+            raise RuntimeError(f"{self.module} is found")
+        return super().open()
+
+
 class Failing(Upper):
     """Fails in the way and as often as the files in `orders` say: `NAME` holds how often a photo with NAME fails."""
 
@@ -77,3 +90,17 @@ class Failing(Upper):
         left = int(order.read_text())
         order.write_text(str(left - 1))
         return left > 0
+
+
+class Counting(Upper):
+    """Leaves a file in `notes`, named by the threads that torch and OpenCV would use in this worker, and its path."""
+
+    notes: Path
+
+    def open(self) -> Process:
+        import cv2
+        import torch
+
+        counts = f"torch {torch.get_num_threads()}, cv2 {cv2.getNumThreads()}"
+        (self.notes / f"{counts}, here {os.getcwd() in sys.path}").touch()
+        return super().open()

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from data_prep.align import choose, crop_box, crop_centre, crop_landmarks, runner_up
-from data_prep.mtcnn.cascade import Faces
+from data_prep.mtcnn.faces import Faces
 from dist_train.evaluate.alignment import TEMPLATE_112, similarity_transform
 
 RNG = np.random.default_rng(0)

@@ -2,6 +2,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import tarfile
 
 import pyarrow as pa
@@ -14,8 +15,20 @@ from data_prep.plan import Layout, Plan
 from data_prep.progress import Progress
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
-from tests.prep.jobs import InProcess, content, identities, messy, options, orders, photos, rejects, run, samples
-from tests.prep.standin import Failing, Upper
+from tests.prep.jobs import (
+    InProcess,
+    content,
+    identities,
+    messy,
+    options,
+    orders,
+    photos,
+    rejects,
+    run,
+    samples,
+    threads_of_workers,
+)
+from tests.prep.standin import Counting, Failing, Importing, Upper
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +95,24 @@ def test_worker_processes_make_the_same_bytes(reference, tmp_path, workers):
     root, out = reference
     run(tmp_path / "out", options(root), LocalEngine(workers))
     assert content(tmp_path / "out") == content(out)
+
+
+def test_workers_use_one_thread_whatever_the_environment_says(tmp_path, monkeypatch):
+    assert threads_of_workers(tmp_path, lambda _: LocalEngine(2)) == {f"torch 1, cv2 1, here {os.getcwd() in sys.path}"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    (tmp_path / "again").mkdir()
+    noted = Counting(notes=tmp_path / "again")
+    run(tmp_path / "more", options(tmp_path / "photos", noted), LocalEngine(1))
+    assert [path.name.partition(",")[0] for path in (tmp_path / "again").iterdir()] == ["torch 1"]
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+
+
+def test_workers_do_not_look_for_modules_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "z3").mkdir()
+    (tmp_path / "z3" / "__init__.py").touch()
+    root = photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "out", options(root, Importing(module="z3")), LocalEngine(1))
 
 
 def test_the_order_of_units_does_not_matter(reference, tmp_path):

@@ -61,7 +61,7 @@ def kill_something(job: subprocess.Popen, moments: random.Random) -> None:
     """A worker, if there is one just now and the coin says so, else the whole job."""
     workers = []
     with contextlib.suppress(psutil.Error):  # it, or one of them, has just ended
-        workers = [child for child in psutil.Process(job.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        workers = [child for child in psutil.Process(job.pid).children() if "local_worker" in " ".join(child.cmdline())]
     if workers and moments.random() < 0.5:
         with contextlib.suppress(psutil.Error):
             moments.choice(workers).kill()

@@ -1,11 +1,15 @@
 """What the cascade is built of: resampling, packing, pieces, boxes, networks, weights."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import nms
 
 from data_prep.mtcnn.boxes import pixels, regress, square, suppress, suppress_nested
 from data_prep.mtcnn.networks import ONet, PNet, RNet, _pool2, _pool3
@@ -140,7 +144,7 @@ def random_boxes(count):
 
 class TestBoxes:
     def test_suppression_in_one_group_does_not_depend_on_other_groups(self):
-        for count in (200, 3000):  # torchvision has a way of its own for few and for many
+        for count in (200, 3000):  # in one call of `nms`, and in several
             boxes, scores = random_boxes(count), torch.rand(count, generator=torch.Generator().manual_seed(0))
             groups = torch.arange(count) % 7
             together = set(suppress(boxes, scores, groups, 0.5).tolist())
@@ -151,6 +155,27 @@ class TestBoxes:
                 apart |= set(members[alone].tolist())
             assert together == apart
             assert len(together) < count
+
+    @pytest.mark.parametrize(("count", "groups_of"), [(1, 1), (255, 1), (256, 4), (700, 300), (3000, 7)])
+    def test_suppression_is_the_librarys_in_each_group(self, count, groups_of):
+        boxes = random_boxes(count) - 40  # left of and above the picture too
+        scores = torch.randint(600, 700, (count,), generator=torch.Generator().manual_seed(0)) / 1000  # many are equal
+        groups = torch.arange(count) * 7919 % groups_of * 3
+        kept = suppress(boxes, scores, groups, 0.5)
+        expected = set()
+        for group in groups.unique():
+            members = torch.where(groups == group)[0]
+            expected |= set(members[nms(boxes[members].double(), scores[members].double(), 0.5)].tolist())
+        assert set(kept.tolist()) == expected
+        assert len(kept) == len(expected)
+        assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
+        assert suppress(boxes[:0], scores[:0], groups[:0], 0.5).tolist() == []
+
+    def test_workers_do_not_wait_for_the_rest_of_torchvision(self):
+        code = "import sys, data_prep.mtcnn.cascade as cascade, numpy as np; "
+        code += "cascade.Detector().detect([np.full((64, 64, 3), 90, np.uint8)]); print('torchvision' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == "False", done.stderr
 
     def test_nested_boxes_fall_to_the_surer_one(self):
         boxes, scores = random_boxes(120), torch.rand(120, generator=torch.Generator().manual_seed(0))

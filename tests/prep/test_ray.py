@@ -1,12 +1,26 @@
 """A real Ray cluster of two nodes on this machine, a CPU each."""
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from data_prep.engines.ray import RayEngine
 from dist_train.errors import UserError
-from tests.prep.jobs import aligned_alike, content, messy, options, orders, photos, rejects, run, samples
+from tests.prep.jobs import (
+    aligned_alike,
+    content,
+    messy,
+    options,
+    orders,
+    photos,
+    rejects,
+    run,
+    samples,
+    threads_of_workers,
+)
 from tests.prep.standin import Failing, Upper
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'headcount[ray]'")
@@ -52,6 +66,28 @@ def test_two_nodes_make_the_same_bytes_as_one_process(cluster, tmp_path):
     run(tmp_path / "one", options(root))
     assert content(tmp_path / "out") == content(tmp_path / "one")
     assert len(list((tmp_path / "notes").iterdir())) == 2
+
+
+def test_workers_use_one_thread(cluster, tmp_path):
+    notes = threads_of_workers(tmp_path, lambda _: RayEngine())
+    assert {note.rpartition(",")[0] for note in notes} == {"torch 1, cv2 1"}
+
+
+def test_workers_do_not_look_for_modules_in_the_working_directory(cluster, tmp_path, monkeypatch):
+    """Where the job itself does not: Ray would add it."""
+    (tmp_path / "z3").mkdir()
+    (tmp_path / "z3" / "__init__.py").write_text("raise RuntimeError('from the working directory')\n")
+    code = (
+        "from pathlib import Path\n"
+        "import os\n"
+        "from data_prep.engines.ray import RayEngine\n"
+        "from tests.prep.jobs import options, photos, run\n"
+        "from tests.prep.standin import Importing\n"
+        "run(Path('out').absolute(), options(photos(Path('photos').absolute()), Importing(module='z3')), RayEngine())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_detector_gives_the_same_bytes_on_two_nodes(cluster, tmp_path):

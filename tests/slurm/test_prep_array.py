@@ -12,8 +12,8 @@ from data_prep.engines.slurm import NAME, SlurmEngine
 from data_prep.plan import Layout
 from dist_train.errors import UserError, WorkError
 from tests.launch.recipes import environment
-from tests.prep.jobs import aligned_alike, content, messy, options, orders, photos, rejects, run
-from tests.prep.standin import Failing, Noting, Upper
+from tests.prep.jobs import aligned_alike, content, messy, options, orders, photos, rejects, run, threads_of_workers
+from tests.prep.standin import Failing, Importing, Noting, Upper
 from tests.slurm.cluster import Cluster, missing
 
 WORKERS_PATH = f"{Path(__file__).parent / 'site'}{os.pathsep}{os.getcwd()}"
@@ -54,6 +54,16 @@ def test_an_array_over_two_nodes_makes_the_same_bytes_as_one_process(cluster, re
     assert {path.name for path in (tmp_path / "notes").iterdir()} == {"n0", "n1"}
     assert queued(cluster) == []
     assert not [path for path in Layout(tmp_path / "out").arrays.iterdir() if path.is_dir()], "no queue is left"
+
+
+def test_tasks_use_one_thread_and_do_not_look_for_modules_in_the_working_directory(cluster, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        assert threads_of_workers(tmp_path, engine) == {f"torch 1, cv2 1, here {os.getcwd() in sys.path}"}
+        (tmp_path / "z3").mkdir()
+        (tmp_path / "z3" / "__init__.py").touch()
+        patch.chdir(tmp_path)
+        run(tmp_path / "more", options(tmp_path / "photos", Importing(module="z3")), engine(tmp_path / "more"))
 
 
 def test_the_detector_gives_the_same_bytes_over_two_nodes(cluster, tmp_path):
