@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from dist_train.data.augment import identity
 from dist_train.data.counters import Ints, permute
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest
-from dist_train.data.opencv import Augmenter, Pixels, decode
+from dist_train.data.opencv import Augmenter, decode
+from dist_train.data.pictures import Pixels
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError
@@ -93,7 +94,7 @@ def sheet(path: Path, manifest: Manifest, rows: int, columns: int, seed: int, la
         shard = int(np.searchsorted(starts, number, side="right")) - 1
         try:
             raw = reader.read(shard, number - int(starts[shard]))
-            augmenter.apply(decode(raw.image), 0, planes)
+            augmenter.apply(decode(raw.image, raw.set_px), 0, planes)
         except BadSampleError:
             planes[0], planes[1:] = 255, 0
         top, left = place // columns * size, place % columns * size

@@ -65,7 +65,7 @@ def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool,
             try:
                 raw = reader.read(0, sample)
                 if decode_all:
-                    decode(raw.image)
+                    decode(raw.image, raw.set_px)
             except BadSampleError as error:
                 problem = Problem(shard.name, reader.key(0, sample), str(error))
                 if reader.is_open(0):
