@@ -36,32 +36,35 @@ def tars_in(folder: Path) -> list[Path]:
 def refuse_other_inputs(folder: Path, *, photos: bool) -> None:
     """Refuse a folder of tars in which further input lies that would not be read; a set with a manifest is complete.
 
+    Tars in folders in it, which are as likely another set, are named in the log; so are photos that are no input.
+
     Args:
         folder: has tars in it.
         photos: whether photos are input, too.
 
     Raises:
-        UserError: compressed tars, tars in folders in it, or photos beside the tars.
+        UserError: compressed tars, or photos beside the tars.
     """
     tars = tars_in(folder)
     if not tars or (folder / MANIFEST_NAME).exists():
         return
-    beside: list[str] = []
+    first = shown(tars[0].name)
+    passed_over: list[str] = []
     for path in _files(folder):
-        name, first = shown(str(path.relative_to(folder))), shown(tars[0].name)
+        name = shown(str(path.relative_to(folder)))
         if is_compressed_tar(path):
             raise UserError(
                 f"{folder}: {name} lies beside {first} and is compressed, so that its files cannot be read by their "
                 "place: decompress it, or move it away"
             )
         if is_tar(path) and path.parent != folder:
-            raise UserError(f"{folder}: holds {first} and, in a folder, {name}: move the tars into one folder")
+            passed_over.append(name)
         if path.suffix[1:].lower() in PHOTO_EXTENSIONS:
             if photos:
                 raise UserError(f"{folder}: holds both a tar, {first}, and photos, as {name}: move one kind elsewhere")
-            beside.append(name)
-    if beside:
-        log.warning("%s: %d photos beside its tars, as %s, are not part of the set", folder, len(beside), beside[0])
+            passed_over.append(name)
+    if passed_over:
+        log.warning("%s: files beside %s that are not read: %d, e.g. %s", folder, first, len(passed_over), passed_over[0])
 
 
 def _files(folder: Path) -> Iterator[Path]:
