@@ -89,7 +89,7 @@ def check(encoded: Pixels | bytes, max_pixels: int = MAX_ALIGNED_PIXELS) -> Head
         PictureError: no picture of a known kind, cut off, or too large.
     """
     data = bytes(encoded)
-    head = read_head(data) or _other_head(data)
+    head = read_head(data) or _other_head(data, max_pixels)
     if head is None:
         raise PictureError(f"cannot be decoded: {described(data)}, expected JPEG, PNG or WebP")
     if head.width * head.height > max_pixels:
@@ -157,14 +157,14 @@ def _webp_head(data: bytes) -> Head | None:
     return None
 
 
-def _other_head(data: bytes) -> Head | None:
+def _other_head(data: bytes, max_pixels: int) -> Head | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_OTHER_KINDS) as image:
                 return Head(image.format or "", *image.size)
     except Image.DecompressionBombError as error:
-        raise PictureError(str(error)) from error
+        raise PictureError(f"too many pixels, at most {max_pixels:,} in all are decoded") from error
     except Exception:  # whatever a broken file makes one of Pillow's readers stumble over
         return None
 

@@ -64,7 +64,9 @@ def refuse_other_inputs(folder: Path, *, photos: bool) -> None:
                 raise UserError(f"{folder}: holds both a tar, {first}, and photos, as {name}: move one kind elsewhere")
             passed_over.append(name)
     if passed_over:
-        log.warning("%s: files beside %s that are not read: %d, e.g. %s", folder, first, len(passed_over), passed_over[0])
+        log.warning(
+            "%s: files beside %s that are not read: %d, e.g. %s", folder, first, len(passed_over), passed_over[0]
+        )
 
 
 def _files(folder: Path) -> Iterator[Path]:
