@@ -2,23 +2,23 @@
 
 import logging
 import os
-import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from data_prep.recordio import Place, RecFile, Record, RecordError, image_range, indexed_places
-from data_prep.sources import BATCH_ROWS, Raw, Reader, Reject, Row, Source, display, listing
-from dist_train.data.index import read_index
+from data_prep.sources import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Reject, Row, Source, display, listing
+from dist_train.data.tar_folder import refuse_other_inputs, tars_in
+from dist_train.data.tar_samples import read_photos
+from dist_train.data.tars import LeftOut
 from dist_train.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+_LABEL_BYTES = 4096  # of a .cls that are read
 _IDENTITY_RECORD_BYTES = 40  # part header, header, two labels
 
 
@@ -84,12 +84,15 @@ class RecReader(Reader):
 class TarSource(Source):
     """Tar shards of raw photos: `path` is one tar, or a folder of them.
 
-    The identity is the text of the sample's `.cls` where there is one, else the folder the photo lies in. A `.idx`
-    beside a tar (wds2idx) spares reading through the tar.
+    The identity is the text of the `.cls` of the photo's key where there is one, else the folder the photo lies in. A
+    `.idx` beside a tar spares reading through it. What is in a tar and no photo (links, files cut off, damaged bytes)
+    is listed, and rejected on reading.
     """
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All photos, tar by tar in the order of their names, in the order of the tar."""
+        if self.path.is_dir():
+            refuse_other_inputs(self.path, photos=True)
         photos = (photo for name in self._names() for photo in _photos(self._folder, name))
         while chunk := list(islice(photos, BATCH_ROWS)):
             locations, offsets, sizes, identities = zip(*chunk, strict=True)
@@ -101,7 +104,7 @@ class TarSource(Source):
 
     def text(self, location: bytes) -> str:
         """`TAR:MEMBER`."""
-        tar, _, member = location.partition(b"\0")
+        tar, member, *_ = location.split(b"\0")
         return f"{display(tar)}:{display(member)}"
 
     @property
@@ -109,7 +112,7 @@ class TarSource(Source):
         return self.path if self.path.is_dir() else self.path.parent
 
     def _names(self) -> list[str]:
-        names = sorted(p.name for p in self.path.glob("*.tar")) if self.path.is_dir() else [self.path.name]
+        names = [path.name for path in tars_in(self.path)] if self.path.is_dir() else [self.path.name]
         if not names:
             raise UserError(f"{self.path}: no .tar in it")
         return names
@@ -127,9 +130,13 @@ class TarReader(Reader):
         return [self._read(row) for row in rows]
 
     def _read(self, row: Row) -> Raw | Reject:
+        tar, _, *rejected = row.location.split(b"\0")
+        if rejected:
+            return Reject(*(display(word) for word in rejected))
         if not row.identity:
             return Reject("no identity", "neither a .cls beside it nor a folder around it")
-        tar = row.location.partition(b"\0")[0]
+        if row.size > MAX_FILE_BYTES:
+            return Reject("too large", f"{row.size} bytes, the most is {MAX_FILE_BYTES}")
         try:
             fd = self._descriptor(tar)
         except FileNotFoundError:
@@ -151,13 +158,6 @@ class TarReader(Reader):
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()
-
-
-class _Photo(NamedTuple):
-    location: bytes
-    offset: int
-    size: int
-    identity: str | None
 
 
 def _indexed(rec: RecFile, index_path: Path) -> Iterator[pa.RecordBatch]:
@@ -211,73 +211,26 @@ def _stands_for_identity(rec: RecFile, place: Place) -> bool:
     return len(record.labels) == 2 and not record.data
 
 
-def _photos(folder: Path, name: str) -> Iterator[_Photo]:
-    """Photos of one tar."""
+def _photos(folder: Path, name: str) -> Iterator[tuple[bytes, int, int, str | None]]:
+    """Location, offset, size and identity of the photos of one tar; of what is none, the reason is in the location."""
     path = folder / name
-    group: list[tuple[str, int, int]] = []
+    tar = os.fsencode(name)
     try:
-        with path.open("rb") as file:
-            for member in _members(path):
-                if group and _key(group[0][0]) != _key(member[0]):
-                    yield from _sample(file.fileno(), name, group)
-                    group = []
-                group.append(member)
-            yield from _sample(file.fileno(), name, group)
+        with path.open("rb", buffering=0) as file:
+            for found in read_photos(path, ("cls",)):
+                if isinstance(found, LeftOut):
+                    words = (tar, *(_packed(word) for word in found))
+                    yield b"\0".join(words), 0, 0, None
+                    continue
+                picture, label = found.picture, found.beside.get("cls")
+                text = b"" if label is None else os.pread(file.fileno(), min(label.size, _LABEL_BYTES), label.offset)
+                around = PurePosixPath(picture.name).parent.name.encode("utf-8", "surrogateescape")
+                location = tar + b"\0" + _packed(picture.name)
+                yield location, picture.offset, picture.size, display(text).strip() or display(around) or None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of the files in a tar."""
-    index_path = path.with_suffix(".idx")
-    if index_path.exists() and index_path.stat().st_mtime >= path.stat().st_mtime:
-        for members in read_index(index_path):
-            yield from ((member.name, member.offset, member.size) for member in members)
-        return
-    with (
-        path.open("rb") as file,
-        tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, errors="surrogateescape") as tar,
-    ):
-        end = 0  # of the last member, with its padding
-        while (info := _next(tar, path)) is not None:
-            _check_gap(path, file.fileno(), end, info.offset)
-            if info.isreg():
-                yield info.name, info.offset_data, info.size
-            end = tar.offset
-            vars(tar)["members"].clear()  # tarfile would keep all; a shard may hold millions
-        _check_gap(path, file.fileno(), end, os.fstat(file.fileno()).st_size)
-
-
-def _next(tar: tarfile.TarFile, path: Path) -> tarfile.TarInfo | None:
-    try:
-        return tar.next()
-    except tarfile.ReadError as error:
-        logger.warning("%s ends inside a member (%s): it is cut off, photos after that are lost", path, error)
-        return None
-
-
-def _check_gap(path: Path, fd: int, start: int, stop: int) -> None:
-    """Say what lies between two members, other than the zeros between joined tars and at the end."""
-    if stop <= start or not any(os.pread(fd, tarfile.BLOCKSIZE, start)):
-        return
-    if start == 0:
-        raise UserError(f"{path}: bytes 0 to {stop} are no tar; expected an uncompressed tar of photos")
-    logger.warning("%s: bytes %d to %d are damaged: photos in there are not listed", path, start, stop)
-
-
-def _sample(fd: int, tar: str, group: list[tuple[str, int, int]]) -> Iterator[_Photo]:
-    """Photos among the members of one sample, with the sample's identity."""
-    classes = [member for member in group if member[0].endswith(".cls")]
-    label = display(os.pread(fd, min(classes[0][2], 4096), classes[0][1])).strip() if classes else ""
-    for name, offset, size in group:
-        if name.rpartition(".")[2].lower() not in _PICTURES:
-            continue
-        raw_name = os.fsencode(name)
-        folder = display(os.fsencode(PurePosixPath(name).parent.name))
-        yield _Photo(os.fsencode(tar) + b"\0" + raw_name, offset, size, label or folder or None)
-
-
-def _key(name: str) -> str:
-    """Name of a sample: WebDataset cuts at the first dot after the last slash."""
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{base.partition('.')[0]}"
+def _packed(name: str) -> bytes:
+    """A name as it is part of a location, whose parts zero bytes separate."""
+    return name.encode("utf-8", "surrogateescape").replace(b"\0", b"\\0")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.sources import Reject
+from dist_train.data import pictures
 
 MAX_PIXELS = 150_000_000  # 450 MB decoded
 JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones make them
@@ -56,17 +57,27 @@ def decode(data: bytes, least_side_px: int | None = None, max_pixels: int = MAX_
         data: the encoded photo.
         least_side_px: a JPEG may come out smaller, as long as its longer side stays at least this; None: at
             its full size.
-        max_pixels: a larger photo is rejected.
+        max_pixels: a larger photo is rejected; half as large a one where Pillow has to decode it, which takes more
+            memory, and a quarter with 16 bits.
     """
     if not data:
         return Reject("empty", "0 bytes")
+    plain = pictures.read_head(data)
+    if plain is not None and plain.width * plain.height > max_pixels:  # before Pillow takes memory for a WebP's canvas
+        return _too_large(plain.width, plain.height, max_pixels)
     head = read_head(data)
     if isinstance(head, Reject):
         return head
-    if head.width * head.height > max_pixels:
-        return Reject("too large", f"{head.width}x{head.height} pixels, at most {max_pixels} in all are decoded")
-    if head.format in JPEGS and not _whole(data):
-        return Reject("truncated", f"{len(data)} bytes of a JPEG without its end")
+    deep = head.mode.startswith(("I", "F")) or (plain is not None and plain.bits > 8)
+    most = max_pixels // (4 if deep else 1 if _is_usual(head) else 2)
+    if head.width * head.height > most:
+        return _too_large(head.width, head.height, most)
+    if max(head.width, head.height) > pictures.MAX_SIDE:
+        return Reject("too large", f"{head.width}x{head.height} pixels, no side may have more than {pictures.MAX_SIDE}")
+    if plain is not None and (reason := pictures.cut_off(data, plain)):
+        return Reject("truncated", reason)
+    if plain is not None and (reason := pictures.too_many_scans(data, plain)):
+        return Reject("damaged", reason)
     shrink = _shrink(head, least_side_px)
     if (pixels := _by_opencv(data, head, shrink)) is not None:
         return Photo(pixels, shrink)
@@ -96,24 +107,24 @@ def _shrink(head: Head, least_side_px: int | None) -> int:
     return next((by for by in SHRINKS if longer // by >= least_side_px), 1)
 
 
-def _whole(data: bytes) -> bool:
-    """Whether a JPEG has its end mark; OpenCV would fill what is missing with grey without a word.
+def _too_large(width: int, height: int, most: int) -> Reject:
+    return Reject("too large", f"{width}x{height} pixels, at most {most} in all are decoded")
 
-    The mark cannot occur inside of scans, but an embedded preview has one too: that lies before the first scan, within
-    the segments that are walked over here (ITU T.81, annex B).
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.find(b"\xff\xd9", at) >= 0
+
+def _is_usual(head: Head) -> bool:
+    """Whether OpenCV treats a picture as is wanted here."""
+    return head.format in (*JPEGS, "PNG", "WEBP", "BMP") and head.mode in ("RGB", "L")
 
 
 def _by_opencv(data: bytes, head: Head, shrink: int) -> NDArray[np.uint8] | None:
-    """The usual cases, at OpenCV's speed; None for those that it does not treat as is wanted here."""
-    if head.format not in (*JPEGS, "PNG", "WEBP", "BMP") or head.mode not in ("RGB", "L"):
+    """The usual cases, at OpenCV's speed; None for the others, and where it fails."""
+    if not _is_usual(head):
         return None
     flags = SHRINKS.get(shrink, cv2.IMREAD_COLOR)  # both apply the EXIF orientation
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
     return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from dist_train.data.tar_folder import is_tar, tars_in
 from dist_train.errors import UserError
 
 LISTING = pa.schema(
@@ -261,14 +262,17 @@ def open_source(path: Path, path_column: str = "path", identity_column: str = "i
 
     path = path.absolute()
     if path.is_dir():
+        tars = tars_in(path)
         if (path / "train.rec").is_file():
+            if tars:
+                raise UserError(f"source {path}: holds both train.rec and {tars[0].name}: name one of them")
             return RecSource(path=path / "train.rec")
-        return TarSource(path=path) if any(path.glob("*.tar")) else FolderSource(path=path)
+        return TarSource(path=path) if tars else FolderSource(path=path)
     if not path.exists():
         raise UserError(f"source {path}: not there")
     if path.suffix == ".rec":
         return RecSource(path=path)
-    if path.suffix == ".tar":
+    if is_tar(path):
         return TarSource(path=path)
     if path.suffix in SUFFIXES:
         return TableSource(path=path, path_column=path_column, identity_column=identity_column)

@@ -4,7 +4,6 @@ A transform is a set of options, stored in the plan; opened in a worker it becom
 pictures. It may depend on its options and the photos alone, so that every engine makes the same bytes.
 """
 
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.sources import Reject
+from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_head, too_many_scans
 
 if TYPE_CHECKING:
     from data_prep.mtcnn.faces import Faces
@@ -65,39 +65,17 @@ class Keep(Transform):
     batch: int = 256
 
     def open(self) -> Process:
-        """A function that checks kind and size of each picture."""
+        """A function that checks kind and size of each picture, and that it is whole."""
         return lambda photos: [self._keep(photo) for photo in photos]
 
     def _keep(self, photo: bytes) -> Made:
-        head = picture_head(photo)
+        head = read_head(photo)
         if head is None:
-            return Reject("not a picture", f"{len(photo)} bytes that start with {photo[:8].hex() or 'nothing'}")
-        extension, width, height = head
-        if (width, height) != (self.image_size, self.image_size):
-            return Reject("wrong size", f"{width}x{height}, expected {self.image_size}x{self.image_size}")
-        return [Crop(photo, extension)]
-
-
-def picture_head(data: bytes) -> tuple[str, int, int] | None:
-    """Extension, width and height of a JPEG or PNG by its head; None for anything else."""
-    if data[:2] == b"\xff\xd8":
-        return _jpeg_head(data)
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-        width, height = struct.unpack_from(">II", data, 16)
-        return "png", width, height
-    return None
-
-
-def _jpeg_head(data: bytes) -> tuple[str, int, int] | None:
-    """Walk over the segments to the start of frame (ITU T.81, B.2.2)."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return "jpg", width, height
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    return None
+            return Reject("not a picture", described(photo))
+        if (head.width, head.height) != (self.image_size, self.image_size):
+            return Reject("wrong size", f"{head.width}x{head.height}, expected {self.image_size}x{self.image_size}")
+        if reason := cut_off(photo, head):
+            return Reject("truncated", reason)
+        if reason := too_many_scans(photo, head):
+            return Reject("damaged", reason)
+        return [Crop(photo, EXTENSIONS[head.kind])]

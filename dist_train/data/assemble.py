@@ -11,8 +11,9 @@ from dist_train.data.bad_samples import BadSample
 from dist_train.data.class_index import load_class_index
 from dist_train.data.config import DataConfig
 from dist_train.data.counters import Ints
-from dist_train.data.opencv import Augmenter, Pixels, decode
+from dist_train.data.opencv import Augmenter, decode
 from dist_train.data.order import ClassOrder, MixedOrder, Order, Places, SingleOrder, WindowShuffle
+from dist_train.data.pictures import Pixels
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.remote import cache_policy
 from dist_train.data.shards import BadSampleError
@@ -103,7 +104,7 @@ class Assembler:
 
         def put(row: int, shard: int, sample: int) -> None:
             raw = self.reader.read(shard, sample)
-            self._augmenter.apply(decode(raw.image), row, images[row])
+            self._augmenter.apply(decode(raw.image, raw.set_px), row, images[row])
             labels[row] = raw.label
 
         return self.walk(positions, places, put)

@@ -20,9 +20,10 @@ from dist_train.data.bad_samples import BadSample
 from dist_train.data.config import AugmentConfig
 from dist_train.data.counters import Ints
 from dist_train.data.exchange import positions_of
-from dist_train.data.opencv import ERASED, Pixels, cut_off, decode
+from dist_train.data.opencv import ERASED, check_square, decode
+from dist_train.data.pictures import Pixels
 from dist_train.data.pool import Finished
-from dist_train.data.shards import BadSampleError
+from dist_train.data.shards import RawSample
 from dist_train.errors import WorkError
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class DaliProducer:
 
         def put(row: int, shard: int, sample: int) -> None:
             raw = self._assembler.reader.read(shard, sample)
-            encoded[row], sides[row] = _prepare(raw.image, (shard, sample) in self._difficult)
+            encoded[row], sides[row] = _prepare(raw, (shard, sample) in self._difficult)
             labels[row] = raw.label
             samples.add((shard, sample))
 
@@ -163,36 +164,14 @@ class DaliProducer:
         self._assembler.close()
 
 
-def _prepare(encoded: Pixels, difficult: bool) -> tuple[Pixels, int]:
-    """What to give to DALI for a picture, and the picture's side in pixels."""
-    reason = cut_off(encoded)
-    if reason:
-        raise BadSampleError(reason)
-    shape = None if difficult else _jpeg_shape(bytes(encoded))
-    if shape is None or shape[2] != 3:
-        picture = decode(encoded)
+def _prepare(raw: RawSample, difficult: bool) -> tuple[Pixels, int]:
+    """What to give to DALI for a sample's picture, and the picture's side in pixels."""
+    head = check_square(raw.image, raw.set_px)
+    if difficult or head.kind != "JPEG" or (head.bits, head.channels) != (8, 3):
+        picture = decode(raw.image, raw.set_px)
         _, packed = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 0])
         return packed.reshape(-1), picture.shape[0]
-    height, width, _ = shape
-    if height != width:
-        raise BadSampleError(f"{width}x{height} pixels, expected a square")
-    return encoded, height
-
-
-def _jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
-    """Height, width and components of an 8-bit JPEG, from its frame header (ITU-T T.81, B.2.2); None: not found."""
-    place = 2
-    if data[:2] != b"\xff\xd8":
-        return None
-    while place + 9 < len(data) and data[place] == 0xFF:
-        kind = data[place + 1]
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            if data[place + 4] != 8:
-                return None
-            height, width = (int.from_bytes(data[place + i : place + i + 2], "big") for i in (5, 7))
-            return height, width, data[place + 9]
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return None
+    return raw.image, head.width
 
 
 def _inputs(config: AugmentConfig, rows: Augmentation, sides: Ints, size_px: int) -> dict[str, NDArray[Any]]:

@@ -1,129 +1,78 @@
-"""Shards that others wrote: indexes for tars that have none, and a manifest for a directory of tars."""
+"""Shards that others wrote: indexes for tars that have none."""
 
 import fcntl
 import hashlib
 import logging
 import os
-import tarfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from typing import NamedTuple
 
-from tqdm import tqdm
-
-from dist_train.data.index import Member, format_index
-from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
-from dist_train.data.opencv import decode
-from dist_train.data.shards import BadSampleError, OpenShard, RawSample
-from dist_train.errors import UserError, WorkError
+from dist_train.data.index import format_index
+from dist_train.data.tar_samples import Sample, walk_samples
+from dist_train.data.tars import LeftOut, shown
+from dist_train.errors import WorkError
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 22
-_LOCK_S = 3600.0  # an hour: another process may be reading a large set for its first manifest
 
 
-def scan_tar(path: Path) -> list[list[Member]]:
-    """Members of each sample of a tar, by WebDataset's rule: neighbours that share a name up to its first dot.
+class Scan(NamedTuple):
+    """What is in a tar.
 
-    A tar that is cut off gives the samples before the cut.
+    Attributes:
+        samples: in the order of the tar.
+        left_out: what is in no sample.
+    """
+
+    samples: list[Sample]
+    left_out: list[LeftOut]
+
+    def __str__(self) -> str:
+        """What is left out, in one line."""
+        reasons = Counter(each.reason for each in self.left_out)
+        told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        return f"left out: {told}, e.g. {shown(self.left_out[0].name)}: {self.left_out[0].detail}"
+
+
+def scan_tar(path: Path) -> Scan:
+    """Read through a tar.
 
     Raises:
         UserError: not a tar.
     """
-    samples: list[list[Member]] = []
-    previous = None
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in _members(tar, path):
-                folder, _, base = info.name.rpartition("/")
-                stem, dot, extension = base.partition(".")
-                if not info.isfile() or not dot or not stem:
-                    continue
-                if info.offset_data + info.size > size:
-                    log.warning("shard %s is cut off: %s is incomplete and left out", path, info.name)
-                    break
-                if (folder, stem) != previous:
-                    samples.append([])
-                    previous = (folder, stem)
-                # The index separates its words by blanks: names that have some are written as in an address.
-                name = quote(info.name, safe="/!$&'()*+,;=:@~") if set(info.name) & set(" \t\n\r%") else info.name
-                samples[-1].append(Member(extension.lower().replace(" ", "_"), info.offset_data, info.size, name))
-    except tarfile.TarError as error:
-        raise UserError(f"shard {path}: not an uncompressed tar: {error}") from error
-    return samples
+    scan = Scan([], [])
+    for found in walk_samples(path):
+        if isinstance(found, LeftOut):
+            scan.left_out.append(found)
+        else:
+            scan.samples.append(found)
+    return scan
 
 
-def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
-    try:
-        yield from tar
-    except tarfile.ReadError as error:
-        log.warning("shard %s is cut off at byte %d: %s", path, tar.offset, error)
-        return
-    # `tarfile` takes a header that is cut off or damaged for the end, and says nothing.
-    with path.open("rb") as file:
-        file.seek(tar.offset)
-        if any(file.read(tarfile.BLOCKSIZE)):
-            log.warning("shard %s is cut off or damaged at byte %d: no tar header", path, tar.offset)
+def write_index(tar: Path, index: Path) -> Scan:
+    """Index a tar; the file appears by rename, so that several processes may do it at once.
 
+    What is left out is logged.
 
-def write_index(tar: Path, index: Path) -> None:
-    """Index a tar; the file appears by rename, so that several processes may do it at once."""
-    index.parent.mkdir(parents=True, exist_ok=True)
-    temporary = index.with_name(f".{index.name}.{os.getpid()}.tmp")
-    temporary.write_text(format_index(scan_tar(tar)), encoding="utf-8")
-    temporary.replace(index)
-
-
-def adopt_set(directory: Path, label_key: str) -> Manifest:
-    """Index the tars in `directory` and write a manifest for them, once; other processes wait for the one that does.
+    Returns:
+        What was found.
 
     Raises:
-        UserError: no tars, none with labels, pictures that are not square, or a directory that cannot be written.
+        UserError: not a tar.
     """
-    tars = sorted(directory.glob("*.tar"))
-    if not tars:
-        raise UserError(
-            f"dataset {directory}: neither {MANIFEST_NAME} nor *.tar in it; make a set with `headcount prep`, or "
-            "correct data.path"
-        )
-    if not os.access(directory, os.W_OK):
-        raise UserError(f"dataset {directory}: no {MANIFEST_NAME}, and no right to write one; copy or link the shards")
-    with locked(directory / ".manifest.lock", _LOCK_S):
-        if (directory / MANIFEST_NAME).exists():
-            return load_manifest(directory)
-        manifest = _survey(tars, label_key)
-        manifest.save(directory)
-        return manifest
-
-
-def _survey(tars: list[Path], label_key: str) -> Manifest:
-    shards, last_label, side, reason, by_record = [], -1, 0, "no samples", False
-    for tar in tqdm(tars, desc="first use: indexing", unit="shard"):
-        index = tar.with_suffix(".idx")
-        write_index(tar, index)
-        samples = index.read_bytes().count(b"\n") - 1
-        shard = Shard(tar.name, samples, tar.stat().st_size, sha256_of(tar))
-        shards.append(shard)
-        opened = OpenShard(tar, index, shard)
-        for sample in range(samples):
-            try:
-                raw: RawSample = opened.read(sample, label_key)
-                side = side or decode(raw.image).shape[0]
-                last_label = max(last_label, raw.label)
-                by_record |= all(member.extension != "cls" for member in opened.members(sample))
-            except BadSampleError as error:
-                reason = f"{opened.key(sample)} in {tar.name}: {error}"
-        opened.close()
-    if last_label < 0:
-        raise UserError(
-            f"dataset {tars[0].parent}: no sample with a square picture and a label in {len(tars)} tars, e.g. "
-            f"{reason}; labels are .cls files or data.label_key={label_key} in .json files"
-        )
-    return Manifest(side, last_label + 1, tuple(shards), label_key if by_record else None)
+    scan = scan_tar(tar)
+    if scan.left_out:
+        log.warning("shard %s: %s", tar, scan)
+    index.parent.mkdir(parents=True, exist_ok=True)
+    temporary = index.with_name(f".{index.name}.{os.getpid()}.tmp")
+    temporary.write_text(format_index(sample.members for sample in scan.samples), encoding="utf-8")
+    temporary.replace(index)
+    return scan
 
 
 def sha256_of(path: Path) -> str:

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 from dist_train.data.augment import identity
 from dist_train.data.counters import Ints, permute
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest
-from dist_train.data.opencv import Augmenter, Pixels, decode
+from dist_train.data.opencv import Augmenter, check_square, decode
+from dist_train.data.pictures import Pixels
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
+from dist_train.data.verify import left_out_of
 from dist_train.errors import UserError
 
 _BAR = 40  # characters of the longest bar
@@ -23,7 +25,7 @@ def describe(path: Path, manifest: Manifest, label_key: str = "label") -> str:
     """Figures of a set and the histogram of its labels, as text."""
     size = sum(shard.bytes for shard in manifest.shards)
     per_shard = [shard.samples for shard in manifest.shards]
-    counts, source = label_counts(path, manifest, label_key)
+    counts, source, unusable = label_counts(path, manifest, label_key)
     present = counts[counts > 0]
     lines = [
         f"set        {path}",
@@ -32,6 +34,7 @@ def describe(path: Path, manifest: Manifest, label_key: str = "label") -> str:
         f"shards     {len(per_shard):,}, with {min(per_shard):,} to {max(per_shard):,} images",
         f"bytes      {size:,} ({size / manifest.samples:,.0f} per image)",
         f"digest     {manifest.digest}",
+        *unusable,
         "",
         "images per identity",
         *histogram(present),
@@ -39,8 +42,8 @@ def describe(path: Path, manifest: Manifest, label_key: str = "label") -> str:
     return "\n".join(lines)
 
 
-def label_counts(path: Path, manifest: Manifest, label_key: str) -> tuple[Ints, str]:
-    """Pictures per label [num_classes], and where the figures are from."""
+def label_counts(path: Path, manifest: Manifest, label_key: str) -> tuple[Ints, str, list[str]]:
+    """Pictures per label [num_classes], where the figures are from, and lines about what cannot be used."""
     table = path / IDENTITIES_NAME
     counts = np.zeros(manifest.num_classes, dtype=np.int64)
     if table.exists():
@@ -51,17 +54,37 @@ def label_counts(path: Path, manifest: Manifest, label_key: str) -> tuple[Ints, 
                 f"{table}: labels {labels.min()} .. {labels.max()}, the manifest says 0 .. {manifest.num_classes - 1}"
             )
         counts[labels] = columns["count"].to_numpy()
-        return counts, IDENTITIES_NAME
+        return counts, IDENTITIES_NAME, []
     reader = SampleReader([ImageSet(str(path), manifest)], label_key, open_shards=1)
     shards = np.unique(np.linspace(0, len(manifest.shards) - 1, _LABEL_SHARDS).astype(int)).tolist()
+    bad: list[str] = []
+    scaled: list[str] = []
     for shard in shards:
         for sample in range(manifest.shards[shard].samples):
+            place = f"{reader.key(shard, sample)} in {manifest.shards[shard].name}"
             try:
-                counts[reader.read(shard, sample).label] += 1
-            except BadSampleError:
-                continue  # `verify` is for those
+                raw = reader.read(shard, sample)
+                side = check_square(raw.image, raw.set_px).width
+            except BadSampleError as error:
+                bad.append(f"{place}: {error}")
+                continue
+            counts[raw.label] += 1
+            if side != manifest.image_size:
+                scaled.append(f"{place}: {side}x{side}")
     reader.close()
-    return counts, f"read from {len(shards)} of {len(manifest.shards)} shards"
+    left_out = [problem for shard in shards for problem in left_out_of(path / manifest.shards[shard].name)]
+    lines = [
+        *_counted("unusable", "samples, listed by `headcount data verify`", bad),
+        *_counted(
+            "left out", "things in the tars", [f"{each.key} in {each.shard}: {each.reason}" for each in left_out]
+        ),
+        *_counted("scaled", "pictures of another size", scaled),
+    ]
+    return counts, f"read from {len(shards)} of {len(manifest.shards)} shards", lines
+
+
+def _counted(what: str, which: str, found: list[str]) -> list[str]:
+    return [f"{what:<10} {len(found):,} {which}, e.g. {found[0]}"] if found else []
 
 
 def histogram(counts: Sequence[int] | Ints) -> list[str]:
@@ -93,7 +116,7 @@ def sheet(path: Path, manifest: Manifest, rows: int, columns: int, seed: int, la
         shard = int(np.searchsorted(starts, number, side="right")) - 1
         try:
             raw = reader.read(shard, number - int(starts[shard]))
-            augmenter.apply(decode(raw.image), 0, planes)
+            augmenter.apply(decode(raw.image, raw.set_px), 0, planes)
         except BadSampleError:
             planes[0], planes[1:] = 255, 0
         top, left = place // columns * size, place % columns * size

@@ -1,49 +1,54 @@
 """Decode and augment on the CPU with OpenCV: one warp and one colour matrix per picture."""
 
-from typing import Any
-
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from dist_train.data.augment import Augmentation, pixel_maps
+from dist_train.data.pictures import Head, PictureError, Pixels, check, decode_checked
 from dist_train.data.shards import BadSampleError
 
-Pixels = NDArray[Any]  # uint8; OpenCV types its results by their kind only
+MOST_ENLARGED = 4  # times; a picture smaller than a quarter of its set's is an accident
 ERASED = 128  # grey level of an erased rectangle: nearest to 0 after normalising
 
 
-def decode(encoded: Pixels) -> Pixels:
-    """Decode a picture to [side, side, 3], blue first, 8 bits; grey, 16-bit and alpha pictures are converted.
+def decode(encoded: Pixels, set_px: int = 0) -> Pixels:
+    """Decode a picture of a set to [side, side, 3], blue first, 8 bits; grey, 16-bit and alpha pictures are converted.
+
+    Args:
+        encoded: the picture.
+        set_px: side of the set's pictures in pixels.
 
     Raises:
-        BadSampleError: cut off, not a picture, or not square.
+        BadSampleError: cut off, too large, too small for its set, not a picture, or not square.
     """
-    reason = cut_off(encoded)
-    if reason:
-        raise BadSampleError(reason)
+    check_square(encoded, set_px)
     try:
-        picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise BadSampleError(f"cannot be decoded: {error.err}") from error
-    if picture is None:
-        raise BadSampleError(f"cannot be decoded: {len(encoded)} bytes that start with {bytes(encoded[:8])!r}")
+        picture = decode_checked(encoded)
+    except PictureError as error:
+        raise BadSampleError(str(error)) from error
     height, width = picture.shape[:2]
     if height != width:
         raise BadSampleError(f"{width}x{height} pixels, expected a square")
     return picture
 
 
-def cut_off(encoded: Pixels) -> str | None:
-    """Why a picture is incomplete, or None. Decoders fill the missing part with grey and say nothing."""
-    head, tail = bytes(encoded[:4]), bytes(encoded[-256:])
-    if head[:2] == b"\xff\xd8" and b"\xff\xd9" not in tail:
-        return f"JPEG of {len(encoded)} bytes without an end: it is cut off"
-    if head == b"\x89PNG" and b"IEND" not in tail:
-        return f"PNG of {len(encoded)} bytes without an end: it is cut off"
-    if head == b"RIFF" and int.from_bytes(bytes(encoded[4:8]), "little") + 8 > len(encoded):
-        return f"WebP of {len(encoded)} bytes is cut off"
-    return None
+def check_square(encoded: Pixels, set_px: int = 0) -> Head:
+    """The head of a picture of a set; all that can be said without decoding it has been looked at.
+
+    Raises:
+        BadSampleError: as `decode`.
+    """
+    try:
+        head = check(encoded)
+    except PictureError as error:
+        raise BadSampleError(str(error)) from error
+    if head.width != head.height:
+        raise BadSampleError(f"{head.width}x{head.height} pixels, expected a square")
+    if head.width * MOST_ENLARGED < set_px:
+        raise BadSampleError(
+            f"{head.width}x{head.width} pixels, less than 1/{MOST_ENLARGED} of its set's {set_px}x{set_px}"
+        )
+    return head
 
 
 class Augmenter:

@@ -54,7 +54,7 @@ class SampleReader:
         source = self._shards[shard][0]
         if raw.label >= source.manifest.num_classes:
             raise BadSampleError(f"label {raw.label}, but the set has {source.manifest.num_classes} classes")
-        return raw._replace(label=raw.label + source.first_label)
+        return raw._replace(label=raw.label + source.first_label, set_px=source.manifest.image_size)
 
     def name(self, shard: int) -> str:
         """Where a shard is, for messages."""

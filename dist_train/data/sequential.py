@@ -78,7 +78,7 @@ def iterate_set(
                 shard = int(np.searchsorted(starts, number, side="right")) - 1
                 try:
                     raw = reader.read(shard, number - int(starts[shard]), with_record=True)
-                    augmenter.apply(decode(raw.image), 0, images[len(labels)])
+                    augmenter.apply(decode(raw.image, raw.set_px), 0, images[len(labels)])
                 except BadSampleError as error:
                     log.warning("sample %d, in %s, is left out: %s", number, reader.name(shard), error)
                     continue

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_train.data.config import DataConfig
-from dist_train.data.foreign import adopt_set
 from dist_train.data.manifest import MANIFEST_NAME, MAX_BYTES, Manifest, load_manifest, parse_manifest
 from dist_train.data.reader import ImageSet
 from dist_train.data.remote import Remote, is_remote
+from dist_train.data.survey import adopt_set
 from dist_train.errors import UserError
 
 _CHECKED = 256  # shards compared with the manifest at the start, spread over the set

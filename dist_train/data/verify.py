@@ -12,6 +12,9 @@ from dist_train.data.manifest import Manifest, Shard
 from dist_train.data.opencv import decode
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
+from dist_train.data.tar_samples import read_samples
+from dist_train.data.tars import LeftOut, shown
+from dist_train.errors import UserError
 from dist_train.processes import ONE_THREAD, spawning
 
 _BLOCK = 1 << 22
@@ -59,6 +62,7 @@ def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool,
         ]
     except OSError as error:
         return ShardVerdict(shard.name, 0, [Problem(shard.name, None, f"{error.strerror}")])
+    problems += left_out_of(path / shard.name)
     one = Manifest(manifest.image_size, manifest.num_classes, (shard,))
     reader = SampleReader([ImageSet(str(path), one)], label_key, open_shards=1)
     try:
@@ -66,7 +70,7 @@ def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool,
             try:
                 raw = reader.read(0, sample)
                 if decode_all:
-                    decode(raw.image)
+                    decode(raw.image, raw.set_px)
             except BadSampleError as error:
                 problem = Problem(shard.name, reader.key(0, sample), str(error))
                 if reader.is_open(0):
@@ -77,6 +81,15 @@ def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool,
     finally:
         reader.close()
     return ShardVerdict(shard.name, shard.samples, problems)
+
+
+def left_out_of(path: Path) -> list[Problem]:
+    """What is in a tar and cannot be read; files that are no pictures and belong to none are nobody's problem."""
+    try:
+        found = [each for each in read_samples(path) if isinstance(each, LeftOut) and each.reason != "no picture"]
+    except UserError as error:
+        return [Problem(path.name, None, str(error))]
+    return [Problem(path.name, shown(each.name), f"{each.reason}: {each.detail}") for each in found]
 
 
 def _compare_bytes(path: Path, shard: Shard) -> str | None:

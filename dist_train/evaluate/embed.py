@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
 from dist_train.ranks import ALONE, Ranks
 
@@ -51,12 +52,13 @@ def _decode(data: bytes, image_size: int, name: str) -> tuple[np.ndarray, int, i
     """The picture as uint8 [S, S, 3], red first, and its own height and width before scaling.
 
     Raises:
-        WorkError: not a picture.
+        WorkError: not a picture, cut off, or too large.
     """
-    buffer = np.frombuffer(data, dtype=np.uint8)
-    picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if len(buffer) else None
-    if picture is None:
-        raise WorkError(f"{name}: cannot be decoded ({len(data)} bytes); it is damaged or no picture")
+    try:
+        check(data)
+        picture = decode_checked(data)
+    except PictureError as error:
+        raise WorkError(f"{name}: {error}") from error
     height, width = picture.shape[:2]
     if (height, width) != (image_size, image_size):
         shrinks = height > image_size

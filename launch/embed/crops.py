@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from data_prep.align import SingleChoice, crop_centre
 from data_prep.align_transform import Align
-from data_prep.decode import decode
+from data_prep.decode import MAX_PIXELS, decode
 from data_prep.mtcnn.faces import Faces
 from data_prep.sources import Reject
 from data_prep.transforms import Crop, Process
 from dist_train.embed.pictures import Rejected
 
 _DECODERS = min(4, len(os.sched_getaffinity(0)))  # threads; OpenCV and Pillow decode outside the interpreter lock
+_MAX_PIXELS = MAX_PIXELS // _DECODERS  # of each of their pictures
 
 
 class Cut(NamedTuple):
@@ -65,7 +66,7 @@ class Centre:
             return list(pool.map(self._cut, pictures))
 
     def _cut(self, data: bytes) -> Cut | Rejected:
-        photo = decode(data)
+        photo = decode(data, max_pixels=_MAX_PIXELS)
         return Rejected(*photo) if isinstance(photo, Reject) else Cut(crop_centre(photo.pixels, self._image_size))
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from data_prep.archives import RecSource
 from data_prep.sources import FileReader, Raw, Reader, Reject, Row, Source, listing, open_source
+from dist_train.data.tar_folder import is_compressed_tar, is_tar, tars_in
 from dist_train.embed.pictures import Place, Rejected
 from dist_train.errors import UserError, WorkError
 
@@ -132,8 +133,10 @@ def open_origin(path: Path, label_key: str = "label") -> Origin:
     from launch.embed.shards import ShardOrigin
 
     path = path.absolute()
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")) and not (path / "train.rec").is_file()):
+    if is_tar(path) or (path.is_dir() and tars_in(path) and not (path / "train.rec").is_file()):
         return ShardOrigin(path, label_key)
+    if is_compressed_tar(path):
+        raise UserError(f"source {path}: is compressed, and its files cannot be read by their place; decompress it")
     if path.is_dir() or path.suffix in (".rec", ".csv", ".tsv", ".parquet"):
         return PhotoOrigin(open_source(path))
     if not path.exists():

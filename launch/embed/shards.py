@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,19 +12,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_train.data.foreign import scan_tar
-from dist_train.data.index import Member, read_index
+from data_prep.sources import BATCH_ROWS, MAX_FILE_BYTES, display
+from dist_train.data.index import Member
 from dist_train.data.manifest import IDENTITIES_NAME
-from dist_train.data.shards import IMAGE_EXTENSIONS
+from dist_train.data.shards import MOST_CLASSES
+from dist_train.data.tar_folder import refuse_other_inputs, tars_in
+from dist_train.data.tar_samples import LABEL_KINDS, Photo, read_photos
+from dist_train.data.tars import LeftOut, shown
 from dist_train.embed.pictures import Place, Rejected
 from dist_train.errors import UserError, WorkError
 from launch.embed.origins import Found, Origin
 
 _LISTED = pa.schema(
-    [("tar", pa.string()), ("name", pa.string())]
-    + [(f"{kind}_{what}", pa.int64()) for kind in ("picture", "cls", "json") for what in ("offset", "size")]
+    [("tar", pa.binary()), ("name", pa.string())]  # file names need not be UTF-8
+    + [(f"{kind}_{what}", pa.int64()) for kind in ("picture", *LABEL_KINDS) for what in ("offset", "size")]
+    + [("reason", pa.string()), ("detail", pa.string())]  # why something in the tar is no picture
 )
 _OPEN_TARS = 64
+_MOST_BYTES = {"picture": MAX_FILE_BYTES, "cls": 4096, "json": 16 << 20}  # of a member that are read
 
 
 class ShardOrigin(Origin):
@@ -37,7 +44,7 @@ class ShardOrigin(Origin):
         self._path = path
         self._folder = path if path.is_dir() else path.parent
         self._label_key = label_key
-        self._open: dict[str, int] = {}
+        self._open: dict[bytes, int] = {}
         self._names = _Names(self._folder / IDENTITIES_NAME)
 
     def described(self) -> dict[str, Any]:
@@ -45,24 +52,23 @@ class ShardOrigin(Origin):
         return {"kind": "Shards", "path": str(self._path), "label_key": self._label_key}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The samples with a picture, tar by tar in the order of their names."""
-        tars = sorted(self._path.glob("*.tar")) if self._path.is_dir() else [self._path]
-        for tar in tars:
-            try:
-                rows = [row for members in _samples(tar) if (row := _listed(tar.name, members))]
-            except OSError as error:
-                raise UserError(f"source {tar}: {error.strerror}") from error
-            if rows:
-                yield pa.RecordBatch.from_pylist(rows, schema=_LISTED)
+        """The pictures, tar by tar in the order of their names, and what is in a tar and none."""
+        if self._path.is_dir():
+            refuse_other_inputs(self._path, photos=True)
+        for tar in tars_in(self._path) if self._path.is_dir() else [self._path]:
+            name = os.fsencode(tar.name)
+            rows = (_listed(name, found) for found in read_photos(tar, LABEL_KINDS))
+            while chunk := list(islice(rows, BATCH_ROWS)):
+                yield pa.RecordBatch.from_pylist(chunk, schema=_LISTED)
 
     def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Rejected]]:
         """The samples at their offsets."""
         return [self._read(row) for row in rows.to_pylist()]
 
     def fetch(self, place: Place) -> bytes | Rejected:
-        """The picture at its offset."""
-        tar, end, _ = place.path.partition(".tar:")
-        return self._bytes(tar + end[:-1], place.offset, place.size)
+        """The picture at its offset; in a tar whose name is not UTF-8 it is not found again."""
+        tar, end, _ = re.split(r"(\.tar):", place.path, maxsplit=1, flags=re.IGNORECASE)
+        return self._bytes((tar + end).encode(), "picture", place.offset, place.size)
 
     def close(self) -> None:
         """Close all tars."""
@@ -71,37 +77,42 @@ class ShardOrigin(Origin):
         self._open.clear()
 
     def _read(self, row: dict[str, Any]) -> tuple[Place, Found | Rejected]:
-        place = Place(f"{row['tar']}:{row['name']}", row["picture_offset"], row["picture_size"])
-        data = self._bytes(row["tar"], *_range(row, "picture"))
+        place = Place(f"{display(row['tar'])}:{row['name']}", row["picture_offset"], row["picture_size"])
+        if row["reason"]:
+            return place, Rejected(row["reason"], row["detail"])
+        data, *beside = (
+            self._bytes(row["tar"], kind, row[f"{kind}_offset"], row[f"{kind}_size"])
+            for kind in ("picture", *LABEL_KINDS)
+        )
         if isinstance(data, Rejected):
             return place, data
-        beside = (self._bytes(row["tar"], *_range(row, kind)) for kind in ("cls", "json"))
         label_text, record_text = (b"" if isinstance(text, Rejected) else text for text in beside)
         record = _record(record_text)
         label = _label(label_text, record.get(self._label_key))
         folder = PurePosixPath(row["name"]).parent.name or None
         identity = self._names[label] if label is not None else None
-        score = record.get("score")
-        return place, Found(data, identity or folder, label, float(score) if isinstance(score, int | float) else None)
+        return place, Found(data, identity or folder, label, _score(record.get("score")))
 
-    def _bytes(self, tar: str, offset: int, size: int) -> bytes | Rejected:
+    def _bytes(self, tar: bytes, kind: str, offset: int, size: int) -> bytes | Rejected:
         if not size:
             return b""
+        if size > _MOST_BYTES[kind]:
+            return Rejected("too large", f"{size} bytes, the most is {_MOST_BYTES[kind]}")
         try:
             data = os.pread(self._descriptor(tar), size, offset)
         except FileNotFoundError:
-            return Rejected("vanished", f"{tar} was listed and is not there any more")
+            return Rejected("vanished", f"{display(tar)} was listed and is not there any more")
         except OSError as error:
-            raise WorkError(f"{self._folder / tar}: {error.strerror}; the same command goes on") from error
+            raise WorkError(f"{self._folder / os.fsdecode(tar)}: {error.strerror}; the same command goes on") from error
         if len(data) < size:
             return Rejected("truncated", f"the tar ends {size - len(data)} bytes before the member does")
         return data
 
-    def _descriptor(self, tar: str) -> int:
+    def _descriptor(self, tar: bytes) -> int:
         if tar not in self._open:
             if len(self._open) >= _OPEN_TARS:
                 os.close(self._open.pop(next(iter(self._open))))
-            self._open[tar] = os.open(self._folder / tar, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[tar] = os.open(self._folder / os.fsdecode(tar), os.O_RDONLY | os.O_CLOEXEC)
         return self._open[tar]
 
 
@@ -125,39 +136,35 @@ class _Names:
         return str(self._names[at]) if at < len(self._labels) and self._labels[at] == label else None
 
 
-def _samples(tar: Path) -> list[list[Member]]:
-    """Members of each sample, by the index where there is one that is not older than the tar."""
-    index = tar.with_suffix(".idx")
-    if index.exists() and index.stat().st_mtime >= tar.stat().st_mtime:
-        return read_index(index)
-    return scan_tar(tar)
-
-
-def _listed(tar: str, members: list[Member]) -> dict[str, Any] | None:
-    by_kind = {"picture" if m.extension in IMAGE_EXTENSIONS else m.extension: m for m in members}
-    if "picture" not in by_kind:
-        return None
-    row: dict[str, Any] = {"tar": tar, "name": by_kind["picture"].name}
-    for kind in ("picture", "cls", "json"):
-        member = by_kind.get(kind)
+def _listed(tar: bytes, found: Photo | LeftOut) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(_LISTED.names)
+    members: dict[str, Member] = {}
+    if isinstance(found, Photo):
+        members = {"picture": found.picture, **found.beside}
+        row |= {"tar": tar, "name": shown(found.picture.name)}
+    else:
+        row |= {"tar": tar, "name": shown(found.name), "reason": found.reason, "detail": shown(found.detail)}
+    for kind in ("picture", *LABEL_KINDS):
+        member = members.get(kind)
         row[f"{kind}_offset"], row[f"{kind}_size"] = (member.offset, member.size) if member else (0, 0)
     return row
-
-
-def _range(row: dict[str, Any], kind: str) -> tuple[int, int]:
-    return row[f"{kind}_offset"], row[f"{kind}_size"]
 
 
 def _record(text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}  # the picture is what counts; a set with such records is reported by `headcount data verify`
     return body if isinstance(body, dict) else {}
 
 
 def _label(text: bytes, recorded: object) -> int | None:
     digits = text.strip()
-    if digits.isdigit() and len(digits) <= 18:
-        return int(digits)
-    return recorded if isinstance(recorded, int) and not isinstance(recorded, bool) else None
+    label = int(digits) if digits.isdigit() and len(digits) <= 18 else recorded
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < MOST_CLASSES:
+        return None
+    return label
+
+
+def _score(recorded: object) -> float | None:
+    return float(recorded) if isinstance(recorded, int | float) and 0 <= recorded <= 1 else None

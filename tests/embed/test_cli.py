@@ -126,7 +126,7 @@ def test_shards_of_others_are_read_with_the_labels_and_scores_that_they_have(tmp
         tmp_path / "00002.tar", [[("6.jpg", b"no picture")], [("7.webp", encode(picture(7), ".webp"))]], index=False
     )
     told = run("embed", tiny, tmp_path, tmp_path / "out.parquet")
-    assert "5 embeddings; left out: 1 not a picture" in told
+    assert "5 embeddings; left out: 1 no picture, 1 not a picture" in told
     rows = pq.read_table(tmp_path / "out.parquet").select(["path", "label", "identity", "score"]).to_pylist()
     assert [tuple(row.values()) for row in rows] == [
         ("00000.tar:00001.png", 4, None, 0.75),

@@ -247,11 +247,8 @@ def broken_on_ranks(rank, world_size):
 
 def test_a_damaged_picture_on_one_rank_is_an_error_on_all():
     messages = run_ranks(2, broken_on_ranks)
-    assert (
-        messages[0]
-        == messages[1]
-        == ("verification set tiny, picture 59: cannot be decoded (10 bytes); it is damaged or no picture")
-    )
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("verification set tiny, picture 59: cannot be decoded: 10 bytes that start with")
 
 
 def test_embeddings_that_are_not_finite_name_the_picture():

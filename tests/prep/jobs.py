@@ -71,7 +71,7 @@ def samples(out: Path) -> dict[str, tuple[int, bytes]]:
     """Key -> (label, picture), by tarfile; checks the index on the way."""
     found = {}
     for shard in load_manifest(out).shards:
-        members = read_index((out / shard.name).with_suffix(".idx"))
+        members = read_index((out / shard.name).with_suffix(".idx"), (out / shard.name).stat().st_size)
         with tarfile.open(out / shard.name) as tar:
             data = {name: tar.extractfile(name).read() for name in tar.getnames()}
         for sample in members:

@@ -1,0 +1,177 @@
+"""Encoded pictures before they are decoded: kind, size, whether they are whole, and whether they are small enough.
+
+A file of a few bytes can claim any size, and decoders allocate before they find out; a JPEG that was cut off decodes to
+grey without a word. So everything that decodes pictures, here and in `data_prep`, asks this module first.
+"""
+
+import io
+import warnings
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[Any]  # uint8; OpenCV types its results by their kind only
+
+MAX_ALIGNED_PIXELS = 1 << 24  # of a picture of a set, 4096 x 4096: 50 MB decoded, by each of many workers
+MAX_SIDE = 32_766  # OpenCV warps pictures with shorter sides only
+MOST_SCANS = 100  # of a progressive JPEG; encoders make about ten, and each costs the time of a whole decoding
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # the kinds that sets of pictures are made of
+_OTHER_KINDS = ("BMP", "GIF", "TIFF")  # taken too, whatever a file's name says; Pillow reads their heads
+_END, _SCAN = b"\xff\xd9", b"\xff\xda"
+
+
+class PictureError(Exception):
+    """A picture cannot be used; the message is the reason."""
+
+
+class Head(NamedTuple):
+    """What the head of an encoded picture says.
+
+    Attributes:
+        kind: as Pillow names it.
+        width: in pixels, before any rotation.
+        height: likewise.
+        bits: of a channel.
+        channels: of a JPEG; 0 where it was not looked at.
+        scans: where the first scan of a JPEG begins, in bytes; 0 for other kinds.
+    """
+
+    kind: str
+    width: int
+    height: int
+    bits: int = 8
+    channels: int = 0
+    scans: int = 0
+
+
+def read_head(data: bytes) -> Head | None:
+    """The head of a JPEG, PNG or WebP; None for anything else."""
+    if data[:2] == b"\xff\xd8":
+        return _jpeg_head(data)
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
+        return Head("PNG", _big(data, 16, 4), _big(data, 20, 4), data[24])
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+        return _webp_head(data)
+    return None
+
+
+def cut_off(data: bytes, head: Head) -> str | None:
+    """Why a picture is incomplete, or None; decoders fill the missing part with grey and say nothing.
+
+    What comes after a picture's end does not matter. A JPEG's end mark cannot occur inside of scans; an embedded
+    preview has one too, before the first scan.
+    """
+    if head.kind == "JPEG" and data.rfind(_END, head.scans) < 0:
+        return f"JPEG of {len(data)} bytes without an end: it is cut off"
+    if head.kind == "PNG" and data.rfind(b"IEND") < 0:
+        return f"PNG of {len(data)} bytes without an end: it is cut off"
+    if head.kind == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return f"WebP of {len(data)} bytes is cut off"
+    return None
+
+
+def too_many_scans(data: bytes, head: Head) -> str | None:
+    """Why a JPEG would take all too long to decode, or None."""
+    # NumPy counts single bytes many times as fast as `bytes.count`; every picture is looked at, few get further.
+    if head.kind != "JPEG" or np.count_nonzero(np.frombuffer(data, np.uint8) == _SCAN[1]) <= MOST_SCANS:
+        return None
+    scans = data.count(_SCAN, head.scans, data.find(_END, head.scans))  # what comes after the end may hold anything
+    return f"JPEG of {scans} scans, at most {MOST_SCANS} are decoded" if scans > MOST_SCANS else None
+
+
+def check(encoded: Pixels | bytes, max_pixels: int = MAX_ALIGNED_PIXELS) -> Head:
+    """The head of a picture that may be decoded.
+
+    Raises:
+        PictureError: no picture of a known kind, cut off, or too large.
+    """
+    data = bytes(encoded)
+    head = read_head(data) or _other_head(data, max_pixels)
+    if head is None:
+        raise PictureError(f"cannot be decoded: {described(data)}, expected JPEG, PNG or WebP")
+    if head.width * head.height > max_pixels:
+        raise PictureError(f"{head.width}x{head.height} pixels, at most {max_pixels:,} in all are decoded")
+    if reason := cut_off(data, head) or too_many_scans(data, head):
+        raise PictureError(reason)
+    return head
+
+
+def decode_checked(encoded: Pixels | bytes) -> Pixels:
+    """Decode a picture that passed `check` to [height, width, 3], blue first, 8 bits, whatever its depth and channels.
+
+    Raises:
+        PictureError: it cannot be decoded.
+    """
+    buffer = np.frombuffer(encoded, np.uint8) if isinstance(encoded, bytes) else encoded
+    try:
+        picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise PictureError(f"cannot be decoded: {error.err}") from error
+    if picture is None:
+        raise PictureError(f"cannot be decoded: {described(bytes(buffer))}")
+    return picture
+
+
+def described(data: bytes) -> str:
+    """Size and start of something that is no picture, for messages."""
+    return f"{len(data)} bytes that start with {data[:8].hex() or 'nothing'}"
+
+
+def _jpeg_head(data: bytes) -> Head | None:
+    """Walk over the segments to the start of frame (ITU T.81, B.2.2); stray bytes are skipped, as decoders do."""
+    at = 2
+    while at + 10 <= len(data):
+        if data[at] != 0xFF:
+            found = data.find(b"\xff", at)
+            at = found if found >= 0 else len(data)
+            continue
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            # Previews, which have scans and ends of their own, lie in segments before the frame.
+            return Head("JPEG", width, height, data[at + 4], data[at + 9], max(data.find(_SCAN, at), at))
+        if marker in (0x00, 0xFF):  # no marker; a fill byte
+            at += 1
+        elif 0xD0 <= marker <= 0xD8 or marker == 0x01:  # they stand alone
+            at += 2
+        elif marker in (0xD9, 0xDA):
+            return None
+        else:
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
+
+
+def _webp_head(data: bytes) -> Head | None:
+    """Size of the canvas, by the three kinds of a first chunk (RFC 9649)."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return Head("WEBP", 1 + _little(data, 24, 3), 1 + _little(data, 27, 3))
+    if kind == b"VP8L":
+        bits = _little(data, 21, 4)
+        return Head("WEBP", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+    if kind == b"VP8 ":
+        return Head("WEBP", _little(data, 26, 2) & 0x3FFF, _little(data, 28, 2) & 0x3FFF)
+    return None
+
+
+def _other_head(data: bytes, max_pixels: int) -> Head | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_OTHER_KINDS) as image:
+                return Head(image.format or "", *image.size)
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"too many pixels, at most {max_pixels:,} in all are decoded") from error
+    except Exception:  # whatever a broken file makes one of Pillow's readers stumble over
+        return None
+
+
+def _big(data: bytes, at: int, count: int) -> int:
+    return int.from_bytes(data[at : at + count], "big")
+
+
+def _little(data: bytes, at: int, count: int) -> int:
+    return int.from_bytes(data[at : at + count], "little")
