@@ -52,6 +52,7 @@ class ZeroReplica(Replica):
         super().__init__(backbone, ranks)
         train = config.train
         self._stage = STAGES[train.strategy]
+        self.partitioned = self._stage == 3
         self._names = OPTIMIZER_STATE[config.optimizer.name]
         half = precision(train.precision, ranks.device)
         if ranks.group is None:

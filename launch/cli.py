@@ -7,6 +7,7 @@ import sys
 import traceback
 from typing import Annotated, NoReturn
 
+import click
 import typer
 
 from data_prep.cli import app as prep_app
@@ -15,9 +16,11 @@ from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
+from dist_train.stop_signal import INTERRUPTED_STATUS
 from launch.commands import app as launch_app
 from launch.embed.cli import embed
 from launch.embed.search_cli import app as search_app
+from launch.interrupt import interrupted, raise_once, say
 from launch.train import train
 
 app = typer.Typer(
@@ -60,7 +63,8 @@ def root(
 
 
 def main() -> None:
-    """Run the command line: exit status 0, 1 for a failure of the work, 2 for a user's mistake."""
+    """Run the command line: exit status 0, 1 for a failure of the work, 2 for a user's mistake, 130 after a signal."""
+    raise_once()
     end(run())
 
 
@@ -87,10 +91,13 @@ def run() -> int:
     except WorkError as error:
         typer.echo(f"failed: {error}", err=True)
         return 1
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return 130
+    except (KeyboardInterrupt, click.Abort):
+        say()
+        return INTERRUPTED_STATUS
     except Exception:
+        if interrupted():
+            say()
+            return INTERRUPTED_STATUS
         traceback.print_exc()
         return 1
     return 0

@@ -14,7 +14,7 @@ import typer
 from dist_train.checkpoint import CONFIG_NAME
 from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
-from launch.agent import INTERRUPTED
+from dist_train.stop_signal import INTERRUPTED_STATUS
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
 
@@ -70,7 +70,7 @@ class SlurmJob:
             signal_before_s=self.signal_before_s,
             patience_s=self.signal_before_s * 3 // 4,
             requeue=self.requeue,
-            interrupted_status=INTERRUPTED,
+            interrupted_status=INTERRUPTED_STATUS,
         )
 
     def _options(self, run_dir: Path) -> list[str]:
