@@ -11,6 +11,7 @@ from dist_train.checkpoint_store import committed_checkpoints
 from dist_train.config import RunConfig, dump_config
 from dist_train.errors import WorkError
 from dist_train.finish import ONNX_NAME, REPORT_NAME, SUMMARY_NAME, finish_run
+from dist_train.quiet import quiet_libraries
 from dist_train.ranks import join_ranks, leave_ranks
 from dist_train.run_dir import claim_run_dir, open_run_dir, release_run_dir
 from dist_train.stop_signal import INTERRUPTED_STATUS
@@ -36,6 +37,7 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
     """
     started = time.monotonic()
     lock = None
+    quiet_libraries()
     ranks = join_ranks(config.train.device, config.train.threads, config.train.timeout_s)
     try:
         if ranks.rank == 0:

@@ -70,9 +70,7 @@ def test_a_disk_that_has_room_again_at_the_end_gets_the_last_checkpoint(tmp_path
     assert committed_checkpoints(tmp_path / "run")[-1].name == "step-00000004"
 
 
-def test_a_stopped_run_without_its_checkpoint_does_not_say_that_it_was_written(
-    tmp_path, tiny_set, monkeypatch, caplog
-):
+def test_a_stopped_run_without_its_checkpoint_does_not_say_that_it_was_written(tmp_path, tiny_set, monkeypatch, caplog):
     monkeypatch.setattr(FileSystemWriter, "write_data", full)
     step = Trainer.train_step
 
