@@ -7,7 +7,6 @@ import sys
 import traceback
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from data_prep.cli import app as prep_app
@@ -70,9 +69,10 @@ def main() -> None:
 
 def end(status: int) -> NoReturn:
     """End the process."""
-    if "RANK" in os.environ:
-        # A thread of gloo that takes Python's lock while the interpreter ends aborts the process, whatever its status.
-        # All that a rank has to close is closed by now.
+    if "RANK" in os.environ or interrupted():
+        # An interpreter that is ending has an answer of its own to another signal. And a thread of gloo that takes
+        # Python's lock meanwhile aborts the process, whatever its status.
+        # All that there is to close is closed by now.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -81,6 +81,14 @@ def end(status: int) -> NoReturn:
 
 def run() -> int:
     """Run the command line and say with which status to end; messages are printed."""
+    status = _run()
+    if interrupted():  # whatever came of it: the library of commands ends such a one silently
+        say()
+        return INTERRUPTED_STATUS
+    return status
+
+
+def _run() -> int:
     try:
         app()
     except SystemExit as end:
@@ -91,13 +99,10 @@ def run() -> int:
     except WorkError as error:
         typer.echo(f"failed: {error}", err=True)
         return 1
-    except (KeyboardInterrupt, click.Abort):
-        say()
+    except KeyboardInterrupt:
         return INTERRUPTED_STATUS
     except Exception:
-        if interrupted():
-            say()
-            return INTERRUPTED_STATUS
-        traceback.print_exc()
+        if not interrupted():  # else it failed for that, as for a rank that went before
+            traceback.print_exc()
         return 1
     return 0
