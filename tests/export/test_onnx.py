@@ -131,12 +131,10 @@ def test_an_unwritable_place_is_named_and_nothing_is_left(tmp_path, backbone):
 
 
 class Stubborn(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
     def forward(self, images):
-        raise ValueError("this layer has no form outside of training\nand says so at length")
+        if torch.compiler.is_compiling():
+            raise ValueError("this layer has no form outside of training\nand says so at length")
+        return images.flatten(1)[:, :4]
 
 
 def test_a_failed_export_says_its_cause_and_not_only_the_exporters_stage(tmp_path):
