@@ -184,7 +184,7 @@ class Trainer:
                 if overdue or best or self._due(self.config.checkpoint.every_steps):
                     self.save(score if best else None)
                     last_save = time.monotonic()
-                if failed:
+                if failed and not stopped:
                     with watchdog.paused():
                         self._save_last()
                     self.ranks.agree(partial(_raise, failure))
