@@ -39,11 +39,12 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
             f"`headcount launch slurm` or srun, or unset {' '.join(SLURM_NAMES)} to be alone"
         )
     tasks, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), max(1, int(environment["SLURM_STEP_NUM_NODES"]))
+    local_rank = int(environment["SLURM_LOCALID"])
     return {
         "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(tasks),
-        "LOCAL_WORLD_SIZE": str(tasks // nodes),
+        "LOCAL_WORLD_SIZE": str(max(-(-tasks // nodes), local_rank + 1)),  # nodes may have unequal shares
     }
 
 

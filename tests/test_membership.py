@@ -79,12 +79,14 @@ def test_a_rank_that_does_not_come_is_a_failure_that_says_where_it_was_waited_fo
         join_ranks("cpu", 1, timeout_s=1.0)
 
 
-STEP = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}
+STEP = {"SLURM_PROCID": "2", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}
 
 
 def test_a_step_of_srun_is_read_whole_or_refused():
     assert slurm_ranks(STEP)["WORLD_SIZE"] == "8"
     assert slurm_ranks({}) == {}
+    uneven = slurm_ranks(STEP | {"SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "3"})
+    assert read_membership(uneven | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}).local_world_size == 2
     for name in ("SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):
         with pytest.raises(UserError, match=rf"half an environment of srun: {name}=None, expected a whole number"):
             slurm_ranks({key: value for key, value in STEP.items() if key != name})
