@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from dist_train.checkpoint_store import (
     damage,
     failure_path,
     prune,
+    read_best,
     read_progress,
+    write_best,
     write_checksums,
     write_progress,
 )
@@ -48,6 +51,25 @@ CONFIG_NAME = "config.yaml"
 DCP_ERRORS = (Exception, CheckpointException)
 
 
+@dataclass(frozen=True, slots=True)
+class PendingSave:
+    """A checkpoint that is being written.
+
+    Attributes:
+        step: optimizer steps done.
+        writing: the directory that it is written to.
+        final: its name once all ranks are done.
+        score: of the evaluation that it is kept for as the best; None where it is not.
+        written: this rank's part.
+    """
+
+    step: int
+    writing: Path
+    final: Path
+    score: float | None
+    written: Future[None]
+
+
 class Checkpointer:
     """Saves and restores backbone, optimizer and head, and the moving average of weights where there is one.
 
@@ -62,6 +84,9 @@ class Checkpointer:
         average: moving average of the backbone's weights, or None.
         ranks: this process among the job's.
         on_commit: told of each complete checkpoint, on rank 0.
+
+    Attributes:
+        lost: why the newest checkpoint that was begun could not be written; None where it was. Known on rank 0.
     """
 
     def __init__(
@@ -78,7 +103,8 @@ class Checkpointer:
         self._replica, self._head, self._average, self._ranks = replica, head, average, ranks
         self._on_commit = on_commit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: tuple[Path, Path, Future[None]] | None = None
+        self._pending: PendingSave | None = None
+        self.lost: str | None = None
 
     def _replicated_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
@@ -89,12 +115,22 @@ class Checkpointer:
             state["average"] = self._average.state_dict()
         return state
 
-    def save(self, progress: Progress) -> None:
+    def is_best(self, score: float) -> bool:
+        """Whether `score` is above the best checkpoint's, one that is being written included; for rank 0 to ask."""
+        best = read_best(self._run_dir)
+        known = (None if best is None else best[1], None if self._pending is None else self._pending.score)
+        return all(one is None or score > one for one in known)
+
+    def save(self, progress: Progress, score: float | None = None) -> None:
         """Begin to write a checkpoint; returns when the backbone's state is copied.
 
         The head's rows are copied, and the files written, while training goes on. A collective. An earlier save that
         is still being written is waited for first. A save that fails is reported when it is found out; training goes
         on and older checkpoints stay.
+
+        Args:
+            progress: where the run stands.
+            score: on rank 0, of the evaluation that makes this checkpoint the best; None where it is not the best.
         """
         self.wait()
         final = self._run_dir / CHECKPOINTS / checkpoint_name(progress.step)
@@ -104,7 +140,8 @@ class Checkpointer:
         if self._ranks.any(not begun)[0]:
             return
         state = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), self._replicated_state())
-        self._pending = (writing, final, self._thread.submit(self._write, writing, state, self._head.snapshot()))
+        written = self._thread.submit(self._write, writing, state, self._head.snapshot())
+        self._pending = PendingSave(progress.step, writing, final, score, written)
 
     def _begin(self, writing: Path, final: Path, progress: Progress) -> bool:
         """Make the directory to write into; False where this step's checkpoint exists or the disk refuses."""
@@ -137,22 +174,29 @@ class Checkpointer:
         """Wait for a save under way, and commit it on rank 0."""
         if self._pending is None:
             return
-        writing, final, written = self._pending
+        save = self._pending
+        error = save.written.exception()
         self._pending = None
-        error = written.exception()
         if self._ranks.rank != 0:
             return
         try:
             if error is not None:
                 raise error
-            self._wait_for_peers(writing)
-            writing.replace(final)
-            prune(self._run_dir, self._keep)
-            if self._on_commit is not None:
-                self._on_commit(final)
+            self._wait_for_peers(save.writing)
+            save.writing.replace(save.final)
         except DCP_ERRORS as failure:  # none of them is worth the run
-            shutil.rmtree(writing, ignore_errors=True)
-            self._report(final, failure)
+            shutil.rmtree(save.writing, ignore_errors=True)
+            self._report(save.final, failure)
+            return
+        self.lost = None
+        if save.score is not None:  # only now, since a save that is cut off must not be taken for the best
+            write_best(self._run_dir, save.step, save.score)
+        try:
+            prune(self._run_dir, self._keep)
+        except OSError as error:
+            logger.warning("old checkpoints of %s cannot be removed: %s", self._run_dir, error)
+        if self._on_commit is not None:
+            self._on_commit(save.final)
 
     def _wait_for_peers(self, writing: Path) -> None:
         """Wait until every rank has put its checksums beside its files."""
@@ -166,10 +210,11 @@ class Checkpointer:
                 time.sleep(0.01)
 
     def _report(self, checkpoint: Path, error: BaseException) -> None:
+        self.lost = last_line(error)
         logger.error(
             "CHECKPOINT NOT WRITTEN: %s: %s. Training goes on, older checkpoints are intact",
             checkpoint,
-            last_line(error),
+            self.lost,
         )
 
     @property
@@ -179,10 +224,10 @@ class Checkpointer:
 
     def commit_if_written(self) -> None:
         """Commit a save whose files are complete, without waiting; rank 0 looks for those of all ranks."""
-        if self._pending is None or not self._pending[2].done():
+        if self._pending is None or not self._pending.written.done():
             return
-        writing, _, written = self._pending
-        peers = range(self._ranks.world_size) if self._ranks.rank == 0 and written.exception() is None else ()
+        writing, whole = self._pending.writing, self._pending.written.exception() is None
+        peers = range(self._ranks.world_size) if self._ranks.rank == 0 and whole else ()
         if all(checksums_path(writing, rank).exists() or failure_path(writing, rank).exists() for rank in peers):
             self.wait()
 
@@ -201,6 +246,10 @@ class Checkpointer:
         self._head.load_state_dict(state["head"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+
+    def close(self) -> None:
+        """Begin no more saves; safe to repeat. One under way is not waited for: its directory is not counted."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def newest_sound_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:

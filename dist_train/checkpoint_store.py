@@ -161,13 +161,14 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
 
 
 def read_best(run_dir: Path) -> tuple[int, float] | None:
-    """Step and score of the best checkpoint so far; None before the first evaluation."""
+    """Step and score of the best checkpoint so far; None before the first evaluation, or where it is not there."""
     try:
         best = json.loads((run_dir / CHECKPOINTS / BEST_NAME).read_text(encoding="utf-8"))
-        return int(best["step"]), float(best["score"])
+        step, score = int(best["step"]), float(best["score"])
+        return (step, score) if (run_dir / CHECKPOINTS / checkpoint_name(step) / ".metadata").exists() else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s of %s cannot be read (%s); the next evaluation writes it anew", BEST_NAME, run_dir, error)
         return None
 

@@ -1,6 +1,7 @@
 """A backbone judged on every set that a configuration names, the work split over ranks."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.config import EvaluateConfig
+from dist_train.evaluate.embed import together
 from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
 from dist_train.evaluate.verification import VerificationResult, evaluate_verification
 from dist_train.ranks import Ranks
@@ -64,8 +66,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
     """Judge `backbone`, which is in evaluation mode, on the sets of `config`. A collective.
 
     Raises:
-        UserError: a set that is missing or cannot be judged.
-        WorkError: a damaged picture.
+        UserError | WorkError: a set that is missing, damaged or cannot be judged; the same on every rank.
     """
 
     def embed(images: Tensor) -> Tensor:
@@ -74,7 +75,8 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
 
     # Results are compared on the host, where flags and messages go too.
     shared = (image_size, config.batch_size, ranks)
+    pairs = (together(partial(read_bin, path), ranks) for path in config.verification)
     return Evaluation(
-        [evaluate_verification(embed, read_bin(path), *shared, flip=config.flip) for path in config.verification],
+        [evaluate_verification(embed, each, *shared, flip=config.flip) for each in pairs],
         [evaluate_identification(embed, path, *shared, flip=config.flip) for path in config.identification],
     )

@@ -1,4 +1,4 @@
-"""The end of a run: the model evaluated, exported and reported."""
+"""The end of a run: the model evaluated, reported and exported."""
 
 import json
 import logging
@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.report import RunReport, Sample, write_report
 from dist_train.evaluation import Evaluation, evaluate_backbone
 from dist_train.export.onnx import compare_onnx, export_onnx
@@ -24,51 +25,91 @@ SHEET_PICTURES = 24
 
 
 def finish_run(trainer: Trainer, started: float) -> None:
-    """Evaluate on all ranks; on rank 0 export, and write `summary.json` and `report.html`. A collective.
+    """Evaluate on all ranks; on rank 0 write `summary.json` and `report.html`, then export. A collective.
+
+    The export comes last and what it gives is added, so that a network without an ONNX form does not cost the results.
+    What cannot be made is noted in `trainer.lost`.
 
     Args:
         trainer: at its last step.
         started: `time.monotonic()` when the run began, or went on.
     """
-    config, ranks, samples = trainer.config, trainer.ranks, cast(Tensor, trainer.samples)
+    config, ranks = trainer.config, trainer.ranks
     backbone = trainer.evaluated_backbone()
-    found = evaluate_backbone(backbone, config.evaluate, trainer.loader.image_size, ranks)
-    if figures := found.figures():
-        trainer.trackers.log(trainer.step, figures)
+    found = _evaluate(trainer, backbone)
     if ranks.rank == 0:
         summary = _summary(trainer, found)
+        missing = _publish(trainer, summary, found, started)
         if config.export.onnx:
-            path = config.run_dir / ONNX_NAME
-            exported = export_onnx(
-                backbone.cpu(),
-                trainer.loader.image_size,
-                path,
-                normalize_inside=config.export.normalize_inside,
-                opset=config.export.opset,
-                origin={"run": config.run_dir.name, "step": str(trainer.step)},
-            )
-            images = samples[: config.export.check_images].cpu()
-            summary["onnx_max_abs_diff"], summary["onnx_min_cosine"] = compare_onnx(exported.path, backbone, images)
-        summary["seconds"] = round(time.monotonic() - started, 1)
-        _write_json(config.run_dir / SUMMARY_NAME, summary)
-        write_report(
-            config.run_dir / REPORT_NAME,
-            RunReport(
-                title=config.run_dir.name,
-                summary=summary,
-                history=read_metrics(config.run_dir),
-                verification=found.verification,
-                identification=found.identification,
-                samples=[Sample(picture, "") for picture in pixels(samples[:SHEET_PICTURES])],
-            ),
-        )
+            try:
+                summary |= _export(trainer, backbone)
+            except Exception as error:  # whatever stops an exporter costs the export alone
+                missing[ONNX_NAME] = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
+            else:
+                missing = _publish(trainer, summary, found, started)
+        trainer.lost += [f"{name}: {reason}" for name, reason in missing.items()]
         logger.info("%s", json.dumps(summary, indent=1))
-        logger.info("report: %s", config.run_dir / REPORT_NAME)
+        if REPORT_NAME not in missing:
+            logger.info("report: %s", config.run_dir / REPORT_NAME)
     ranks.barrier()
 
 
+def _evaluate(trainer: Trainer, backbone: nn.Module) -> Evaluation:
+    try:
+        found = evaluate_backbone(backbone, trainer.config.evaluate, trainer.loader.image_size, trainer.ranks)
+    except (UserError, WorkError) as error:
+        trainer.lost.append(f"the evaluation at the end: {error}")
+        return Evaluation([], [])
+    if figures := found.figures():
+        trainer.trackers.log(trainer.step, figures)
+    return found
+
+
+def _export(trainer: Trainer, backbone: nn.Module) -> dict[str, float]:
+    """Write the network for deployment; how far its embeddings are from the backbone's.
+
+    Raises:
+        WorkError: it has no ONNX form, or the disk refuses. An exporter may raise more than that.
+    """
+    config, samples = trainer.config, cast(Tensor, trainer.samples)
+    exported = export_onnx(
+        backbone.cpu(),
+        trainer.loader.image_size,
+        config.run_dir / ONNX_NAME,
+        normalize_inside=config.export.normalize_inside,
+        opset=config.export.opset,
+        origin={"run": config.run_dir.name, "step": str(trainer.step)},
+    )
+    difference, cosine = compare_onnx(exported.path, backbone, samples[: config.export.check_images].cpu())
+    return {"onnx_max_abs_diff": difference, "onnx_min_cosine": cosine}
+
+
+def _publish(trainer: Trainer, summary: dict[str, Any], found: Evaluation, started: float) -> dict[str, str]:
+    """Write summary and report; for each that could not be written the reason."""
+    config, samples = trainer.config, cast(Tensor, trainer.samples)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    missing: dict[str, str] = {}
+    try:
+        _write_json(config.run_dir / SUMMARY_NAME, summary)
+    except OSError as error:
+        missing[SUMMARY_NAME] = f"cannot be written: {error.strerror}"
+    report = RunReport(
+        title=config.run_dir.name,
+        summary=summary,
+        history=read_metrics(config.run_dir),
+        verification=found.verification,
+        identification=found.identification,
+        samples=[Sample(picture, "") for picture in pixels(samples[:SHEET_PICTURES])],
+    )
+    try:
+        write_report(config.run_dir / REPORT_NAME, report)
+    except WorkError as error:
+        missing[REPORT_NAME] = str(error)
+    return missing
+
+
 def _summary(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
-    speeds = [line["images_per_s"] for line in read_metrics(trainer.config.run_dir) if "images_per_s" in line]
+    speeds = [line["images_per_s"] for line in read_metrics(trainer.config.run_dir) if line.get("images_per_s")]
     summary: dict[str, Any] = {
         "identities": trainer.manifest.num_classes,
         "images": trainer.manifest.samples,

@@ -25,6 +25,9 @@ class Replica(ABC):
     for all of them: a run may go on with another one.
     """
 
+    partitioned = False
+    """Whether a rank has parts of the weights only, so that it cannot use the backbone alone."""
+
     def __init__(self, backbone: nn.Module, ranks: Ranks) -> None:
         self.backbone = backbone
         self.ranks = ranks
@@ -35,7 +38,7 @@ class Replica(ABC):
 
     @abstractmethod
     def embed_alone(self, images: Tensor) -> Tensor:
-        """As `embed`, but a backward pass from it is this rank's own affair."""
+        """As `embed`, but gradients from it are not exchanged between ranks."""
 
     @abstractmethod
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
@@ -147,8 +150,11 @@ class DdpReplica(Replica):
     def step(self, lr: float) -> Tensor:
         """See `Replica.step`."""
         self._scaler.unscale_(self._optimizer)
-        limit = float("inf") if self._config.clip_norm is None else self._config.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), limit)
+        if self._config.clip_norm is None:  # clipping at infinity would write every gradient again
+            gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self._config.clip_norm)
         if not norm.isfinite():
             if self._scaler.is_enabled():
                 self._scaler.update()  # halves the scale, since unscale_ saw an infinity

@@ -1,7 +1,8 @@
 """The ranks of a job: who this process is, and how ranks agree."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 from dist_train.errors import UserError, WorkError
 from dist_train.heap import keep_heap
+from dist_train.membership import RANK_NAMES, Membership, read_membership
 
 T = TypeVar("T")
 
@@ -108,13 +110,11 @@ def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -
         timeout_s: longest wait for another rank.
 
     Raises:
-        UserError: `cuda` without a GPU for this rank.
+        UserError: `cuda` without a GPU for this rank, or an environment that describes no job.
+        WorkError: the other ranks did not come.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank, local_world = (
-        int(os.environ.get("LOCAL_RANK", "0")),
-        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-    )
+    here = read_membership(os.environ)
+    rank, world_size, local_rank, local_world = here
     gpus = torch.cuda.device_count()
     if device == "cuda" and gpus < local_world:
         raise UserError(
@@ -132,10 +132,25 @@ def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -
     if world_size == 1:
         return Ranks(rank, local_rank, world_size, where)
     timeout = timedelta(seconds=timeout_s + TIMEOUT_MARGIN_S)
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout)
-    # Every rank is in both, so new_group gives the group itself and not the marker of an outsider.
-    control, saving = (cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2))
+    with _absence_said(here):
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout)
+        # Every rank is in both, so new_group gives the group itself and not the marker of an outsider.
+        control, saving = (cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2))
     return Ranks(rank, local_rank, world_size, where, dist.group.WORLD, control, saving, timeout_s)
+
+
+@contextmanager
+def _absence_said(here: Membership) -> Iterator[None]:
+    """Say who did not come to the meeting of the ranks."""
+    try:
+        yield
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise WorkError(
+            f"rank {here.rank} of {here.world_size}: the ranks did not all meet at {where} "
+            f"({str(error).splitlines()[0]}); start every rank, on machines that reach this address, or unset "
+            f"{' '.join(RANK_NAMES)} to be alone"
+        ) from error
 
 
 def leave_ranks(ranks: Ranks) -> None:

@@ -7,16 +7,17 @@ from contextlib import closing
 import torch.distributed as dist
 
 from dist_train.checkpoint import newest_sound_checkpoint
+from dist_train.checkpoint_store import committed_checkpoints
 from dist_train.config import RunConfig, dump_config
-from dist_train.finish import finish_run
+from dist_train.errors import WorkError
+from dist_train.finish import ONNX_NAME, REPORT_NAME, SUMMARY_NAME, finish_run
+from dist_train.quiet import quiet_libraries
 from dist_train.ranks import join_ranks, leave_ranks
 from dist_train.run_dir import claim_run_dir, open_run_dir, release_run_dir
+from dist_train.stop_signal import INTERRUPTED_STATUS
 from dist_train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED_STATUS = 130
-"""Exit status after a signal, as shells give it for SIGINT."""
 
 
 def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
@@ -32,9 +33,11 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
 
     Raises:
         UserError: on rank 0, for a mistake that any rank found; the others leave silently.
+        WorkError: likewise, where training failed, or came to its end without all of its results.
     """
     started = time.monotonic()
     lock = None
+    quiet_libraries()
     ranks = join_ranks(config.train.device, config.train.threads, config.train.timeout_s)
     try:
         if ranks.rank == 0:
@@ -43,8 +46,11 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         lock = ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
         with closing(Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as trainer:
             ranks.agree(lambda: claim_run_dir(config) if ranks.rank == 0 else None)
-            if trainer.fit():
+            done = trainer.fit()
+            if done:
                 finish_run(trainer, started)
+            _say_losses(trainer)
+            if done:
                 return 0
             if ranks.rank == 0:
                 logger.warning(
@@ -57,6 +63,25 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         leave_ranks(ranks)
         if lock is not None:
             release_run_dir(config.run_dir, lock)
+
+
+def _say_losses(trainer: Trainer) -> None:
+    """Raise a WorkError on all ranks where results of the run are missing. A collective."""
+    run_dir = trainer.config.run_dir
+    lost = trainer.ranks.gather(trainer.lost)[0]  # rank 0 writes, so it knows
+    if not lost:
+        return
+    if trainer.ranks.rank != 0:
+        raise SystemExit(1)
+    there = [path.name for path in committed_checkpoints(run_dir)[-1:]]
+    made = (name for name in (SUMMARY_NAME, REPORT_NAME, ONNX_NAME) if (run_dir / name).exists())
+    there += [name for name in made if not any(line.startswith(name) for line in lost)]
+    raise WorkError(
+        f"run {run_dir}: stopped at step {trainer.step} of {trainer.total_steps}, but not all is there:"
+        + "".join(f"\n  lost: {line}" for line in lost)
+        + f"\nthere are: {', '.join(there) or 'no results'}; mend what is named and give the same command with "
+        "--resume, which goes on from the newest checkpoint and makes the results anew"
+    )
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -7,6 +7,9 @@ from typing import Self
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """Ctrl-C; a scheduler's or torchrun's end; Slurm's warning before it (SIGUSR1 is left to communication libraries)."""
 
+INTERRUPTED_STATUS = 130
+"""Exit status after a signal, as shells give it for SIGINT."""
+
 
 class StopSignal:
     """While entered, `asked` tells whether a stop signal has come. Repeated signals change nothing."""

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ SHEET_COLUMNS, SHEET_ROWS = 8, 4
 
 
 class JsonlTracker:
-    """One JSON object a line in `metrics.jsonl`.
+    """One JSON object a line in `metrics.jsonl`; a figure that is no finite number, as after a bad step, is null.
 
     On resume the lines after the checkpoint's step are taken back, since those steps are made again. Figures that a
     full disk refuses are lost, with one warning; training goes on.
@@ -30,7 +32,7 @@ class JsonlTracker:
         kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step] if resume_step else []
         temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(json_line(line) for line in kept), encoding="utf-8")
             temporary.replace(self._path)
         except OSError as error:
             self._warn(error)
@@ -38,7 +40,7 @@ class JsonlTracker:
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line."""
         # After a refused line its beginning may stand there: the next one begins anew.
-        line = ("\n" if self._refused else "") + json.dumps({"step": step, **figures}) + "\n"
+        line = ("\n" if self._refused else "") + json_line({"step": step, **figures})
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -109,17 +111,26 @@ def sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return stripes.reshape(rows * side, SHEET_COLUMNS * side, 3)
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Lines of a run's `metrics.jsonl`; one cut off by a kill or a full disk is left out."""
+def json_line(figures: dict[str, Any]) -> str:
+    """A line of strict JSON, which has no NaN and no infinity: null stands for them."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of a run's `metrics.jsonl`; one cut off by a kill or a full disk is left out.
+
+    Values are numbers, or None where there was no finite one.
+    """
     path = run_dir / METRICS_NAME
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines

@@ -1,7 +1,10 @@
 """The backbone under DeepSpeed ZeRO: Rajbhandari et al., "ZeRO" (SC 2020), stages 1 to 3."""
 
+import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from dist_train.errors import NonFiniteError, UserError
 from dist_train.parallel import OPTIMIZER_STATE, Replica, build_optimizer, kept_state, precision
 from dist_train.ranks import Ranks
 
+SHM_OPERATOR = "deepspeed_shm_comm"
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
@@ -33,6 +37,30 @@ def check_options(config: RunConfig, half: torch.dtype) -> None:
         raise UserError("train.compile goes with train.strategy=ddp only")
 
 
+def _import_deepspeed() -> ModuleType:
+    """DeepSpeed, told to be silent unless something fails, and not to compile what training does not use."""
+    with _without_hint_of_cuda():
+        import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # An operator for inference on CPUs: compiling it takes minutes at the first start, and a start that is killed
+    # meanwhile leaves a lock at which all later ones wait for ever.
+    deepspeed.ops.__compatible_ops__[SHM_OPERATOR] = False
+    return deepspeed
+
+
+@contextmanager
+def _without_hint_of_cuda() -> Iterator[None]:
+    """Keep torch from telling, on machines without a GPU, that it sees a compiler for GPUs."""
+    hinting = logging.getLogger("torch.utils.cpp_extension")
+    level = hinting.level
+    hinting.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hinting.setLevel(level)
+
+
 class ZeroReplica(Replica):
     """Optimizer state (stage 1), gradients (2) and weights (3) of the backbone split over ranks by DeepSpeed.
 
@@ -52,6 +80,7 @@ class ZeroReplica(Replica):
         super().__init__(backbone, ranks)
         train = config.train
         self._stage = STAGES[train.strategy]
+        self.partitioned = self._stage == 3
         self._names = OPTIMIZER_STATE[config.optimizer.name]
         half = precision(train.precision, ranks.device)
         if ranks.group is None:
@@ -59,8 +88,7 @@ class ZeroReplica(Replica):
         check_options(config, half)
         if ranks.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-
+        deepspeed = _import_deepspeed()
         backbone.to(memory_format=torch.contiguous_format)  # it broadcasts and cuts weights as flat memory
         micro = train.global_batch_size // (accumulation * ranks.world_size)
         settings = {

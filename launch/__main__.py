@@ -1,4 +1,4 @@
-"""`python -m launch` is `headcount`: it does not look for modules in the working directory either."""
+"""The command `headcount`, and `python -m launch`, which does not look for modules in the working directory either."""
 
 import os
 import sys
@@ -7,6 +7,16 @@ from pathlib import Path
 if not sys.flags.safe_path and sys.path[0] == os.getcwd() != str(Path(__file__).parents[1]):
     del sys.path[0]
 
-from launch.cli import main  # with the path as it is now
+from launch.interrupt import end_at_once  # with the path as it is now
 
-main()
+
+def main() -> None:
+    """Run the command line; a signal during its imports, which may take seconds, ends it by one line."""
+    end_at_once()
+    from launch.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()

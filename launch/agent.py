@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import psutil
 
 from dist_train.errors import WorkError
 from dist_train.processes import threads
+from dist_train.stop_signal import INTERRUPTED_STATUS
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-USER_MISTAKE, INTERRUPTED = 2, 130  # exit statuses, as `headcount` itself gives them
+USER_MISTAKE = 2  # exit status, as `headcount` itself gives it
 HINT_EVERY_S = 60.0
 
 
@@ -37,8 +39,10 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     from torch.distributed.launcher import api
 
     api.LocalElasticAgent = agent_type()  # type: ignore[misc]  # which elastic_launch makes
-    # The ranks' own messages say what happened; the agent's would bury them.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # The ranks' own messages say what happened; the agent's would bury them. Each module of it has its level.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     for name, count in threads(max(1, len(os.sched_getaffinity(0)) // settings.nproc_per_node)).items():
         os.environ.setdefault(name, count)
     advice = (
@@ -54,18 +58,28 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
         statuses = [failure.exitcode for failure in error.failures.values()]
         return USER_MISTAKE if USER_MISTAKE in statuses else next((status for status in statuses if status > 0), 1)
     except SignalException:
-        return INTERRUPTED
+        return INTERRUPTED_STATUS
     except RendezvousError as error:
         raise WorkError(f"no meeting of {meeting}: {error}; {advice}") from error
     return 0
 
 
 def agent_type() -> "type[LocalElasticAgent]":
-    """An agent of torchrun, but ranks that ended for a user's mistake are not started again to make it once more."""
+    """An agent of torchrun that minds how ranks end.
+
+    Those that ended for a user's mistake are not started again to make it once more, and those that were asked to stop
+    are waited for, however often that is asked.
+    """
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     class Agent(LocalElasticAgent):
+        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+            # The ranks are ending in order, and would be lost if another signal ended this process before them.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            super()._shutdown(death_sig, timeout)
+
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             result: RunResult = super()._monitor_workers(worker_group)
             if any(failure.exitcode == USER_MISTAKE for failure in result.failures.values()):

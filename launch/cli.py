@@ -15,9 +15,11 @@ from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
+from dist_train.stop_signal import INTERRUPTED_STATUS
 from launch.commands import app as launch_app
 from launch.embed.cli import embed
 from launch.embed.search_cli import app as search_app
+from launch.interrupt import interrupted, raise_once, say
 from launch.train import train
 
 app = typer.Typer(
@@ -60,15 +62,17 @@ def root(
 
 
 def main() -> None:
-    """Run the command line: exit status 0, 1 for a failure of the work, 2 for a user's mistake."""
+    """Run the command line: exit status 0, 1 for a failure of the work, 2 for a user's mistake, 130 after a signal."""
+    raise_once()
     end(run())
 
 
 def end(status: int) -> NoReturn:
     """End the process."""
-    if "RANK" in os.environ:
-        # A thread of gloo that takes Python's lock while the interpreter ends aborts the process, whatever its status.
-        # All that a rank has to close is closed by now.
+    if "RANK" in os.environ or interrupted():
+        # An interpreter that is ending has an answer of its own to another signal. And a thread of gloo that takes
+        # Python's lock meanwhile aborts the process, whatever its status.
+        # All that there is to close is closed by now.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -77,6 +81,14 @@ def end(status: int) -> NoReturn:
 
 def run() -> int:
     """Run the command line and say with which status to end; messages are printed."""
+    status = _run()
+    if interrupted():  # whatever came of it: the library of commands ends such a one silently
+        say()
+        return INTERRUPTED_STATUS
+    return status
+
+
+def _run() -> int:
     try:
         app()
     except SystemExit as end:
@@ -88,9 +100,9 @@ def run() -> int:
         typer.echo(f"failed: {error}", err=True)
         return 1
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return 130
+        return INTERRUPTED_STATUS
     except Exception:
-        traceback.print_exc()
+        if not interrupted():  # else it failed for that, as for a rank that went before
+            traceback.print_exc()
         return 1
     return 0

@@ -15,21 +15,36 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from dist_train.errors import UserError
+from launch.interrupt import end_at_once, raise_once
+
 JOB_NAME = "job"
+SLURM_NAMES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
 LINGER_S = 3.0
 WARNING_AGAIN_S = 0.5
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables as torchrun gives them, for a task of an `srun` step; empty where there is none, or torchrun runs."""
+    """Variables as torchrun gives them, for a task of an `srun` step; empty where there is none, or torchrun runs.
+
+    Raises:
+        UserError: some of srun's variables are missing or no numbers.
+    """
     if "SLURM_PROCID" not in environment or "RANK" in environment:
         return {}
-    tasks, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_STEP_NUM_NODES"])
+    wrong = [f"{name}={environment.get(name)!r}" for name in SLURM_NAMES if not environment.get(name, "").isdecimal()]
+    if wrong:
+        raise UserError(
+            f"half an environment of srun: {', '.join(wrong)}, expected a whole number each; start the ranks by "
+            f"`headcount launch slurm` or srun, or unset {' '.join(SLURM_NAMES)} to be alone"
+        )
+    tasks, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), max(1, int(environment["SLURM_STEP_NUM_NODES"]))
+    local_rank = int(environment["SLURM_LOCALID"])
     return {
         "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(tasks),
-        "LOCAL_WORLD_SIZE": str(tasks // nodes),
+        "LOCAL_WORLD_SIZE": str(max(-(-tasks // nodes), local_rank + 1)),  # nodes may have unequal shares
     }
 
 
@@ -71,9 +86,14 @@ def repeat_warnings() -> None:
 
 def main() -> None:
     """Be the rank that the environment describes."""
+    end_at_once()
     repeat_warnings()
     run_dir, *arguments = sys.argv[1:]
-    os.environ.update(slurm_ranks(os.environ))
+    try:
+        os.environ.update(slurm_ranks(os.environ))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     job = os.environ.get("TORCHELASTIC_RUN_ID") or f"slurm-{os.environ.get('SLURM_JOB_ID')}"
     first = os.environ.get("RANK") == "0"  # the only one that opens the run directory
     if first and begun_before(Path(run_dir), job, "--resume" in arguments):
@@ -81,6 +101,7 @@ def main() -> None:
     sys.argv = ["headcount", *arguments]
     from launch.cli import end, run
 
+    raise_once()
     status = run()
     if status and "SLURM_PROCID" in os.environ:
         # srun ends all ranks when the first one fails. A little later all have failed by themselves, and what srun

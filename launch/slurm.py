@@ -15,7 +15,7 @@ from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
 from dist_train.files import shown
 from dist_train.processes import SAFE_PATH, threads
-from launch.agent import INTERRUPTED
+from dist_train.stop_signal import INTERRUPTED_STATUS
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
 
@@ -82,7 +82,7 @@ class SlurmJob:
             signal_before_s=self.signal_before_s,
             patience_s=self.signal_before_s * 3 // 4,
             requeue=self.requeue,
-            interrupted_status=INTERRUPTED,
+            interrupted_status=INTERRUPTED_STATUS,
         )
 
     def _options(self, run_dir: Path) -> list[str]:

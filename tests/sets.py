@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -53,3 +54,12 @@ def write_set(
     manifest = Manifest(size, classes, tuple(shards))
     manifest.save(directory)
     return manifest
+
+
+def write_pairs(path: Path, pairs: int = 20, size: int = 32) -> None:
+    """A verification set in InsightFace's form: same and different pairs in turn."""
+    pictures, same = [], [number % 2 == 0 for number in range(pairs)]
+    for number, equal in enumerate(same):
+        for label in (number, number if equal else number + 100):
+            pictures.append(cv2.imencode(".png", picture(label, len(pictures), size))[1].tobytes())
+    path.write_bytes(pickle.dumps((pictures, same), protocol=2))

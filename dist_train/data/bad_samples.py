@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import WorkError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class BadSampleLog:
     """Counts the bad samples of a rank and stops above a share of them.
 
     The share is taken over the samples that this rank has seen, but over no fewer than 1,000, or what an epoch gives
-    it where that is less.
+    it where that is less. Lines that a full disk refuses are lost, with one warning; counting goes on.
     """
 
     def __init__(self, path: Path | None, max_fraction: float, per_epoch: int) -> None:
@@ -43,6 +43,7 @@ class BadSampleLog:
         self._least = min(per_epoch, _LEAST_POSITIONS)
         self._seen: set[tuple[str, str]] = set()
         self._first: list[BadSample] = []
+        self._refused = 0
         self.positions = 0
         self.count = 0
 
@@ -74,9 +75,15 @@ class BadSampleLog:
             self._first.append(bad)
         if self._path is not None:
             line = {"shard": bad.shard, "key": bad.key, "reason": bad.reason, "position": bad.position}
+            # After a refused line its beginning may stand there: the next one begins anew.
+            text = ("\n" if self._refused else "") + json.dumps(line) + "\n"
             try:
                 # One short write in append mode: lines of several ranks do not mix.
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(text)
             except OSError as error:
-                raise UserError(f"{self._path}: cannot write bad samples: {error.strerror}") from error
+                self._refused += 1
+                if self._refused == 1:
+                    log.error("BAD SAMPLES ARE NOT WRITTEN DOWN: %s: %s. Training goes on", self._path, error.strerror)
+            else:
+                self._refused = 0

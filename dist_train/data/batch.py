@@ -1,6 +1,7 @@
 """What a loader gives to a training step, and the way from bytes to the device."""
 
-import sys
+import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_UNUSED = 3  # references to a pooled array that nobody uses: the pool's, the loop's, and getrefcount's own
-
-
+_POOLED = 4  # arrays that are kept for further batches
 _IN_CACHE = 8  # pictures that are normalised at once: the floats of so many stay in a core's cache
 
 
@@ -28,12 +27,33 @@ class Batch(NamedTuple):
     positions: Tensor
 
 
+class _Pooled:
+    """An array that is used again once nobody looks at it.
+
+    What is lent is a view. The tensors over it, saved for backward or not, keep the view alive, so that its end is
+    the end of all of them.
+
+    Attributes:
+        array: the memory.
+        lent: the last view of it; gives None once that is gone.
+    """
+
+    def __init__(self, array: NDArray[np.float32]) -> None:
+        self.array = array
+        self.lent: Callable[[], NDArray[np.float32] | None] = lambda: None
+
+    def lend(self) -> NDArray[np.float32]:
+        view = self.array.view()
+        self.lent = weakref.ref(view)
+        return view
+
+
 class Transfer:
     """Moves uint8 pictures to the device and normalises them there: a quarter of the bytes cross the border."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: list[NDArray[np.float32]] = []
+        self._pool: list[_Pooled] = []
 
     def __call__(
         self, images: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64], positions: NDArray[np.int64]
@@ -54,15 +74,12 @@ class Transfer:
         return Batch(normalise(pixels), classes.to(self._device), torch.from_numpy(positions.copy()))
 
     def _array(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        # The tensors over an array, saved for backward or not, keep a reference to it. One without is free. A fresh
-        # array would cost ten times the normalisation, in page faults.
-        for array in self._pool:
-            if array.shape == shape and sys.getrefcount(array) == _UNUSED:
-                return array
-        array = np.empty(shape, dtype=np.float32)
-        if len(self._pool) < 4:
-            self._pool.append(array)
-        return array
+        # A fresh array would cost ten times the normalisation, in page faults.
+        free = (each for each in self._pool if each.array.shape == shape and each.lent() is None)
+        pooled = next(free, None) or _Pooled(np.empty(shape, dtype=np.float32))
+        if pooled not in self._pool and len(self._pool) < _POOLED:
+            self._pool.append(pooled)
+        return pooled.lend()
 
 
 def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:

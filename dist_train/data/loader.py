@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,7 @@ from dist_train.data.remote import Prefetcher, cache_policy, is_remote
 from dist_train.data.sequential import SetBatch, iterate_set
 from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError
+from dist_train.membership import read_membership
 
 log = logging.getLogger(__name__)
 
@@ -154,14 +156,20 @@ def build_loader(
     )
     order = build_order(plan)  # what is wrong with it is said before any process starts
     device = device or torch.device("cpu")
-    producer = _make_producer(plan, batch_size, device)
     per_rank = -(-sources.manifest.samples // world_size)
     bad_samples = BadSampleLog(bad_samples_path, config.max_bad_fraction, per_rank)
-    transfer = Transfer(device)
-    prefetcher = _prefetcher(plan, order)
-    return Loader(
-        plan, order, sources.manifest, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
-    )
+    with ExitStack() as opened:  # what a start that fails half-way has begun ends with it
+        prefetcher = _prefetcher(plan, order)
+        if prefetcher is not None:
+            opened.callback(prefetcher.close)
+        producer = _make_producer(plan, batch_size, device)
+        opened.callback(producer.close)
+        transfer = Transfer(device)
+        loader = Loader(
+            plan, order, sources.manifest, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
+        )
+        opened.pop_all()
+    return loader
 
 
 def _make_producer(plan: Plan, batch_size: int, device: torch.device) -> Producer:
@@ -210,5 +218,4 @@ def _prefetcher(plan: Plan, order: Order) -> Prefetcher | None:
 
 def _share_of_cores() -> int:
     """This rank's share of the cores it may use, less one for training."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // ranks_here - 1)
+    return max(1, len(os.sched_getaffinity(0)) // read_membership(os.environ).local_world_size - 1)

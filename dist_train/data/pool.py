@@ -245,6 +245,8 @@ class WorkerPool:
 def _start(what: tuple[Any, ...], tasks: int, results: int, memory: int, number: int) -> "subprocess.Popen[bytes]":
     # A file, not a pipe: writing to a worker that never reads would block. Each reads from its own offset.
     plan = anonymous_file("headcount-plan")
+    # A worker inherits what is blocked here: these go to the whole group, and the trainer decides what follows.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         with os.fdopen(os.dup(plan), "wb") as file:
             pickle.dump(what, file)
@@ -259,4 +261,5 @@ def _start(what: tuple[Any, ...], tasks: int, results: int, memory: int, number:
             env=child_environment(ONE_THREAD),
         )
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(plan)

@@ -234,7 +234,8 @@ class Prefetcher:
 
     def want(self, shards: list[int]) -> None:
         """Fetch those of `shards` that the last call did not name."""
-        new = [shard for shard in shards if shard not in set(self._asked)]
+        known = set(self._asked)
+        new = [shard for shard in shards if shard not in known]
         self._asked = shards
         for shard in new:
             self._pool.submit(self._try, shard)

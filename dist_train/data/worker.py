@@ -6,7 +6,6 @@ Started by `dist_train.data.pool`, which describes the traffic. It imports neith
 import json
 import os
 import pickle
-import signal
 import sys
 import time
 
@@ -24,7 +23,6 @@ _TEXT = 1000  # characters of a path or a reason in a message
 def main(arguments: list[str]) -> int:
     """Work off tasks until there are no more; the exit status."""
     plan_fd, tasks, results, memory, number = map(int, arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the trainer decides what follows
     cv2.setNumThreads(0)
     with os.fdopen(plan_fd, "rb") as file:
         plan, batch_size, slots, workers = pickle.load(file)

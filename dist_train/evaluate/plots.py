@@ -63,7 +63,7 @@ _OPENING = (
 )
 
 
-def plot_history(history: Sequence[dict[str, float]], key: str, title: str, unit: str, smooth: bool) -> str | None:
+def plot_history(history: Sequence[dict[str, Any]], key: str, title: str, unit: str, smooth: bool) -> str | None:
     """A training figure over the steps, on request with its running mean; None where fewer than two lines have it."""
     points = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
     if len(points) < 2:

@@ -55,7 +55,7 @@ class RunReport:
 
     title: str
     summary: dict[str, Any]
-    history: Sequence[dict[str, float]] = ()
+    history: Sequence[dict[str, Any]] = ()
     verification: Sequence[VerificationResult] = ()
     identification: Sequence[IdentificationResult] = ()
     samples: Sequence[Sample] = ()

@@ -74,8 +74,7 @@ def export_onnx(
     except OSError as error:
         raise WorkError(f"export to {path}: cannot be written: {error.strerror or error}") from error
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()
-        raise WorkError(f"export to {path}: {reason[0] if reason else type(error).__name__}") from error
+        raise WorkError(f"export to {path}: {cause_of(error)}") from error
     spread_prelu(model)
     convention = Convention.of_ours(image_size, embedding_dim, "uint8" if normalize_inside else "float32")
     producer = f"headcount {importlib.metadata.version('headcount')}"
@@ -85,6 +84,15 @@ def export_onnx(
     size = path.stat().st_size
     logger.info("wrote %s: opset %d, %.1f MB", path, opset, size / 1e6)
     return OnnxExport(path, opset, convention, size)
+
+
+def cause_of(error: BaseException) -> str:
+    """What an exporter stopped at, in a line: it wraps the first error in its own, which name only the stage."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return f"{type(first).__name__}: {lines[0]}" if lines else type(first).__name__
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:

@@ -101,6 +101,7 @@ class Head:
         )
         self._update = RowUpdate(self._softmax, optimizer, self._store, config.weight_decay, self._width)
         self._steps = torch.zeros((), dtype=torch.int64)
+        self._before: dict[str, Tensor] | None = None  # what moves in a forward pass, as the present step found it
 
     def _open_store(self, optimizer: RowOptimizer, seed: int) -> RowStore:
         config, ranks = self.config, self.ranks
@@ -148,6 +149,7 @@ class Head:
                 f"rank {self.ranks.rank}: embeddings {list(embeddings.shape)} and labels {list(labels.shape)}, "
                 f"expected [B, {self.embedding_dim}] and [B]"
             )
+        self._remember()
         with torch.autocast(self.device.type, enabled=False):
             embeddings = embeddings.float()
             norms = embeddings.norm(dim=1)
@@ -172,6 +174,7 @@ class Head:
             return
         every = self.ranks.gather(labels.to(torch.int64)).cpu().numpy()
         check_labels(every, self.num_classes, self.ranks.world_size)
+        self._remember()
         self._sampler.prefetch(every)
 
     def step(self, lr: float, *, grad_scale: float = 1.0, measure: bool = False) -> None:
@@ -184,6 +187,7 @@ class Head:
         """
         micro_batches, self._loss.micro_batches = self._loss.micro_batches, []
         self._steps += 1
+        self._before = None
         if not micro_batches:
             return
         self._rounder.new_step(int(self._steps))
@@ -197,12 +201,27 @@ class Head:
             self._softmax.recycle(done)
 
     def zero_grad(self) -> None:
-        """Forget the gradients since the last step, as after an overflow in mixed precision."""
+        """Forget the gradients since the last step, as after an overflow in mixed precision.
+
+        The margin's moving averages and the count of choices are again those after that step.
+        """
+        self._sampler.forget()
+        for name, value in self._moving().items():
+            if self._before is not None:
+                value.copy_(self._before[name])
+        self._before = None
         for done in self._loss.micro_batches:
             done.lease.release()
             self._softmax.recycle(done)
         self._loss.micro_batches = []
         self._loss.observed.pop("gradient_norm", None)
+
+    def _moving(self) -> dict[str, Tensor]:
+        return {"choices": self._sampler.step, **self.margin.state()}
+
+    def _remember(self) -> None:
+        if self._before is None:
+            self._before = {name: value.clone() for name, value in self._moving().items()}
 
     def statistics(self) -> dict[str, float]:
         """Of the last call; waits for the device.
@@ -270,7 +289,6 @@ class Head:
                 "it was saved with another head.optimizer or head.margin"
             )
         self.zero_grad()
-        self._sampler.forget()
         for name, target in own.items():
             source = state[name]
             if list(source.shape) != list(target.shape):
@@ -284,7 +302,6 @@ class Head:
     def close(self) -> None:
         """Finish write-backs; the head is not used afterwards."""
         self.zero_grad()
-        self._sampler.forget()
         self._store.close()
 
 

@@ -1,6 +1,8 @@
 """Rotten files: replaced by the next sample in order, counted, written down; too many end the run."""
 
+import errno
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -192,3 +194,24 @@ def test_a_shard_with_another_count_than_the_manifest_is_named(tmp_path):
     Manifest(32, 5, (first, wrong)).save(tmp_path)
     with pytest.raises(WorkError, match=r"x-000001.idx: 4 samples, the manifest says 5"):
         take(config(tmp_path, max_bad_fraction=0))
+
+
+def test_a_disk_that_refuses_the_list_costs_lines_and_not_the_run(tmp_path, monkeypatch, caplog):
+    record = tmp_path / "bad_samples.jsonl"
+    log = BadSampleLog(record, 1, per_epoch=10)
+    bad = [BadSample(n, "x.tar", str(n), "rotten") for n in range(4)]
+    log.add(1, bad[:1])
+    with record.open("a") as file:
+        file.write('{"shard": "x.t')  # as much as the disk still took
+    with monkeypatch.context() as patch:
+
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(Path, "open", full)
+        log.add(2, bad[1:3])
+    log.add(1, bad[3:])
+    assert log.count == 4
+    assert caplog.text.count("BAD SAMPLES ARE NOT WRITTEN DOWN") == 1
+    whole = [line for line in record.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["key"] for line in whole] == ["0", "3"]

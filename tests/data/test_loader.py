@@ -1,9 +1,14 @@
 """Batches: what they hold, over ranks, workers, restarts and epochs."""
 
+import sys
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from dist_train.data import loader as loader_module
+from dist_train.data.batch import Transfer
 from dist_train.data.config import DataConfig
 from dist_train.data.loader import build_loader, iterate_set
 from dist_train.errors import UserError
@@ -173,3 +178,34 @@ def test_a_missing_set_and_a_manifest_that_disagrees_are_user_errors(path, tmp_p
     write_tar(tmp_path / "a" / "x-000001.tar", [])
     with pytest.raises(UserError, match=r"shard x-000001.tar: 10240 bytes, the manifest says \d+"):
         build_loader(config(str(tmp_path / "a")), 2, 0, 1, 0)
+
+
+def test_a_pool_lends_an_array_only_when_nothing_looks_at_it_any_more(monkeypatch):
+    # What another interpreter, which keeps other counts of references, would answer.
+    monkeypatch.setattr(sys, "getrefcount", lambda _: 3)
+    transfer = Transfer(torch.device("cpu"))
+
+    def batch(level):
+        pixels = np.full((2, 3, 4, 4), level, dtype=np.uint8)
+        return transfer(pixels, np.zeros(2, np.int64), np.zeros(2, np.int64)).images
+
+    held = [batch(level) for level in range(3)]
+    slices = [held[0][1:], held[1].detach().view(-1)]
+    held[:2] = []  # only parts of the first two are left
+    later = [batch(200) for _ in range(6)]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in [*slices, held[0], *later]}) == 9
+    for level, tensor in enumerate([*slices, held[0]]):
+        assert torch.equal(tensor, torch.full_like(tensor, level / 127.5 - 1)), "overwritten while in use"
+    places = {tensor.untyped_storage().data_ptr() for tensor in [*slices, held[0], later[0]]}
+    slices = held = later = None
+    assert {batch(7).untyped_storage().data_ptr() for _ in range(4)} <= places, "memory is used again"
+
+
+def test_a_start_that_fails_after_its_workers_began_ends_them(path, monkeypatch):
+    def fails(*_):
+        raise UserError("no such device")
+
+    monkeypatch.setattr(loader_module, "Transfer", fails)
+    with pytest.raises(UserError, match="no such device"):
+        build_loader(config(path, workers=1), 8, 0, 1, 0)
+    assert not [p for p in psutil.Process().children() if "dist_train.data.worker" in " ".join(p.cmdline())]

@@ -111,3 +111,14 @@ sys.stdin.read()
 def test_workers_do_not_import_torch_or_the_training_program():
     program = "import sys, dist_train.data.worker; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_signals_to_the_whole_group_leave_workers_to_the_trainer_from_their_first_moment(path):
+    with build_loader(config(path), 8, 0, 1, 0) as loader:
+        for worker in children():  # which are hardly more than started
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+        for _ in range(3):
+            next(loader)
+    assert not children()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()

@@ -130,3 +130,17 @@ def test_an_unwritable_place_is_named_and_nothing_is_left(tmp_path, backbone):
     with pytest.raises(WorkError, match="cannot be written"):
         export_onnx(backbone, SIZE, tmp_path / "file" / "m.onnx")
     assert backbone.training
+
+
+class Stubborn(nn.Module):
+    def forward(self, images):
+        if torch.compiler.is_compiling():
+            raise ValueError("this layer has no form outside of training\nand says so at length")
+        return images.flatten(1)[:, :4]
+
+
+def test_a_failed_export_says_its_cause_and_not_only_the_exporters_stage(tmp_path):
+    with pytest.raises(WorkError) as caught:
+        export_onnx(Stubborn(), 16, tmp_path / "a.onnx")
+    assert str(caught.value).endswith("ValueError: this layer has no form outside of training")
+    assert not (tmp_path / "a.onnx").exists()
