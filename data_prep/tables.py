@@ -1,5 +1,6 @@
 """A table of photos: CSV, TSV or parquet with a path or address and an identity per row."""
 
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.sources import Raw, Reader, Reject, Row, Source, listing, read_file
+from data_prep.sources import MAX_FILE_BYTES, Raw, Reader, Reject, Row, Source, display, listing, read_file
 from dist_train.errors import UserError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
+SCHEMES = ("http", "https", "s3", "gs")
+"""Of addresses. fsspec knows more, some of which open local files, run templates or start programs."""
+_BAD_ROW = b"\0"  # begins the location of a line that is no row; no path and no address has it
 _PAUSES_S = (1.0, 3.0)  # before the second and third try of an address
 _FETCHES_AT_ONCE = 16
 _FETCH_TIMEOUT_S = 30.0
@@ -22,6 +26,8 @@ _FETCH_TIMEOUT_S = 30.0
 
 class TableSource(Source):
     """Rows of `path`; relative photo paths start from the table's folder, addresses contain `://`.
+
+    A line with too few or too many columns is listed after all rows, and rejected on reading.
 
     Attributes:
         path_column: column of paths or addresses.
@@ -35,22 +41,33 @@ class TableSource(Source):
         """All rows of the table, in its order."""
         for batch in self._parquet() if self.path.suffix == ".parquet" else self._csv():
             locations, identities = batch.column(0), batch.column(1)
-            if not pa.types.is_string(identities.type):
-                identities = pc.cast(identities, pa.string())
-            yield listing(pc.fill_null(pc.cast(locations, pa.binary()), b""), identities=identities)
+            yield listing(pc.fill_null(pc.cast(locations, pa.binary()), b""), identities=_names(identities))
+
+    def text(self, location: bytes) -> str:
+        """The path or address, or what is wrong with a line."""
+        return display(location.removeprefix(_BAD_ROW))
 
     def _csv(self) -> Iterator[pa.RecordBatch]:
         from pyarrow import csv
 
         wanted = [self.path_column, self.identity_column]
+        bad: list[bytes] = []
+
+        def note(row: Any) -> str:  # noqa: ANN401 - pyarrow has no types
+            found = f"line {row.number}: {row.actual_columns} columns, expected {row.expected_columns}"
+            bad.append(_BAD_ROW + f"{found}: {row.text[:200]}".encode("utf-8", "backslashreplace"))
+            return "skip"
+
         try:
             with csv.open_csv(
                 self.path,
-                read_options=csv.ReadOptions(block_size=4 << 20),
-                parse_options=csv.ParseOptions(delimiter=_SEPARATORS[self.path.suffix], newlines_in_values=True),
+                read_options=csv.ReadOptions(block_size=4 << 20, use_threads=False),
+                parse_options=csv.ParseOptions(
+                    delimiter=_SEPARATORS[self.path.suffix], newlines_in_values=True, invalid_row_handler=note
+                ),
                 convert_options=csv.ConvertOptions(
                     include_columns=wanted,
-                    column_types=dict.fromkeys(wanted, pa.string()),
+                    column_types=dict.fromkeys(wanted, pa.binary()),
                     null_values=[""],
                     strings_can_be_null=True,
                 ),
@@ -58,6 +75,8 @@ class TableSource(Source):
                 yield from reader
         except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise UserError(f"{self.path}: {self._missing(error)}") from error
+        if bad:
+            yield pa.RecordBatch.from_arrays([pa.array(bad, pa.binary()), pa.nulls(len(bad), pa.string())], wanted)
 
     def _parquet(self) -> Iterator[pa.RecordBatch]:
         from pyarrow import parquet
@@ -68,8 +87,8 @@ class TableSource(Source):
                 self._check_columns(kinds)
                 for batch in file.iter_batches(columns=[self.path_column, self.identity_column]):
                     yield batch.select([self.path_column, self.identity_column])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{self.path}: {error}") from error
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.path}: {str(error).partition(chr(10))[0]}") from error
 
     def _missing(self, error: Exception) -> str:
         wanted = f"expected columns {self.path_column!r} and {self.identity_column!r}"
@@ -99,36 +118,41 @@ class TableReader(Reader):
 
     def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
         """Content of each row's file or address."""
-        fetched = self._fetch([row.location.decode() for row in rows if b"://" in row.location])
+        fetched = self._fetch(list(dict.fromkeys(row.location for row in rows if _is_address(row.location))))
         return [self._one(row, fetched) for row in rows]
 
-    def _one(self, row: Row, fetched: dict[str, bytes | Reject]) -> Raw | Reject:
+    def _one(self, row: Row, fetched: dict[bytes, bytes | Reject]) -> Raw | Reject:
         if not row.location:
             return Reject("no path", "its path is empty")
+        if row.location.startswith(_BAD_ROW):
+            return Reject("bad row", "its line of the table has not as many columns as the first")
+        if b"\0" in row.location:
+            return Reject("bad path", "there is a NUL in it")
         if not row.identity:
             return Reject("no identity", "its identity is empty")
-        if b"://" in row.location:
-            data = fetched[row.location.decode()]
-        else:
-            data = read_file(os.path.join(self._root, row.location))
+        address = _is_address(row.location)
+        data = fetched[row.location] if address else read_file(os.path.join(self._root, row.location))
         return data if isinstance(data, Reject) else Raw(data, row.identity)
 
-    def _fetch(self, addresses: list[str]) -> dict[str, bytes | Reject]:
+    def _fetch(self, addresses: list[bytes]) -> dict[bytes, bytes | Reject]:
         if not addresses:
             return {}
         # Waiting for a server takes no core: many at a time, whatever the number of workers.
         with ThreadPoolExecutor(_FETCHES_AT_ONCE) as pool:
             return dict(zip(addresses, pool.map(self._get, addresses), strict=True))
 
-    def _get(self, address: str) -> bytes | Reject:
+    def _get(self, location: bytes) -> bytes | Reject:
+        address = display(location)
         scheme = address.partition("://")[0]
+        if scheme not in SCHEMES:
+            return Reject("no such protocol", f"{scheme[:40]}: expected a path, or one of {', '.join(SCHEMES)}")
         try:
             filesystem = self._filesystem(scheme)
         except (ImportError, ValueError) as error:
             return Reject("no such protocol", str(error))
         for pause_s in (*_PAUSES_S, None):
             try:
-                return bytes(filesystem.cat_file(address))
+                return _content(filesystem, scheme, address)
             except Exception as error:  # each protocol has its own kinds
                 settled = _settled(error)
                 if settled or pause_s is None:
@@ -147,14 +171,55 @@ class TableReader(Reader):
         return fsspec.filesystem(scheme, **options)  # fsspec keeps one instance per scheme and options
 
 
+class _TooLargeError(Exception):
+    """More bytes than a photo has."""
+
+
+class _Photo(io.BytesIO):
+    """Takes what comes from a server, which may send without end, whatever size it announces."""
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 - bytes of any kind
+        if self.tell() + len(data) > MAX_FILE_BYTES:
+            raise _TooLargeError(f"more than {MAX_FILE_BYTES} bytes")
+        return super().write(data)
+
+
+def _content(filesystem: Any, scheme: str, address: str) -> bytes:  # noqa: ANN401
+    photo = _Photo()
+    if scheme.startswith("http"):
+        filesystem.get_file(address, photo)
+    else:
+        photo.write(filesystem.cat_file(address, start=0, end=MAX_FILE_BYTES + 1))
+    return photo.getvalue()
+
+
 def _settled(error: Exception) -> Reject | None:
     """What an error settles; None if it is worth another try."""
     if isinstance(error, FileNotFoundError):
         return Reject("vanished", "no such address")
+    if isinstance(error, _TooLargeError):
+        return Reject("too large", str(error))
+    if isinstance(error, ValueError):
+        return Reject("bad address", str(error).partition("\n")[0] or type(error).__name__)
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 500 and status != 429):
         return Reject("unreadable", f"status {status}" if status else "permission denied")
     return None
+
+
+def _is_address(location: bytes) -> bool:
+    return b"://" in location and b"\0" not in location
+
+
+def _names(identities: pa.Array) -> pa.Array:
+    """Identities as text; bytes that are not UTF-8 are shown as they are in file names."""
+    if pa.types.is_integer(identities.type):
+        return pc.cast(identities, pa.string())
+    raw = pc.cast(identities, pa.binary())
+    try:
+        return pc.cast(raw, pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([None if name is None else display(name) for name in raw.to_pylist()], pa.string())
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -14,6 +14,7 @@ from dist_train.errors import UserError, WorkError
 from launch.slurm import JOB_PREFIX, JOBS_NAME, run_slurm
 
 TAIL_BYTES = 1 << 16  # of metrics.jsonl; its last lines are wanted, and a long run has millions
+LARGEST = 1e18  # of any figure that is believed
 SQUEUE_FORMAT = "%i|%T|%M|%l|%D|%R|%j"
 SACCT_FORMAT = "JobIDRaw,State,Elapsed,Timelimit,NNodes,ExitCode,JobName"
 COLUMNS = ("job", "state", "time", "limit", "nodes", "where or why", "name")
@@ -83,21 +84,29 @@ def run_state(run_dir: Path, now: float) -> RunState | None:
         return None
     config = load_config(run_dir / CONFIG_NAME)
     figures = last_figures(run_dir / METRICS_NAME)
-    step = int(figures.get("step", 0))
-    total, rate = config.train.steps, figures.get("images_per_s")
-    if total is None and figures.get("epoch"):
-        total = max(1, round((config.train.epochs or 0) * step / figures["epoch"]))
+    step = int(_number(figures, "step") or 0)
+    total, rate, epoch = config.train.steps, _number(figures, "images_per_s"), _number(figures, "epoch")
+    if total is None and epoch:
+        total = max(1, round((config.train.epochs or 0) * step / epoch))
     found = committed_checkpoints(run_dir)
     return RunState(
         step=step,
         total_steps=total,
-        loss=figures.get("loss"),
+        loss=_number(figures, "loss", least=-LARGEST),
         images_per_s=rate,
         seconds_left=(total - step) * config.train.global_batch_size / rate if total and rate else None,
         figures_age_s=now - (run_dir / METRICS_NAME).stat().st_mtime if figures else None,
         checkpoint=(read_progress(found[-1]).step, now - found[-1].stat().st_mtime) if found else None,
         finished=(run_dir / SUMMARY_NAME).exists(),
     )
+
+
+def _number(figures: dict[str, Any], key: str, least: float = 0) -> float | None:
+    """A figure; None where it is missing, or is none because the file was damaged or the step was refused."""
+    value = figures.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= LARGEST:
+        return None
+    return value
 
 
 def last_figures(path: Path) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def last_figures(path: Path) -> dict[str, Any]:
     for line in reversed(lines):
         try:
             figures = json.loads(line)
-        except ValueError:  # a line cut off by a kill, or by where the tail begins
+        except (ValueError, RecursionError):  # a line cut off by a kill, or by where the tail begins
             continue
         if isinstance(figures, dict) and "loss" in figures:
             return figures
@@ -131,7 +140,7 @@ def jobs_of(run_dir: Path) -> list[list[str]]:
     note = run_dir / JOBS_NAME
     if not note.exists():
         return []
-    numbers = note.read_text(encoding="utf-8").split()
+    numbers = [word for word in note.read_text(encoding="utf-8", errors="replace").split() if word.isdecimal()]
     reason = "neither in the queue nor in Slurm's accounting"
     queued: list[list[str]] = []
     try:

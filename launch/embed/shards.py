@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dist_train.data.foreign import scan_tar
+from dist_train.data.identities import read_identities
 from dist_train.data.index import Member, read_index
 from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.data.shards import IMAGE_EXTENSIONS
@@ -23,6 +23,7 @@ _LISTED = pa.schema(
     + [(f"{kind}_{what}", pa.int64()) for kind in ("picture", "cls", "json") for what in ("offset", "size")]
 )
 _OPEN_TARS = 64
+_MOST_IDENTITIES = 1 << 31  # a set with tars alone does not say how many it has
 
 
 class ShardOrigin(Origin):
@@ -111,10 +112,7 @@ class _Names:
     def __init__(self, path: Path) -> None:
         self._names = None
         if path.is_file():
-            try:
-                table = pq.read_table(path, columns=["label", "name"]).sort_by("label")
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: cannot be read: {error}; expected columns label and name") from error
+            table = read_identities(path, "name", _MOST_IDENTITIES).sort_by("label")
             self._labels = table["label"].to_numpy()
             self._names = table["name"]
 
