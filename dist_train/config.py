@@ -232,7 +232,7 @@ def _check_tree(tree: dict[Any, Any], where: str) -> None:
             what = f"nested deeper than {_MOST_DEPTH} sections" if count <= _MOST_VALUES else "too many values"
             raise UserError(f"{where}: {what} ({_short(key)}); a recipe has sections with keys")
         if isinstance(value, str) and (found := _UNUSABLE.search(value)):
-            raise UserError(f"{where}: {_short(key)}: {found[0]!r} in {_short(value)}; remove the control character")
+            raise UserError(f"{where}: {key[:_SHOWN]}: {found[0]!r} in {_short(value)}; remove the control character")
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         todo += [(f"{key}.{name}".removeprefix("."), item) for name, item in items]
 

@@ -14,6 +14,7 @@ import typer
 from dist_train.checkpoint import CONFIG_NAME
 from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
+from dist_train.terminal import echo
 from launch.agent import INTERRUPTED
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
@@ -195,8 +196,8 @@ def slurm(
     command = ["train", str(config.absolute()), *(overrides or []), *going_on(resume, allow_changes)]
     script = job.script(command)
     if dry_run:
-        typer.echo(script, nl=False)
+        echo(script, nl=False)
         return
     number = submit(job, script)
     log = run_dir / LOG_NAME.replace("%j", number)
-    typer.echo(f"job {number}; script: {run_dir / SCRIPT_NAME}; log: {log}; headcount launch status {run_dir}")
+    echo(f"job {number}; script: {run_dir / SCRIPT_NAME}; log: {log}; headcount launch status {run_dir}")

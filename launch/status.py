@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dist_train.errors import UserError, WorkError
+from dist_train.terminal import echo
 from launch.slurm import JOB_PREFIX, JOBS_NAME, run_slurm
 
 TAIL_BYTES = 1 << 16  # of metrics.jsonl; its last lines are wanted, and a long run has millions
@@ -87,7 +88,7 @@ def run_state(run_dir: Path, now: float) -> RunState | None:
     step = int(_number(figures, "step") or 0)
     total, rate, epoch = config.train.steps, _number(figures, "images_per_s"), _number(figures, "epoch")
     if total is None and epoch:
-        total = max(1, round((config.train.epochs or 0) * step / epoch))
+        total = max(1, round(min(LARGEST, (config.train.epochs or 0) * step / epoch)))
     found = committed_checkpoints(run_dir)
     return RunState(
         step=step,
@@ -185,13 +186,13 @@ def status(
         found = (_run_dir_of(row[0]) for row in jobs)
         run_dirs = list(dict.fromkeys(path for path in found if path is not None))
         if not jobs:
-            typer.echo("no training jobs; for a run that is no Slurm job: headcount launch status RUN_DIR")
+            echo("no training jobs; for a run that is no Slurm job: headcount launch status RUN_DIR")
     else:
         jobs, run_dirs = jobs_of(run_dir), [run_dir]
     if jobs:
-        typer.echo(table(jobs))
+        echo(table(jobs))
     for path in run_dirs:
         state = run_state(path, time.time())
         if state is None and not jobs:
             raise UserError(f"run_dir {path}: no run has begun there, and no job was submitted for it")
-        typer.echo(f"{path}: {state or 'not begun'}")
+        echo(f"{path}: {state or 'not begun'}")

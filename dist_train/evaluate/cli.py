@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dist_train.terminal import echo
+
 if TYPE_CHECKING:
     from dist_train.evaluate.models import Model
     from dist_train.evaluate.tables import ModelScores
@@ -57,7 +59,7 @@ def evaluate(
         scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
         if ranks.rank != 0:
             return
-        typer.echo("\n\n".join(map(str, tables(scores))))
+        echo("\n\n".join(map(str, tables(scores))))
         if json_path:
             _write_json(json_path, scores)
         if report:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.terminal import echo
+
 if TYPE_CHECKING:
     from launch.embed.crops import Cropper
 
@@ -68,7 +70,7 @@ def embed(
         made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks)
         photos.close()
         if made is not None:
-            typer.echo(str(made))
+            echo(str(made))
     finally:
         leave_ranks(ranks)
 

@@ -13,20 +13,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.campaign import campaign
+from tests.fuzz.campaign import campaign, file_name
 from tests.fuzz.reader import FIXED, Reader
 from tests.fuzz.readers import READERS
-from tests.fuzz.worker import lay_out
+from tests.fuzz.worker import lay_out, make_input
 
 MODULE = "tests.fuzz.readers"
 
 
 def again(file: Path) -> None:
     """Read a saved input here, so that a traceback is seen whole and a debugger may be used."""
-    short, place, _, _ = file.name.split(".")
-    reader = next(r for r in READERS.values() if "".join(c if c.isalnum() else "_" for c in r.name) == short)
+    short, place, seed, number = file.name.split(".")
+    reader = next(each for each in READERS.values() if file_name(each.name) == short)
+    # Where a child died, it did not say which scene it was at; it is drawn again.
+    at = int(place) if place else make_input(reader, int(seed), int(number))[0]
     with tempfile.TemporaryDirectory() as scratch:
-        lay_out(reader.scenes()[int(place)], file.read_bytes(), Path(scratch))
+        lay_out(reader.scenes()[at], file.read_bytes(), Path(scratch))
         reader.read(Path(scratch))
 
 

@@ -1,5 +1,6 @@
 """Inputs are made, read in child processes with limits of time and memory, and their outcomes counted."""
 
+import base64
 import contextlib
 import json
 import os
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.reader import Reader
-from tests.fuzz.worker import make_input
 
 FAULTS = ("TRACEBACK", "HANG", "MEMORY", "CRASH")
 VERDICTS = ("accepted", "refused", *FAULTS)
@@ -83,11 +83,11 @@ class Outcome:
 class Child:
     """A worker process."""
 
-    def __init__(self, module: str, log: Path) -> None:
-        self._log = log
+    def __init__(self, module: str, scratch: Path) -> None:
+        self._log, self._current = log, current = scratch / "log", scratch / "current"
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fuzz.worker", module],
+                [sys.executable, "-m", "tests.fuzz.worker", module, str(current)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -118,14 +118,15 @@ class Child:
             return "HANG"
         return json.loads(line) if line else "CRASH"
 
-    def epitaph(self) -> str:
-        """How it ended, and the last lines that it wrote to its log."""
+    def epitaph(self) -> dict[str, str]:
+        """How it ended, with the last lines that it wrote to its log, and the input that it was at."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
+            self._process.wait(10)
         self._process.kill()
         status = self._process.wait()
         tail = self._log.read_text(encoding="utf-8", errors="replace")[-1500:]
-        return f"status {status}; {tail}"
+        content = self._current.read_bytes() if self._current.exists() else b""
+        return {"detail": f"status {status}; {tail}", "content": base64.b64encode(content).decode()}
 
     def end(self) -> None:
         self._process.kill()
@@ -160,9 +161,9 @@ def campaign(
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            for name, answer in _answers(module, todo, seed, most_s, Path(scratch) / "log"):
+            for name, answer in _answers(module, todo, seed, most_s, Path(scratch)):
                 with lock:
-                    _count(outcome, readers[name], seed, answer, saved)
+                    _count(outcome, name, seed, answer, saved)
 
     threads = [threading.Thread(target=work) for _ in range(jobs)]
     for thread in threads:
@@ -173,7 +174,7 @@ def campaign(
 
 
 def _answers(
-    module: str, todo: "queue.SimpleQueue[tuple[str, int]]", seed: int, most_s: float, log: Path
+    module: str, todo: "queue.SimpleQueue[tuple[str, int]]", seed: int, most_s: float, scratch: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Answers to all inputs of one reader after another, from a child that is replaced when it hangs or dies."""
     child = None
@@ -185,11 +186,11 @@ def _answers(
                 return
             start = 0
             while start < stop:
-                child = child or Child(module, log)
+                child = child or Child(module, scratch)
                 child.order(name, seed, start, stop)
                 ready = child.answer(START_S)
                 if isinstance(ready, str):
-                    yield name, {"problem": f"{name}: {ready} before its first input: {child.epitaph()}"}
+                    yield name, {"problem": f"{name}: {ready} before its first input: {child.epitaph()['detail']}"}
                     child = None
                     break
                 if ready["problem"] and not start:
@@ -197,7 +198,7 @@ def _answers(
                 while start < stop:
                     answer = child.answer(most_s)
                     if isinstance(answer, str):
-                        yield name, {"verdict": answer, "number": start, "detail": child.epitaph()}
+                        yield name, {"verdict": answer, "number": start, **child.epitaph()}
                         child, start = None, start + 1
                         break
                     yield name, answer
@@ -207,11 +208,11 @@ def _answers(
             child.end()
 
 
-def _count(outcome: Outcome, reader: Reader, seed: int, answer: dict[str, Any], saved: Path) -> None:
+def _count(outcome: Outcome, name: str, seed: int, answer: dict[str, Any], saved: Path) -> None:
     if "problem" in answer:
         outcome.problems.append(answer["problem"])
         return
-    name, verdict, number = reader.name, answer["verdict"], answer["number"]
+    verdict, number = answer["verdict"], answer["number"]
     outcome.counts[name][verdict] += 1
     seconds = answer.get("seconds", 0.0)
     outcome.seconds[name] += seconds
@@ -224,8 +225,12 @@ def _count(outcome: Outcome, reader: Reader, seed: int, answer: dict[str, Any], 
     if key in outcome.faults:
         outcome.faults[key].count += 1
         return
-    place, content, how = make_input(reader, seed, number)
     saved.mkdir(parents=True, exist_ok=True)
-    file = saved / f"{''.join(c if c.isalnum() else '_' for c in name)}.{place}.{seed}.{number}"
-    file.write_bytes(content)
-    outcome.faults[key] = Fault(name, verdict, where, detail, number, how, file)
+    file = saved / f"{file_name(name)}.{answer.get('scene', '')}.{seed}.{number}"
+    file.write_bytes(base64.b64decode(answer["content"]))
+    outcome.faults[key] = Fault(name, verdict, where, detail, number, answer.get("how", ""), file)
+
+
+def file_name(reader: str) -> str:
+    """A reader's name as it is in the names of files."""
+    return "".join(letter if letter.isalnum() else "_" for letter in reader)

@@ -223,6 +223,9 @@ def mutate(chance: random.Random, content: bytes, other: bytes, mutations: Seque
     names = []
     for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 4))):
         mutation = chance.choice(mutations)
+        try:
+            content = mutation(chance, content, other)[:LONGEST]
+        except Exception:  # what earlier mutations left may be beyond the libraries that this one uses
+            continue
         names.append(mutation.__name__)
-        content = mutation(chance, content, other)[:LONGEST]
     return content, "+".join(names)

@@ -1,9 +1,10 @@
-"""The process that reads changed inputs: `python -m tests.fuzz.worker MODULE`, started by `campaign.py`.
+"""The process that reads changed inputs: `python -m tests.fuzz.worker MODULE CURRENT`, started by `campaign.py`.
 
 Takes a JSON line {"reader", "seed", "start", "stop"} at a time, answers with a JSON line per input. Whoever started it
 ends it when an answer takes too long; memory is limited here. The network is closed: no changed address is asked.
 """
 
+import base64
 import contextlib
 import faulthandler
 import importlib
@@ -84,8 +85,8 @@ def _place(error: BaseException) -> str:
     return f"{os.path.relpath(ours[-1].filename, ROOT)}:{ours[-1].lineno}"
 
 
-def serve(readers: dict[str, Reader], orders: IO[str], answers: IO[str]) -> None:
-    """Answer orders until there are no more."""
+def serve(readers: dict[str, Reader], orders: IO[str], answers: IO[str], current: Path) -> None:
+    """Answer orders until there are no more; `current` holds the input that is being read."""
     _close_network()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         home = Path(scratch) / "here"
@@ -96,12 +97,15 @@ def serve(readers: dict[str, Reader], orders: IO[str], answers: IO[str]) -> None
             _limit(MOST_BYTES)
             for number in range(order["start"], order["stop"]):
                 place, content, how = make_input(reader, order["seed"], number)
+                current.write_bytes(content)
                 Path("/proc/self/clear_refs").write_text("5")  # forgets the highest memory so far
                 answer = judge(reader, reader.scenes()[place], content, home)
                 grown = _memory("VmHWM") - base
                 if grown > MOST_BYTES and answer["verdict"] != "TRACEBACK":
                     answer["verdict"] = "MEMORY"
                 answer |= {"number": number, "scene": place, "how": how, "grown_mb": grown >> 20}
+                if answer["verdict"] not in ("accepted", "refused"):
+                    answer["content"] = base64.b64encode(content).decode()
                 answers.write(json.dumps(answer) + "\n")
             _limit(None)
 
@@ -146,7 +150,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     readers = importlib.import_module(sys.argv[1]).READERS
     with contextlib.suppress(BrokenPipeError):
-        serve(readers, sys.stdin, answers)
+        serve(readers, sys.stdin, answers, Path(sys.argv[2]))
 
 
 if __name__ == "__main__":
