@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -126,7 +127,9 @@ class Child:
         status = self._process.wait()
         tail = self._log.read_text(encoding="utf-8", errors="replace")[-1500:]
         content = self._current.read_bytes() if self._current.exists() else b""
-        return {"detail": f"status {status}; {tail}", "content": base64.b64encode(content).decode()}
+        place = re.search(r'/((?:data_prep|dist_train|launch)/\S+\.py)", line (\d+)', tail)  # the innermost is first
+        where = f"{place[1]}:{place[2]}" if place else ""
+        return {"detail": f"status {status}; {tail}", "where": where, "content": base64.b64encode(content).decode()}
 
     def end(self) -> None:
         self._process.kill()
@@ -221,7 +224,7 @@ def _count(outcome: Outcome, name: str, seed: int, answer: dict[str, Any], saved
     if verdict not in FAULTS:
         return
     detail, where = answer["detail"], answer.get("where") or verdict
-    key = name, verdict, where + detail.partition(":")[0]
+    key = name, verdict, where if verdict in ("HANG", "CRASH") else where + detail.partition(":")[0]
     if key in outcome.faults:
         outcome.faults[key].count += 1
         return

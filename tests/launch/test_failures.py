@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -113,11 +114,21 @@ def test_typing_errors_keep_their_hints():
     assert "Did you mean 'inspect'?" in wrong.stderr
 
 
-def test_little_memory_is_one_line(dataset):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_DATA, (300 << 20, 300 << 20))
+@pytest.fixture
+def little_memory():
+    """200 MB more than this process has."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with open("/proc/self/status", encoding="ascii") as file:
+        held = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (200 << 20), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
 
-    done = command("data", "bench", dataset, "--workers", "0", "--batch-size", "2000000", preexec_fn=limit)
+
+def test_little_memory_is_one_line(tmp_path, little_memory):
+    manifest = make_set(tmp_path, [6], num_classes=3, size=16)
+    replace(manifest, image_size=8000).save(tmp_path)  # a sheet of six such pictures takes 1 GB
+    done = headcount_here("data", "inspect", tmp_path, "--sheet", tmp_path / "sheet.png")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("failed: not enough memory, at ")
     assert "Traceback" not in done.stderr
