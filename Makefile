@@ -4,10 +4,11 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test lint bench benchmark fonts slurm slurm-test kill-loop clean
+.PHONY: help quickstart test fuzz lint bench benchmark fonts slurm slurm-test kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
+	@echo "make fuzz        20,000 changed inputs over every reader: no traceback, no hang, no memory without end"
 	@echo "make bench       measured claims -> benchmarks/results.jsonl"
 	@echo "make benchmark   what losses, sampling and row types do to accuracy, on 20,000 identities; after make fonts"
 	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
@@ -38,6 +39,9 @@ $(QUICK)/report.html: data/quickstart/train/manifest.json
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --inputs 20000
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dist_train.terminal import echo
+
 if TYPE_CHECKING:
     from data_prep.engines.engine import Engine
     from data_prep.progress import Progress
@@ -218,7 +220,7 @@ def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Call
     finally:
         if run is not None:
             run.close(report)
-    typer.echo(f"{summary(out)}\nlook at {report}")
+    echo(f"{summary(out)}\nlook at {report}")
 
 
 def summary(out: Path) -> str:

@@ -9,6 +9,7 @@ import typer
 from data_prep.align_cli import align, resume
 from data_prep.detect_cli import detect
 from data_prep.pairs_cli import pairs
+from dist_train.terminal import echo
 
 app = typer.Typer(help="Make sharded training sets.", no_args_is_help=True)
 
@@ -74,7 +75,7 @@ def glyphs(
         )
     )
     train, heldout = stats["train"], stats["heldout"]
-    typer.echo(
+    echo(
         f"{output}: {train['identities']} identities, {train['pictures']} pictures to train on; "
         f"{heldout['identities']} identities, {heldout['pictures']} pictures, {heldout['pairs']} pairs held out "
         f"(fonts: {', '.join(heldout['families'])}); look at {output / 'sheet.png'}"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.terminal import echo
+
 if TYPE_CHECKING:
     from data_prep.mtcnn.faces import Faces, Picture
 
@@ -51,13 +53,13 @@ def detect(
         for path, photo in zip(batch, decoded, strict=True):
             target = next(targets)
             if isinstance(photo, Reject):
-                typer.echo(f"{path}: {photo.reason}: {photo.detail}", err=True)
+                echo(f"{path}: {photo.reason}: {photo.detail}", err=True)
                 failed += 1
                 continue
             faces = next(found)
             drawn = cv2.cvtColor(draw(photo.pixels, faces), cv2.COLOR_RGB2BGR)
             target.write_bytes(cv2.imencode(".jpg", drawn)[1].tobytes())
-            typer.echo(f"{path}: {len(faces.scores)} face{'' if len(faces.scores) == 1 else 's'}: {target}")
+            echo(f"{path}: {len(faces.scores)} face{'' if len(faces.scores) == 1 else 's'}: {target}")
     if failed:
         raise WorkError(f"{failed} of {len(photos)} photos could not be read, see above")
 

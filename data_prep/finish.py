@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from data_prep.plan import Plan
 from data_prep.shards import write_identities
 from data_prep.work import LEFT_OUT, label_digest, write_table
+from dist_train.data.identities import read_identities
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard
 from dist_train.errors import WorkError
 
@@ -111,9 +112,10 @@ def number_names(kept: Sequence[str] | dict[str, int], old: Sequence[str]) -> li
     return [*old, *sorted(set(kept) - set(old), key=sort_key)]
 
 
-def sort_key(name: str) -> tuple[int, int, str]:
+def sort_key(name: str) -> tuple[int, int, str, str]:
     """Whole numbers by value, before all other names."""
-    return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
+    digits = name.lstrip("0")  # compared as text: a name may have more digits than Python makes a number of
+    return (0, len(digits), digits, name) if name.isascii() and name.isdigit() else (1, 0, "", name)
 
 
 def write_set(plan: Plan, decision: Decision, shards: Sequence[dict[str, Any]]) -> Manifest:
@@ -182,7 +184,8 @@ def _first_copies(made: _Made) -> np.ndarray:
 def _old_names(plan: Plan) -> list[str]:
     if not plan.options.labels_from:
         return []
-    return pq.read_table(plan.layout.old_identities).sort_by("label")["name"].to_pylist()
+    names: list[str] = read_identities(plan.layout.old_identities, "name").sort_by("label")["name"].to_pylist()
+    return names
 
 
 def _rejects(plan: Plan, few: dict[str, int]) -> pa.Table:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.terminal import echo
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,9 +36,9 @@ def inspect(where: _Where) -> None:
         trouble = damage(checkpoint)
         wrong += [f"{checkpoint.name}: {line}" for line in trouble]
         mark = ", best" if best and checkpoint.name.endswith(f"{best[0]:08d}") else ""
-        typer.echo(f"{checkpoint}: {'DAMAGED' if trouble else 'sound'}{mark}")
+        echo(f"{checkpoint}: {'DAMAGED' if trouble else 'sound'}{mark}")
         for line in trouble or describe(checkpoint):
-            typer.echo(f"  {line}")
+            echo(f"  {line}")
     if wrong:
         raise WorkError(f"{where}: {wrong[0]}; a resumed run passes over damaged checkpoints")
 
@@ -81,7 +83,7 @@ def export(
         temporary.replace(output)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{output}: cannot be written: {error}") from error
-    typer.echo(f"{output}: step {progress.step}, {output.stat().st_size / 1e6:.1f} MB")
+    echo(f"{output}: step {progress.step}, {output.stat().st_size / 1e6:.1f} MB")
 
 
 def checkpoints_at(where: Path) -> list[Path]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import typer
 
 from dist_train.batching import micro_batches, total_steps
 from dist_train.config import RunConfig
@@ -17,6 +16,7 @@ from dist_train.dry_step import dry_step
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.evaluation import check_sets
+from dist_train.terminal import echo
 from dist_train.zero import check_options
 from launch.plan import largest
 from launch.plan_hardware import GIB, GPUS, backbone_cost
@@ -37,7 +37,7 @@ def check(config: RunConfig) -> None:
         UserError: a run would refuse the recipe, or a set that is there.
         WorkError: the small step failed.
     """
-    typer.echo("configuration: every key and value is valid")
+    echo("configuration: every key and value is valid")
     if config.train.strategy != "ddp":
         check_options(config, torch.float16 if config.train.precision == "float16" else torch.bfloat16)
     warnings = list(_missing(config))
@@ -55,21 +55,21 @@ def check(config: RunConfig) -> None:
             f"optimizer.warmup_steps {config.optimizer.warmup_steps:,} of {every:,} steps: the peak is never reached"
         )
     for warning in warnings:
-        typer.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
     manifest = sources.manifest if sources else None
     if manifest:
-        typer.echo(_about_data(config, manifest, steps, every))
+        echo(_about_data(config, manifest, steps, every))
     image_size = config.data.image_size or (manifest.image_size if manifest else IMAGE_SIZE_PX)
     for line in _about_memory(config, manifest.num_classes if manifest else None, image_size):
-        typer.echo(line)
+        echo(line)
     step = dry_step(config, image_size)
-    typer.echo(
+    echo(
         f"dry step on the CPU in float32: {config.backbone.name}, {config.head.margin}, {config.optimizer.name}, "
         f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
         f"{step.gradient_norm:.3g}, {step.seconds:.1f} s"
     )
     plural = "" if len(warnings) == 1 else "s"
-    typer.echo(f"check passed with {len(warnings)} warning{plural}" if warnings else "check passed")
+    echo(f"check passed with {len(warnings)} warning{plural}" if warnings else "check passed")
 
 
 def _training_sets(config: RunConfig) -> list[str]:

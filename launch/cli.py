@@ -1,11 +1,11 @@
 """The command `headcount`."""
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import sys
-import traceback
-from typing import Annotated, NoReturn
+from typing import IO, Annotated, NoReturn, cast
 
 import typer
 
@@ -16,6 +16,8 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
 from dist_train.stop_signal import INTERRUPTED_STATUS
+from dist_train.terminal import PrintableFormatter, echo
+from launch import failures
 from launch.commands import app as launch_app
 from launch.embed.cli import embed
 from launch.embed.search_cli import app as search_app
@@ -43,7 +45,7 @@ app.add_typer(launch_app, name="launch")
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"headcount {importlib.metadata.version('headcount')}")
+        echo(f"headcount {importlib.metadata.version('headcount')}")
         raise typer.Exit
 
 
@@ -54,11 +56,9 @@ def root(
     """Train embedding models on very large identity sets."""
     # Rank 0 speaks; the others only when something is wrong.
     first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if first else logging.WARNING,
-        format="%(message)s" if first else f"rank {os.environ.get('RANK')}: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s" if first else f"rank {os.environ.get('RANK')}: %(message)s"))
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, handlers=[handler])
 
 
 def main() -> None:
@@ -69,12 +69,11 @@ def main() -> None:
 
 def end(status: int) -> NoReturn:
     """End the process."""
+    status = failures.close_output(status)
     if "RANK" in os.environ or interrupted():
         # An interpreter that is ending has an answer of its own to another signal. And a thread of gloo that takes
         # Python's lock meanwhile aborts the process, whatever its status.
         # All that there is to close is closed by now.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
@@ -89,20 +88,24 @@ def run() -> int:
 
 
 def _run() -> int:
+    output = failures.Output(sys.stdout)
     try:
-        app()
+        with contextlib.redirect_stdout(cast(IO[str], output)):
+            app()
     except SystemExit as end:
+        # typer ends in silence when anything finds a pipe or a file at its end, not only what is printed.
+        if hidden := failures.hidden_by(end):
+            return failures.report(hidden, output)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         return 2
     except WorkError as error:
-        typer.echo(f"failed: {error}", err=True)
+        echo(f"failed: {error}", err=True)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
-    except Exception:
-        if not interrupted():  # else it failed for that, as for a rank that went before
-            traceback.print_exc()
-        return 1
+    except Exception as error:
+        # After a signal it failed for that, as for a rank that went before.
+        return 1 if interrupted() else failures.report(error, output)
     return 0

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
+from dist_train.terminal import echo
 from launch.plan_hardware import BACKBONE_NAMES, GIB, GPUS, backbone_cost
 from launch.plan_model import (
     Setup,
@@ -102,7 +103,7 @@ def plan(
         head=head,
     )
     pictures = whole_number("--images", images) if images else classes * PICTURES_PER_IDENTITY
-    typer.echo(json.dumps(figures(setup, pictures)) if as_json else report(setup, pictures, assumed=images is None))
+    echo(json.dumps(figures(setup, pictures)) if as_json else report(setup, pictures, assumed=images is None))
 
 
 def whole_number(option: str, text: str) -> int:

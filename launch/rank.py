@@ -63,7 +63,7 @@ def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
 
     note = run_dir / JOB_NAME
     if (run_dir / CONFIG_NAME).exists() and not resume:
-        return note.exists() and note.read_text(encoding="utf-8") == job
+        return note.exists() and note.read_bytes() == job.encode()
     with suppress(OSError):  # the run itself will say better that it cannot write there
         run_dir.mkdir(parents=True, exist_ok=True)
         note.write_text(job, encoding="utf-8")

@@ -16,6 +16,7 @@ from dist_train.errors import UserError, WorkError
 from dist_train.files import shown
 from dist_train.processes import SAFE_PATH, threads
 from dist_train.stop_signal import INTERRUPTED_STATUS
+from dist_train.terminal import echo
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
 
@@ -218,8 +219,8 @@ def slurm(
     command = ["train", str(config.absolute()), *(overrides or []), *going_on(resume, allow_changes)]
     script = job.script(command)
     if dry_run:
-        typer.echo(script, nl=False)
+        echo(script, nl=False)
         return
     number = submit(job, script)
     log = run_dir / LOG_NAME.replace("%j", number)
-    typer.echo(f"job {number}; script: {run_dir / SCRIPT_NAME}; log: {log}; headcount launch status {run_dir}")
+    echo(f"job {number}; script: {run_dir / SCRIPT_NAME}; log: {log}; headcount launch status {run_dir}")

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from dist_train.errors import UserError, WorkError
+from dist_train.terminal import echo
 from launch.slurm import JOB_PREFIX, JOBS_NAME, run_slurm
 
 TAIL_BYTES = 1 << 16  # of metrics.jsonl; its last lines are wanted, and a long run has millions
+LARGEST = 1e18  # of any figure that is believed
 SQUEUE_FORMAT = "%i|%T|%M|%l|%D|%R|%j"
 SACCT_FORMAT = "JobIDRaw,State,Elapsed,Timelimit,NNodes,ExitCode,JobName"
 COLUMNS = ("job", "state", "time", "limit", "nodes", "where or why", "name")
@@ -83,21 +85,29 @@ def run_state(run_dir: Path, now: float) -> RunState | None:
         return None
     config = load_config(run_dir / CONFIG_NAME)
     figures = last_figures(run_dir / METRICS_NAME)
-    step = int(figures.get("step", 0))
-    total, rate = config.train.steps, figures.get("images_per_s")
-    if total is None and figures.get("epoch"):
-        total = max(1, round((config.train.epochs or 0) * step / figures["epoch"]))
+    step = int(_number(figures, "step") or 0)
+    total, rate, epoch = config.train.steps, _number(figures, "images_per_s"), _number(figures, "epoch")
+    if total is None and epoch:
+        total = max(1, round(min(LARGEST, (config.train.epochs or 0) * step / epoch)))
     found = committed_checkpoints(run_dir)
     return RunState(
         step=step,
         total_steps=total,
-        loss=figures.get("loss"),
+        loss=_number(figures, "loss", least=-LARGEST),
         images_per_s=rate,
         seconds_left=(total - step) * config.train.global_batch_size / rate if total and rate else None,
         figures_age_s=now - (run_dir / METRICS_NAME).stat().st_mtime if figures else None,
         checkpoint=(read_progress(found[-1]).step, now - found[-1].stat().st_mtime) if found else None,
         finished=(run_dir / SUMMARY_NAME).exists(),
     )
+
+
+def _number(figures: dict[str, Any], key: str, least: float = 0) -> float | None:
+    """A figure; None where it is missing, or is none because the file was damaged or the step was refused."""
+    value = figures.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= LARGEST:
+        return None
+    return value
 
 
 def last_figures(path: Path) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def last_figures(path: Path) -> dict[str, Any]:
     for line in reversed(lines):
         try:
             figures = json.loads(line)
-        except ValueError:  # a line cut off by a kill, or by where the tail begins
+        except (ValueError, RecursionError):  # a line cut off by a kill, or by where the tail begins
             continue
         if isinstance(figures, dict) and "loss" in figures:
             return figures
@@ -131,7 +141,7 @@ def jobs_of(run_dir: Path) -> list[list[str]]:
     note = run_dir / JOBS_NAME
     if not note.exists():
         return []
-    numbers = note.read_text(encoding="utf-8").split()
+    numbers = [word for word in note.read_text(encoding="utf-8", errors="replace").split() if word.isdecimal()]
     reason = "neither in the queue nor in Slurm's accounting"
     queued: list[list[str]] = []
     try:
@@ -176,13 +186,13 @@ def status(
         found = (_run_dir_of(row[0]) for row in jobs)
         run_dirs = list(dict.fromkeys(path for path in found if path is not None))
         if not jobs:
-            typer.echo("no training jobs; for a run that is no Slurm job: headcount launch status RUN_DIR")
+            echo("no training jobs; for a run that is no Slurm job: headcount launch status RUN_DIR")
     else:
         jobs, run_dirs = jobs_of(run_dir), [run_dir]
     if jobs:
-        typer.echo(table(jobs))
+        echo(table(jobs))
     for path in run_dirs:
         state = run_state(path, time.time())
         if state is None and not jobs:
             raise UserError(f"run_dir {path}: no run has begun there, and no job was submitted for it")
-        typer.echo(f"{path}: {state or 'not begun'}")
+        echo(f"{path}: {state or 'not begun'}")

@@ -20,6 +20,7 @@ import typer
 
 from dist_train.errors import UserError
 from dist_train.processes import SAFE_PATH
+from dist_train.terminal import echo
 from launch.agent import run_agent
 from launch.options import AllowChanges, Resume, going_on
 
@@ -180,7 +181,7 @@ def start(arguments: list[str], dry_run: bool) -> None:
     from torch.distributed.run import config_from_args, parse_args
 
     names = [f"{name}={value}" for name, value in SETTINGS.items()]
-    typer.echo(shlex.join([*names, sys.executable, "-m", "torch.distributed.run", *arguments]), err=not dry_run)
+    echo(shlex.join([*names, sys.executable, "-m", "torch.distributed.run", *arguments]), err=not dry_run)
     if dry_run:
         return
     os.environ.update(SETTINGS)

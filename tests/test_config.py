@@ -89,3 +89,57 @@ def test_the_resolved_config_reads_back_equal(recipe, tmp_path):
 
 def test_differences_name_key_and_both_values(recipe):
     assert differences(load_config(recipe), load_config(recipe, ["optimizer.lr=0.5"])) == ["optimizer.lr: 0.1 -> 0.5"]
+
+
+def _laughs(rows):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, rows)]
+    return "\n".join(lines) + f"\nseed: *a{rows - 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{a: " * 3000, "nested too deeply"),
+        (b"run_dir: \xa0\n", "byte 9 is not UTF-8"),
+        ("run_dir: x\n".encode("utf-16"), "is not UTF-8|not YAML"),
+        (b"seed: !!float x\n", "'x' is no float.*line 1, column 7"),
+        (b"seed: !!timestamp x\n", "'x' is no timestamp"),
+        (b"seed: !!bool maybe\n", "'maybe' is no bool"),
+        (b"seed: 2001-13-99\n", "'2001-13-99' is no timestamp"),
+        (b"seed: " + b"9" * 5000, "is no int"),
+        (b"seed: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        (b'run_dir: "a\\0b"\n', "run_dir: '\\\\x00' in .* remove the control character"),
+        (b'track: {name: "\\ud800"}\n', "track.name: .*remove the control character"),
+        (b"run_dir: &a [*a]\n", "nested deeper than 20 sections"),
+        (_laughs(12).encode(), "too many values"),
+        (b"# " + b"x" * (1 << 18), "more than 256 kB"),
+    ],
+)
+def test_a_recipe_that_is_damaged_or_hostile_is_one_error(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"(?s){message}") as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [".inf", "1e999", "1e400", ".nan", "-.inf"])
+def test_numbers_that_are_not_finite_are_refused(recipe, value):
+    with pytest.raises(UserError, match=r"optimizer\.lr: "):
+        load_config(recipe, [f"optimizer.lr={value}"])
+
+
+def test_whole_numbers_beyond_64_bits_are_refused(recipe):
+    with pytest.raises(UserError, match=r"train\.steps: expected a finite number that 64 bits hold; found 1844"):
+        load_config(recipe, ["train.steps=18446744073709551616"])
+
+
+def test_overrides_are_checked_as_the_recipe_is(recipe):
+    with pytest.raises(UserError, match="'x' is no float"):
+        load_config(recipe, ["optimizer.lr=!!float x"])
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_config(recipe, ["seed=" + "[" * 5000])
+    with pytest.raises(UserError, match="nested deeper than 20 sections"):
+        load_config(recipe, [".".join("a" * 1500) + "=1"])

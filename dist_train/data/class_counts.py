@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from dist_train.data.config import DataConfig
+from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.data.sources import open_sources
 from dist_train.errors import UserError
@@ -24,17 +23,12 @@ def class_counts(config: DataConfig) -> Tensor:
     for each in sources.sets:
         path = Path(each.path) / IDENTITIES_NAME
         try:
-            table = pq.read_table(path, columns=["label", "count"])
-        except (OSError, pa.ArrowException) as error:
+            table = read_identities(path, "count", each.manifest.num_classes)
+        except UserError as error:
             raise UserError(
-                f"{path}: cannot be read ({error}), and head.margin=adaptive takes the pictures of each class from it; "
-                "write the set with `headcount prep`, or take another margin"
+                f"{error}; head.margin=adaptive takes the pictures of each class from it: write the set with "
+                "`headcount prep`, or take another margin"
             ) from error
         labels, found = (torch.from_numpy(table[name].to_numpy().copy()) for name in ("label", "count"))
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < each.manifest.num_classes:
-            raise UserError(
-                f"{path}: labels {int(labels.min())} .. {int(labels.max())}, but the set has "
-                f"{each.manifest.num_classes} classes; write the set again"
-            )
         counts.index_add_(0, labels + each.first_label, found)
     return counts

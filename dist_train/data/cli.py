@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dist_train.terminal import echo, printable
+
 app = typer.Typer(
     help="Look at a set of shards, check it, and measure how fast it is read.",
     no_args_is_help=True,
@@ -42,10 +44,10 @@ def inspect(
     from dist_train.data.sources import open_manifest
 
     manifest = open_manifest(str(path), label_key)
-    typer.echo(looking.describe(path, manifest, label_key))
+    echo(looking.describe(path, manifest, label_key))
     if sheet is not None:
         looking.save_sheet(looking.sheet(path, manifest, rows, columns, seed, label_key), sheet)
-        typer.echo(f"\nsheet      {sheet}")
+        echo(f"\nsheet      {sheet}")
 
 
 @app.command()
@@ -71,11 +73,11 @@ def verify(
                 found += 1
                 if found <= _SHOWN:
                     where = problem.shard if problem.key is None else f"{problem.shard}, sample {problem.key}"
-                    bar.write(f"{where}: {problem.reason}")
+                    bar.write(printable(f"{where}: {problem.reason}"))
     if found:
         more = f", of which {_SHOWN} are shown" if found > _SHOWN else ""
         raise WorkError(f"set {path}: {found} problems{more}; write the shards named above again")
-    typer.echo(f"{path}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
+    echo(f"{path}: {manifest.samples:,} images in {len(manifest.shards):,} shards, all as the manifest says")
 
 
 @app.command()
@@ -101,9 +103,9 @@ def bench(
     found = ["opencv", *(["dali"] if importlib.util.find_spec("nvidia.dali") else [])]
     config = DataConfig(path=path, label_key=label_key, augment=USUAL if augment else AugmentConfig(flip=0))
     names = [each.value for each in backend] if backend else found
-    typer.echo(f"{'':<14}{'workers':>8}{'images/s':>12}{'of decoding alone':>20}")
+    echo(f"{'':<14}{'workers':>8}{'images/s':>12}{'of decoding alone':>20}")
     alone = 0.0
     for speed in measure(config, batch_size, seconds, counts, names):
         alone = alone or speed.images_per_s
         share = f"{speed.images_per_s / alone:>19.0%}"
-        typer.echo(f"{speed.what:<14}{speed.workers:>8}{speed.images_per_s:>12,.0f}{share:>20}")
+        echo(f"{speed.what:<14}{speed.workers:>8}{speed.images_per_s:>12,.0f}{share:>20}")

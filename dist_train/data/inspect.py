@@ -5,10 +5,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 
 from dist_train.data.augment import identity
 from dist_train.data.counters import Ints, permute
+from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest
 from dist_train.data.opencv import Augmenter, check_square, decode
 from dist_train.data.pictures import Pixels
@@ -47,13 +47,8 @@ def label_counts(path: Path, manifest: Manifest, label_key: str) -> tuple[Ints, 
     table = path / IDENTITIES_NAME
     counts = np.zeros(manifest.num_classes, dtype=np.int64)
     if table.exists():
-        columns = pq.read_table(table, columns=["label", "count"])
-        labels = columns["label"].to_numpy()
-        if len(labels) and not 0 <= labels.min() <= labels.max() < manifest.num_classes:
-            raise UserError(
-                f"{table}: labels {labels.min()} .. {labels.max()}, the manifest says 0 .. {manifest.num_classes - 1}"
-            )
-        counts[labels] = columns["count"].to_numpy()
+        columns = read_identities(table, "count", manifest.num_classes)
+        counts[columns["label"].to_numpy()] = columns["count"].to_numpy()
         return counts, IDENTITIES_NAME, []
     reader = SampleReader([ImageSet(str(path), manifest)], label_key, open_shards=1)
     shards = np.unique(np.linspace(0, len(manifest.shards) - 1, _LABEL_SHARDS).astype(int)).tolist()

@@ -16,6 +16,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.terminal import echo
 
 if TYPE_CHECKING:
     from dist_train.evaluate.models import Model
@@ -77,7 +78,7 @@ def evaluate(
         scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
         if ranks.rank != 0:
             return
-        typer.echo("\n\n".join(map(str, tables(scores))))
+        echo("\n\n".join(map(str, tables(scores))))
         if json_path:
             _write_json(json_path, scores)
         if report:

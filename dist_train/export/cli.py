@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dist_train.terminal import echo
+
 
 class Int8(StrEnum):
     """How activations get their range."""
@@ -68,7 +70,7 @@ def export(
         check_images=check_images,
     )
     done = export_forms(job)
-    typer.echo(str(forms_table(done.figures)))
+    echo(str(forms_table(done.figures)))
     for note in done.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"models and {done.json_path.name}: {done.json_path.parent}")
+        echo(f"note: {note}")
+    echo(f"models and {done.json_path.name}: {done.json_path.parent}")

@@ -15,6 +15,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.terminal import echo
 
 if TYPE_CHECKING:
     from launch.embed.crops import Cropper
@@ -87,7 +88,7 @@ def embed(
         made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks)
         photos.close()
         if made is not None:
-            typer.echo(str(made))
+            echo(str(made))
     finally:
         leave_ranks(ranks)
 

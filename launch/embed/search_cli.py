@@ -14,6 +14,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.terminal import echo
 from launch.embed.cli import DeviceOption, Face, FaceOption, LongerSideOption, MinFaceOption, check_device, cropper
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def build(
     from dist_train.embed.gallery import build_gallery
 
     made = build_gallery(files, gallery)
-    typer.echo(
-        f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, by model {made.made_by['model']['name']}"
-    )
+    echo(f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, by model {made.made_by['model']['name']}")
 
 
 @app.command()
@@ -103,16 +102,16 @@ def query(
     crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
     data, cut = _cut(photo, crop)
     if isinstance(crop, AlignedFace):
-        typer.echo(_told(photo, cut, face))
+        echo(_told(photo, cut, face))
     flip = bool(opened.made_by["flip"])
     features = embed_pictures(network.embed, lambda _: cut.pixels, 1, 1, flip=flip, name=str(photo)).features
     (matches,) = opened.search(features, k)
     for rank, match in enumerate(matches, start=1):
-        typer.echo(f"{rank:3}  {match.score:.4f}  {_name(match)}  {_full_path(opened, match)}")
+        echo(f"{rank:3}  {match.score:.4f}  {_name(match)}  {_full_path(opened, match)}")
     tiles = [_tile(opened, match, rank) for rank, match in enumerate(matches, start=1)]
     title = f"{photo.name} in {gallery.name}: {len(matches)} of {len(opened):,} pictures, by {network.name}; cosine"
     write_sheet(out, _query_tiles(data, cut), tiles, title)
-    typer.echo(f"look at {out}")
+    echo(f"look at {out}")
 
 
 def _check_model(gallery: "Gallery", model: "Model") -> None:

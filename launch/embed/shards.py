@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep.sources import BATCH_ROWS, MAX_FILE_BYTES, display
+from dist_train.data.identities import read_identities
 from dist_train.data.index import Member
 from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.data.shards import MOST_CLASSES
@@ -20,7 +20,7 @@ from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import LABEL_KINDS, Photo, read_photos
 from dist_train.data.tars import LeftOut, shown
 from dist_train.embed.pictures import Place, Rejected
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import WorkError
 from launch.embed.origins import Found, Origin
 
 _LISTED = pa.schema(
@@ -30,6 +30,7 @@ _LISTED = pa.schema(
 )
 _OPEN_TARS = 64
 _MOST_BYTES = {"picture": MAX_FILE_BYTES, "cls": 4096, "json": 16 << 20}  # of a member that are read
+_MOST_IDENTITIES = 1 << 31  # a set with tars alone does not say how many it has
 
 
 class ShardOrigin(Origin):
@@ -122,10 +123,7 @@ class _Names:
     def __init__(self, path: Path) -> None:
         self._names = None
         if path.is_file():
-            try:
-                table = pq.read_table(path, columns=["label", "name"]).sort_by("label")
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: cannot be read: {error}; expected columns label and name") from error
+            table = read_identities(path, "name", _MOST_IDENTITIES).sort_by("label")
             self._labels = table["label"].to_numpy()
             self._names = table["name"]
 

@@ -25,10 +25,10 @@ def test_counts_of_mixed_sets_follow_their_labels(tmp_path):
 
 def test_a_set_without_counts_or_with_those_of_another_is_named(tmp_path):
     make_set(tmp_path, [6], num_classes=3)
-    with pytest.raises(UserError, match=r"identities\.parquet: cannot be read .*take another margin"):
+    with pytest.raises(UserError, match=r"identities\.parquet: cannot be read: .*take another margin"):
         class_counts(DataConfig(path=str(tmp_path)))
     write_counts(tmp_path, [2, 2, 2], first=1)
-    with pytest.raises(UserError, match=r"labels 1 \.\. 3, but the set has 3 classes"):
+    with pytest.raises(UserError, match=r"labels 1 \.\. 3, expected 0 \.\. 2"):
         class_counts(DataConfig(path=str(tmp_path)))
     (tmp_path / "identities.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"identities\.parquet: cannot be read"):

@@ -4,7 +4,8 @@ import os
 import pytest
 
 from dist_train.checkpoint_store import Progress, write_progress
-from launch.status import TAIL_BYTES, duration, last_figures, run_state
+from launch.slurm import JOBS_NAME
+from launch.status import TAIL_BYTES, duration, jobs_of, last_figures, run_state
 from tests.launch.recipes import environment, headcount_here, write_recipe
 
 NOW = 1_800_000_000.0
@@ -130,3 +131,37 @@ def test_a_run_without_slurm_is_told_of_without_slurm(run_dir, tmp_path):
     without = headcount_here("launch", "status", env=environment(PATH=str(tmp_path)))
     assert without.returncode == 2
     assert "squeue is not on this machine" in without.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": Infinity, "loss": 1}',
+        '{"step": NaN, "loss": 1}',
+        '{"step": ["a"], "loss": 1}',
+        '{"step": "\\ud800", "loss": 1}',
+        '{"step": 7, "loss": "\\ud800"}',
+        '{"step": 7, "loss": {"a": 1}}',
+        '{"step": 7, "loss": 1e999}',
+        '{"step": 7, "loss": null}',
+        '{"step": 7, "loss": 1, "images_per_s": {}}',
+        '{"step": 7, "loss": 1, "images_per_s": 1e-320}',
+        '{"step": 7, "loss": 1, "epoch": "\\ud800"}',
+        '{"step": 7, "loss": 1, "epoch": 1e-320}',
+        '{"step": 7, "loss": 1, "images_per_s": ' + "[" * 100_000,
+        '{"step": 1' + "0" * 5000 + ', "loss": 1}',
+        '{"step": -5, "loss": true, "epoch": -1}',
+    ],
+)
+def test_figures_that_are_none_are_left_out_of_the_state(run_dir, line):
+    write_recipe(run_dir / "config.yaml", run_dir / "set", run_dir, train__steps=None, train__epochs=2)
+    (run_dir / "metrics.jsonl").write_text(line + "\n")
+    text = str(run_state(run_dir, NOW))
+    assert text.startswith("step ")
+    assert "nan" not in text
+    assert "inf" not in text
+
+
+def test_a_list_of_jobs_that_is_damaged_names_the_jobs_that_are_left(run_dir):
+    (run_dir / JOBS_NAME).write_bytes(b"\xff\xfe --evil 17\n")
+    assert [row[0] for row in jobs_of(run_dir)] == ["17"]
