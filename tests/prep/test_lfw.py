@@ -52,7 +52,8 @@ def test_a_tenth_of_lfw_by_the_defaults_reaches_the_published_accuracy(tmp_path)
     headcount("align", tmp_path / "lfw.tar", tmp_path / "set")
     told = headcount("pairs", tmp_path / "pairs.txt", tmp_path / "set", tmp_path / "lfw.bin")
     assert "all 600 pairs, 300 of the same person, 300 of two" in told
-    assert accuracy(tmp_path / "lfw.bin") >= 0.992
+    # 99.33 here, 99.28 on all ten folds; one pair is 0.17. The largest face instead of the main one gives 97.67.
+    assert accuracy(tmp_path / "lfw.bin") >= 0.99
 
 
 def test_lfws_own_lists_are_read_to_their_last_line():
