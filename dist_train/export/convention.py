@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
 from dist_train.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 InputType = Literal["float32", "uint8"]
 Layout = Literal["NCHW", "NHWC"]
@@ -184,8 +184,10 @@ class Convention:
             "output": "raw embeddings; normalize to unit length and compare by cosine",
         }
 
-    def as_taken(self, images: Tensor) -> Tensor:
+    def as_taken(self, images: "Tensor") -> "Tensor":
         """Images float32 [B, 3, S, S] in [-1, 1], red first, as the model takes them."""
+        import torch  # the command line reads the options' names without it
+
         values = images
         if (self.mean, self.std) != ((127.5,) * 3, (127.5,) * 3) or self.input_type == "uint8":
             levels = images.add(1).mul(127.5).round().clamp(0, 255)

@@ -135,7 +135,7 @@ def test_an_output_of_another_model_or_other_options_is_refused_with_both_named(
         with pytest.raises(WorkError):
             embed(out, Numbers(stop_at=20))
     for options, words in (
-        ({"model": model("b" * 64)}, "model was 'aaaaaaaaaaaaaaaaaaa..., is 'bbbbbbbbbbbbbbbbbbb..."),
+        ({"model": model("b" * 64)}, "model.sha256 was 'aaaaaaaaaaaaaaaaaaa..., is 'bbbbbbbbbbbbbbbbbbb..."),
         ({"flip": False}, "flip was True, is False"),
     ):
         with pytest.raises(UserError) as caught:
