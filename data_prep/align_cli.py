@@ -230,12 +230,15 @@ def summary(out: Path) -> str:
     import pyarrow.parquet as pq
 
     from dist_train.data.manifest import load_manifest
+    from dist_train.data.tars import shown
 
     manifest = load_manifest(out)
-    reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+    rejects = pq.read_table(out / "rejects.parquet", columns=["source", "reason", "detail"])
+    reasons = Counter(rejects["reason"].to_pylist())
     identities, shards = manifest.num_classes, len(manifest.shards)
     lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]
     if reasons:
         told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         lines.append(f"left out: {told}; each with its reason in {out / 'rejects.parquet'}")
+        lines.append("e.g. " + ": ".join(shown(text) for text in rejects.slice(0, 1).to_pylist()[0].values()))
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from data_prep.shards import write_identities
 from data_prep.work import LEFT_OUT, label_digest, write_table
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard
+from dist_train.data.tars import shown
 from dist_train.errors import WorkError
 
 logger = logging.getLogger(__name__)
@@ -253,4 +254,18 @@ def _reasons(plan: Plan, few: np.ndarray) -> str:
     told = [f"{count} {reason}" for reason, count in reasons.most_common()]
     if few.any():
         told.append(f"{few.sum()} of identities with fewer than {plan.options.min_images} (min_images)")
-    return f"{', '.join(told)}; details in the .parquet files in {plan.layout.home / 'units'}"
+    return f"{', '.join(told)}{_example(plan)}; details in the .parquet files in {plan.layout.home / 'units'}"
+
+
+def _example(plan: Plan) -> str:
+    """The first input of which nothing could be made, for messages."""
+    for unit in range(plan.units):
+        if not plan.layout.done(unit).exists():
+            continue
+        table = pq.read_table(plan.layout.statistics(unit), columns=["reason", "detail"])
+        rows = np.flatnonzero(table["reason"].is_valid().to_numpy())
+        if len(rows):
+            at = int(rows[0])
+            source = plan.options.source.text(plan.batch(unit).column("location")[at].as_py())
+            return f", e.g. {shown(source)}: {table['reason'][at]}: {shown(str(table['detail'][at]))}"
+    return ""

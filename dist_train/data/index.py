@@ -51,16 +51,23 @@ def parse_members(line: bytes, tar_bytes: int) -> list[Member]:
     Raises:
         ValueError: not groups of extension, offset, size and name, or something outside of the tar.
     """
-    words = line.split()
+    # Blanks in names by others that are beyond ASCII separate no words.
+    words: list[str] = (
+        line.decode("ascii").split()
+        if line.isascii()
+        else [word.decode("utf-8", "surrogateescape") for word in line.split()]
+    )
     if not words or len(words) % 4:
         raise ValueError(f"{_shortened(line)} is not EXTENSION OFFSET SIZE NAME groups")
+    if b"%" in line:
+        words = [_text(word) for word in words]
     members = []
     for i in range(0, len(words), 4):
         offset, size = int(words[i + 1]), int(words[i + 2])
         if offset < HEADER_BYTES or size < 0 or offset + size > tar_bytes:
-            where = f"{size} bytes at {offset} for {_shortened(words[i + 3])}"
+            where = f"{size} bytes at {offset} for {words[i + 3][:80]!r}"
             raise ValueError(f"{where} do not lie inside of the tar, which has {tar_bytes}")
-        members.append(Member(_text(words[i]), offset, size, _text(words[i + 3])))
+        members.append(Member(words[i], offset, size, words[i + 3]))
     return members
 
 
@@ -98,8 +105,8 @@ def _word(name: str) -> str:
     return quote(name.encode("utf-8", "surrogateescape"), safe=_KEPT)
 
 
-def _text(word: bytes) -> str:
-    return (unquote_to_bytes(word) if b"%" in word else word).decode("utf-8", "surrogateescape")
+def _text(word: str) -> str:
+    return unquote_to_bytes(word.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
 
 def _shortened(line: bytes) -> str:

@@ -17,7 +17,7 @@ Pixels = NDArray[Any]  # uint8; OpenCV types its results by their kind only
 
 MAX_ALIGNED_PIXELS = 1 << 24  # of a picture of a set, 4096 x 4096: 50 MB decoded, by each of many workers
 MAX_SIDE = 32_766  # OpenCV warps pictures with shorter sides only
-MOST_SCANS = 100  # of a progressive JPEG; encoders make about ten, and each costs the time of a whole decoding
+MOST_SCANS = 100  # of a large progressive JPEG; encoders make about ten, and each costs the time of a whole decoding
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # the kinds that sets of pictures are made of
 _OTHER_KINDS = ("BMP", "GIF", "TIFF")  # taken too, whatever a file's name says; Pillow reads their heads
 _END, _SCAN = b"\xff\xd9", b"\xff\xda"
@@ -75,8 +75,8 @@ def cut_off(data: bytes, head: Head) -> str | None:
 
 def too_many_scans(data: bytes, head: Head) -> str | None:
     """Why a JPEG would take all too long to decode, or None."""
-    # NumPy counts single bytes many times as fast as `bytes.count`; every picture is looked at, few get further.
-    if head.kind != "JPEG" or np.count_nonzero(np.frombuffer(data, np.uint8) == _SCAN[1]) <= MOST_SCANS:
+    # A scan takes at least ten bytes and the time of all pixels; most pictures are too small for it to matter.
+    if head.kind != "JPEG" or len(data) // 10 * head.width * head.height <= MOST_SCANS * MAX_ALIGNED_PIXELS:
         return None
     scans = data.count(_SCAN, head.scans, data.find(_END, head.scans))  # what comes after the end may hold anything
     return f"JPEG of {scans} scans, at most {MOST_SCANS} are decoded" if scans > MOST_SCANS else None

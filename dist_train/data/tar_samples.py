@@ -68,16 +68,20 @@ def parts_of(members: Sequence[Member]) -> Parts:
     beside: dict[str, Member] = {}
     clash = None
     for member in members:
-        kind = member.extension.rpartition(".")[2]
+        kind = member.extension
+        if "." in kind:
+            kind = kind.rpartition(".")[2]
         if kind in PHOTO_EXTENSIONS:
             if pictures:
                 clash = clash or (pictures[0], member)
             pictures.append(member)
         elif kind in LABEL_KINDS:
-            before = beside.get(kind)
-            if before is not None and before.extension == member.extension:
-                clash = clash or (before, member)
-            if before is None or member.extension == kind:
+            if kind not in beside:
+                beside[kind] = member
+                continue
+            if beside[kind].extension == member.extension:
+                clash = clash or (beside[kind], member)
+            if member.extension == kind:
                 beside[kind] = member
     return Parts(pictures, beside, clash)
 

@@ -77,6 +77,8 @@ def walk_tar(path: Path) -> Iterator[Entry | LeftOut]:
 
 def shown(name: str) -> str:
     r"""A name for messages and tables: bytes that are not UTF-8, and control characters, become \\ escapes."""
+    if name.isascii() and name.isprintable():
+        return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text

@@ -64,7 +64,7 @@ def bmp_bomb(side):
 
 def many_scans(count):
     """A progressive JPEG whose last scan comes `count` times."""
-    data = drawn(3, 64, progressive=True)
+    data = drawn(3, 2048, progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + b"\xff\xd9"
 

@@ -77,7 +77,7 @@ def samples(out: Path) -> dict[str, tuple[int, bytes]]:
         for sample in members:
             key = sample[0].name.partition(".")[0]
             assert key not in found
-            found[key] = (int(data[f"{key}.cls"]), data[f"{key}.jpg"])
+            found[key] = (int(data[f"{key}.cls"]), data[sample[0].name])
     return found
 
 

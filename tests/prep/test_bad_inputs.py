@@ -69,9 +69,9 @@ KEPT = {
 REJECTED = {
     "zero.jpg": (b"", "empty", "0 bytes"),
     "text.jpg": (b"hello, this is no picture", "not a picture", "25 bytes that start with 68656c6c6f2c2074"),
-    "cut.jpg": (encoded(half(97), "JPEG")[:-40], "truncated", "bytes of a JPEG without its end"),
-    "bomb.png": (png_bomb(), "too large", "900000000 pixels"),
-    "bomb.jpg": (jpeg_bomb(), "too large", "900000000 pixels"),
+    "cut.jpg": (encoded(half(97), "JPEG")[:-40], "truncated", "without an end: it is cut off"),
+    "bomb.png": (png_bomb(), "too large", "30000x30000 pixels"),
+    "bomb.jpg": (jpeg_bomb(), "too large", "30000x30000 pixels"),
     "the same.jpg": (KEPT["grey.jpg"], "duplicate", "same bytes as anna/grey.jpg"),
     "gone.jpg": (b"x", "vanished", "listed at planning, not there any more"),
 }
