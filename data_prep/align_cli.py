@@ -217,12 +217,11 @@ def summary(out: Path) -> str:
     """What a complete set holds, and why inputs were left out."""
     from collections import Counter
 
-    import pyarrow.parquet as pq
-
+    from data_prep.unit_files import read_reasons
     from dist_train.data.manifest import load_manifest
 
     manifest = load_manifest(out)
-    reasons = Counter(pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"].to_pylist())
+    reasons = Counter(read_reasons(out / "rejects.parquet"))
     identities, shards = manifest.num_classes, len(manifest.shards)
     lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]
     if reasons:

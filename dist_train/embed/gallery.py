@@ -19,7 +19,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dist_train.embed.pictures import Place
-from dist_train.embed.table import FORMAT_VERSION, NAMES, EmbeddingFile, first_difference, write_array, written
+from dist_train.embed.table import (
+    FORMAT_VERSION,
+    NAMES,
+    EmbeddingFile,
+    first_difference,
+    load_array,
+    write_array,
+    written,
+)
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.search import nearest
 
@@ -168,7 +176,7 @@ class Gallery:
             self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
             self.sources: list[dict[str, Any]] = body["sources"]
             # Copy on write: torch warns of arrays that cannot be written.
-            self._rows = torch.from_numpy(np.load(directory / "embeddings.npy", mmap_mode="c"))
+            self._rows = torch.from_numpy(load_array(directory / "embeddings.npy", "c"))
             self._entries = pa.ipc.open_file(pa.memory_map(str(directory / "entries.arrow")))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(

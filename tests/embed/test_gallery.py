@@ -128,3 +128,25 @@ def test_a_damaged_gallery_is_named(tmp_path, files):
     (built / "gallery.json").write_text(json.dumps(body | {"rows": 56}))
     with pytest.raises(UserError, match=r"57 entries and embeddings \[57, 6\], expected \[56, 6\]; build it again"):
         Gallery(built)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda table: table.drop_columns(["score"]), "column score is missing or of another type"),
+        (lambda table: table.drop_columns(["embedding"]), "column embedding is missing or of another type"),
+        (lambda table: table.append_column("label", table["label"]), "column label is missing or of another type"),
+        (lambda table: table.replace_schema_metadata({b"headcount": b"[" * 100_000}), "its description is damaged"),
+        (
+            lambda table: table.replace_schema_metadata({b"headcount": b'{"embedding_dim": 4}'}),
+            "description is damaged",
+        ),
+    ],
+)
+def test_tables_of_embeddings_that_others_wrote_are_refused_in_one_line(tmp_path, damage, message):
+    path = tmp_path / "e.parquet"
+    embed(path, Numbers(path="/first"))
+    pq.write_table(damage(pq.read_table(path)), path)
+    with pytest.raises(UserError, match=message) as caught:
+        build_gallery([path], tmp_path / "gallery", quiet=True)
+    assert "\n" not in str(caught.value)
