@@ -217,11 +217,11 @@ def summary(out: Path) -> str:
     """What a complete set holds, and why inputs were left out."""
     from collections import Counter
 
-    from data_prep.unit_files import read_reasons
+    from data_prep.unit_files import read_rejects
     from dist_train.data.manifest import load_manifest
 
     manifest = load_manifest(out)
-    reasons = Counter(read_reasons(out / "rejects.parquet"))
+    reasons = Counter(read_rejects(out / "rejects.parquet")["reason"].to_pylist())
     identities, shards = manifest.num_classes, len(manifest.shards)
     lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]
     if reasons:

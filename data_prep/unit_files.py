@@ -54,17 +54,20 @@ def read_statistics(path: Path, columns: list[str], schema: pa.Schema) -> pa.Tab
     return table
 
 
-def read_reasons(path: Path) -> list[str]:
-    """The reason of every input that a set leaves out, from its `rejects.parquet`.
+def read_rejects(path: Path) -> pa.Table:
+    """Columns `source`, `reason` and `detail` of a set's `rejects.parquet`, as text.
 
     Raises:
         WorkError: missing or damaged.
     """
+    columns = ["source", "reason", "detail"]
     try:
-        reasons: list[str] = pq.read_table(path, columns=["reason"])["reason"].cast(pa.string()).to_pylist()
+        table = pq.read_table(path, columns=columns).select(columns)
+        table = table.cast(pa.schema([(name, pa.string()) for name in columns]))
+        table.validate(full=True)
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise WorkError(f"{path}: damaged: {_first_line(error)}; the set itself is whole") from error
-    return reasons
+    return table
 
 
 def _damaged(path: Path, error: Exception) -> WorkError:

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dist_train.embed.pictures import Picture, Place
@@ -171,7 +172,7 @@ def load_array(path: Path, mode: Literal["r", "c"]) -> NDArray[np.float32]:
         ValueError: damaged, or another array.
     """
     try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        array = open_memmap(path, mode=mode)  # neither archives nor pickles, as `np.load` takes them
     except (OSError, ValueError):
         raise
     except Exception as error:  # NumPy parses the head as Python, and raises whatever that does
