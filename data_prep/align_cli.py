@@ -227,13 +227,12 @@ def summary(out: Path) -> str:
     """What a complete set holds, and why inputs were left out."""
     from collections import Counter
 
-    import pyarrow.parquet as pq
-
+    from data_prep.unit_files import read_rejects
     from dist_train.data.manifest import load_manifest
     from dist_train.data.tars import shown
 
     manifest = load_manifest(out)
-    rejects = pq.read_table(out / "rejects.parquet", columns=["source", "reason", "detail"])
+    rejects = read_rejects(out / "rejects.parquet")
     reasons = Counter(rejects["reason"].to_pylist())
     identities, shards = manifest.num_classes, len(manifest.shards)
     lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]

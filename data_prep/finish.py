@@ -8,7 +8,6 @@ All of it follows from the units' statistics, whatever the order in which they w
   names of that set keep their labels, those without pictures now too, and new names follow after them.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep.plan import Plan
 from data_prep.shards import write_identities
-from data_prep.work import LEFT_OUT, label_digest, write_table
+from data_prep.unit_files import MADE, SET_ASIDE, read_mark, read_statistics
+from data_prep.work import LEFT_OUT, STATISTICS, label_digest, write_table
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard
 from dist_train.data.tars import shown
@@ -147,7 +146,7 @@ def _gather(plan: Plan) -> _Made:
     for unit in range(plan.units):
         if not plan.layout.done(unit).exists():
             continue
-        table = pq.read_table(plan.layout.statistics(unit), columns=wanted)
+        table = read_statistics(plan.layout.statistics(unit), wanted, STATISTICS)
         row = np.flatnonzero(table["reason"].is_null().to_numpy())
         table = table.select(["position", "identity", "digest", "sizes"]).take(pa.array(row)).combine_chunks()
         names = table["identity"].combine_chunks().dictionary_encode()
@@ -208,7 +207,7 @@ def _unit_rejects(
     planned = plan.batch(unit)
     text = plan.options.source.text
     if not plan.layout.done(unit).exists():
-        error = json.loads(plan.layout.set_aside(unit).read_text(encoding="utf-8"))["error"]
+        error = read_mark(plan.layout.set_aside(unit), SET_ASIDE)["error"]
         for row in plan.rows(unit):
             yield row.position, text(row.location), row.identity, "unit failed", error
         return
@@ -217,7 +216,7 @@ def _unit_rejects(
         return
     taken = pa.array(left_out)
     columns = ["position", "identity", "reason", "detail"]
-    found = pq.read_table(plan.layout.statistics(unit), columns=columns).take(taken).to_pylist()
+    found = read_statistics(plan.layout.statistics(unit), columns, STATISTICS).take(taken).to_pylist()
     locations = planned.column("location").take(taken).to_pylist()
     firsts = labels.column("first").take(taken).to_pylist()
     for row, location, first in zip(found, locations, firsts, strict=True):
@@ -248,7 +247,7 @@ def _reasons(plan: Plan, few: np.ndarray) -> str:
     reasons: Counter[str] = Counter()
     for unit in range(plan.units):
         if plan.layout.done(unit).exists():
-            reasons.update(json.loads(plan.layout.done(unit).read_text(encoding="utf-8"))["reasons"])
+            reasons.update(read_mark(plan.layout.done(unit), MADE)["reasons"])
         else:
             reasons["unit failed"] += plan.batch(unit).num_rows
     told = [f"{count} {reason}" for reason, count in reasons.most_common()]
@@ -262,7 +261,7 @@ def _example(plan: Plan) -> str:
     for unit in range(plan.units):
         if not plan.layout.done(unit).exists():
             continue
-        table = pq.read_table(plan.layout.statistics(unit), columns=["reason", "detail"])
+        table = read_statistics(plan.layout.statistics(unit), ["reason", "detail"], STATISTICS)
         rows = np.flatnonzero(table["reason"].is_valid().to_numpy())
         if len(rows):
             at = int(rows[0])

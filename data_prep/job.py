@@ -21,6 +21,7 @@ from data_prep.finish import decide, manifest_exists, write_set
 from data_prep.lock import locked
 from data_prep.plan import JobOptions, Layout, Plan, difference, make_plan, write_atomically
 from data_prep.progress import Progress
+from data_prep.unit_files import MADE, SEALED, SET_ASIDE, read_mark
 from data_prep.work import MakeUnit, SealUnit
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from dist_train.errors import UserError, WorkError
@@ -108,7 +109,9 @@ def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIE
     finally:
         progress.end()
     _remove_temporaries(plan.layout)  # of workers that were killed, and whose units others did
-    shards = [_summary(plan.layout.sealed(unit)) for unit in range(plan.units) if plan.layout.done(unit).exists()]
+    shards = [
+        read_mark(plan.layout.sealed(unit), SEALED) for unit in range(plan.units) if plan.layout.done(unit).exists()
+    ]
     manifest = write_set(plan, decision, shards)
     return _conclude(plan, manifest)
 
@@ -124,7 +127,7 @@ def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progr
     todo = []
     for unit in units:
         if layout.done(unit).exists():
-            progress.add(_summary(layout.done(unit)), before=True)
+            progress.add(read_mark(layout.done(unit), MADE), before=True)
         elif layout.set_aside(unit).exists():
             progress.add({"given": plan.batch(unit).num_rows, "kept": 0}, before=True)
         else:
@@ -148,7 +151,7 @@ def _seal(plan: Plan, digests: Sequence[str], engine: Engine, progress: Progress
         if not layout.done(unit).exists():
             continue
         mark = layout.sealed(unit)
-        if not mark.exists() or _summary(mark)["labels"] != digests[unit]:
+        if not mark.exists() or read_mark(mark, SEALED)["labels"] != digests[unit]:
             mark.unlink(missing_ok=True)
             todo.append(unit)
     progress.start("shards", len(todo))
@@ -163,7 +166,7 @@ def _seal(plan: Plan, digests: Sequence[str], engine: Engine, progress: Progress
         unit = min(failed)
         raise WorkError(f"{layout.shard(unit)}: cannot be written: {failed[unit]}; run the same command again")
     for unit in range(plan.units):
-        if not layout.done(unit).exists() or not _summary(layout.sealed(unit))["samples"]:
+        if not layout.done(unit).exists() or not read_mark(layout.sealed(unit), SEALED)["samples"]:
             layout.shard(unit).unlink(missing_ok=True)
             layout.shard(unit).with_suffix(".idx").unlink(missing_ok=True)
     progress.end()
@@ -199,7 +202,7 @@ def _conclude(plan: Plan, manifest: Manifest) -> Manifest:
     if aside:
         raise WorkError(
             f"{layout.out}: {len(aside)} of {plan.units} units were set aside, {_rows(plan, aside)} inputs; the set is "
-            f"complete without them. The first: {_summary(layout.set_aside(aside[0]))['error']}. "
+            f"complete without them. The first: {read_mark(layout.set_aside(aside[0]), SET_ASIDE)['error']}. "
             f"Try them again with `headcount prep resume {layout.out} --retry`"
         )
     for unit in range(plan.units):
@@ -219,11 +222,6 @@ def _full_disk_said(layout: Layout) -> Iterator[None]:
 
 def _rows(plan: Plan, units: Iterable[int]) -> int:
     return sum(plan.batch(unit).num_rows for unit in units)
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return body
 
 
 def _remove_temporaries(layout: Layout) -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.terminal import echo
+
 if TYPE_CHECKING:
     from data_prep.pairs import PairsMade
 
@@ -46,7 +48,7 @@ def pairs(
         raise WorkError(
             f"{told}\nphotos of {listed} that are neither in {directory} nor among its rejects: {unknown:,}"
         )
-    typer.echo(told)
+    echo(told)
 
 
 def _told(out: Path, made: "PairsMade") -> str:

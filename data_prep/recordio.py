@@ -191,6 +191,8 @@ def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             parse_options=csv.ParseOptions(delimiter="\t"),
             convert_options=csv.ConvertOptions(column_types={"number": int64(), "offset": int64()}),
         )
+        if missing := max(table[name].null_count for name in table.column_names):
+            raise UserError(f"{path}: {missing} lines without a number; move the file away to have the .rec scanned")
         return table["number"].to_numpy(), table["offset"].to_numpy()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error

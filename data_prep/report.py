@@ -1,6 +1,5 @@
 """A look at what a job made: photos with what was found in them, their crops, and what the figures are."""
 
-import json
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -8,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.plan import Layout, Plan
 from data_prep.report_samples import PHOTO_PX, Pair, Pixels, printable, shown_pairs, units_read
 from data_prep.transforms import Keep
+from data_prep.unit_files import MADE, read_mark, read_rejects, read_statistics
+from data_prep.work import STATISTICS
+from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _tile(pair: Pair) -> Pixels:
 
 
 def _draw_charts(charts: "SubFigure", plan: Plan, found: Figures) -> None:
-    counts = pq.read_table(plan.layout.out / IDENTITIES_NAME, columns=["count"])["count"].to_numpy()
+    counts = read_identities(plan.layout.out / IDENTITIES_NAME, "count")["count"].to_numpy()
     bars = len(found.reasons) >= BAR_REASONS
     axes = charts.subplots(1, 3 + bars, squeeze=False)[0]
     nothing = "not looked for" if isinstance(plan.options.transform, Keep) else "none"
@@ -165,11 +166,11 @@ def figures(plan: Plan) -> Figures:
     """Sides and scores of the faces that were cut out, and the reasons of all rejects."""
     sides, scores = [np.empty(0)], [np.empty(0)]
     for unit in units_read(plan):
-        table = pq.read_table(plan.layout.statistics(unit), columns=["face_px", "score"])
+        table = read_statistics(plan.layout.statistics(unit), ["face_px", "score"], STATISTICS)
         for name, found in (("face_px", sides), ("score", scores)):
             flat = table[name].combine_chunks().flatten().drop_null()
             found.append(flat.to_numpy(zero_copy_only=False).astype(np.float64))
-    rejects = pq.read_table(plan.layout.out / "rejects.parquet", columns=["reason"])["reason"]
+    rejects = read_rejects(plan.layout.out / "rejects.parquet")["reason"]
     return Figures(np.concatenate(sides), np.concatenate(scores), Counter(rejects.to_pylist()))
 
 
@@ -179,7 +180,7 @@ def pace(plan: Plan) -> Pace:
     So the pause before a job was taken up again does not count, and processes that worked at the same time count once.
     """
     marks = [plan.layout.done(unit) for unit in range(plan.units)]
-    done = [json.loads(mark.read_text(encoding="utf-8")) for mark in marks if mark.exists()]
+    done = [read_mark(mark, MADE) for mark in marks if mark.exists()]
     timed = [unit for unit in done if "ended" in unit]  # units of before that was noted have no place in time
     events = sorted(event for unit in timed for event in ((unit["ended"] - unit["seconds"], 1), (unit["ended"], -1)))
     busy_s, at_work, most, before = 0.0, 0, 0, 0.0

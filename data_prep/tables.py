@@ -85,7 +85,7 @@ class TableSource(Source):
                 self._check_columns(kinds)
                 for batch in file.iter_batches(columns=[self.path_column, self.identity_column]):
                     yield batch.select([self.path_column, self.identity_column])
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, KeyError, UnicodeError, pa.ArrowException) as error:
             raise UserError(f"{self.path}: {str(error).partition(chr(10))[0]}") from error
 
     def _missing(self, error: Exception) -> str:

@@ -22,6 +22,7 @@ from data_prep.plan import JobOptions, Layout, Plan, write_atomically
 from data_prep.shards import ShardWriter
 from data_prep.sources import STORAGE_REASONS, Raw, Reader, Reject, Row
 from data_prep.transforms import Crop, Made, Process
+from data_prep.unit_files import read_statistics
 from dist_train.errors import WorkError
 
 DIGEST_BYTES = 16
@@ -193,7 +194,7 @@ def _record(plan: Plan, row: Row, crop: Crop) -> str | None:
 def _labelled(layout: Layout, unit: int, labels: list[int]) -> Iterator[tuple[str, int, Crop]]:
     """Key, label and picture of every sample of a unit that is not left out."""
     columns = ["position", "sizes", "extensions", "records"]
-    table = pq.read_table(layout.statistics(unit), columns=columns)
+    table = read_statistics(layout.statistics(unit), columns, STATISTICS)
     offset = 0
     with layout.part(unit).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as part:
         for label, *row in zip(labels, *(table[name].to_pylist() for name in columns), strict=True):

@@ -22,6 +22,7 @@ from dist_train.files import read_bounded
 TASKS: dict[str, type[MakeUnit] | type[SealUnit]] = {"make": MakeUnit, "seal": SealUnit}
 _TASK = "task.json"
 _MAX_TASK_BYTES = 1 << 16
+_MAX_OUTCOME_BYTES = 1 << 24
 
 
 class UnitQueue:
@@ -112,5 +113,14 @@ class UnitQueue:
         (self._taken / f"{unit:06d}@{worker}").unlink()
 
     def _outcome(self, name: str) -> Outcome:
-        text = (self._ended / name).read_text(encoding="utf-8")
-        return Outcome(*json.loads(text)) if text else Outcome(int(name), None, "No space left on device", True)
+        unit = int(name)
+        try:
+            text = read_bounded(self._ended / name, _MAX_OUTCOME_BYTES)
+            if not text:
+                return Outcome(unit, None, "No space left on device", True)
+            _, summary, error, fatal = json.loads(text)
+            if not isinstance(summary, dict | None) or not isinstance(error, str) or not isinstance(fatal, bool):
+                raise ValueError("values of other types")
+        except (OSError, ValueError, TypeError, RecursionError) as damage:  # the unit is made once more
+            return Outcome(unit, None, f"{self._ended / name}: damaged: {damage}")
+        return Outcome(unit, summary, error, fatal)

@@ -14,13 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from dist_train.embed.pictures import Place
-from dist_train.embed.table import FORMAT_VERSION, NAMES, EmbeddingFile, first_difference, write_array, written
+from dist_train.embed.table import (
+    FORMAT_VERSION,
+    NAMES,
+    EmbeddingFile,
+    first_difference,
+    load_array,
+    write_array,
+    written,
+)
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.search import nearest
 
@@ -169,19 +176,22 @@ class Gallery:
             self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
             self.sources: list[dict[str, Any]] = body["sources"]
             # Copy on write: torch warns of arrays that cannot be written.
-            self._rows = torch.from_numpy(open_memmap(directory / "embeddings.npy", mode="c"))
+            self._rows = torch.from_numpy(load_array(directory / "embeddings.npy", "c"))
             self._entries = pa.ipc.open_file(pa.memory_map(str(directory / "entries.arrow")))
+            stored = sum(self._entries.get_batch(n).num_rows for n in range(self._entries.num_record_batches))
+            shape = [int(body["rows"]), int(self.made_by["embedding_dim"])]
+            if not all(isinstance(source["path"], str) for source in self.sources):
+                raise ValueError("a source without a path")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"gallery {directory}: no gallery there; make one with `headcount search build EMBEDDINGS {directory}`"
             ) from error
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"gallery {directory}: damaged: {error}; build it again") from error
-        stored = sum(self._entries.get_batch(n).num_rows for n in range(self._entries.num_record_batches))
-        shape = [body["rows"], self.embedding_dim]
+        except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, pa.ArrowException) as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(f"gallery {directory}: damaged: {reason}; build it again") from error
         if not len(self._rows):
             raise UserError(f"gallery {directory}: it is empty")
-        if list(self._rows.shape) != shape or stored != body["rows"]:
+        if list(self._rows.shape) != shape or stored != shape[0]:
             raise UserError(
                 f"gallery {directory}: {stored} entries and embeddings {list(self._rows.shape)}, expected {shape}; "
                 "build it again"
@@ -226,7 +236,11 @@ class Gallery:
         ]
 
     def _match(self, score: float, row: int) -> Match:
-        batch = self._entries.get_batch(row // _BATCH_ROWS)
+        try:
+            batch = self._entries.get_batch(row // _BATCH_ROWS)
+            batch.validate(full=True)  # values of a damaged file would end the process when they are read
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"gallery {self.directory}: entries.arrow is damaged: {error}; build it again") from error
         entry = batch.slice(row % _BATCH_ROWS, 1).to_pylist()[0]
         points = entry["landmarks"]
         return Match(

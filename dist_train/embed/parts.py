@@ -12,6 +12,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from dist_train.embed.pictures import PictureSource, Place, Rejected
-from dist_train.embed.table import NAMES, as_array, names_path, rejects_path, with_description, write_array, written
+from dist_train.embed.table import (
+    NAMES,
+    as_array,
+    embedding_schema,
+    names_path,
+    rejects_path,
+    with_description,
+    write_array,
+    written,
+)
 from dist_train.errors import UserError, WorkError
 
 REJECTS = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
@@ -50,9 +60,11 @@ class Parts:
         """What the job was begun with; None where no job was begun."""
         try:
             body: dict[str, Any] = json.loads((self.home / _JOB).read_text(encoding="utf-8"))
+            if not isinstance(body, dict) or not isinstance(body.get("model"), dict):
+                raise ValueError("no description of a job")
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.home / _JOB}: not JSON ({error}); remove {self.home} and start again") from error
         return body
 
@@ -83,6 +95,8 @@ class Parts:
         """
         try:
             self._inputs = pa.ipc.open_file(pa.memory_map(str(self.home / _INPUTS)))
+            for part in range(len(self)):  # a damaged list would end the process when it is read
+                self._inputs.get_batch(part).validate(full=True)
         except (OSError, pa.ArrowInvalid) as error:
             raise WorkError(f"{self.home / _INPUTS}: {error}; all ranks must see the same disk") from error
 
@@ -105,7 +119,8 @@ class Parts:
         """Inputs without an embedding by reason, as listed beside a finished output."""
         reasons: Counter[str] = Counter()
         if rejects_path(self.out).exists():
-            with pa_csv.open_csv(rejects_path(self.out), **_CSV) as batches:
+            listed = rejects_path(self.out)
+            with _reading(listed, listed), pa_csv.open_csv(listed, **_CSV) as batches:
                 for batch in batches:
                     reasons.update(batch["reason"].to_pylist())
         return reasons
@@ -132,7 +147,10 @@ class Parts:
         Raises:
             WorkError: the disk failed, or no input has an embedding.
         """
-        count = sum(pq.read_metadata(self._embeddings(part)).num_rows for part in range(len(self)))
+        count = 0
+        for part in range(len(self)):
+            with self._reading_part(part):
+                count += pq.read_metadata(self._embeddings(part)).num_rows
         self._join_rejects()
         reasons = self.reasons()
         if not count:
@@ -145,7 +163,8 @@ class Parts:
                 f"{first['reason']}: {first['detail']}; all are in {listed}"
             )
         description = self.description or {}
-        schema = pq.read_schema(self._embeddings(0))
+        with self._reading_part(0):
+            schema = embedding_schema(pq.read_schema(self._embeddings(0)).field("embedding").type.list_size)
         width = schema.field("embedding").type.list_size
         as_npy = self.out.suffix == ".npy"
         if as_npy:
@@ -168,7 +187,9 @@ class Parts:
     def _tables(self) -> Iterator[pa.Table]:
         held: list[pa.Table] = []
         for part in range(len(self)):
-            held.append(pq.read_table(self._embeddings(part)))
+            with self._reading_part(part):
+                table = pq.read_table(self._embeddings(part))
+                held.append(table.cast(embedding_schema(table.schema.field("embedding").type.list_size)))
             if sum(table.num_rows for table in held) >= _GROUP_ROWS:
                 yield pa.concat_tables(held)
                 held = []
@@ -178,7 +199,12 @@ class Parts:
     def _join_rejects(self) -> None:
         with written(rejects_path(self.out)) as file, pa_csv.CSVWriter(file, REJECTS) as writer:
             for part in range(len(self)):
-                writer.write_table(pa_csv.read_csv(self._rejects(part), **_CSV))
+                with self._reading_part(part):
+                    table = pa_csv.read_csv(self._rejects(part), **_CSV).select(REJECTS.names).cast(REJECTS)
+                writer.write_table(table)
+
+    def _reading_part(self, part: int) -> AbstractContextManager[None]:
+        return _reading(self.home / f"{part:06d}", self._embeddings(part))
 
     def _embeddings(self, part: int) -> Path:
         return self.home / f"{part:06d}.parquet"
@@ -190,6 +216,16 @@ class Parts:
 def told(reasons: Counter[str]) -> str:
     """Reasons with their counts, the most frequent first."""
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+
+
+@contextmanager
+def _reading(path: Path, mark: Path) -> Iterator[None]:
+    """Around the reading of files that this job wrote earlier; without `mark` it makes them anew."""
+    try:
+        yield
+    except (OSError, ValueError, AttributeError, LookupError, pa.ArrowException) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise WorkError(f"{path}: damaged: {reason}; remove {mark} and run the same command again") from error
 
 
 def _regrouped(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

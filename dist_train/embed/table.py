@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -113,17 +113,20 @@ class EmbeddingFile:
         names = names_path(path)
         try:
             self._names = pq.ParquetFile(names)
-            metadata = self._names.schema_arrow.metadata or {}
-            self.description: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
-            self._array = open_memmap(path, mode="r") if path.suffix == ".npy" else None
+            schema = self._names.schema_arrow
+            self.description = _described((schema.metadata or {})[_METADATA_KEY])
+            self._array = load_array(path, "r") if path.suffix == ".npy" else None
+            wanted = NAMES if self._array is not None else embedding_schema(int(self.description["embedding_dim"]))
+            if wrong := [field.name for field in wanted if not _has(schema, field)]:
+                raise ValueError(f"column {wrong[0]} is missing or of another type; embed again")
         except KeyError:
             raise UserError(
                 f"embeddings {names}: not written by `headcount embed`: it does not say by which model"
             ) from None
         except FileNotFoundError as error:
             raise UserError(f"embeddings {path}: {names.name} is not beside it; it names the rows") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"embeddings {names}: cannot be read: {error}") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"embeddings {names}: cannot be read: {str(error).partition(chr(10))[0]}") from error
         if self.description.get("version") != FORMAT_VERSION:
             raise UserError(
                 f"embeddings {path}: version {self.description.get('version')}, expected {FORMAT_VERSION}; embed again"
@@ -150,14 +153,49 @@ class EmbeddingFile:
                     features = as_array(batch.column("embedding"))
                 else:
                     features = np.asarray(self._array[start:stop], np.float32)
-                yield batch.select(NAMES.names), features
+                batch.validate(full=True)
+                yield batch.select(NAMES.names).cast(NAMES), features
                 start = stop
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise WorkError(f"embeddings {self.path}: damaged after row {start}: {error}") from error
 
     def close(self) -> None:
         """Close the files."""
         self._names.close()
+
+
+def load_array(path: Path, mode: Literal["r", "c"]) -> NDArray[np.float32]:
+    """A `.npy` of float32 [N, D], mapped into memory.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: damaged, or another array.
+    """
+    try:
+        array = open_memmap(path, mode=mode)  # neither archives nor pickles, as `np.load` takes them
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # NumPy parses the head as Python, and raises whatever that does
+        raise ValueError(f"its head is damaged ({type(error).__name__})") from error
+    if array.ndim != 2 or array.dtype != np.float32:
+        raise ValueError(f"holds {array.dtype} {list(array.shape)}, expected float32 [N, D]")
+    return array
+
+
+def _described(text: bytes) -> dict[str, Any]:
+    """The description in a file's metadata."""
+    try:
+        body = json.loads(text)
+        int(body["embedding_dim"])
+        body["version"], body["model"]["name"], body["model"]["sha256"], body["source"]["path"]
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
+        raise ValueError(f"its description is damaged ({type(error).__name__})") from error
+    return dict(body)
+
+
+def _has(schema: pa.Schema, field: pa.Field) -> bool:
+    found = schema.get_all_field_indices(field.name)
+    return len(found) == 1 and schema.field(found[0]).type == field.type
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:

@@ -69,7 +69,7 @@ def matched_picture(match: Match, source: dict[str, Any], side_px: int) -> NDArr
         origin = open_origin(Path(source["path"]), source.get("label_key", "label"))
         data = origin.fetch(match.place)
         origin.close()
-    except (UserError, WorkError):
+    except (UserError, WorkError, OSError):
         return None
     photo = decode(data) if isinstance(data, bytes) else data
     if isinstance(photo, Reject | Rejected):

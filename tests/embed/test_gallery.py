@@ -137,3 +137,25 @@ def test_a_row_that_is_not_finite_is_found_by_the_search_and_hides_no_other(tmp_
     rows.flush()
     with pytest.raises(WorkError, match=r"row 20 of embeddings\.npy is not finite"):
         Gallery(gallery).search(torch.ones(2, DIM), 3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda table: table.drop_columns(["score"]), "column score is missing or of another type"),
+        (lambda table: table.drop_columns(["embedding"]), "column embedding is missing or of another type"),
+        (lambda table: table.append_column("label", table["label"]), "column label is missing or of another type"),
+        (lambda table: table.replace_schema_metadata({b"headcount": b"[" * 100_000}), "its description is damaged"),
+        (
+            lambda table: table.replace_schema_metadata({b"headcount": b'{"embedding_dim": 4}'}),
+            "description is damaged",
+        ),
+    ],
+)
+def test_tables_of_embeddings_that_others_wrote_are_refused_in_one_line(tmp_path, damage, message):
+    path = tmp_path / "e.parquet"
+    embed(path, Numbers(path="/first"))
+    pq.write_table(damage(pq.read_table(path)), path)
+    with pytest.raises(UserError, match=message) as caught:
+        build_gallery([path], tmp_path / "gallery", quiet=True)
+    assert "\n" not in str(caught.value)

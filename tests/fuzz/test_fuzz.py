@@ -11,7 +11,7 @@ from tests.fuzz.reader import FIXED, Scene
 from tests.fuzz.readers import READERS
 from tests.fuzz.worker import make_input
 
-INPUTS = 20 * len(READERS)
+INPUTS = 12 * len(READERS)
 
 
 @pytest.mark.timeout(900)
