@@ -21,7 +21,8 @@ _MAX_SHARDS = 1 << 20
 _MAX_VALUES = 8 * _MAX_SHARDS  # in the JSON text
 _MAX_SAMPLES = 1 << 31  # of a shard
 _MAX_SHARD_BYTES = 1 << 44
-MAX_CLASSES = 1 << 31
+MAX_CLASSES = 1 << 28
+"""Labels stay below; each class is a row of floats in the head."""
 MAX_SIDE_PX = 1 << 13
 
 

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.data.index import HEADER_BYTES, INDEX_VERSION, Member, parse_members
-from dist_train.data.manifest import Shard
+from dist_train.data.manifest import MAX_CLASSES, Shard
 from dist_train.data.tar_samples import key_of, parts_of, same_key
 from dist_train.data.tars import shown
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-MOST_CLASSES = 1 << 28  # labels stay below; each class is a row of floats in the head
 _MOST_BYTES = 256 << 20  # of a sample; a damaged index may claim anything
 
 
@@ -132,8 +131,8 @@ class OpenShard:
             _check_member(data, start, member)
         body = None if record is None else _parse_record(data, start, record)
         number = _label_in(body, label_key) if label is None else _parse_label(data, start, label)
-        if number >= MOST_CLASSES:
-            raise BadSampleError(f"label {number} is out of all range, the largest is {MOST_CLASSES - 1}")
+        if number >= MAX_CLASSES:
+            raise BadSampleError(f"label {number} is out of all range, the largest is {MAX_CLASSES - 1}")
         pixels = np.frombuffer(data, dtype=np.uint8, count=image.size, offset=image.offset - start)
         return RawSample(_key(image.name), pixels, number, body)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dist_train.data.foreign import locked, sha256_of, write_index
-from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
+from dist_train.data.manifest import MANIFEST_NAME, MAX_CLASSES, Manifest, Shard, load_manifest
 from dist_train.data.opencv import MOST_ENLARGED, check_square
-from dist_train.data.shards import MOST_CLASSES, BadSampleError, OpenShard
+from dist_train.data.shards import BadSampleError, OpenShard
 from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import Sample, parts_of, same_key
 from dist_train.errors import UserError
@@ -122,7 +122,7 @@ class _Tally:
     @property
     def _most_bits(self) -> int:
         wanted = (_SPARSEST * self.samples).bit_length()
-        return min(max(_ALWAYS, wanted), (MOST_CLASSES - 1).bit_length())
+        return min(max(_ALWAYS, wanted), (MAX_CLASSES - 1).bit_length())
 
     def told(self, folder: Path, side: int) -> None:
         """Log what cannot be used, and what is scaled."""

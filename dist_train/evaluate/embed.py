@@ -1,6 +1,7 @@
 """Embeddings of encoded pictures, computed over all ranks, with the picture's mirror image added."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ LoadFn = Callable[[int], np.ndarray]
 T = TypeVar("T")
 Numbers = TypeVar("Numbers", range, np.ndarray)
 
-_DECODERS = 4  # threads; OpenCV decodes outside the interpreter lock
+_DECODERS = min(4, len(os.sched_getaffinity(0)))  # threads; OpenCV decodes outside the interpreter lock
 _AHEAD = 2  # batches decoded while the network works
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.alignment import align_face
 from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, histogram, roc, sort_scores, tar_at_far
@@ -24,7 +25,10 @@ from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice, togeth
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
 from dist_train.evaluate.ijb_layout import Layout, Pairs, Subjects, read_layout, read_pairs, read_subjects
 from dist_train.evaluate.sameness import note_on_sameness
+from dist_train.files import read_bounded
 from dist_train.ranks import ALONE, Ranks
+
+_MAX_FILE_BYTES = 64 << 20  # of a picture
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +93,12 @@ def embed_templates(
 
     def load(number: int) -> np.ndarray:
         path = layout.root / "loose_crop" / layout.names[number]
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise WorkError(f"{layout.kind}: picture {path} is missing or damaged")
+        try:
+            data = read_bounded(path, _MAX_FILE_BYTES)
+            check(data)
+            picture = decode_checked(data)
+        except (OSError, ValueError, PictureError) as error:
+            raise WorkError(f"{layout.kind}: picture {path} is missing or damaged: {error}") from error
         return cv2.cvtColor(align_face(picture, layout.landmarks[number], image_size), cv2.COLOR_BGR2RGB)
 
     def embed_part() -> Tensor | None:

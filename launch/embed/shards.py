@@ -14,8 +14,7 @@ import pyarrow as pa
 from data_prep.sources import BATCH_ROWS, MAX_FILE_BYTES, display
 from dist_train.data.identities import read_identities
 from dist_train.data.index import Member
-from dist_train.data.manifest import IDENTITIES_NAME
-from dist_train.data.shards import MOST_CLASSES
+from dist_train.data.manifest import IDENTITIES_NAME, MAX_CLASSES
 from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import LABEL_KINDS, Photo, read_photos
 from dist_train.data.tars import LeftOut, shown
@@ -159,7 +158,7 @@ def _record(text: bytes) -> dict[str, Any]:
 def _label(text: bytes, recorded: object) -> int | None:
     digits = text.strip()
     label = int(digits) if digits.isdigit() and len(digits) <= 18 else recorded
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < MOST_CLASSES:
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < MAX_CLASSES:
         return None
     return label
 
