@@ -3,7 +3,10 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any, Literal
 
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dist_train.errors import UserError
@@ -68,6 +71,21 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise ValueError(f"{status.st_size} bytes, expected at most {limit}")
     return data
+
+
+def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
+    """The array in a `.npy`, mapped into memory: neither an archive nor a pickle, which `np.load` takes too.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: damaged.
+    """
+    try:
+        return open_memmap(path, mode=mode)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # NumPy parses the head as Python, and raises whatever that does
+        raise ValueError(f"its head is damaged ({type(error).__name__})") from error
 
 
 def first_fault(error: OSError | ValueError) -> str:

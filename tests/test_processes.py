@@ -13,6 +13,7 @@ from dist_train.data.manifest import load_manifest
 from dist_train.data.verify import verify_set
 from dist_train.processes import ONE_THREAD, SAFE_PATH, child_environment, spawning
 from tests.data.sets import make_set
+from tests.ranks import free_port
 
 LOADED = (
     "import sys, launch.cli, data_prep.align_transform, data_prep.job, data_prep.report, data_prep.engines.local; "
@@ -69,9 +70,19 @@ def test_a_rank_shares_the_cores_with_the_others_in_opencv_as_in_torch():
     code = "import cv2, torch; from dist_train.ranks import join_ranks; join_ranks('cpu', None); "
     code += "print(torch.get_num_threads(), cv2.getNumThreads())"
     environment = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
-    environment["LOCAL_WORLD_SIZE"] = str(len(os.sched_getaffinity(0)))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["1", "1"], done.stderr
+    size = len(os.sched_getaffinity(0))
+    environment |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = str(free_port())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    assert [rank.communicate(timeout=120)[0].split() for rank in ranks] == [["1", "1"]] * size
 
 
 def test_the_safe_path_is_a_variable_that_this_python_knows():

@@ -97,7 +97,7 @@ def _outcome(ray: ModuleType, reference: Any, unit: int) -> Outcome:  # noqa: AN
     try:
         outcome: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Outcome(unit, None, f"the worker died ({type(error).__name__})")
+        return Outcome(unit, None, f"the worker died ({type(error).__name__}: {str(error).strip().splitlines()[-1]})")
     return outcome
 
 

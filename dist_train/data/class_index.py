@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 from dist_train.data.counters import Ints
@@ -13,6 +12,7 @@ from dist_train.data.foreign import locked
 from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
+from dist_train.files import map_array
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,7 @@ def build_class_index(source: ImageSet, label_key: str, cache_dir: Path) -> Path
 
 def load_class_index(directory: Path) -> tuple[Ints, Ints]:
     """Samples sorted by class [N], of which class c has starts[c] .. starts[c + 1]; and starts [classes + 1]."""
-    # Unlike `np.load`, this takes neither archives nor pickles for arrays.
-    return open_memmap(directory / _MEMBERS, mode="r"), np.array(open_memmap(directory / _STARTS, mode="r"))
+    return map_array(directory / _MEMBERS, "r"), np.array(map_array(directory / _STARTS, "r"))
 
 
 def _is_sound(directory: Path, manifest: Manifest) -> bool:

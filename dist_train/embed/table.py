@@ -13,11 +13,11 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dist_train.embed.pictures import Picture, Place
 from dist_train.errors import UserError, WorkError
+from dist_train.files import map_array
 
 FORMAT_VERSION = 1
 SUFFIXES = (".parquet", ".npy")
@@ -171,12 +171,7 @@ def load_array(path: Path, mode: Literal["r", "c"]) -> NDArray[np.float32]:
         OSError: it cannot be read.
         ValueError: damaged, or another array.
     """
-    try:
-        array = open_memmap(path, mode=mode)  # neither archives nor pickles, as `np.load` takes them
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # NumPy parses the head as Python, and raises whatever that does
-        raise ValueError(f"its head is damaged ({type(error).__name__})") from error
+    array = map_array(path, mode)
     if array.ndim != 2 or array.dtype != np.float32:
         raise ValueError(f"holds {array.dtype} {list(array.shape)}, expected float32 [N, D]")
     return array

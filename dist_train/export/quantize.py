@@ -72,6 +72,7 @@ def quantize_static(source: Path, target: Path, convention: Convention, images: 
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
         )
         model = onnx.load(made)

@@ -54,6 +54,7 @@ def start(*arguments):
         env=environment(),
         start_new_session=True,
         cwd=here,
+        preexec_fn=lambda: signal.signal(INT, signal.SIG_DFL),  # it is ignored where the tests run in the background
     )
 
 

@@ -140,9 +140,9 @@ def test_all_that_is_told_of_a_face_is_in_pixels_of_the_whole_photo():
     ((crop,),) = made_of(Align(longer_side_px=500, min_face_px=40), buffer.getvalue())
     ((small,),) = made_of(Align(min_face_px=40), png(street()))
     for name in ("box", "runner_up", "landmarks"):
-        assert np.allclose(np.array(crop.record[name]) / 5, small.record[name], atol=5), name
+        assert np.allclose(np.array(crop.record[name]) / 5, small.record[name], atol=6), name  # of 78 px wide faces
     assert np.allclose(crop.found.boxes[crop.taken], crop.record["box"], atol=0.01)
-    assert crop.lead == pytest.approx(small.lead, abs=0.1)
+    assert crop.lead == pytest.approx(small.lead, rel=0.2)
 
 
 def test_exif_rotation_comes_before_detection():
@@ -158,7 +158,11 @@ def test_exif_rotation_comes_before_detection():
 def test_the_same_photos_give_the_same_bytes():
     photos = [PORTRAIT.read_bytes(), png(crowd())]
     options = Align(faces="all")
-    assert made_of(options, *photos) == made_of(options, *photos)
+    once, again = (
+        [[(crop.data, crop.record, crop.lead) for crop in crops] for crops in made_of(options, *photos)]
+        for _ in range(2)
+    )
+    assert once == again
 
 
 def test_options_survive_the_plan(tmp_path):

@@ -196,7 +196,10 @@ def test_an_empty_source_and_one_without_a_usable_picture_are_said(tmp_path):
         run(tmp_path / "out", options(tmp_path / "photos"))
     (tmp_path / "photos" / "a" / "1.jpg").write_bytes(b"bad")
     (tmp_path / "photos" / "a" / "2.jpg").write_bytes(b"good")
-    told = r"no picture is left of 2 inputs: 1 no face, 1 of identities with fewer than 2 \(min_images\); details in"
+    told = (
+        r"no picture is left of 2 inputs: 1 no face, 1 of identities with fewer than 2 \(min_images\), "
+        "e.g. a/1.jpg: no face: it says bad; details in"
+    )
     with pytest.raises(WorkError, match=told):
         run(tmp_path / "out", options(tmp_path / "photos"))
 

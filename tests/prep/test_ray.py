@@ -32,8 +32,9 @@ def cluster():
 
     prompt = {"health_check_period_ms": 500, "health_check_failure_threshold": 2, "health_check_initial_delay_ms": 0}
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": prompt}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.getcwd())  # workers are started by the nodes, and find stand-ins here
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         patch.setenv("RAY_ADDRESS", cluster.address)
         cluster.add_node(num_cpus=1)
         yield cluster

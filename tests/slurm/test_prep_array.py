@@ -58,7 +58,7 @@ def test_an_array_over_two_nodes_makes_the_same_bytes_as_one_process(cluster, re
 
 def test_tasks_use_one_thread_and_do_not_look_for_modules_in_the_working_directory(cluster, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.setenv("PYTHONPATH", os.pathsep.join([WORKERS_PATH, *filter(None, sys.path)]))
         assert threads_of_workers(tmp_path, engine) == {f"torch 1, cv2 1, here {os.getcwd() in sys.path}"}
         (tmp_path / "z3").mkdir()
         (tmp_path / "z3" / "__init__.py").touch()
