@@ -31,8 +31,8 @@ def quantize_static(source: Path, target: Path, convention: Convention, images: 
 
     QDQ form: scales for each channel of the weights, one for each tensor of activations (the smallest and largest value
     seen). Convolutions, the last layer and additions compute in integers; what lies between stays in float32. uint8
-    activations, since onnxruntime has no fast path for int8 ones on x86. Weights take 7 of their 8 bits: on x86 without VNNI
-    its kernels add two products in 16 bits, which overflow with 8 (onnxruntime's documentation, "Quantize ONNX models").
+    activations, since onnxruntime has no fast path for int8 ones on x86. Weights take 7 of their 8 bits: on x86 without
+    VNNI its kernels add two products in 16 bits, which overflow with 8 (onnxruntime, "Quantize ONNX models").
 
     Args:
         source: float32 ONNX file; the exporter has folded its BatchNorms.
