@@ -45,11 +45,12 @@ _NUMBER = re.compile("0*[1-9][0-9]{0,8}")
 
 
 def read_pairs(path: Path, columns: Columns = COLUMNS) -> list[Pair]:
-    """The pairs in a list, in its order.
+    """The pairs in a list, in its order; of a list without folds in turn, one person and two.
 
     A `.csv`, `.tsv` or `.parquet` is a table, anything else LFW's form: `pairs.txt`, whose head has the number of folds
     and of pairs of each kind in a fold, or `pairsDevTest.txt`, whose head has the latter alone; then tab separated
-    `NAME I J` (the same person) or `NAME1 I NAME2 J`, in every fold first those, then these.
+    `NAME I J` (the same person) or `NAME1 I NAME2 J`, in every fold first those, then these. The latter has all of one
+    kind first; a protocol that cuts folds by position would find one kind alone in each of them.
 
     Raises:
         UserError: it cannot be read, or a line is not what it should be; the message has its number.
@@ -60,7 +61,7 @@ def read_pairs(path: Path, columns: Columns = COLUMNS) -> list[Pair]:
     return pairs
 
 
-def _lfw(path: Path) -> Iterator[Pair]:
+def _lfw(path: Path) -> list[Pair]:
     lines = [line.rstrip("\r") for line in read_text(path).rstrip().split("\n")]
     head = lines[0].split()
     if len(head) not in (1, 2) or not all(map(_NUMBER.fullmatch, head)):
@@ -74,6 +75,7 @@ def _lfw(path: Path) -> Iterator[Pair]:
             f"{path}: its head {lines[0]!r} stands for {2 * folds * each} pairs, {len(lines) - 1} lines follow; "
             "the file is cut off, or its head is wrong"
         )
+    pairs = []
     for number, line in enumerate(lines[1:]):
         where, same = f"{path}: line {number + 2}", number % (2 * each) < each
         pair = _lfw_pair(where, line)
@@ -83,7 +85,10 @@ def _lfw(path: Path) -> Iterator[Pair]:
                 f"{where}: {line!r} is a pair of {kinds[pair.same]}; by the head {lines[0]!r} one of {kinds[same]} "
                 "should be here"
             )
-        yield pair
+        pairs.append(pair)
+    if len(head) == 2:
+        return pairs
+    return [pair for both in zip(pairs[:each], pairs[each:], strict=True) for pair in both]
 
 
 def _lfw_pair(where: str, line: str) -> Pair:
