@@ -182,6 +182,10 @@ class Gallery:
             shape = [int(body["rows"]), int(self.made_by["embedding_dim"])]
             if not all(isinstance(source["path"], str) for source in self.sources):
                 raise ValueError("a source without a path")
+            if not self._entries.schema.equals(_ENTRIES):
+                raise ValueError(
+                    f"columns {', '.join(self._entries.schema.names)}, expected {', '.join(_ENTRIES.names)}"
+                )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"gallery {directory}: no gallery there; make one with `headcount search build EMBEDDINGS {directory}`"
@@ -239,9 +243,11 @@ class Gallery:
         try:
             batch = self._entries.get_batch(row // _BATCH_ROWS)
             batch.validate(full=True)  # values of a damaged file would end the process when they are read
-        except (OSError, pa.ArrowException) as error:
+            entry = batch.slice(row % _BATCH_ROWS, 1).to_pylist()[0]
+            if entry["source"] is None or not 0 <= entry["source"] < len(self.sources):
+                raise ValueError(f"row {row} is of source {entry['source']}, there are {len(self.sources)}")
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"gallery {self.directory}: entries.arrow is damaged: {error}; build it again") from error
-        entry = batch.slice(row % _BATCH_ROWS, 1).to_pylist()[0]
         points = entry["landmarks"]
         return Match(
             score,

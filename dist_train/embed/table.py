@@ -154,6 +154,8 @@ class EmbeddingFile:
                 else:
                     features = np.asarray(self._array[start:stop], np.float32)
                 batch.validate(full=True)
+                if not len(features) == batch.num_rows == len(batch.column("path")):
+                    raise ValueError(f"{batch.num_rows} rows with {len(features)} embeddings")
                 yield batch.select(NAMES.names).cast(NAMES), features
                 start = stop
         except (OSError, ValueError, pa.ArrowException) as error:
