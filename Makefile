@@ -80,7 +80,7 @@ slurm-test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/slurm -rs
 
 kill-loop: $(INSTALLED)
-	$(BIN)/python -m tests.distributed.kill_loop --kills 50
+	$(BIN)/python -m tests.train.kill_loop --kills 50
 
 clean:
 	rm -rf .venv

@@ -42,7 +42,7 @@ from data_prep.align_transform import Align
 from data_prep.decode import Photo, decode
 from data_prep.mtcnn.cascade import Detector
 from data_prep.mtcnn.faces import Picture
-from dist_train.processes import spawning, threads
+from dist_train.runtime.processes import spawning, threads
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "build" / "peers"

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from dist_train.processes import ONE_THREAD
+from dist_train.runtime.processes import ONE_THREAD
 
 
 class Told(NamedTuple):

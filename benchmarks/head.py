@@ -28,7 +28,7 @@ from line import print_line
 
 from dist_train.head import Head, HeadConfig
 from dist_train.head.config import CPU_BLOCK_ROWS
-from dist_train.matmul import add_matmul, matmul
+from dist_train.runtime.matmul import add_matmul, matmul
 
 RANKS, BATCH, DIM = 2, 64, 512
 SAMPLES = RANKS * BATCH

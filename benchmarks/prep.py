@@ -29,8 +29,8 @@ from command import headcount
 from line import print_line
 from pictures import SIDE, jpeg
 
-from data_prep.plan import JobOptions, Layout, make_plan
-from data_prep.tables import TableSource
+from data_prep.job.plan import JobOptions, Layout, make_plan
+from data_prep.sources.tables import TableSource
 from data_prep.transforms import Keep
 from dist_train.data.manifest import load_manifest
 

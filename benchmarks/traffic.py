@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dist_train import matmul
+from dist_train.runtime import matmul
 
 _FREE = {"empty", "new_empty", "empty_like", "empty_strided", "detach", "set_", "lift_fresh"}
 _PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1}

@@ -27,10 +27,10 @@ from line import print_line
 from pictures import SIDE, jpeg
 
 from data_prep.shards import ShardWriter, write_set
-from dist_train.checkpoint import committed_checkpoints
+from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.config import RunConfig
-from dist_train.ranks import Ranks, join_ranks, leave_ranks
-from dist_train.trainer import Trainer
+from dist_train.runtime.ranks import Ranks, join_ranks, leave_ranks
+from dist_train.train.loop import Trainer
 
 BATCH, PICTURES, ROUNDS = 64, 1024, 3
 
@@ -241,7 +241,7 @@ def checkpoint(case: str, sizes: Sizes) -> None:
 
 def resume(name: str) -> None:
     """In a process of its own: go on from the newest checkpoint by one step, and print the seconds without imports."""
-    from dist_train.checkpoint import newest_sound_checkpoint
+    from dist_train.checkpoint.load import newest_sound_checkpoint
 
     begin = time.perf_counter()
     config = recipe(Path(name), 1, workers=0)

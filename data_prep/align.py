@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.mtcnn.faces import Faces, Picture
-from dist_train.evaluate.alignment import align_face
+from dist_train.data.alignment import align_face
 
 SingleChoice = Literal["main", "largest", "surest", "central"]
 Choice = Literal[SingleChoice, "all"]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from data_prep.engines.engine import Engine
-    from data_prep.progress import Progress
+    from data_prep.job.progress import Progress
 
 
 class EngineName(StrEnum):
@@ -125,10 +125,10 @@ def align(
       headcount prep align raw-tars/ sets/mine --engine slurm --workers 256 --sbatch partition=cpu
     """
     from data_prep.align_transform import Align
-    from data_prep.job import run_job
-    from data_prep.name_list import open_name_list
-    from data_prep.plan import JobOptions
-    from data_prep.sources import open_source
+    from data_prep.job.plan import JobOptions
+    from data_prep.job.run import run_job
+    from data_prep.sources.name_list import open_name_list
+    from data_prep.sources.open import open_source
     from data_prep.transforms import Keep, Transform
 
     transform: Transform = (
@@ -176,8 +176,8 @@ def resume(
 
       headcount prep resume sets/mine --engine ray
     """
-    from data_prep.job import resume_job
-    from data_prep.plan import Layout, Plan
+    from data_prep.job.plan import Layout, Plan
+    from data_prep.job.run import resume_job
 
     plan = Plan(Layout(out))
     chosen = _open_engine(out, engine, workers, sbatch, getattr(plan.options.transform, "device", "cpu"))
@@ -185,7 +185,7 @@ def resume(
 
 
 def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[str] | None, device: str) -> "Engine":
-    from data_prep.plan import Layout
+    from data_prep.job.plan import Layout
     from dist_train.errors import UserError
 
     if sbatch and name != EngineName.SLURM:
@@ -207,9 +207,9 @@ def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[
 
 def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Callable[[Progress], object]") -> None:
     """Do `work`, draw the report, say what came out."""
-    from data_prep.progress import Progress
-    from data_prep.report import write_report
-    from data_prep.wandb_run import WandbRun
+    from data_prep.job.progress import Progress
+    from data_prep.job.report import write_report
+    from data_prep.job.wandb_run import WandbRun
 
     mode: Literal["online", "offline"] = "online" if wandb == WandbMode.ONLINE else "offline"
     run = None if wandb == WandbMode.DISABLED else WandbRun(out, mode, options)
@@ -227,7 +227,7 @@ def summary(out: Path) -> str:
     """What a complete set holds, and why inputs were left out."""
     from collections import Counter
 
-    from data_prep.unit_files import read_rejects
+    from data_prep.job.unit_files import read_rejects
     from dist_train.data.manifest import load_manifest
     from dist_train.data.tars import shown
 

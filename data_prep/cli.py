@@ -9,7 +9,7 @@ import typer
 from data_prep.align_cli import align, resume
 from data_prep.detect_cli import detect
 from data_prep.pairs_cli import pairs
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 app = typer.Typer(help="Make sharded training sets.", no_args_is_help=True)
 

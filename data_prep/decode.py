@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.sources import Reject
+from data_prep.sources.base import Reject
 from dist_train.data import pictures
 
 MAX_PIXELS = 150_000_000  # 450 MB decoded

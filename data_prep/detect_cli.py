@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from data_prep.mtcnn.faces import Faces, Picture
@@ -39,7 +39,7 @@ def detect(
 
     from data_prep.decode import decode
     from data_prep.mtcnn.cascade import Detector
-    from data_prep.sources import Reject
+    from data_prep.sources.base import Reject
     from dist_train.errors import WorkError
 
     detector = Detector(device, min_face_px=min_face, thresholds=thresholds)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_prep.name_list import read_text
-from data_prep.tables import SUFFIXES
+from data_prep.sources.name_list import read_text
+from data_prep.sources.tables import SUFFIXES
 from dist_train.errors import UserError
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}

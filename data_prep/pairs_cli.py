@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from data_prep.pairs import PairsMade

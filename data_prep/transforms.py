@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from data_prep.sources import Reject
+from data_prep.sources.base import Reject
 from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_head, too_many_scans
+from dist_train.section import Section
 
 if TYPE_CHECKING:
     from data_prep.mtcnn.faces import Faces
@@ -46,10 +47,8 @@ Made = list[Crop] | Reject
 Process = Callable[[Sequence[bytes]], list[Made]]
 
 
-class Transform(BaseModel, ABC):
+class Transform(Section, ABC):
     """Options of a transform."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_size: int = Field(112, ge=1, description="side of the pictures in pixels")
     batch: int = Field(32, ge=1, description="photos handed over at once")

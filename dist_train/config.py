@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dist_train.backbones.config import BackboneConfig
 from dist_train.data.config import DataConfig
@@ -16,6 +16,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.export.config import ExportConfig
 from dist_train.head.config import HeadConfig
+from dist_train.section import Section
 
 MOST_BYTES = 1 << 18
 """Of a recipe; the largest that are known have 4 kB. YAML is read at about 100 kB a second."""
@@ -23,12 +24,6 @@ _MOST_DEPTH = 20
 _MOST_VALUES = 100_000  # with aliases written out, which can stand for more than any memory holds
 _SHOWN = 200  # characters of a wrong value
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in paths, names, scripts and figures
-
-
-class Section(BaseModel):
-    """Base of the sections: unknown keys are errors, values do not change after the start."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TrainConfig(Section):

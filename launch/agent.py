@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dist_train.errors import WorkError
-from dist_train.processes import threads
-from dist_train.stop_signal import INTERRUPTED_STATUS
+from dist_train.runtime.processes import threads
+from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from dist_train.batching import micro_batches, total_steps
 from dist_train.config import RunConfig
 from dist_train.data.assemble import Plan, build_order
 from dist_train.data.manifest import Manifest
 from dist_train.data.remote import is_remote
 from dist_train.data.sources import Sources, open_sources
-from dist_train.dry_step import dry_step
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.config import EvaluateConfig
-from dist_train.evaluation import check_sets
-from dist_train.terminal import echo
-from dist_train.zero import check_options
+from dist_train.evaluate.suite import check_sets
+from dist_train.replica.zero import check_options
+from dist_train.runtime.terminal import echo
+from dist_train.train.batching import micro_batches, total_steps
+from dist_train.train.dry_step import dry_step
 from launch.plan import largest
 from launch.plan_hardware import GIB, GPUS, backbone_cost
 from launch.plan_model import Setup, fits, gpu_memory

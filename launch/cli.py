@@ -10,13 +10,13 @@ from typing import IO, Annotated, NoReturn, cast
 import typer
 
 from data_prep.cli import app as prep_app
-from dist_train.checkpoint_cli import app as checkpoint_app
+from dist_train.checkpoint.cli import app as checkpoint_app
 from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
-from dist_train.stop_signal import INTERRUPTED_STATUS
-from dist_train.terminal import PrintableFormatter, echo
+from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
+from dist_train.runtime.terminal import PrintableFormatter, echo
 from launch import failures
 from launch.commands import app as launch_app
 from launch.embed.cli import embed

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 CLOSED_PIPE_STATUS = 141
 """Of a program that a closed pipe ends, as shells give it for SIGPIPE."""

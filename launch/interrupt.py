@@ -3,7 +3,7 @@
 While a command starts there is nothing to put in order, and the first signal ends it. Afterwards the first one is
 raised as `KeyboardInterrupt`, so that files and processes are closed, and the next ends the process at once: files
 appear by rename, so what is cut off then is not counted. A training loop has a polite end of its own for as long as it
-runs (`dist_train.stop_signal`).
+runs (`dist_train.runtime.stop_signal`).
 """
 
 import os
@@ -11,7 +11,7 @@ import signal
 from contextlib import suppress
 from types import FrameType
 
-from dist_train.stop_signal import INTERRUPTED_STATUS
+from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

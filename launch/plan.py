@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 from launch.plan_hardware import BACKBONE_NAMES, GIB, GPUS, backbone_cost
 from launch.plan_model import (
     Setup,

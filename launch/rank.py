@@ -1,8 +1,8 @@
 """One rank of a job that may be started again: `python -m launch.rank RUN_DIR train CONFIG ...`.
 
-`headcount launch torchrun` and `headcount launch slurm` start their ranks so. It gives Slurm's names for ranks those
-that `dist_train.ranks` reads, and tells a fresh start from a second one: a restarted job goes on with its run, while
-a new job must not touch a run that is there, unless told to by `--resume`.
+`headcount launch torchrun` and `headcount launch slurm` start ranks through this module. It translates Slurm's
+environment variables to torchrun's, and distinguishes a first start from a restart: a restarted job goes on with its
+run, while a new job must not touch a run directory that is in use, unless `--resume` is given.
 """
 
 import os
@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 from dist_train.errors import UserError
+from dist_train.run_files import JOB_NAME
 from launch.interrupt import end_at_once, raise_once
 
-JOB_NAME = "job"
 SLURM_NAMES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
 LINGER_S = 3.0
 WARNING_AGAIN_S = 0.5
@@ -59,7 +59,7 @@ def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
         job: a name that no other job has.
         resume: the user wants a run that is there to be gone on with.
     """
-    from dist_train.checkpoint import CONFIG_NAME  # seconds of imports, in which a warning may come already
+    from dist_train.run_files import CONFIG_NAME
 
     note = run_dir / JOB_NAME
     if (run_dir / CONFIG_NAME).exists() and not resume:

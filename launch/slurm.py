@@ -11,19 +11,16 @@ from typing import Annotated
 
 import typer
 
-from dist_train.checkpoint_store import CHECKPOINTS
 from dist_train.errors import UserError, WorkError
-from dist_train.files import shown
-from dist_train.processes import SAFE_PATH, threads
-from dist_train.stop_signal import INTERRUPTED_STATUS
-from dist_train.terminal import echo
+from dist_train.run_files import CHECKPOINTS_NAME, SLURM_JOBS_NAME, SLURM_LOG_NAME, SLURM_SCRIPT_NAME
+from dist_train.runtime.files import shown
+from dist_train.runtime.processes import SAFE_PATH, threads
+from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
+from dist_train.runtime.terminal import echo
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
 
 TEMPLATE = "slurm.sh.j2"
-SCRIPT_NAME = "slurm.sh"
-JOBS_NAME = "slurm_jobs"
-LOG_NAME = "slurm-%j.log"
 JOB_PREFIX = "headcount-"
 
 # Slurm's time formats: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
@@ -77,7 +74,7 @@ class SlurmJob:
             variables=" ".join(f"{name}={value}" for name, value in (SAFE_PATH | threads(self.cpus_per_task)).items()),
             python=shlex.quote(sys.executable),
             command=shlex.join([sys.executable, "-m", "launch.rank", str(run_dir), *command]),
-            checkpoints=shlex.quote(str(run_dir / CHECKPOINTS)),
+            checkpoints=shlex.quote(str(run_dir / CHECKPOINTS_NAME)),
             procs_per_node=self.procs_per_node,
             cpus_per_task=self.cpus_per_task,
             signal_before_s=self.signal_before_s,
@@ -96,7 +93,7 @@ class SlurmJob:
             *([f"gpus-per-node={self.gpus_per_node}"] if self.gpus_per_node else []),
             f"signal=B:USR1@{self.signal_before_s}",
             "requeue" if self.requeue else "no-requeue",
-            f"output={run_dir / LOG_NAME}",
+            f"output={run_dir / SLURM_LOG_NAME}",
             "open-mode=append",
         ]
         return [_quoted(option) for option in [*options, *self.options]]
@@ -125,7 +122,7 @@ def submit(job: SlurmJob, script: str) -> str:
     Raises:
         UserError: sbatch is not there or refuses the job, or the run directory cannot be written.
     """
-    path = job.run_dir / SCRIPT_NAME
+    path = job.run_dir / SLURM_SCRIPT_NAME
     try:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(script, encoding="utf-8")
@@ -134,7 +131,7 @@ def submit(job: SlurmJob, script: str) -> str:
             f"run_dir {job.run_dir}: cannot write there: {error.strerror}; name another: run_dir=PATH"
         ) from error
     number = run_slurm("sbatch", "--parsable", str(path)).strip().partition(";")[0]
-    with (job.run_dir / JOBS_NAME).open("a", encoding="utf-8") as file:
+    with (job.run_dir / SLURM_JOBS_NAME).open("a", encoding="utf-8") as file:
         file.write(f"{number}\n")
     return number
 
@@ -188,8 +185,8 @@ def slurm(
 
       headcount launch slurm configs/quickstart.yaml --gpus-per-node 0 --procs-per-node 2 --dry-run
     """
-    from dist_train.checkpoint import CONFIG_NAME  # seconds of imports, which other commands need not wait for
     from dist_train.config import load_config
+    from dist_train.run_files import CONFIG_NAME
 
     settings = load_config(config, overrides or [])
     run_dir = settings.run_dir
@@ -222,5 +219,5 @@ def slurm(
         echo(script, nl=False)
         return
     number = submit(job, script)
-    log = run_dir / LOG_NAME.replace("%j", number)
-    echo(f"job {number}; script: {run_dir / SCRIPT_NAME}; log: {log}; headcount launch status {run_dir}")
+    log = run_dir / SLURM_LOG_NAME.replace("%j", number)
+    echo(f"job {number}; script: {run_dir / SLURM_SCRIPT_NAME}; log: {log}; headcount launch status {run_dir}")

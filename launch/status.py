@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from dist_train.errors import UserError, WorkError
-from dist_train.terminal import echo
-from launch.slurm import JOB_PREFIX, JOBS_NAME, run_slurm
+from dist_train.run_files import SLURM_JOBS_NAME
+from dist_train.runtime.terminal import echo
+from launch.slurm import JOB_PREFIX, run_slurm
 
 TAIL_BYTES = 1 << 16  # of metrics.jsonl; its last lines are wanted, and a long run has millions
 LARGEST = 1e18  # of any figure that is believed
@@ -75,11 +76,9 @@ def duration(seconds: float) -> str:
 
 def run_state(run_dir: Path, now: float) -> RunState | None:
     """How the run in `run_dir` stands at the time `now`, in seconds since 1970; None if it has not begun."""
-    from dist_train.checkpoint import CONFIG_NAME
-    from dist_train.checkpoint_store import committed_checkpoints, read_progress
+    from dist_train.checkpoint.store import committed_checkpoints, read_progress
     from dist_train.config import load_config
-    from dist_train.finish import SUMMARY_NAME
-    from dist_train.trackers import METRICS_NAME
+    from dist_train.run_files import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME
 
     if not (run_dir / CONFIG_NAME).exists():
         return None
@@ -138,7 +137,7 @@ def jobs_of(run_dir: Path) -> list[list[str]]:
 
     What the queue has forgotten is asked of Slurm's accounting, which not every cluster keeps.
     """
-    note = run_dir / JOBS_NAME
+    note = run_dir / SLURM_JOBS_NAME
     if not note.exists():
         return []
     numbers = [word for word in note.read_text(encoding="utf-8", errors="replace").split() if word.isdecimal()]
@@ -167,7 +166,7 @@ def _run_dir_of(job: str) -> Path | None:
     """Where a job writes its log, which is its run directory."""
     words = dict(word.partition("=")[::2] for word in run_slurm("scontrol", "show", "job", "-o", job).split())
     log = Path(words.get("StdOut", ""))
-    return log.parent if (log.parent / JOBS_NAME).exists() else None
+    return log.parent if (log.parent / SLURM_JOBS_NAME).exists() else None
 
 
 def status(

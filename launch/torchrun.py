@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_train.errors import UserError
-from dist_train.processes import SAFE_PATH
-from dist_train.terminal import echo
+from dist_train.runtime.processes import SAFE_PATH
+from dist_train.runtime.terminal import echo
 from launch.agent import run_agent
 from launch.options import AllowChanges, Resume, going_on
 
@@ -98,7 +98,7 @@ def check_ranks(config: "RunConfig", nodes: tuple[int, int], procs_per_node: int
     Raises:
         UserError: one does not.
     """
-    from dist_train.batching import micro_batches
+    from dist_train.train.batching import micro_batches
 
     low, high = nodes
     for count in range(low, high + 1):

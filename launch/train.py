@@ -35,7 +35,7 @@ def train(
     """
     from dist_train.config import load_config
     from dist_train.errors import UserError, WorkError
-    from dist_train.run import lost_peer, run
+    from dist_train.train.run import lost_peer, run
 
     settings = load_config(config, overrides or [])
     if check:

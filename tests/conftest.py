@@ -2,6 +2,6 @@
 
 import os
 
-from dist_train.processes import ONE_THREAD
+from dist_train.runtime.processes import ONE_THREAD
 
 os.environ.update(ONE_THREAD)  # before a test module loads torch

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dist_train.processes import ONE_THREAD, spawning
-from dist_train.ranks import Ranks
+from dist_train.runtime.processes import ONE_THREAD, spawning
+from dist_train.runtime.ranks import Ranks
 
 
 def free_port() -> int:

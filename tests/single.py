@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from dist_train.config import load_config
-from dist_train.ranks import Ranks
-from dist_train.trainer import Trainer
+from dist_train.runtime.ranks import Ranks
+from dist_train.train.loop import Trainer
 from tests.launch.recipes import write_recipe
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))

@@ -1,6 +1,6 @@
 """What an engine is: it has a task done for every unit, once, and says how each ended.
 
-Trying again, setting aside and stopping are the job's business (`data_prep/job.py`), the same for all engines.
+Trying again, setting aside and stopping are the job's business (`data_prep/job/run.py`), the same for all engines.
 """
 
 import errno

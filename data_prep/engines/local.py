@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
 from data_prep.engines.engine import Outcome, Task
-from dist_train.processes import ONE_THREAD, child_environment
+from dist_train.runtime.processes import ONE_THREAD, child_environment
 
 
 class LocalEngine:

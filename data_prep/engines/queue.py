@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.engines.engine import Outcome, Task, is_fatal
-from data_prep.work import MakeUnit, SealUnit
+from data_prep.job.work import MakeUnit, SealUnit
 from dist_train.errors import WorkError
-from dist_train.files import read_bounded
+from dist_train.runtime.files import read_bounded
 
 TASKS: dict[str, type[MakeUnit] | type[SealUnit]] = {"make": MakeUnit, "seal": SealUnit}
 _TASK = "task.json"

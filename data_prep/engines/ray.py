@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.engines.engine import Outcome, Task, attempt
 from dist_train.errors import UserError
-from dist_train.processes import ONE_THREAD
+from dist_train.runtime.processes import ONE_THREAD
 
 _STOPPING_S = 30.0
 _ANSWER_S = 10.0

@@ -19,7 +19,7 @@ from pathlib import Path
 from data_prep.engines.engine import Outcome, Task
 from data_prep.engines.queue import UnitQueue
 from dist_train.errors import UserError, WorkError
-from dist_train.processes import ONE_THREAD, SAFE_PATH
+from dist_train.runtime.processes import ONE_THREAD, SAFE_PATH
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from data_prep.glyphs.survey import Conflict, FontSurvey, find_conflicts, survey
 from data_prep.shards import ShardWriter, write_set
 from dist_train.data.manifest import Shard
 from dist_train.errors import UserError, WorkError
-from dist_train.processes import ONE_THREAD, spawning
+from dist_train.runtime.processes import ONE_THREAD, spawning
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -24,7 +24,7 @@ from data_prep.mtcnn.pyramid import CELL, STRIDE, Piece, pieces
 from data_prep.mtcnn.weights import load_weights
 from data_prep.mtcnn.windows import CHANNELS, SumTables, cells
 from dist_train.errors import UserError
-from dist_train.heap import keep_heap
+from dist_train.runtime.heap import keep_heap
 
 
 class Limits(NamedTuple):

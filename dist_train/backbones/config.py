@@ -2,17 +2,17 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from dist_train.section import Section
 
 BackboneName = Literal[
     "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "mobilefacenet", "tiny", "nano"
 ]
 
 
-class BackboneConfig(BaseModel):
+class BackboneConfig(Section):
     """Which network turns images into embeddings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: BackboneName = Field(
         "iresnet50", description="network; `tiny` is made for CPUs, `nano` for pictures of up to 64 px on CPUs"

@@ -8,11 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from dist_train.data.counters import Ints
-from dist_train.data.foreign import locked
 from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
-from dist_train.files import map_array
+from dist_train.runtime.files import locked, map_array
 
 log = logging.getLogger(__name__)
 

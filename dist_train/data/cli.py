@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dist_train.terminal import echo, printable
+from dist_train.runtime.terminal import echo, printable
 
 app = typer.Typer(
     help="Look at a set of shards, check it, and measure how fast it is read.",

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from dist_train.section import Section
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(Section):
     """Random changes to a training picture. A probability or a strength of 0 turns a change off."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     rotation: float = Field(0.0, ge=0, le=180, description="largest rotation either way, degrees")
@@ -27,10 +27,8 @@ class AugmentConfig(BaseModel):
     erase_side: float = Field(0.5, gt=0, le=1, description="largest side of that rectangle, as a share of the picture")
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(Section):
     """A further set that is mixed in."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(min_length=1, description="directory or address of the set")
     weight: float = Field(gt=0, description="share of the batch, relative to the other weights")
@@ -39,10 +37,8 @@ class SourceConfig(BaseModel):
     )
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """Which pictures are trained on, in what order, and how they get into memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(min_length=1, description="the set: a directory of shards, or its http, s3 or gs address")
     weight: float = Field(1.0, gt=0, description="share of data.path in a batch when data.mix names further sets")

@@ -1,20 +1,14 @@
 """Shards that others wrote: indexes for tars that have none."""
 
-import fcntl
-import hashlib
 import logging
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.data.index import format_index
 from dist_train.data.tar_samples import Sample, walk_samples
 from dist_train.data.tars import LeftOut, shown
-from dist_train.errors import WorkError
 
 log = logging.getLogger(__name__)
 
@@ -73,32 +67,3 @@ def write_index(tar: Path, index: Path) -> Scan:
     temporary.write_text(format_index(sample.members for sample in scan.samples), encoding="utf-8")
     temporary.replace(index)
     return scan
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def locked(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file `path`; it is free again when its holder ends, however it ends.
-
-    Raises:
-        WorkError: another process held it for `timeout_s` seconds.
-    """
-    deadline = time.monotonic() + timeout_s
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise WorkError(f"waited {timeout_s:g} s for another process to release {path}") from None
-                time.sleep(0.05)
-        yield

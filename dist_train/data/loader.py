@@ -23,7 +23,7 @@ from dist_train.data.remote import Prefetcher, cache_policy, is_remote
 from dist_train.data.sequential import SetBatch, iterate_set
 from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError
-from dist_train.membership import read_membership
+from dist_train.runtime.membership import read_membership
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from dist_train.errors import UserError
-from dist_train.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded, shown
+from dist_train.runtime.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded, shown
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"

@@ -24,7 +24,7 @@ from dist_train.data.bad_samples import BadSample
 from dist_train.data.counters import Ints
 from dist_train.data.exchange import TASK, Board, anonymous_file, make_memory, positions_of
 from dist_train.errors import WorkError
-from dist_train.processes import ONE_THREAD, child_environment
+from dist_train.runtime.processes import ONE_THREAD, child_environment
 
 if TYPE_CHECKING:
     from torch import Tensor

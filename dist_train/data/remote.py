@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeVar
 
 from dist_train.data.addresses import TooLargeError, download, read_address
 from dist_train.data.config import DataConfig
-from dist_train.data.foreign import locked, sha256_of, write_index
+from dist_train.data.foreign import write_index
 from dist_train.data.manifest import MANIFEST_NAME, Shard
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError
-from dist_train.files import plain_name
+from dist_train.runtime.files import locked, plain_name, sha256_of
 
 _T = TypeVar("_T")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dist_train.data.foreign import locked, sha256_of, write_index
+from dist_train.data.foreign import write_index
 from dist_train.data.manifest import MANIFEST_NAME, MAX_CLASSES, Manifest, Shard, load_manifest
 from dist_train.data.opencv import MOST_ENLARGED, check_square
 from dist_train.data.shards import BadSampleError, OpenShard
 from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import Sample, parts_of, same_key
 from dist_train.errors import UserError
+from dist_train.runtime.files import locked, sha256_of
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import read_samples
 from dist_train.data.tars import LeftOut, shown
 from dist_train.errors import UserError
-from dist_train.processes import ONE_THREAD, spawning
+from dist_train.runtime.processes import ONE_THREAD, spawning
 
 _BLOCK = 1 << 22
 

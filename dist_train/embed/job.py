@@ -33,7 +33,7 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.embed import embed_batches
 from dist_train.evaluate.models import Model
 from dist_train.evaluate.sameness import warn_of_sameness
-from dist_train.ranks import Ranks
+from dist_train.runtime.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dist_train.embed.pictures import Picture, Place
 from dist_train.errors import UserError, WorkError
-from dist_train.files import map_array
+from dist_train.runtime.files import map_array
 
 FORMAT_VERSION = 1
 SUFFIXES = (".parquet", ".npy")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import UserError
-from dist_train.safe_pickle import Admitted, ForbiddenNameError, shortened, unpickle
+from dist_train.runtime.safe_pickle import Admitted, ForbiddenNameError, shortened, unpickle
 
 _DTYPES = {"u1": np.uint8, "uint8": np.uint8, "b1": np.bool_, "?": np.bool_, "bool": np.bool_, "i8": np.int64}
 _LARGEST_RANK = 8  # of an array

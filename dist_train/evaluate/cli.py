@@ -16,12 +16,12 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from dist_train.evaluate.models import Model
     from dist_train.evaluate.tables import ModelScores
-    from dist_train.ranks import Ranks
+    from dist_train.runtime.ranks import Ranks
 
 
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     from dist_train.evaluate.models import load_models
     from dist_train.evaluate.report import write_comparison
     from dist_train.evaluate.tables import tables
-    from dist_train.ranks import join_ranks, leave_ranks
+    from dist_train.runtime.ranks import join_ranks, leave_ranks
 
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     if not sets:
@@ -106,12 +106,13 @@ def _named(models: list["Model"]) -> list["Model"]:
 def _score(
     model: "Model", sets: list[Path], distractors: Path | None, batch_size: int, flip: bool, ranks: "Ranks"
 ) -> "ModelScores":
+    from dist_train.evaluate.bin import read_bin
     from dist_train.evaluate.distractors import evaluate_distractors
     from dist_train.evaluate.identification import evaluate_identification
     from dist_train.evaluate.ijb import evaluate_ijb
     from dist_train.evaluate.ijb_layout import ijb_kind
     from dist_train.evaluate.tables import ModelScores
-    from dist_train.evaluate.verification import evaluate_verification, read_bin
+    from dist_train.evaluate.verification import evaluate_verification
 
     scores = ModelScores(model.name)
     where = (model.image_size, batch_size, ranks)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from dist_train.errors import UserError
+from dist_train.section import Section
 
 
 def set_name(path: Path) -> str:
@@ -26,10 +27,8 @@ def check_names(sets: Sequence[Path]) -> None:
             raise UserError(f"sets {other} and {path} are both called {set_name(path)!r} in figures; rename one")
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(Section):
     """On what, and how, a model is evaluated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     verification: tuple[Path, ...] = Field((), description="verification sets: InsightFace .bin files")
     identification: tuple[Path, ...] = Field((), description="identification sets: directories with gallery and probes")

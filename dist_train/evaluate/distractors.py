@@ -23,7 +23,7 @@ from dist_train.evaluate.identification import CMC_RANKS, mate_pairs, paired_pro
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import GALLERY_BLOCK, score_blocks
 from dist_train.evaluate.sets import ROLES, StoredSet
-from dist_train.ranks import ALONE, Ranks
+from dist_train.runtime.ranks import ALONE, Ranks
 
 FARS = (1e-6, 1e-5, 1e-4)
 _SEED = 0  # of the parts of the distractors

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
-from dist_train.ranks import ALONE, Ranks
+from dist_train.runtime.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 

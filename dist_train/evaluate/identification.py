@@ -20,7 +20,7 @@ from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_sl
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import score_blocks
 from dist_train.evaluate.sets import RoleSet
-from dist_train.ranks import ALONE, Ranks
+from dist_train.runtime.ranks import ALONE, Ranks
 
 CMC_RANKS = 100
 FPIRS = (0.1, 0.01)

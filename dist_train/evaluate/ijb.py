@@ -17,16 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_train.data.alignment import align_face
 from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
-from dist_train.evaluate.alignment import align_face
 from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, histogram, roc, sort_scores, tar_at_far
 from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice, together
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
 from dist_train.evaluate.ijb_layout import Layout, Pairs, Subjects, read_layout, read_pairs, read_subjects
 from dist_train.evaluate.sameness import note_on_sameness
-from dist_train.files import read_bounded
-from dist_train.ranks import ALONE, Ranks
+from dist_train.runtime.files import read_bounded
+from dist_train.runtime.ranks import ALONE, Ranks
 
 _MAX_FILE_BYTES = 64 << 20  # of a picture
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dist_train.data.foreign import sha256_of
 from dist_train.errors import UserError
 from dist_train.evaluate.embed import EmbedFn
 from dist_train.export.convention import Convention, Stated
+from dist_train.runtime.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
         )
     if not path.is_dir():
         raise UserError(f"model {path}: expected a run directory, a checkpoint directory or an .onnx file")
-    from dist_train.checkpoint import load_backbone
+    from dist_train.checkpoint.load import load_backbone
 
     backbone, config, progress = load_backbone(path)
     backbone.to(device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import UserError
-from dist_train.matmul import matmul
+from dist_train.runtime.matmul import matmul
 
 QUERY_BLOCK = 2048
 GALLERY_BLOCK = 8192

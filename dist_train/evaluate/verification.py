@@ -20,7 +20,7 @@ from dist_train.evaluate.bin import VerificationSet, read_bin
 from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.embed import Embeddings, EmbedFn, decoding, embed_pictures
 from dist_train.evaluate.sameness import note_on_sameness
-from dist_train.ranks import ALONE, Ranks
+from dist_train.runtime.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 

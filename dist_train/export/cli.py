@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 
 class Int8(StrEnum):

@@ -1,12 +1,12 @@
 """The `export` section of a configuration."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from dist_train.section import Section
 
 
-class ExportConfig(BaseModel):
+class ExportConfig(Section):
     """What is written for deployment when a run ends."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     onnx: bool = Field(True, description="write model.onnx")
     opset: int = Field(18, ge=18, le=23, description="ONNX operator set")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint import load_backbone
-from dist_train.checkpoint_store import Progress
+from dist_train.checkpoint.load import load_backbone
+from dist_train.checkpoint.store import Progress
 from dist_train.config import RunConfig
 from dist_train.data.manifest import MANIFEST_NAME
 from dist_train.errors import UserError

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from dist_train.section import Section
 
 CPU_BLOCK_ROWS = 512
 """Centers handled at a time on a CPU: with 512 numbers each they stay near a core, and their logits with them."""
@@ -37,19 +39,15 @@ MARGIN_PARAMETERS: dict[str, frozenset[str]] = {
 }
 
 
-class AdaFaceConfig(BaseModel):
+class AdaFaceConfig(Section):
     """How AdaFace turns an embedding's norm into image quality (Kim et al. 2022, section 3)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     concentration: float = Field(0.333, gt=0, description="h: how sharply the margin follows the norm")
     momentum: float = Field(0.99, ge=0, lt=1, description="of the moving mean and deviation of the norms")
 
 
-class MagFaceConfig(BaseModel):
+class MagFaceConfig(Section):
     """MagFace's norm range, margin range and regulariser (Meng et al. 2021, section 3)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     lower_norm: float = Field(10.0, gt=0, description="l_a: smallest embedding norm told apart")
     upper_norm: float = Field(110.0, gt=0, description="u_a: largest embedding norm told apart")
@@ -66,10 +64,8 @@ class MagFaceConfig(BaseModel):
         return self
 
 
-class AdaptiveConfig(BaseModel):
+class AdaptiveConfig(Section):
     """Per-class margins from class counts: the rarer the class, the larger the margin."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     lowest: float = Field(0.3, ge=0, le=1.5, description="margin in radians of the most frequent class")
     highest: float = Field(0.7, ge=0, le=1.5, description="margin in radians of the rarest class")
@@ -82,10 +78,8 @@ class AdaptiveConfig(BaseModel):
         return self
 
 
-class HeadConfig(BaseModel):
+class HeadConfig(Section):
     """The class-sharded classifier: margin, sampling, row optimizer, storage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     margin: MarginName = Field("arcface", description="which margin-softmax loss")
     scale: float | None = Field(

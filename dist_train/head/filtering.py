@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.matmul import matmul
+from dist_train.runtime.matmul import matmul
 
 _MOST = 0.8  # where more of a block's samples or classes stay than that, gathering them costs more than keeping all
 

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
+from dist_train.head.exchange import Ranks, class_range, first_failure
 from dist_train.head.loss import ShardedLoss, check_labels
 from dist_train.head.margins import build_margin
 from dist_train.head.optimizers import RowOptimizer, build_optimizer
-from dist_train.head.ranks import Ranks, class_range, first_failure
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.sampling import ClassSampler
 from dist_train.head.softmax import BlockSoftmax

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import NonFiniteError, UserError
+from dist_train.head.exchange import Ranks
 from dist_train.head.margins import Margin
-from dist_train.head.ranks import Ranks
 from dist_train.head.records import Pass, Targets
 from dist_train.head.sampling import ClassSampler, Indices
 from dist_train.head.softmax import BlockSoftmax

@@ -21,7 +21,7 @@ from dist_train.head.margins import Margin
 from dist_train.head.records import Pass, Targets, spans
 from dist_train.head.storage import Lease
 from dist_train.head.workspace import Workspace
-from dist_train.matmul import add_matmul, matmul
+from dist_train.runtime.matmul import add_matmul, matmul
 
 _LOWEST = -1e30  # stands for minus infinity where a difference of two must not be NaN
 

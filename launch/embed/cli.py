@@ -15,7 +15,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from launch.embed.crops import Cropper
@@ -74,8 +74,8 @@ def embed(
     """
     from dist_train.embed.job import embed_source
     from dist_train.evaluate.models import load_model
-    from dist_train.ranks import join_ranks, leave_ranks
-    from launch.embed.origins import open_origin
+    from dist_train.runtime.ranks import join_ranks, leave_ranks
+    from launch.embed.open import open_origin
     from launch.embed.photos import Photos
 
     check_device(device)

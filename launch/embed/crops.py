@@ -12,7 +12,7 @@ from data_prep.align import SingleChoice, crop_centre
 from data_prep.align_transform import Align
 from data_prep.decode import MAX_PIXELS, decode
 from data_prep.mtcnn.faces import Faces
-from data_prep.sources import Reject
+from data_prep.sources.base import Reject
 from data_prep.transforms import Crop, Process
 from dist_train.embed.pictures import Rejected
 

@@ -5,16 +5,15 @@ Unlike preparation for training, this takes pictures of nobody known too: identi
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from data_prep.archives import RecSource
-from data_prep.sources import FileReader, Raw, Reader, Reject, Row, Source, listing, open_source
-from dist_train.data.tar_folder import is_compressed_tar, is_tar, tars_in
+from data_prep.sources.archives import RecSource
+from data_prep.sources.base import Raw, Reader, Reject, Row, Source, listing
+from data_prep.sources.folder import FileReader
 from dist_train.embed.pictures import Place, Rejected
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import WorkError
 
 _NOBODY = "-"  # the readers of `data_prep` want an identity
 
@@ -118,27 +117,3 @@ class PhotoOrigin(Origin):
         if self._records:
             return Found(raw.data, raw.identity, int(raw.identity))
         return Found(raw.data, None if raw.identity == _NOBODY else raw.identity)
-
-
-def open_origin(path: Path, label_key: str = "label") -> Origin:
-    """What lies at `path`: a photo, folder of photos, table, `.rec`, tar, or folder of tars.
-
-    Args:
-        path: the source.
-        label_key: key of the label in the `.json` of shards that have no `.cls`.
-
-    Raises:
-        UserError: nothing there.
-    """
-    from launch.embed.shards import ShardOrigin
-
-    path = path.absolute()
-    if is_tar(path) or (path.is_dir() and tars_in(path) and not (path / "train.rec").is_file()):
-        return ShardOrigin(path, label_key)
-    if is_compressed_tar(path):
-        raise UserError(f"source {path}: is compressed, and its files cannot be read by their place; decompress it")
-    if path.is_dir() or path.suffix in (".rec", ".csv", ".tsv", ".parquet"):
-        return PhotoOrigin(open_source(path))
-    if not path.exists():
-        raise UserError(f"source {path}: not there; expected a photo, a folder of photos, shards, a .rec or a table")
-    return PhotoOrigin(_OnePhoto(path=path))

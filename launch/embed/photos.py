@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from data_prep.align import crop_centre, crop_landmarks
 from data_prep.decode import decode
-from data_prep.sources import Reject
+from data_prep.sources.base import Reject
 from dist_train.embed.gallery import Match
 from dist_train.embed.pictures import Picture, Place, Rejected
 from dist_train.errors import UserError, WorkError
 from launch.embed.crops import Cropper, Cut
-from launch.embed.origins import Found, Origin, open_origin
+from launch.embed.open import open_origin
+from launch.embed.origins import Found, Origin
 
 
 class Photos:

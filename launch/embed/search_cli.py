@@ -14,7 +14,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
-from dist_train.terminal import echo
+from dist_train.runtime.terminal import echo
 from launch.embed.cli import DeviceOption, Face, FaceOption, LongerSideOption, MinFaceOption, check_device, cropper
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def query(
     from dist_train.embed.sheet import write_sheet
     from dist_train.evaluate.embed import embed_pictures
     from dist_train.evaluate.models import load_model
-    from dist_train.ranks import join_ranks
+    from dist_train.runtime.ranks import join_ranks
     from launch.embed.crops import AlignedFace
 
     check_device(device)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.sources import BATCH_ROWS, MAX_FILE_BYTES, display
+from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, display
 from dist_train.data.identities import read_identities
 from dist_train.data.index import Member
 from dist_train.data.manifest import IDENTITIES_NAME, MAX_CLASSES

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.archives import TarSource
-from data_prep.sources import Raw, Reject, Row
+from data_prep.sources.archives import TarSource
+from data_prep.sources.base import Raw, Reject, Row
 from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 from dist_train.data.sources import open_manifest
 from dist_train.embed.pictures import Rejected
-from launch.embed.origins import open_origin
+from launch.embed.open import open_origin
 
 SIDE = 32
 

@@ -10,7 +10,8 @@ import torch
 from dist_train.data import loader as loader_module
 from dist_train.data.batch import Transfer
 from dist_train.data.config import DataConfig
-from dist_train.data.loader import build_loader, iterate_set
+from dist_train.data.loader import build_loader
+from dist_train.data.sequential import iterate_set
 from dist_train.errors import UserError
 from tests.data.sets import make_set, picture, write_tar
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep import decode as photos
-from data_prep.sources import Reject
+from data_prep.sources.base import Reject
 from data_prep.transforms import Keep
 from dist_train.data import dali, pictures
 from dist_train.data.opencv import decode

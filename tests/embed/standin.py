@@ -72,7 +72,7 @@ def embed_on_rank(rank, world_size, out):
     """The same, as one of several ranks."""
     import torch.distributed as dist
 
-    from dist_train.ranks import Ranks
+    from dist_train.runtime.ranks import Ranks
 
     ranks = Ranks(rank, rank, world_size, torch.device("cpu"), dist.group.WORLD, dist.group.WORLD)
     source = Numbers()

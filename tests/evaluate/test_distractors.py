@@ -16,7 +16,7 @@ from dist_train.evaluate.distractors import (
     evaluate_distractors,
     search_distractors,
 )
-from dist_train.ranks import ALONE
+from dist_train.runtime.ranks import ALONE
 from tests.evaluate.faces import embed_color, write_role_set
 from tests.evaluate.test_identification import unit
 from tests.ranks import ranks_here, run_ranks

@@ -9,7 +9,8 @@ import torch
 from dist_train.errors import WorkError
 from dist_train.evaluate.embed import Embeddings
 from dist_train.evaluate.identification import judge_search, search_gallery
-from dist_train.evaluate.report import ModelScores, RunReport, Sample, write_comparison, write_report
+from dist_train.evaluate.report import RunReport, Sample, write_comparison, write_report
+from dist_train.evaluate.tables import ModelScores
 from dist_train.evaluate.verification import judge_pairs
 from tests.evaluate.test_identification import problem
 from tests.evaluate.test_verification import tiny_set

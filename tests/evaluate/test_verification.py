@@ -11,9 +11,9 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.bin import VerificationSet
 from dist_train.evaluate.curves import roc, sort_scores, tar_at_far
 from dist_train.evaluate.embed import Embeddings
+from dist_train.evaluate.suite import Evaluation
 from dist_train.evaluate.tables import ModelScores, verification_table
 from dist_train.evaluate.verification import evaluate_verification, fold_accuracies, fold_tars, judge_pairs
-from dist_train.evaluation import Evaluation
 from tests.evaluate.faces import color_picture, colors, embed_color
 from tests.ranks import ranks_here, run_ranks
 

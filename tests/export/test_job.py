@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dist_train.checkpoint import load_backbone
+from dist_train.checkpoint.load import load_backbone
 from dist_train.export.runtime import OnnxModel
 from launch.cli import run
 from tests.sets import picture, write_set

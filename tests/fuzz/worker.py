@@ -23,7 +23,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from dist_train.terminal import printable
+from dist_train.runtime.terminal import printable
 from tests.fuzz.mutations import mutate
 from tests.fuzz.reader import REFUSALS, Reader, Scene
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.checkpoint import committed_checkpoints
-from dist_train.trackers import read_metrics
+from dist_train.checkpoint.store import committed_checkpoints
+from dist_train.track.trackers import read_metrics
 from tests.launch.recipes import environment, write_recipe
 from tests.sets import write_pairs, write_set
 
@@ -113,7 +113,7 @@ def test_a_command_that_is_starting_ends_at_once(tmp_path, data, command):
 def test_evaluation_and_export_end_at_once_with_what_was_made(tmp_path, data, name, signals):
     options = {"train__steps": 2, "export__onnx": True, "evaluate__verification": [str(data / "pairs.bin")]}
     recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", **options)
-    process = start("-c", PATCHED, "dist_train.finish", name, 30, "train", recipe)
+    process = start("-c", PATCHED, "dist_train.train.finish", name, 30, "train", recipe)
     at(process, READY)
     assert interrupted(process, signals) == "interrupted\n"
     assert committed_checkpoints(tmp_path / "run")[-1].name == "step-00000002"
@@ -124,7 +124,7 @@ def test_evaluation_and_export_end_at_once_with_what_was_made(tmp_path, data, na
 
 def test_a_second_signal_while_the_last_checkpoint_is_written_does_not_cost_it(tmp_path, data):
     recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", train__steps=2)
-    process = start("-c", PATCHED, "dist_train.checkpoint:Checkpointer", "_write", 3, "train", recipe)
+    process = start("-c", PATCHED, "dist_train.checkpoint.checkpointer:Checkpointer", "_write", 3, "train", recipe)
     at(process, READY)
     message = interrupted(process, [TERM, INT, INT])
     assert "stopped at step 2 of 2, checkpoint written; go on with the same command and --resume" in message

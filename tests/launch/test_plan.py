@@ -7,7 +7,8 @@ import pytest
 from dist_train.errors import UserError
 from dist_train.head import HeadConfig
 from launch.plan import advice, largest, report, whole_number
-from launch.plan_model import GIB, fits, gpu_memory
+from launch.plan_hardware import GIB
+from launch.plan_model import fits, gpu_memory
 from tests.launch.recipes import headcount_here
 from tests.launch.test_plan_model import setup
 

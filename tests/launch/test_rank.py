@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from dist_train.checkpoint import CONFIG_NAME
-from dist_train.stop_signal import StopSignal
+from dist_train.run_files import CONFIG_NAME
+from dist_train.runtime.stop_signal import StopSignal
 from launch.rank import begun_before, repeat_warnings, slurm_ranks
 from tests.launch.recipes import environment, headcount, write_recipe
 from tests.sets import write_set

@@ -106,7 +106,7 @@ def test_a_folder_that_the_user_names_is_looked_in_all_the_same(tmp_path, outsid
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "colorama.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mine"), prepend=os.pathsep)
-    code = "import subprocess, sys; from dist_train.processes import child_environment; "
+    code = "import subprocess, sys; from dist_train.runtime.processes import child_environment; "
     code += (
         "subprocess.run([sys.executable, '-c', 'import colorama; print(colorama.__file__)'], env=child_environment({}))"
     )

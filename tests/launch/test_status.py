@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from dist_train.checkpoint_store import Progress, write_progress
-from launch.slurm import JOBS_NAME
+from dist_train.checkpoint.store import Progress, write_progress
+from dist_train.run_files import SLURM_JOBS_NAME
 from launch.status import TAIL_BYTES, duration, jobs_of, last_figures, run_state
 from tests.launch.recipes import environment, headcount_here, write_recipe
 
@@ -163,5 +163,5 @@ def test_figures_that_are_none_are_left_out_of_the_state(run_dir, line):
 
 
 def test_a_list_of_jobs_that_is_damaged_names_the_jobs_that_are_left(run_dir):
-    (run_dir / JOBS_NAME).write_bytes(b"\xff\xfe --evil 17\n")
+    (run_dir / SLURM_JOBS_NAME).write_bytes(b"\xff\xfe --evil 17\n")
     assert [row[0] for row in jobs_of(run_dir)] == ["17"]

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dist_train.errors import UserError
-from dist_train.trackers import read_metrics
+from dist_train.track.trackers import read_metrics
 from launch.agent import hints
 from launch.cli import app
 from launch.torchrun import SETTINGS, meeting_point, node_range

@@ -9,8 +9,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from dist_train.checkpoint_store import committed_checkpoints
-from dist_train.trackers import read_metrics
+from dist_train.checkpoint.store import committed_checkpoints
+from dist_train.track.trackers import read_metrics
 from tests.launch.hosts import Hosts, missing
 from tests.launch.recipes import environment, headcount, write_recipe
 from tests.sets import write_set

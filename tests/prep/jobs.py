@@ -11,13 +11,13 @@ import pytest
 from data_prep.align_transform import Align
 from data_prep.engines.engine import attempt
 from data_prep.engines.local import LocalEngine
-from data_prep.job import run_job
-from data_prep.plan import JobOptions
-from data_prep.progress import Progress
-from data_prep.sources import FolderSource
+from data_prep.job.plan import JobOptions
+from data_prep.job.progress import Progress
+from data_prep.job.run import run_job
+from data_prep.sources.folder import FolderSource
 from dist_train.data.index import read_index
 from dist_train.data.manifest import load_manifest
-from dist_train.processes import ONE_THREAD
+from dist_train.runtime.processes import ONE_THREAD
 from tests.prep.standin import Counting, Upper
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.sources import Reject
+from data_prep.sources.base import Reject
 from data_prep.transforms import Crop, Made, Process, Transform
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from data_prep.align import choose, crop_box, crop_centre, crop_landmarks, runner_up
 from data_prep.mtcnn.faces import Faces
-from dist_train.evaluate.alignment import TEMPLATE_112, similarity_transform
+from dist_train.data.alignment import TEMPLATE_112, similarity_transform
 
 RNG = np.random.default_rng(0)
 

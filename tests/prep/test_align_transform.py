@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from data_prep import align_transform
 from data_prep.align_transform import Align
 from data_prep.decode import decode
-from data_prep.plan import JobOptions, restore_options
-from data_prep.sources import FolderSource, Reject
-from dist_train.evaluate.alignment import TEMPLATE_112
+from data_prep.job.plan import JobOptions, restore_options
+from data_prep.sources.base import Reject
+from data_prep.sources.folder import FolderSource
+from dist_train.data.alignment import TEMPLATE_112
 from tests.prep.test_mtcnn import PORTRAIT, crowd, portrait
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep.align_transform import Align
-from data_prep.archives import RecSource
+from data_prep.sources.archives import RecSource
 from data_prep.transforms import Keep
 from dist_train.data.manifest import load_manifest
 from tests.prep.jobs import InProcess, options, rejects, run, samples

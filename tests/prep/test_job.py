@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from data_prep.engines.local import LocalEngine
-from data_prep.job import resume_job
-from data_prep.lock import locked
-from data_prep.plan import Layout, Plan
-from data_prep.progress import Progress
+from data_prep.job.lock import locked
+from data_prep.job.plan import Layout, Plan
+from data_prep.job.progress import Progress
+from data_prep.job.run import resume_job
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
 from tests.prep.jobs import (
@@ -275,7 +275,7 @@ def test_a_disk_that_is_full_between_the_units_is_said_too(tmp_path, monkeypatch
             file.write(bytes(1 << 20))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"data_prep.job.{stage}", fill)
+        patch.setattr(f"data_prep.job.run.{stage}", fill)
         with pytest.raises(WorkError, match="No space left on device; make room and run the same command again"):
             run(tmp_path / "out", options(root))
     run(tmp_path / "out", options(root))

@@ -1,9 +1,9 @@
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.name_list import open_name_list, read_names
-from data_prep.plan import JobOptions, Layout, Plan, restore_options
-from data_prep.sources import FolderSource
+from data_prep.job.plan import JobOptions, Layout, Plan, restore_options
+from data_prep.sources.folder import FolderSource
+from data_prep.sources.name_list import open_name_list, read_names
 from dist_train.errors import UserError
 from tests.data.sets import encode, picture
 from tests.prep.jobs import identities, options, photos, rejects, run

@@ -12,8 +12,8 @@ import pytest
 
 from data_prep.engines.engine import Outcome
 from data_prep.engines.queue import UnitQueue
+from data_prep.job.work import SealUnit
 from data_prep.transforms import Keep
-from data_prep.work import SealUnit
 from dist_train.errors import WorkError
 from tests.prep.jobs import InProcess, content, options, run
 

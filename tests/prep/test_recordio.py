@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.recordio import RecFile, RecordError, image_range, indexed_places, read_index, read_property
+from data_prep.sources.recordio import RecFile, RecordError, image_range, indexed_places, read_index, read_property
 from dist_train.errors import UserError
 from tests.prep.recs import MAGIC, write_rec
 

@@ -8,12 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from data_prep.align_transform import Align
-from data_prep.archives import RecSource
 from data_prep.decode import Photo
 from data_prep.detect_cli import GREEN, RED
-from data_prep.plan import Layout, Plan
-from data_prep.report import figures, histogram, pace, write_report
-from data_prep.report_samples import PHOTO_PX, close_calls, marked, shown_pairs
+from data_prep.job.plan import Layout, Plan
+from data_prep.job.report import figures, histogram, pace, write_report
+from data_prep.job.report_samples import PHOTO_PX, close_calls, marked, shown_pairs
+from data_prep.sources.archives import RecSource
 from data_prep.transforms import Keep
 from dist_train.data.manifest import load_manifest
 from tests.data.sets import encode, picture

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.archives import RecSource, TarSource
-from data_prep.sources import FolderSource, Raw, Reject, Row, Source, open_source, read_file
-from data_prep.tables import TableSource
+from data_prep.sources.archives import RecSource, TarSource
+from data_prep.sources.base import Raw, Reject, Row, Source
+from data_prep.sources.folder import FolderSource, read_file
+from data_prep.sources.open import open_source
+from data_prep.sources.tables import TableSource
 from dist_train.data.index import Member, format_index
 from dist_train.errors import UserError
 from tests.prep.recs import write_rec
@@ -154,7 +156,7 @@ class TestTable:
             def log_message(self, *_):
                 pass
 
-        monkeypatch.setattr("data_prep.tables._PAUSES_S", (0.0, 0.0))
+        monkeypatch.setattr("data_prep.sources.tables._PAUSES_S", (0.0, 0.0))
         handler = functools.partial(Handler, directory=tmp_path / "web")
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()

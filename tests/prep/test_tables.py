@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import tables
-from data_prep.finish import sort_key
-from data_prep.sources import Raw, Reject, Row, open_source
+from data_prep.job.labels import sort_key
+from data_prep.sources import tables
+from data_prep.sources.base import Raw, Reject, Row
+from data_prep.sources.open import open_source
 from dist_train.errors import UserError
 
 

@@ -3,13 +3,12 @@
 import pytest
 
 from data_prep.align_cli import summary
-from data_prep.archives import TarSource
+from data_prep.sources.archives import TarSource
 from data_prep.transforms import Keep
 from dist_train.data.tars import walk_tar
 from dist_train.errors import UserError, WorkError
 from tests.data.tars import SIDE, drawn, labelled, tar_of
-from tests.prep.jobs import options, run, samples
-from tests.prep.test_bad_inputs import rejects
+from tests.prep.jobs import options, rejects, run, samples
 
 
 def of_tar(path):

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
-from dist_train.checkpoint import load_backbone
-from dist_train.checkpoint_metadata import read_metadata
-from dist_train.checkpoint_store import committed_checkpoints, damage, read_progress
+from dist_train.checkpoint.load import load_backbone
+from dist_train.checkpoint.metadata import read_metadata
+from dist_train.checkpoint.store import committed_checkpoints, damage, read_progress
 from dist_train.errors import WorkError
 from tests.embed.models import write_photos
 from tests.launch.recipes import headcount_here

@@ -9,8 +9,8 @@ import time
 import aiohttp
 import pytest
 
-from data_prep.sources import Raw, Reject, Row
-from data_prep.tables import TableReader
+from data_prep.sources.base import Raw, Reject, Row
+from data_prep.sources.tables import TableReader
 from dist_train.data.addresses import TooLargeError, check_address, download, read_address
 from dist_train.data.manifest import Shard
 from dist_train.data.remote import CachePolicy, Remote, ShardCache
@@ -118,7 +118,7 @@ def server():
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
     monkeypatch.setattr("dist_train.data.remote._FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("data_prep.tables._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("data_prep.sources.tables._PAUSES_S", (0.01, 0.01))
 
 
 def peak_bytes() -> int:
@@ -201,8 +201,8 @@ def test_a_shard_takes_no_more_room_than_its_manifest_says(server, tmp_path, kin
 
 
 def test_a_photo_behind_an_address_is_bounded_and_rejects_itself(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.tables.MAX_FILE_BYTES", MB)
-    monkeypatch.setattr("data_prep.tables._FETCH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("data_prep.sources.tables.MAX_FILE_BYTES", MB)
+    monkeypatch.setattr("data_prep.sources.tables._FETCH_TIMEOUT_S", 1.0)
     kinds = ["small", "endless", "bomb", "drip", "file", "loop"]
     addresses = [f"{server.url}/{kind}" for kind in kinds] + ["file:///etc/passwd", "reference://x"]
     rows = [Row(number, address.encode(), 0, 0, "a") for number, address in enumerate(addresses)]

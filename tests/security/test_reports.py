@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dist_train.embed.sheet import Tile, write_sheet
-from dist_train.evaluate.report import ModelScores, RunReport, Sample, write_comparison, write_report
+from dist_train.evaluate.report import RunReport, Sample, write_comparison, write_report
+from dist_train.evaluate.tables import ModelScores
 from tests.evaluate.test_report import identified, verified  # noqa: F401 - fixtures
 
 NAMES = [

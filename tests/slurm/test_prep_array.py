@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.engines.slurm import NAME, SlurmEngine
-from data_prep.plan import Layout
+from data_prep.job.plan import Layout
 from dist_train.errors import UserError, WorkError
 from tests.launch.recipes import environment
 from tests.prep.jobs import aligned_alike, content, messy, options, orders, photos, rejects, run, threads_of_workers

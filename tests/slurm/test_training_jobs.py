@@ -11,10 +11,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from dist_train.checkpoint_store import committed_checkpoints
-from dist_train.trackers import read_metrics
+from dist_train.checkpoint.store import committed_checkpoints
+from dist_train.run_files import SLURM_JOBS_NAME
+from dist_train.track.trackers import read_metrics
 from launch.cli import app
-from launch.slurm import JOBS_NAME
 from tests.launch.recipes import environment, headcount, write_recipe
 from tests.sets import write_set
 from tests.slurm.cluster import Cluster, missing
@@ -71,7 +71,7 @@ def submit(path, *options):
     """A job of two nodes with a rank each; its number."""
     call = ("launch", "slurm", path, "--nodes", 2, "--gpus-per-node", 0, "--cpus-per-task", 1, *options)
     told = command(*call)
-    number = (path.parent / "run" / JOBS_NAME).read_text().split()[-1]
+    number = (path.parent / "run" / SLURM_JOBS_NAME).read_text().split()[-1]
     assert f"job {number};" in told
     return number
 

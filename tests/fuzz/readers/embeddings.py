@@ -12,7 +12,7 @@ from dist_train.embed.job import embed_source
 from dist_train.embed.parts import Parts
 from dist_train.evaluate.models import Model
 from launch.embed.crops import Centre
-from launch.embed.origins import open_origin
+from launch.embed.open import open_origin
 from launch.embed.photos import Photos, matched_picture
 from tests.data.sets import encode, picture
 from tests.fuzz.formats import ARRAY, JSON, PARQUET

@@ -9,18 +9,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import tables
 from data_prep.align_cli import summary
 from data_prep.engines.engine import Outcome, Task
 from data_prep.engines.queue import UnitQueue
-from data_prep.job import resume_job, run_job
-from data_prep.plan import JobOptions, Layout, Plan
-from data_prep.progress import Progress
-from data_prep.report import figures
-from data_prep.sources import FolderSource, open_source
+from data_prep.job.plan import JobOptions, Layout, Plan
+from data_prep.job.progress import Progress
+from data_prep.job.report import figures
+from data_prep.job.run import resume_job, run_job
+from data_prep.sources import tables
+from data_prep.sources.folder import FolderSource
+from data_prep.sources.open import open_source
 from data_prep.transforms import Keep
 from dist_train.errors import WorkError
-from launch.embed.origins import open_origin
+from launch.embed.open import open_origin
 from tests.data.sets import encode, picture
 from tests.fuzz.formats import JSON, PARQUET, PICKLE, TAR
 from tests.fuzz.mutations import BYTES, TEXT
@@ -156,7 +157,7 @@ def _prepare_again(home: Path) -> None:
 
 @lru_cache
 def _queues() -> list[Scene]:
-    from data_prep.work import MakeUnit
+    from data_prep.job.work import MakeUnit
 
     with tempfile.TemporaryDirectory() as scratch:
         queue = UnitQueue.create(Path(scratch) / "q", MakeUnit(Path("/tmp/x")), [0, 1])

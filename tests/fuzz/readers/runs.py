@@ -5,13 +5,13 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from dist_train.checkpoint import load_backbone
-from dist_train.checkpoint_cli import describe, load_centers
-from dist_train.checkpoint_store import committed_checkpoints, damage, prune, read_best, write_best
+from dist_train.checkpoint.cli import describe, load_centers
+from dist_train.checkpoint.load import load_backbone
+from dist_train.checkpoint.store import committed_checkpoints, damage, prune, read_best, write_best
 from dist_train.evaluate.report import RunReport, write_report
-from dist_train.trackers import JsonlTracker, read_metrics
-from launch.rank import JOB_NAME, begun_before
-from launch.slurm import JOBS_NAME
+from dist_train.run_files import JOB_NAME, SLURM_JOBS_NAME
+from dist_train.track.trackers import JsonlTracker, read_metrics
+from launch.rank import begun_before
 from launch.status import jobs_of, run_state
 from tests.fuzz.formats import JSON, PICKLE, YAML
 from tests.fuzz.mutations import BYTES, TEXT
@@ -37,7 +37,7 @@ def run_files() -> dict[str, bytes]:
     files["checkpoints/best.json"] = b'{"step": 2, "score": 0.5}'
     lines = [b'{"step": %d, "loss": 2.5, "images_per_s": 24.5, "epoch": 0.5, "lr": 0.1}' % n for n in range(1, 6)]
     files["metrics.jsonl"] = b"\n".join([*lines, b'{"step": 5, "verification/lfw/accuracy": 0.9}', b""])
-    files[JOBS_NAME] = b"101\n102\n"
+    files[SLURM_JOBS_NAME] = b"101\n102\n"
     files[JOB_NAME] = b"slurm-101"
     return {name: data for name, data in files.items() if not name.endswith("lock")}
 
@@ -95,7 +95,7 @@ READERS = (
     Reader("stored config", lambda: _few("config.yaml"), _read_status, YAML),
     Reader("progress.json", lambda: _few(f"{STEP}/progress.json"), _read_status, JSON),
     Reader("best, checksums", lambda: _few("checkpoints/best.json", f"{STEP}/checksums-0.json"), _look_after, JSON),
-    Reader("notes of jobs", lambda: _few(JOBS_NAME, JOB_NAME), _read_notes, TEXT),
+    Reader("notes of jobs", lambda: _few(SLURM_JOBS_NAME, JOB_NAME), _read_notes, TEXT),
     Reader("checkpoint .metadata", lambda: _checkpoint_files(".metadata"), _read_checkpoint, PICKLE),
     Reader("checkpoint tensors", lambda: _checkpoint_files(".distcp"), _read_checkpoint, BYTES),
 )

@@ -1,0 +1,1 @@
+"""A job from a source to a set."""

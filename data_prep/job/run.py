@@ -1,0 +1,231 @@
+"""A job: from a source to a set, through units of work that are done once and never lost.
+
+    plan ──► make every unit ──► decide labels ──► seal every unit ──► rejects, identities, manifest
+
+Every arrow ends in files that appear by rename, so that a job that was stopped anywhere goes on where it was: it looks
+at what exists. The engines (`data_prep/engines/`) only carry units to workers; what a unit is, how often it is tried
+and what becomes of it is decided here, so the set is the same to the byte whoever did the work.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_prep.engines.engine import Engine, Task, is_fatal
+from data_prep.engines.slurm import stop_left_over
+from data_prep.job.labels import decide, manifest_exists, write_set
+from data_prep.job.lock import locked
+from data_prep.job.plan import JobOptions, Layout, Plan, difference, make_plan, write_atomically
+from data_prep.job.progress import Progress
+from data_prep.job.unit_files import MADE, SEALED, SET_ASIDE, read_mark
+from data_prep.job.work import MakeUnit, SealUnit
+from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from dist_train.errors import UserError, WorkError
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+_MAKE_ROOM = "make room and run the same command again: nothing is lost"
+
+
+def run_job(out: Path, options: JobOptions, engine: Engine, progress: Progress, tries: int = TRIES) -> Manifest:
+    """Plan a job, or take up the one that is in `out`, and bring it to its end.
+
+    Args:
+        out: the set's directory.
+        options: what is to be made; an unfinished job in `out` must have been planned with the same.
+        engine: who does the work.
+        progress: is told of every unit.
+        tries: how often a failing unit is tried before it is set aside.
+
+    Raises:
+        UserError: another job works on `out`, or other options were used there.
+        WorkError: the disk is full, nothing succeeds, or units had to be set aside (the set is complete without them).
+    """
+    layout = Layout(out)
+    with _full_disk_said(layout), locked(layout):
+        return finish_job(open_plan(layout, options), engine, progress, tries)
+
+
+def open_plan(layout: Layout, options: JobOptions) -> Plan:
+    """The plan in `layout`, made now if there is none. The caller holds the lock.
+
+    Raises:
+        UserError: there is one with other options, or a set that no job made.
+    """
+    if layout.plan.exists():
+        plan = Plan(layout)
+        if found := difference(plan.described, options.described()):
+            raise UserError(
+                f"{layout.out}: its job was planned with other options: {found}; use another OUT, "
+                f"or go on with the options it has: headcount prep resume {layout.out}"
+            )
+        return plan
+    if (layout.out / MANIFEST_NAME).exists():
+        raise UserError(f"{layout.out}: holds a set already, made by something else; use another OUT")
+    return make_plan(layout, options)
+
+
+def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES, retry: bool = False) -> Manifest:
+    """Bring the job in `out` to its end, with the options that it was planned with.
+
+    Args:
+        out: the set's directory.
+        engine: who does the work; need not be the engine that began.
+        progress: is told of every unit.
+        tries: how often a failing unit is tried.
+        retry: try the units that were set aside again, even when the set is complete.
+
+    Raises:
+        UserError: no job there, or another job works on it.
+        WorkError: as `run_job`.
+    """
+    layout = Layout(out)
+    Plan(layout)
+    with _full_disk_said(layout), locked(layout):
+        plan = Plan(layout)
+        if retry and (again := [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]):
+            (out / MANIFEST_NAME).unlink(missing_ok=True)
+            for unit in again:
+                layout.set_aside(unit).unlink()
+        return finish_job(plan, engine, progress, tries)
+
+
+def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIES) -> Manifest:
+    """Do what is left of a planned job. The caller holds the lock."""
+    if manifest_exists(plan):
+        logger.info("%s is complete already", plan.layout.out)
+        return load_manifest(plan.layout.out)
+    stop_left_over(plan.layout.arrays)
+    _remove_temporaries(plan.layout)
+    try:
+        make_units(plan, range(plan.units), engine, progress, tries)
+        decision = decide(plan)
+        _seal(plan, decision.digests, engine, progress, tries)
+    finally:
+        progress.end()
+    _remove_temporaries(plan.layout)  # of workers that were killed, and whose units others did
+    shards = [
+        read_mark(plan.layout.sealed(unit), SEALED) for unit in range(plan.units) if plan.layout.done(unit).exists()
+    ]
+    manifest = write_set(plan, decision, shards)
+    return _conclude(plan, manifest)
+
+
+def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progress, tries: int = TRIES) -> None:
+    """Make those of `units` that are neither made nor set aside. The caller holds the lock.
+
+    Raises:
+        WorkError: the disk is full, or no unit at all can be made.
+    """
+    layout = plan.layout
+    progress.start("photos", plan.rows_total if len(units) == plan.units else _rows(plan, units))
+    todo = []
+    for unit in units:
+        if layout.done(unit).exists():
+            progress.add(read_mark(layout.done(unit), MADE), before=True)
+        elif layout.set_aside(unit).exists():
+            progress.add({"given": plan.batch(unit).num_rows, "kept": 0}, before=True)
+        else:
+            todo.append(unit)
+    failed = _work(engine, MakeUnit(layout.out, plan.options), todo, tries, lambda _, summary: progress.add(summary))
+    if todo and len(failed) == plan.units:
+        raise WorkError(f"{layout.out}: no unit of {plan.units} could be made; the first: {failed[min(failed)]}")
+    for unit, error in failed.items():
+        logger.warning("unit %d failed %d times and is set aside: %s", unit, tries, error)
+        write_atomically(layout.set_aside(unit), json.dumps({"error": error}))
+        rows = plan.batch(unit).num_rows
+        progress.add({"given": rows, "kept": 0})
+    progress.end()
+
+
+def _seal(plan: Plan, digests: Sequence[str], engine: Engine, progress: Progress, tries: int) -> None:
+    layout = plan.layout
+    todo = []
+    keep_parts = any(layout.set_aside(unit).exists() for unit in range(plan.units))
+    for unit in range(plan.units):
+        if not layout.done(unit).exists():
+            continue
+        mark = layout.sealed(unit)
+        if not mark.exists() or read_mark(mark, SEALED)["labels"] != digests[unit]:
+            mark.unlink(missing_ok=True)
+            todo.append(unit)
+    progress.start("shards", len(todo))
+
+    def sealed(unit: int, summary: dict[str, Any]) -> None:
+        if not keep_parts:
+            layout.part(unit).unlink(missing_ok=True)
+        progress.add({"given": 1, "pictures": summary["samples"]})
+
+    failed = _work(engine, SealUnit(layout.out), todo, tries, sealed)
+    if failed:
+        unit = min(failed)
+        raise WorkError(f"{layout.shard(unit)}: cannot be written: {failed[unit]}; run the same command again")
+    for unit in range(plan.units):
+        if not layout.done(unit).exists() or not read_mark(layout.sealed(unit), SEALED)["samples"]:
+            layout.shard(unit).unlink(missing_ok=True)
+            layout.shard(unit).with_suffix(".idx").unlink(missing_ok=True)
+    progress.end()
+
+
+def _work(
+    engine: Engine, task: Task, units: Iterable[int], tries: int, done: Callable[[int, dict[str, Any]], None]
+) -> dict[int, str]:
+    """Have `task` done for `units`; the error of those that failed every time.
+
+    Failed units wait for the others before they are tried again: what made them fail may have passed by then.
+    """
+    failed = dict.fromkeys(units, "")
+    for _ in range(tries):
+        todo, failed = list(failed), {}
+        if not todo:
+            break
+        with closing(engine.run(task, todo)) as outcomes:  # whatever happens here, no worker goes on
+            for outcome in outcomes:
+                if outcome.fatal:
+                    raise WorkError(f"{outcome.error}; {_MAKE_ROOM}")
+                if outcome.summary is None:
+                    logger.info("unit %d failed: %s", outcome.unit, outcome.error)
+                    failed[outcome.unit] = outcome.error
+                else:
+                    done(outcome.unit, outcome.summary)
+    return failed
+
+
+def _conclude(plan: Plan, manifest: Manifest) -> Manifest:
+    layout = plan.layout
+    aside = [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]
+    if aside:
+        raise WorkError(
+            f"{layout.out}: {len(aside)} of {plan.units} units were set aside, {_rows(plan, aside)} inputs; the set is "
+            f"complete without them. The first: {read_mark(layout.set_aside(aside[0]), SET_ASIDE)['error']}. "
+            f"Try them again with `headcount prep resume {layout.out} --retry`"
+        )
+    for unit in range(plan.units):
+        layout.part(unit).unlink(missing_ok=True)
+    return manifest
+
+
+@contextmanager
+def _full_disk_said(layout: Layout) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_fatal(error):
+            raise
+        raise WorkError(f"{layout.out}: {error.strerror}; {_MAKE_ROOM}") from error
+
+
+def _rows(plan: Plan, units: Iterable[int]) -> int:
+    return sum(plan.batch(unit).num_rows for unit in units)
+
+
+def _remove_temporaries(layout: Layout) -> None:
+    for directory in (layout.home, layout.home / "units", layout.home / "shards", layout.out):
+        for path in directory.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(layout.home / "planning", ignore_errors=True)

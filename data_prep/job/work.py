@@ -1,0 +1,217 @@
+"""The two tasks of a job: a unit's pictures are made, and later sealed as a shard.
+
+Labels follow from all units: who has enough pictures left, which pictures are there twice. So a unit first makes its
+pictures and its statistics (`MakeUnit`), and becomes a shard when the labels are known (`SealUnit`). Both are commits
+by rename, with a small JSON file as the mark of completion, written last. Doing either twice gives the same bytes.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.job.plan import JobOptions, Layout, Plan, write_atomically
+from data_prep.job.unit_files import read_statistics
+from data_prep.shards import ShardWriter
+from data_prep.sources.base import STORAGE_REASONS, Raw, Reader, Reject, Row
+from data_prep.transforms import Crop, Made, Process
+from dist_train.errors import WorkError
+
+DIGEST_BYTES = 16
+LEFT_OUT = -1  # instead of a label
+
+STATISTICS = pa.schema(
+    [
+        pa.field("position", pa.int64()),  # in the source's list
+        pa.field("identity", pa.string()),  # null where it is not known
+        pa.field("digest", pa.binary(DIGEST_BYTES)),  # of the photo's bytes; null where it was not read
+        pa.field("reason", pa.string()),  # null where pictures were made
+        pa.field("detail", pa.string()),
+        # One entry per picture:
+        pa.field("sizes", pa.list_(pa.int32())),  # bytes
+        pa.field("extensions", pa.list_(pa.string())),
+        pa.field("records", pa.list_(pa.string())),  # JSON or null
+        pa.field("face_px", pa.list_(pa.float32())),
+        pa.field("score", pa.list_(pa.float32())),
+        pa.field("lead", pa.list_(pa.float32())),  # of the chosen face over the next; null where there was no choice
+    ]
+)
+
+
+class MakeUnit:
+    """Reads and transforms the inputs of a unit; leaves pictures, statistics, and the mark.
+
+    Args:
+        out: the set's directory.
+        options: of the job; default: as its plan has them.
+    """
+
+    def __init__(self, out: Path, options: JobOptions | None = None) -> None:
+        self.out = out
+        self._options = options
+        self._opened: tuple[Plan, Reader, Process] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}
+
+    def __call__(self, unit: int) -> dict[str, Any]:
+        """Make `unit`.
+
+        Raises:
+            WorkError: the source's storage failed, or the disk did.
+        """
+        if self._opened is None:
+            plan = Plan(Layout(self.out), self._options)
+            self._opened = plan, plan.options.source.reader(), plan.options.transform.open()
+        plan, reader, process = self._opened
+        started = time.perf_counter()
+        rows = plan.rows(unit)
+        statistics: dict[str, list[Any]] = {name: [] for name in STATISTICS.names}
+        part = plan.layout.part(unit)
+        temporary = _temporary(part)
+        try:
+            with temporary.open("wb") as file:
+                for row, raw, made in _outcomes(rows, reader, process, plan.options.transform.batch):
+                    if not isinstance(made, Reject):
+                        file.writelines(crop.data for crop in made)
+                    _note(statistics, plan, row, raw, made)
+                _sync(file)
+            reasons = Counter(reason for reason in statistics["reason"] if reason is not None)
+            if reasons.keys() <= STORAGE_REASONS and reasons.total() == len(rows):
+                raise WorkError(f"none of {len(rows)} inputs can be read, the first: {statistics['detail'][0]}")
+            temporary.replace(part)
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_table(pa.table(statistics, schema=STATISTICS), plan.layout.statistics(unit))
+        summary = {
+            "given": len(rows),
+            "kept": len(rows) - reasons.total(),
+            "pictures": sum(len(sizes) for sizes in statistics["sizes"]),
+            "reasons": dict(sorted(reasons.items())),
+            "seconds": round(time.perf_counter() - started, 3),
+            "ended": round(time.time(), 3),  # seconds since 1970: where the unit lies in the job's time
+        }
+        write_atomically(plan.layout.done(unit), json.dumps(summary))
+        return summary
+
+
+class SealUnit:
+    """Writes the shard of a unit whose labels are known."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._opened: tuple[Layout, pa.RecordBatchFileReader] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}
+
+    def __call__(self, unit: int) -> dict[str, Any]:
+        """Seal `unit`; the entry of its shard in the manifest, with the digest of its labels.
+
+        Raises:
+            WorkError: the disk failed.
+        """
+        if self._opened is None:
+            layout = Layout(self.out)
+            self._opened = layout, pa.ipc.open_file(pa.memory_map(str(layout.labels)))
+        layout, file = self._opened
+        labels = file.get_batch(unit).column("label")
+        body = {"name": layout.shard(unit).name, "samples": 0, "bytes": 0, "sha256": "", "labels": label_digest(labels)}
+        if any(label != LEFT_OUT for label in labels.to_pylist()):
+            with ShardWriter(layout.shard(unit)) as writer:
+                for key, label, crop in _labelled(layout, unit, labels.to_pylist()):
+                    writer.write(key, crop.data, label, crop.record, crop.extension)
+            shard = writer.shard
+            body |= {"samples": shard.samples, "bytes": shard.bytes, "sha256": shard.sha256}
+        write_atomically(layout.sealed(unit), json.dumps(body))
+        return body
+
+
+def label_digest(labels: pa.Array) -> str:
+    """Digest of a unit's labels: a shard sealed with other labels is out of date."""
+    return hashlib.sha256(labels.to_numpy(zero_copy_only=False).tobytes()).hexdigest()
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write parquet by rename, durably."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            _sync(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _outcomes(
+    rows: list[Row], reader: Reader, process: Process, batch: int
+) -> Iterator[tuple[Row, Raw | Reject, Made]]:
+    for start in range(0, len(rows), batch):
+        chunk = rows[start : start + batch]
+        try:
+            raws = reader.read(chunk)
+        except OSError as error:
+            raise WorkError(f"the source's storage fails: {error}") from error
+        made = iter(process([raw.data for raw in raws if isinstance(raw, Raw)]))
+        for row, raw in zip(chunk, raws, strict=True):
+            yield row, raw, (next(made) if isinstance(raw, Raw) else raw)
+
+
+def _note(statistics: dict[str, list[Any]], plan: Plan, row: Row, raw: Raw | Reject, made: Made) -> None:
+    crops = [] if isinstance(made, Reject) else made
+    values = (
+        row.position,
+        raw.identity if isinstance(raw, Raw) else row.identity,
+        hashlib.blake2b(raw.data, digest_size=DIGEST_BYTES).digest() if isinstance(raw, Raw) else None,
+        made.reason if isinstance(made, Reject) else None,
+        made.detail if isinstance(made, Reject) else None,
+        [len(crop.data) for crop in crops],
+        [crop.extension for crop in crops],
+        [_record(plan, row, crop) for crop in crops],
+        [crop.face_px for crop in crops],
+        [crop.score for crop in crops],
+        [crop.lead for crop in crops],
+    )
+    for column, value in zip(statistics.values(), values, strict=True):
+        column.append(value)
+
+
+def _record(plan: Plan, row: Row, crop: Crop) -> str | None:
+    if crop.record is None:
+        return None
+    return json.dumps({"source": plan.options.source.text(row.location), **crop.record})
+
+
+def _labelled(layout: Layout, unit: int, labels: list[int]) -> Iterator[tuple[str, int, Crop]]:
+    """Key, label and picture of every sample of a unit that is not left out."""
+    columns = ["position", "sizes", "extensions", "records"]
+    table = read_statistics(layout.statistics(unit), columns, STATISTICS)
+    offset = 0
+    with layout.part(unit).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as part:
+        for label, *row in zip(labels, *(table[name].to_pylist() for name in columns), strict=True):
+            position, sizes, extensions, records = row
+            for number, size in enumerate(sizes):
+                if label != LEFT_OUT:
+                    key = f"{position:09d}" if len(sizes) == 1 else f"{position:09d}-{number:02d}"
+                    record = json.loads(records[number]) if records[number] else None
+                    yield key, label, Crop(part[offset : offset + size], extensions[number], record)
+                offset += size
+
+
+def _temporary(path: Path) -> Path:
+    # Named by process: a worker that outlives its job must not write into another's file.
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def _sync(file: Any) -> None:  # noqa: ANN401 - any binary file
+    file.flush()
+    os.fsync(file.fileno())

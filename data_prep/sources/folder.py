@@ -1,0 +1,139 @@
+"""A folder of identities, and the reading of photos that are files."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Reject, Row, Source, display, listing
+from dist_train.errors import UserError
+
+# One input's own trouble. Any other OSError (stale mount, lost server) is the unit's, which is tried again.
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+_UNREADABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO, errno.EIO, errno.EINVAL}
+)
+
+
+class FolderSource(Source):
+    """A folder of identities: the first folder below `path` names the identity, photos lie anywhere under it.
+
+    A link to a folder inside `path` is not followed, since its photos are listed already; one that leads outside is
+    followed once. Such links, unreadable folders and anything else that is no photo are listed, and rejected on
+    reading. Hidden files are left alone.
+    """
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Every file below `path`, folder by folder in the order of the names' bytes."""
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: no such folder; expected one folder per identity in it")
+        rows = ((location, _identity(location)) for location in _walk(os.fsencode(self.path)))
+        while chunk := list(islice(rows, BATCH_ROWS)):
+            yield listing([row[0] for row in chunk], identities=[row[1] for row in chunk])
+
+    def reader(self) -> Reader:
+        """A reader of files below `path`."""
+        return FileReader(self.path)
+
+
+class FileReader(Reader):
+    """Reads files whose location is a path, relative ones from `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fsencode(root)
+
+    def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
+        """Content of each file."""
+        return [self._read(row) for row in rows]
+
+    def _read(self, row: Row) -> Raw | Reject:
+        data = read_file(os.path.join(self._root, row.location))
+        if isinstance(data, Reject):
+            return data
+        return Raw(data, row.identity) if row.identity else Reject("no identity", "it lies in no identity's folder")
+
+
+def read_file(path: bytes) -> bytes | Reject:
+    """A file's bytes, or why that file cannot be had. Raises OSError where the storage has failed."""
+    try:
+        # Non-blocking, so that a pipe among the photos is refused and not waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return _content(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in _GONE:
+            return Reject("vanished", "listed at planning, not there any more")
+        if error.errno in _UNREADABLE:
+            return Reject("unreadable", error.strerror or str(error))
+        raise
+
+
+def _content(fd: int) -> bytes | Reject:
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        return Reject("not a file", "a folder that cannot be listed, or a link to a folder listed elsewhere")
+    if not stat.S_ISREG(status.st_mode):
+        return Reject("not a file", "a pipe, socket or device")
+    if status.st_size > MAX_FILE_BYTES:
+        return Reject("too large", f"{status.st_size} bytes, the most is {MAX_FILE_BYTES}")
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _identity(location: bytes) -> str | None:
+    first, slash, _ = location.partition(b"/")
+    return display(first) if slash else None
+
+
+def _walk(root: bytes) -> Iterator[bytes]:
+    """Relative paths of everything below `root` that is not a folder to be walked, in order of their names."""
+    real_root = os.path.realpath(root)
+    inside = os.path.join(real_root, b"")
+    followed: set[bytes] = set()
+
+    def leads_on(entry: os.DirEntry[bytes]) -> bool:
+        try:
+            if not entry.is_dir():
+                return False
+        except OSError:  # a link to itself
+            return False
+        if not entry.is_symlink():
+            return True
+        target = os.path.realpath(entry.path)
+        if (
+            target == real_root
+            or target.startswith(inside)
+            or target in followed
+            or real_root.startswith(target + b"/")
+        ):
+            return False
+        followed.add(target)
+        return True
+
+    stack = [b""]  # a stack, since folders may be deeper than Python's recursion limit
+    while stack:
+        below = stack.pop()
+        try:
+            with os.scandir(os.path.join(root, below)) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            if not below:
+                raise
+            yield below
+            continue
+        folders = []
+        for entry in found:
+            if entry.name.startswith(b"."):
+                continue
+            relative = os.path.join(below, entry.name)
+            if leads_on(entry):
+                folders.append(relative)
+            else:
+                yield relative
+        stack.extend(reversed(folders))

@@ -1,0 +1,155 @@
+"""`headcount checkpoint`: look into checkpoints, and take plain weights out of them."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dist_train.runtime.terminal import echo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+app = typer.Typer(help="Look into checkpoints, and take plain weights out.", no_args_is_help=True)
+
+_Where = Annotated[Path, typer.Argument(help="run directory, or one checkpoint in it")]
+
+
+@app.command()
+def inspect(where: _Where) -> None:
+    """Print what checkpoints hold, and whether their files are as they were written.
+
+    Exit status 1 where one is damaged.
+
+    Example:
+
+      headcount checkpoint inspect runs/quickstart
+    """
+    from dist_train.checkpoint.store import damage, read_best
+    from dist_train.errors import WorkError
+
+    found = checkpoints_at(where)
+    best = read_best(found[0].parent.parent)
+    wrong: list[str] = []
+    for checkpoint in found:
+        trouble = damage(checkpoint)
+        wrong += [f"{checkpoint.name}: {line}" for line in trouble]
+        mark = ", best" if best and checkpoint.name.endswith(f"{best[0]:08d}") else ""
+        echo(f"{checkpoint}: {'DAMAGED' if trouble else 'sound'}{mark}")
+        for line in trouble or describe(checkpoint):
+            echo(f"  {line}")
+    if wrong:
+        raise WorkError(f"{where}: {wrong[0]}; a resumed run passes over damaged checkpoints")
+
+
+@app.command()
+def export(
+    where: _Where,
+    output: Annotated[Path, typer.Option("--output", "-o", help="file for `torch.load`")],
+    centers: Annotated[bool, typer.Option("--centers", help="class centers too, float32 [C, D] or [C, K, D]")] = False,
+) -> None:
+    """Write backbone weights as one plain file, to go on with in other programs.
+
+    The file holds a dict for `torch.load(FILE, weights_only=True)`: `backbone` (a state dict; the moving average where
+    one was kept), `config` (YAML), `image_size`, `step`, and with --centers `centers`.
+
+    Example:
+
+      headcount checkpoint export runs/quickstart -o quickstart.pt
+    """
+    import torch
+
+    from dist_train.checkpoint.load import load_backbone
+    from dist_train.config import dump_config
+    from dist_train.errors import UserError
+
+    backbone, config, progress = load_backbone(where)
+    body = {
+        "backbone": backbone.state_dict(),
+        "config": dump_config(config),
+        "image_size": progress.image_size,
+        "step": progress.step,
+    }
+    if centers:
+        # Behind the centers of a softmax with bias stands the bias.
+        table = load_centers(checkpoints_at(where)[-1])
+        width = config.backbone.embedding_dim
+        table = table.unflatten(1, (config.head.centers_per_class, -1))[:, :, :width]
+        body["centers"] = (table[:, 0] if table.shape[1] == 1 else table).contiguous()
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        torch.save(body, temporary)
+        temporary.replace(output)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{output}: cannot be written: {error}") from error
+    echo(f"{output}: step {progress.step}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+def checkpoints_at(where: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, or the one that `where` is.
+
+    Raises:
+        UserError: none there.
+    """
+    from dist_train.checkpoint.store import committed_checkpoints
+    from dist_train.errors import UserError
+    from dist_train.run_files import CHECKPOINTS_NAME
+
+    found = [where] if (where / ".metadata").exists() else committed_checkpoints(where)
+    if not found:
+        raise UserError(
+            f"{where}: no checkpoint; give a run directory or one like RUN/{CHECKPOINTS_NAME}/step-00001000"
+        )
+    return found
+
+
+def describe(checkpoint: Path) -> list[str]:
+    """Progress, files, and tensors by part."""
+    import math
+
+    from dist_train.checkpoint.metadata import read_tensors
+    from dist_train.checkpoint.store import read_progress
+
+    progress = read_progress(checkpoint)
+    files = [file for file in checkpoint.iterdir() if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    lines = [
+        f"step {progress.step:,}, {progress.position:,} samples seen, pictures of {progress.image_size} px, "
+        f"{progress.num_classes:,} classes, data {progress.data_digest[:12]}",
+        f"{size / 1e6:,.1f} MB in {len(files)} files, written by {len(list(checkpoint.glob('checksums-*')))} ranks",
+    ]
+    parts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for name, entry in read_tensors(checkpoint).items():
+        numbers = math.prod(entry.size)
+        # The head's tables are few and large: each has a line of its own.
+        part = f"{name} {list(entry.size)}" if name.startswith("head.") and numbers > 1 else name.partition(".")[0]
+        parts[part][0] += 1
+        parts[part][1] += numbers
+        parts[part][2] += numbers * entry.properties.dtype.itemsize
+    width = max(len(part) for part in parts)
+    for part, (count, numbers, held) in sorted(parts.items()):
+        lines.append(f"{part:<{width}}  {count:>5} tensors {numbers:>15,} numbers {held / 1e6:>12,.1f} MB")
+    return lines
+
+
+def load_centers(checkpoint: Path) -> "Tensor":
+    """Class centers as stored, float32 [C, K·width].
+
+    Raises:
+        WorkError: a damaged checkpoint.
+    """
+    import torch
+
+    from dist_train.checkpoint.errors import DCP_ERRORS, last_line
+    from dist_train.checkpoint.metadata import read_tensors
+    from dist_train.checkpoint.reader import load_tensors
+    from dist_train.errors import WorkError
+
+    try:
+        entry = read_tensors(checkpoint)["head.centers"]
+        state = {"head": {"centers": torch.empty(entry.size, dtype=entry.properties.dtype)}}
+        load_tensors(state, checkpoint, alone=True)
+    except DCP_ERRORS as error:
+        raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
+    return state["head"]["centers"].float()

@@ -1,0 +1,89 @@
+"""Reading checkpoints: the newest sound one of a run, and the backbone of one."""
+
+import warnings
+from pathlib import Path
+
+from torch import nn
+
+from dist_train.backbones import build_backbone
+from dist_train.checkpoint.checkpointer import logger
+from dist_train.checkpoint.errors import DCP_ERRORS, last_line
+from dist_train.checkpoint.metadata import METADATA_NAME, read_tensors
+from dist_train.checkpoint.reader import load_tensors
+from dist_train.checkpoint.store import Progress, committed_checkpoints, damage, read_progress
+from dist_train.config import RunConfig, load_config
+from dist_train.errors import UserError, WorkError
+from dist_train.run_files import CHECKPOINTS_NAME, CONFIG_NAME
+from dist_train.runtime.ranks import Ranks
+
+
+def newest_sound_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
+    """The newest checkpoint whose files are as they were written; damaged ones are passed over with a warning.
+
+    A collective: the ranks share the reading.
+    """
+    found = ranks.gather(committed_checkpoints(run_dir))[0]
+    for checkpoint in reversed(found):
+        wrong = [line for lines in ranks.gather(damage(checkpoint, ranks.rank, ranks.world_size)) for line in lines]
+        if not wrong:
+            return checkpoint
+        if ranks.rank == 0:
+            logger.warning("checkpoint %s is damaged and passed over: %s", checkpoint, "; ".join(dict.fromkeys(wrong)))
+    return None
+
+
+def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
+    """The trained backbone of a run, in evaluation mode on the CPU: its moving average where one was kept.
+
+    Args:
+        path: a run directory (its newest checkpoint is taken) or one checkpoint in it.
+
+    Raises:
+        UserError: no checkpoint there, or of another architecture than the configuration beside it.
+        WorkError: a damaged checkpoint.
+    """
+    checkpoint = path
+    if not (path / METADATA_NAME).exists():
+        found = committed_checkpoints(path)
+        if not found:
+            raise UserError(
+                f"{path}: no checkpoint found; give a run directory or one like RUN/{CHECKPOINTS_NAME}/step-00001000"
+            )
+        checkpoint = found[-1]
+    progress = read_progress(checkpoint)
+    config = load_config(checkpoint.parent.parent / CONFIG_NAME)
+    backbone = build_backbone(config.backbone, progress.image_size)
+    names = {name: f"module.{name}" for name in backbone.state_dict()}
+    section = "backbone"
+    if config.train.ema_decay is not None:
+        section = "average"
+    else:
+        names = {name: name for name in names}
+    state = {section: {names[name]: tensor for name, tensor in backbone.state_dict().items()}}
+    try:
+        stored = {name: list(entry.size) for name, entry in read_tensors(checkpoint).items()}
+        wrong = _misfits({f"{section}.{name}": list(tensor.shape) for name, tensor in state[section].items()}, stored)
+        if not wrong:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+                load_tensors(state, checkpoint, alone=True)
+    except DCP_ERRORS as error:
+        raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
+    if wrong:
+        raise UserError(
+            f"checkpoint {checkpoint}: holds another architecture than {CONFIG_NAME} beside it names, "
+            f"backbone.name={config.backbone.name} with embedding_dim={config.backbone.embedding_dim} at "
+            f"{progress.image_size} px: {len(wrong)} tensors do not fit, the first: {wrong[0]}; bring back the "
+            f"{CONFIG_NAME} that the run was trained with"
+        )
+    backbone.load_state_dict({name: state[section][names[name]] for name in names})
+    return backbone.eval(), config, progress
+
+
+def _misfits(expected: dict[str, list[int]], stored: dict[str, list[int]]) -> list[str]:
+    """Which tensors a checkpoint does not have in the shapes that are expected."""
+    return [
+        f"{name} is {stored[name]}, expected {shape}" if name in stored else f"{name} is not in it"
+        for name, shape in expected.items()
+        if stored.get(name) != shape
+    ]

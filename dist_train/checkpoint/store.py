@@ -1,0 +1,215 @@
+"""Checkpoint directories of a run: which are complete, which are sound, which are kept."""
+
+import json
+import logging
+import shutil
+import stat
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from dist_train.data.manifest import MAX_CLASSES, MAX_SIDE_PX
+from dist_train.errors import UserError, WorkError
+from dist_train.run_files import CHECKPOINTS_NAME
+from dist_train.runtime.files import first_fault, plain_name, read_bounded
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_NAME = "progress.json"
+BEST_NAME = "best.json"
+READ_BYTES = 1 << 22
+_MAX_LISTING = 64 << 20  # bytes of a list of checksums
+_MOST = 1 << 62  # of what is counted
+_MOST_RANKS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands, and on what data.
+
+    Attributes:
+        step: optimizer steps done.
+        position: place in the sample order, in samples over all ranks.
+        image_size: side of the pictures in pixels.
+        num_classes: classes of the head.
+        data_digest: digest of the set's manifest.
+    """
+
+    step: Annotated[int, Field(ge=0, lt=_MOST)]
+    position: Annotated[int, Field(ge=0, lt=_MOST)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    data_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Checksums:
+    """What `checksums-RANK.json` holds: of how many ranks it is one, and size and CRC-32 of each file."""
+
+    ranks: Annotated[int, Field(ge=1, le=_MOST_RANKS)]
+    files: dict[str, tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]]
+
+
+_PROGRESS = TypeAdapter(Progress)
+_CHECKSUMS = TypeAdapter(_Checksums)
+
+
+def committed_checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in (run_dir / CHECKPOINTS_NAME).glob("step-*/.metadata"))
+
+
+def write_progress(checkpoint: Path, progress: Progress) -> None:
+    """Put `progress` into a checkpoint's directory."""
+    (checkpoint / PROGRESS_NAME).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """The progress that `checkpoint` was written at.
+
+    Raises:
+        WorkError: missing or damaged.
+    """
+    try:
+        return _PROGRESS.validate_json(read_bounded(checkpoint / PROGRESS_NAME, _MAX_LISTING), strict=True)
+    except (OSError, ValueError) as error:
+        raise WorkError(
+            f"checkpoint {checkpoint}: {PROGRESS_NAME} is damaged ({first_fault(error)}); remove this checkpoint"
+        ) from error
+
+
+def check_same_data(checkpoint: Path, found: Progress, image_size: int, num_classes: int, data_digest: str) -> None:
+    """See that a checkpoint was made on the data that are there now.
+
+    Raises:
+        UserError: it was not; says what differs, key by key.
+    """
+    now = {"image_size": image_size, "num_classes": num_classes, "data_digest": data_digest}
+    before = asdict(found)
+    changed = [f"{key}: {before[key]} -> {value}" for key, value in now.items() if before[key] != value]
+    if changed:
+        raise UserError(
+            f"checkpoint {checkpoint} was made on other data than data.path holds now:\n  "
+            + "\n  ".join(changed)
+            + "\nbring that set back, or start a new run in another run_dir"
+        )
+
+
+def write_checksums(checkpoint: Path, rank: int, world_size: int) -> Path:
+    """Write size and CRC-32 of the files that `rank` wrote into `checkpoint`, and of `.metadata` on rank 0.
+
+    Each rank reads back its own files, so that the work is split and what is checked is what the disk returned.
+    """
+    names = sorted(path.name for path in checkpoint.glob(f"__{rank}_*"))
+    if rank == 0:
+        names += [".metadata", PROGRESS_NAME]
+    sums = {name: [(checkpoint / name).stat().st_size, _crc32(checkpoint / name)] for name in names}
+    temporary, final = checkpoint / f".checksums-{rank}", checksums_path(checkpoint, rank)
+    temporary.write_text(json.dumps({"ranks": world_size, "files": sums}), encoding="utf-8")
+    return temporary.replace(final)
+
+
+def checksums_path(checkpoint: Path, rank: int) -> Path:
+    """Where the checksums of `rank`'s files are; it exists once they are all written."""
+    return checkpoint / f"checksums-{rank}.json"
+
+
+def failure_path(checkpoint: Path, rank: int) -> Path:
+    """A mark that `rank` puts there when it cannot write its checksums."""
+    return checkpoint / f"failed-{rank}"
+
+
+def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with a checkpoint's files, a line each; empty when it is sound.
+
+    Args:
+        checkpoint: its directory.
+        part: which share of the files to read, of `parts`, so that ranks may divide the work.
+        parts: how many shares there are.
+    """
+    listings = sorted(checkpoint.glob("checksums-*.json"))
+    if not listings:
+        return ["no checksums"]
+    sums: dict[str, tuple[int, int]] = {}
+    ranks = 0
+    for listing in listings:
+        try:
+            body = _CHECKSUMS.validate_json(read_bounded(listing, _MAX_LISTING), strict=True)
+            sums |= {plain_name(name, listing.name): entry for name, entry in body.files.items()}
+        except UserError as error:
+            return [str(error)]
+        except (OSError, ValueError) as error:
+            return [f"{listing.name} is not a list of checksums ({first_fault(error)})"]
+        ranks = body.ranks
+    missing = {checksums_path(checkpoint, rank) for rank in range(ranks)} - set(listings)
+    wrong = [f"{path.name} is missing" for path in sorted(missing)]
+    for name, (size, crc) in sorted(sums.items())[part::parts]:
+        path = checkpoint / name
+        status = path.lstat() if path.is_symlink() or path.exists() else None
+        if status is None:
+            wrong.append(f"{name} is missing")
+        elif not stat.S_ISREG(status.st_mode):
+            wrong.append(f"{name} is a link or a device, expected a file; copy linked files with cp -rL")
+        elif status.st_size != size:
+            wrong.append(f"{name} has {status.st_size} bytes, expected {size}")
+        elif _crc32(path) != crc:
+            wrong.append(f"{name} has another checksum than when it was written")
+    return wrong
+
+
+def read_best(run_dir: Path) -> tuple[int, float] | None:
+    """Step and score of the best checkpoint so far; None before the first evaluation, or where it is not there."""
+    try:
+        best = json.loads((run_dir / CHECKPOINTS_NAME / BEST_NAME).read_text(encoding="utf-8"))
+        step, score = int(best["step"]), float(best["score"])
+        return (step, score) if (run_dir / CHECKPOINTS_NAME / checkpoint_name(step) / ".metadata").exists() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
+        logger.warning("%s of %s cannot be read (%s); the next evaluation writes it anew", BEST_NAME, run_dir, error)
+        return None
+
+
+def write_best(run_dir: Path, step: int, score: float) -> None:
+    """Record that the checkpoint of `step` is the best so far; `prune` will keep it. A full disk is a warning."""
+    path = run_dir / CHECKPOINTS_NAME / BEST_NAME
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"step": step, "score": score}), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning("%s: cannot be written (%s); step %d is not marked as the best", path, error.strerror, step)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one."""
+    best = read_best(run_dir)
+    for path in committed_checkpoints(run_dir)[:-keep]:
+        if best is None or path.name != checkpoint_name(best[0]):
+            # Renamed first: a removal that is cut off must not leave something that looks complete.
+            doomed = path.with_name(f".removing-{path.name}")
+            path.replace(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what saves and removals that were cut off have left. Nobody may be writing there."""
+    for path in (run_dir / CHECKPOINTS_NAME).glob(".*-step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of the checkpoint at `step`."""
+    return f"step-{step:08d}"
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc

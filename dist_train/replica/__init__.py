@@ -1,0 +1,1 @@
+"""The backbone on every rank, with its optimizer."""

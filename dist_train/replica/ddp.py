@@ -1,0 +1,129 @@
+"""By DistributedDataParallel: the backbone whole on every rank."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_train.config import RunConfig
+from dist_train.errors import NonFiniteError
+from dist_train.replica.base import OPTIMIZER_STATE, Replica, build_optimizer, kept_state, precision
+from dist_train.runtime.ranks import Ranks
+
+
+class DdpReplica(Replica):
+    """By DistributedDataParallel; alone, the plain module.
+
+    Args:
+        config: the whole configuration.
+        backbone: on this rank's device, with equal weights on every rank.
+        ranks: this process among the job's.
+    """
+
+    def __init__(self, config: RunConfig, backbone: nn.Module, ranks: Ranks) -> None:
+        super().__init__(backbone, ranks)
+        self._config = config.optimizer
+        self._precision = precision(config.train.precision, ranks.device)
+        self._optimizer = build_optimizer(config.optimizer, backbone)
+        # Embeddings' gradients are scaled rather than the loss, so that the head stays in plain float32.
+        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._precision == torch.float16)
+        self._forward: nn.Module = backbone
+        if config.train.compile:
+            backbone.compile()
+        if ranks.group is not None:
+            ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(
+                backbone,
+                device_ids=ids,
+                process_group=ranks.group,
+                forward_sync_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `Replica.embed`."""
+        with self._autocast():
+            embeddings: Tensor = self._forward(images)
+        return embeddings
+
+    def embed_alone(self, images: Tensor) -> Tensor:
+        """See `Replica.embed_alone`."""
+        with self._autocast():
+            embeddings: Tensor = self.backbone(images)
+        return embeddings
+
+    def _autocast(self) -> torch.autocast:
+        half = self._precision != torch.float32
+        return torch.autocast(self.ranks.device.type, self._precision, enabled=half)
+
+    def accumulate(self, last: bool) -> AbstractContextManager[object]:
+        """See `Replica.accumulate`."""
+        if last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
+
+    def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
+        """See `Replica.backward`."""
+        # DDP divides the sum over ranks by their number, which this takes back.
+        scaled: Tensor = self._scaler.scale(gradient * self.ranks.world_size)
+        embeddings.backward(scaled.to(embeddings.dtype))
+
+    def step(self, lr: float) -> Tensor:
+        """See `Replica.step`."""
+        self._scaler.unscale_(self._optimizer)
+        if self._config.clip_norm is None:  # clipping at infinity would write every gradient again
+            gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self._config.clip_norm)
+        if not norm.isfinite():
+            if self._scaler.is_enabled():
+                self._scaler.update()  # halves the scale, since unscale_ saw an infinity
+            raise NonFiniteError(f"the backbone's gradient has norm {float(norm)}")
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.discard()
+        return norm
+
+    def discard(self) -> None:
+        """See `Replica.discard`."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """See `Replica.backbone_state`."""
+        return self.backbone.state_dict()
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """See `Replica.optimizer_state`."""
+        state = {
+            name: {key: kept_state(self._optimizer, parameter)[key] for key in OPTIMIZER_STATE[self._config.name]}
+            for name, parameter in self.backbone.named_parameters()
+        }
+        first = next(iter(self.backbone.parameters()))
+        state["scalars"] = {
+            "steps": kept_state(self._optimizer, first).get("step", torch.zeros(())),
+            "scale": torch.tensor(self._scaler.get_scale()),
+            # Steps without overflow, after enough of which the scale grows.
+            "growth": torch.tensor(self._scaler.state_dict().get("_growth_tracker", 0)),
+        }
+        return state
+
+    def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
+        """See `Replica.load_state`."""
+        self.backbone.load_state_dict(backbone)
+        with torch.no_grad():
+            for name, parameter in self.backbone.named_parameters():
+                kept = kept_state(self._optimizer, parameter)
+                for key in OPTIMIZER_STATE[self._config.name]:
+                    kept[key].copy_(optimizer[name][key])
+                if "step" in kept:
+                    kept["step"].copy_(optimizer["scalars"]["steps"])
+        if self._scaler.is_enabled():
+            scaling = {
+                "scale": float(optimizer["scalars"]["scale"]),
+                "_growth_tracker": int(optimizer["scalars"]["growth"]),
+            }
+            self._scaler.load_state_dict(self._scaler.state_dict() | scaling)

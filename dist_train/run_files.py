@@ -1,0 +1,15 @@
+"""Names of the files of a run directory; without torch, which takes seconds to import."""
+
+CONFIG_NAME = "config.yaml"
+LOCK_NAME = "lock"  # held by the job that writes into the directory
+METRICS_NAME = "metrics.jsonl"  # a line of figures a logged step
+BAD_SAMPLES_NAME = "bad_samples.jsonl"  # samples that could not be used
+CHECKPOINTS_NAME = "checkpoints"  # directory of one directory a checkpoint
+SUMMARY_NAME = "summary.json"
+REPORT_NAME = "report.html"
+ONNX_NAME = "model.onnx"
+WANDB_ID_NAME = "wandb_id"  # by which a resumed run goes on in W&B
+JOB_NAME = "job"  # which start of the job made the run
+SLURM_SCRIPT_NAME = "slurm.sh"
+SLURM_JOBS_NAME = "slurm_jobs"
+SLURM_LOG_NAME = "slurm-%j.log"  # %j: number of the job

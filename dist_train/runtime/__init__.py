@@ -1,0 +1,1 @@
+"""What a process stands on: ranks, files, signals, memory, the terminal."""

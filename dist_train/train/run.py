@@ -1,0 +1,101 @@
+"""A whole run on this rank: join, train, then evaluate, export and report."""
+
+import logging
+import time
+from contextlib import closing
+
+import torch.distributed as dist
+
+from dist_train.checkpoint.load import newest_sound_checkpoint
+from dist_train.checkpoint.store import committed_checkpoints
+from dist_train.config import RunConfig, dump_config
+from dist_train.errors import WorkError
+from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
+from dist_train.runtime.quiet import quiet_libraries
+from dist_train.runtime.ranks import join_ranks, leave_ranks
+from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
+from dist_train.train.finish import finish_run
+from dist_train.train.loop import Trainer
+from dist_train.train.run_dir import claim_run_dir, open_run_dir, release_run_dir
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
+    """Train by `config` and finish the run.
+
+    Args:
+        config: the whole configuration.
+        resume: go on from the newest sound checkpoint in `run_dir`; implied when torchrun or Slurm restarts the job.
+        allow_changes: resume although the configuration differs from the one that the run was made with.
+
+    Returns:
+        Exit status: 0, or 130 when a signal ended training early, after a checkpoint.
+
+    Raises:
+        UserError: on rank 0, for a mistake that any rank found; the others leave silently.
+        WorkError: likewise, where training failed, or came to its end without all of its results.
+    """
+    started = time.monotonic()
+    lock = None
+    quiet_libraries()
+    ranks = join_ranks(config.train.device, config.train.threads, config.train.timeout_s)
+    try:
+        if ranks.rank == 0:
+            logger.info("configuration:\n%s", dump_config(config))
+        # Held until the end.
+        lock = ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
+        with closing(Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as trainer:
+            ranks.agree(lambda: claim_run_dir(config) if ranks.rank == 0 else None)
+            done = trainer.fit()
+            if done:
+                finish_run(trainer, started)
+            _say_losses(trainer)
+            if done:
+                return 0
+            if ranks.rank == 0:
+                logger.warning(
+                    "stopped at step %d of %d, checkpoint written; go on with the same command and --resume",
+                    trainer.step,
+                    trainer.total_steps,
+                )
+            return INTERRUPTED_STATUS
+    finally:
+        leave_ranks(ranks)
+        if lock is not None:
+            release_run_dir(config.run_dir, lock)
+
+
+def _say_losses(trainer: Trainer) -> None:
+    """Raise a WorkError on all ranks where results of the run are missing. A collective."""
+    run_dir = trainer.config.run_dir
+    lost = trainer.ranks.gather(trainer.lost)[0]  # rank 0 writes, so it knows
+    if not lost:
+        return
+    if trainer.ranks.rank != 0:
+        raise SystemExit(1)
+    there = [path.name for path in committed_checkpoints(run_dir)[-1:]]
+    made = (name for name in (SUMMARY_NAME, REPORT_NAME, ONNX_NAME) if (run_dir / name).exists())
+    there += [name for name in made if not any(line.startswith(name) for line in lost)]
+    raise WorkError(
+        f"run {run_dir}: stopped at step {trainer.step} of {trainer.total_steps}, but not all is there:"
+        + "".join(f"\n  lost: {line}" for line in lost)
+        + f"\nthere are: {', '.join(there) or 'no results'}; mend what is named and give the same command with "
+        "--resume, which goes on from the newest checkpoint and makes the results anew"
+    )
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether `error` only says that another rank went away, so that the reason stands in that rank's output."""
+    return (
+        dist.is_available()
+        and isinstance(error, RuntimeError)
+        and any(
+            sign in str(error)
+            for sign in (
+                "Connection closed by peer",
+                "Connection reset by peer",
+                "NCCL communicator was aborted",
+            )
+        )
+    )

@@ -1,0 +1,76 @@
+"""What one rank meets is known to all before anyone acts on it."""
+
+from dist_train.checkpoint import checkpointer as checkpoint_module
+from dist_train.checkpoint.store import committed_checkpoints, read_best
+from dist_train.config import load_config
+from dist_train.data.loader import Loader
+from dist_train.errors import WorkError
+from dist_train.train import loop as trainer_module
+from dist_train.train.loop import Trainer
+from tests.launch.recipes import write_recipe
+from tests.ranks import run_ranks
+from tests.sets import write_set
+from tests.train.test_training import ranks_of_test
+
+
+def open_trainer(rank, world_size, recipe):
+    config = load_config(recipe)
+    config.run_dir.mkdir(exist_ok=True)
+    return Trainer(config, ranks_of_test(rank, world_size))
+
+
+def lose_data(rank, world_size, recipe):
+    """The second rank has no fourth batch; how each rank ends."""
+    trainer = open_trainer(rank, world_size, recipe)
+    following, taken = Loader.__next__, []
+
+    def fails(self):
+        taken.append(None)
+        if rank == 1 and len(taken) == 4:
+            raise WorkError("the cable is out")
+        return following(self)
+
+    Loader.__next__ = fails
+    try:
+        trainer.fit()
+    except (WorkError, SystemExit) as error:
+        trainer.close()
+        return f"{type(error).__name__}: {error}"
+    finally:
+        Loader.__next__ = following
+
+
+class Judged:
+    def __init__(self, score):
+        self.score = score
+
+    def figures(self):
+        return {"evaluate/score": self.score}
+
+
+def see_an_older_best(rank, world_size, recipe):
+    """The second rank's view of the file system has no best checkpoint."""
+    trainer = open_trainer(rank, world_size, recipe)
+    scores = iter([0.9, 0.5])
+    trainer_module.evaluate_backbone = lambda *_: Judged(next(scores))
+    if rank == 1:
+        checkpoint_module.read_best = lambda _: None
+    trainer.fit()
+    trainer.close()
+    trainer.ranks.barrier()
+
+
+def both(rank, world_size, first, second):
+    return lose_data(rank, world_size, first), see_an_older_best(rank, world_size, second)
+
+
+def test_a_rank_whose_data_fail_ends_all_by_its_message_and_a_worse_model_is_best_on_no_ranks_word(tmp_path):
+    write_set(tmp_path / "set")
+    first = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "a", train__steps=8)
+    options = {"train__steps": 4, "evaluate__every_steps": 2, "checkpoint__every_steps": 100}
+    second = write_recipe(tmp_path / "b.yaml", tmp_path / "set", tmp_path / "b", **options)
+    ends = [lost for lost, _ in run_ranks(2, both, first, second)]
+    assert ends == ["WorkError: rank 1: the cable is out", "SystemExit: 1"]
+    # What was trained until then is not lost.
+    assert committed_checkpoints(tmp_path / "a")[-1].name == "step-00000003"
+    assert read_best(tmp_path / "b") == (2, 0.9)
