@@ -4,12 +4,13 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test fuzz lint bench benchmark fonts slurm slurm-test kill-loop clean
+.PHONY: help quickstart test fuzz lint bench measured benchmark fonts slurm slurm-test kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
 	@echo "make fuzz        20,000 changed inputs over every reader: no traceback, no hang, no memory without end"
-	@echo "make bench       measured claims -> benchmarks/results.jsonl"
+	@echo "make bench       measures the claims once more and appends lines to benchmarks/results.jsonl"
+	@echo "make measured    docs/measured.md and the README's lines from the stored results"
 	@echo "make benchmark   what losses, sampling and row types do to accuracy, on 20,000 identities; after make fonts"
 	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
 	@echo "make slurm       Debian's Slurm, for make slurm-test: jobs on a real cluster of two nodes on this machine (root)"
@@ -48,10 +49,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Each call is one more run: lines of code that has changed since are to be deleted by hand.
 bench: $(INSTALLED) $(QUICK)/report.html
-	@: > benchmarks/results.jsonl
 	@for script in $(addprefix benchmarks/,head.py data.py align.py prep.py train.py plan.py evaluate.py export.py); do \
 		echo "$$script" >&2; $(BIN)/python $$script | tee -a benchmarks/results.jsonl || exit 1; done
+
+measured: $(INSTALLED)
+	$(BIN)/python -m benchmarks.measured
 
 # Free CJK and Korean typefaces of Debian and Ubuntu.
 FONTS := alee arphic-bkai00mp arphic-bsmi00lp arphic-gbsn00lp arphic-gkai00mp arphic-ukai arphic-uming \
