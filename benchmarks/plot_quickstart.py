@@ -30,7 +30,8 @@ def main() -> None:
         ("accuracy", accuracy, "Verification of unseen characters and fonts"),
     ):
         points = [(line["step"], line[key]) for line in lines if key in line]
-        axes[name].plot(*zip(*points, strict=True), color="#2457a6")
+        marker = "o" if name == "accuracy" else None  # a single evaluation is a point, not a line
+        axes[name].plot(*zip(*points, strict=True), color="#2457a6", marker=marker)
         axes[name].set_title(title, loc="left", fontsize=10)
         axes[name].set_xlabel("step")
         axes[name].grid(alpha=0.3)

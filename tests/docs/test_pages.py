@@ -134,6 +134,16 @@ def test_the_index_leads_to_every_page():
     assert missing == ["README.md"], "add a line to docs/README.md"
 
 
+def test_the_architecture_names_every_room():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = [
+        path.parent for name in ("dist_train", "data_prep", "launch") for path in (ROOT / name).rglob("__init__.py")
+    ]
+    rooms = [f"`{room.relative_to(ROOT)}/`" for room in packages if room.parent != ROOT and "margins" not in room.name]
+    assert rooms
+    assert [room for room in rooms if room not in text] == []
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
