@@ -33,13 +33,19 @@ class WandbMode(StrEnum):
 
 _Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="processes, array tasks or Ray tasks, a core each; default: one a core, not for slurm"),
+    typer.Option(
+        min=1,
+        help="processes, array tasks or Ray tasks, with a core each; by default one for each core; slurm needs it",
+    ),
 ]
 _Engine = Annotated[
-    EngineName, typer.Option("--engine", help="who works: this machine, a Slurm array, or the cluster in RAY_ADDRESS")
+    EngineName,
+    typer.Option("--engine", help="who does the work: this machine, a Slurm array, or the Ray cluster in RAY_ADDRESS"),
 ]
-_Sbatch = Annotated[list[str] | None, typer.Option(help="further option of sbatch, e.g. partition=cpu")]
-_Wandb = Annotated[WandbMode, typer.Option(help="figures and report in Weights & Biases too")]
+_Sbatch = Annotated[
+    list[str] | None, typer.Option(help="further option for sbatch, e.g. partition=cpu; repeat for more")
+]
+_Wandb = Annotated[WandbMode, typer.Option(help="whether figures and report also go to Weights & Biases")]
 
 
 class FaceChoice(StrEnum):
@@ -67,38 +73,52 @@ class NoFace(StrEnum):
 
 
 def align(
-    source: Annotated[Path, typer.Argument(help="photos: folder per identity, .rec, .tar or folder of them, table")],
-    out: Annotated[Path, typer.Argument(file_okay=False, help="directory of the set; an unfinished job is taken up")],
-    image_size: Annotated[int, typer.Option(min=16, max=1024, help="side of the crops, pixels")] = 112,
+    source: Annotated[
+        Path, typer.Argument(help="photos: a folder with a folder for each identity, a .rec, tars, or a table")
+    ],
+    out: Annotated[
+        Path, typer.Argument(file_okay=False, help="directory of the set; an unfinished job in it is continued")
+    ],
+    image_size: Annotated[int, typer.Option(min=16, max=1024, help="side of the crops in pixels")] = 112,
     faces: Annotated[
-        FaceChoice, typer.Option(help="which of a photo's faces; main: large and near the centre")
+        FaceChoice, typer.Option(help="which faces of a photo are taken; main is one that is large and near the centre")
     ] = FaceChoice.MAIN,
-    crop: Annotated[CropKind, typer.Option(help="five-point alignment, or the box with a margin")] = CropKind.LANDMARKS,
-    margin: Annotated[float, typer.Option(min=0, max=2, help="around a box, share of its longer side")] = 0.1,
-    no_face: Annotated[NoFace, typer.Option(help="photos without a face")] = NoFace.DROP,
-    min_face: Annotated[float, typer.Option(min=12, help="smallest face, pixels of the photo as it is searched")] = 20,
+    crop: Annotated[
+        CropKind, typer.Option(help="how a face is cut out: aligned by its five landmarks, or its box with a margin")
+    ] = CropKind.LANDMARKS,
+    margin: Annotated[
+        float, typer.Option(min=0, max=2, help="width of the margin around a box, as a share of its longer side")
+    ] = 0.1,
+    no_face: Annotated[
+        NoFace, typer.Option(help="what becomes of a photo without a face: drop it, or keep its centre")
+    ] = NoFace.DROP,
+    min_face: Annotated[
+        float,
+        typer.Option(min=12, help="side of the smallest face to find, in pixels of the photo after --longer-side"),
+    ] = 20,
     longer_side: Annotated[
-        int | None, typer.Option(min=12, help="search larger photos at this size, pixels; default: as they are")
+        int | None,
+        typer.Option(min=12, help="larger photos are shrunk to this side in pixels for the search; by default none is"),
     ] = None,
     thresholds: Annotated[
-        tuple[float, float, float], typer.Option(help="least scores of the three networks, between 0 and 1")
+        tuple[float, float, float], typer.Option(help="lowest scores that the three networks accept, between 0 and 1")
     ] = (0.6, 0.7, 0.7),
-    keep: Annotated[bool, typer.Option("--keep", help="pictures are aligned: move them as they are")] = False,
-    min_images: Annotated[int, typer.Option(min=1, help="drop identities with fewer pictures")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="the pictures are aligned already: copy them unchanged")] = False,
+    min_images: Annotated[int, typer.Option(min=1, help="identities with fewer pictures are dropped")] = 1,
     identities: Annotated[
-        Path | None, typer.Option(help="take only these: a text file of a name a line, or a people file of LFW")
+        Path | None, typer.Option(help="take only the people of this file: one name a line, or a people file of LFW")
     ] = None,
     labels_from: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="a set whose identities keep their labels")
+        Path | None, typer.Option(exists=True, file_okay=False, help="an older set whose identities keep their labels")
     ] = None,
-    path_column: Annotated[str, typer.Option(help="of a table: paths or addresses")] = "path",
-    identity_column: Annotated[str, typer.Option(help="of a table: identities")] = "identity",
+    path_column: Annotated[str, typer.Option(help="column of a table with paths or addresses")] = "path",
+    identity_column: Annotated[str, typer.Option(help="column of a table with identities")] = "identity",
     unit: Annotated[
-        int | None, typer.Option(min=1, help="photos of a unit of work; default: from their number")
+        int | None, typer.Option(min=1, help="photos in a unit of work; by default it follows from their number")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the order that photos are dealt into shards in")] = 0,
-    jpeg_quality: Annotated[int, typer.Option(min=50, max=100, help="of the crops")] = 95,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="seed of the order in which photos are dealt into shards")] = 0,
+    jpeg_quality: Annotated[int, typer.Option(min=50, max=100, help="JPEG quality of the crops")] = 95,
+    device: Annotated[str, typer.Option(help="where the detector runs: cpu or cuda")] = "cpu",
     engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
     sbatch: _Sbatch = None,
@@ -106,9 +126,9 @@ def align(
 ) -> None:
     """Find the faces in photos, align them, and write them as a sharded set for training.
 
-    Stopped at any moment, the same command goes on where it was. Every photo is accounted for: in the set, or in
-    OUT/rejects.parquet with the reason; OUT/report.png shows photos, crops and figures. Exact duplicates are kept
-    once; labels are the identities' places in alphabetical order.
+    The command can be stopped at any moment; the same command continues where it was. Every photo is in the set, or
+    in OUT/rejects.parquet with the reason; OUT/report.png shows photos, crops and figures. Of exact duplicates the
+    first is kept. Labels number the identities in alphabetical order.
 
     Examples:
 
@@ -161,14 +181,16 @@ def align(
 
 
 def resume(
-    out: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="directory of a job's set")],
-    retry: Annotated[bool, typer.Option("--retry", help="try the units that were set aside again")] = False,
+    out: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="directory of the set that a job makes")],
+    retry: Annotated[
+        bool, typer.Option("--retry", help="units that were set aside after failures are tried again")
+    ] = False,
     engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
     sbatch: _Sbatch = None,
     wandb: _Wandb = WandbMode.DISABLED,
 ) -> None:
-    """Bring a job to its end with the options that it was begun with.
+    """Continue a job with the options that it was started with.
 
     Examples:
 

@@ -11,7 +11,7 @@ from data_prep.detect_cli import detect
 from data_prep.pairs_cli import pairs
 from dist_train.runtime.terminal import echo
 
-app = typer.Typer(help="Make sharded training sets.", no_args_is_help=True)
+app = typer.Typer(help="Make sharded training sets from photos or from fonts.", no_args_is_help=True)
 
 
 @app.callback()
@@ -21,28 +21,39 @@ def prep() -> None:
 
 @app.command()
 def glyphs(
-    output: Annotated[Path, typer.Argument(help="new directory for train/ and heldout/")],
-    image_size: Annotated[int, typer.Option(min=32, max=512, help="side of the pictures, pixels")] = 112,
+    output: Annotated[Path, typer.Argument(help="directory to make, with train/ and heldout/ in it")],
+    image_size: Annotated[int, typer.Option(min=32, max=512, help="side of the pictures in pixels")] = 112,
     fonts: Annotated[
-        list[Path] | None, typer.Option(help="directories of fonts; default: matplotlib's and the system's")
+        list[Path] | None,
+        typer.Option(help="directory of fonts; repeat for more; by default the fonts of matplotlib and of the system"),
     ] = None,
-    identities: Annotated[int | None, typer.Option(min=2, help="most characters to train on; default: all")] = None,
+    identities: Annotated[
+        int | None, typer.Option(min=2, help="largest number of characters to train on; by default all")
+    ] = None,
     views: Annotated[
-        int | None, typer.Option(min=2, max=10_000, help="pictures per character; default: one per font")
+        int | None, typer.Option(min=2, max=10_000, help="pictures of each character; by default one for each font")
     ] = None,
-    min_fonts: Annotated[int, typer.Option(min=2, help="fonts that a character needs")] = 3,
-    heldout_identities: Annotated[int, typer.Option(min=2, help="most characters held out")] = 1000,
-    heldout_fonts: Annotated[float, typer.Option(min=0.01, max=0.9, help="share of fonts held out")] = 0.2,
-    pairs: Annotated[int, typer.Option(min=20, help="pairs of verification.bin")] = 6000,
-    difficulty: Annotated[float, typer.Option(min=0, max=3, help="strength of all nuisances; 0: clean glyphs")] = 1.0,
-    jpeg_quality: Annotated[int, typer.Option(min=60, max=100, help="highest JPEG quality")] = 90,
-    shard_samples: Annotated[int, typer.Option(min=1, help="pictures per shard")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="same seed, same fonts: same bytes")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one a core")] = None,
+    min_fonts: Annotated[int, typer.Option(min=2, help="a character is used if at least so many fonts draw it")] = 3,
+    heldout_identities: Annotated[
+        int, typer.Option(min=2, help="largest number of characters that are held out")
+    ] = 1000,
+    heldout_fonts: Annotated[float, typer.Option(min=0.01, max=0.9, help="share of the fonts that is held out")] = 0.2,
+    pairs: Annotated[int, typer.Option(min=20, help="number of pairs in verification.bin")] = 6000,
+    difficulty: Annotated[
+        float, typer.Option(min=0, max=3, help="strength of blur, noise and all other changes; 0 draws clean glyphs")
+    ] = 1.0,
+    jpeg_quality: Annotated[int, typer.Option(min=60, max=100, help="highest JPEG quality of the pictures")] = 90,
+    shard_samples: Annotated[int, typer.Option(min=1, help="pictures in a shard")] = 10_000,
+    seed: Annotated[
+        int, typer.Option(min=0, help="seed of every random choice; the same seed and fonts give the same bytes")
+    ] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="number of processes; by default one for each core")
+    ] = None,
 ) -> None:
-    """An identity set drawn from fonts, without any download.
+    """Draw an identity set from fonts, without any download.
 
-    Every character is an identity, every font a view of it, and every picture gets its own trouble: shift, scale,
+    Every character is an identity, every font a view of it, and every picture gets random changes: shift, scale,
     rotation, perspective, stroke weight, blur, noise, contrast, texture, occlusion, JPEG. The held-out part has
     characters and font families that are not in the training part.
 

@@ -17,17 +17,17 @@ GREEN, RED = (0, 200, 0), (255, 0, 0)
 
 
 def detect(
-    photos: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="photos to look at")],
-    out: Annotated[Path, typer.Option(file_okay=False, help="directory for the pictures with what was found")],
-    min_face: Annotated[float, typer.Option(min=12, help="smallest face, pixels")] = 20,
+    photos: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="photos to find faces in")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="directory for the photos with their faces drawn in")],
+    min_face: Annotated[float, typer.Option(min=12, help="side of the smallest face to find, in pixels")] = 20,
     thresholds: Annotated[
-        tuple[float, float, float], typer.Option(help="least scores of the three networks, between 0 and 1")
+        tuple[float, float, float], typer.Option(help="lowest scores that the three networks accept, between 0 and 1")
     ] = (0.6, 0.7, 0.7),
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: Annotated[str, typer.Option(help="where the detector runs: cpu or cuda")] = "cpu",
 ) -> None:
     """Draw boxes, scores and landmarks of the faces in photos.
 
-    For each photo one line with the number of faces and where its picture is.
+    For each photo the command prints the number of faces and the file with the drawn picture.
 
     Examples:
 

@@ -15,20 +15,25 @@ _NAMED = 10  # missing photos in the message; all are in OUT.rejects.csv
 
 def pairs(
     listed: Annotated[
-        Path, typer.Argument(metavar="LIST", help="LFW's pairs.txt or one like it, or a .csv, .tsv or .parquet")
+        Path,
+        typer.Argument(
+            metavar="LIST", help="list of pairs: LFW's pairs.txt or one like it, or a .csv, .tsv or .parquet"
+        ),
     ],
     directory: Annotated[Path, typer.Argument(metavar="SET", help="a set that `headcount prep align` made")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.bin", help="the verification set")],
-    left_column: Annotated[str, typer.Option(help="of a table: paths of the one photo")] = "left",
-    right_column: Annotated[str, typer.Option(help="of a table: paths of the other")] = "right",
-    same_column: Annotated[str, typer.Option(help="of a table: 1 or true for the same person, 0 or false")] = "same",
+    out: Annotated[Path, typer.Argument(metavar="OUT.bin", help="verification set to write")],
+    left_column: Annotated[str, typer.Option(help="column of a table with the paths of the first photos")] = "left",
+    right_column: Annotated[str, typer.Option(help="column of a table with the paths of the second photos")] = "right",
+    same_column: Annotated[
+        str, typer.Option(help="column of a table with 1 or true for the same person, 0 or false for two people")
+    ] = "same",
 ) -> None:
-    """A verification set in InsightFace's .bin form, from a list of pairs and the aligned faces of their photos.
+    """Make a verification set in InsightFace's .bin form from a list of pairs and the aligned faces of their photos.
 
     A photo is found by the source that `headcount prep align` noted beside each picture; its path may begin in another
-    folder. Pairs keep their order, by which the folds of the protocol are made. A pair with a photo that has no
-    picture in SET is left out; such photos are counted, and named in OUT.bin.rejects.csv. If SET has never heard of
-    one, the status is 1: LIST and SET do not belong together.
+    folder. Pairs keep their order, since the folds of the protocol follow it. A pair with a photo that has no picture
+    in SET is left out; such photos are counted, and named in OUT.bin.rejects.csv. If a photo is neither in SET nor
+    among its rejects, the status is 1: LIST and SET do not belong together.
 
     Examples:
 

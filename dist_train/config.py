@@ -29,40 +29,56 @@ _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in paths, names, 
 class TrainConfig(Section):
     """How long, on what device, in what batches."""
 
-    epochs: float | None = Field(None, gt=0, description="passes over the set; give this or steps")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; give this or epochs")
-    global_batch_size: int = Field(512, ge=2, description="pictures per step over all ranks")
+    epochs: float | None = Field(
+        None, gt=0, description="how many times training goes through the set; give either epochs or steps"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="how many optimizer steps training makes; give either epochs or steps"
+    )
+    global_batch_size: int = Field(512, ge=2, description="pictures in a step, counted over all ranks")
     micro_batch_size: int | None = Field(
         None,
         ge=2,
-        description="pictures per rank and forward pass; smaller than a rank's share means gradient accumulation. "
-        "BatchNorm normalises over it, so runs on other rank counts agree when it is set",
+        description="pictures in one forward pass of a rank; if a rank's share of a step is larger, gradients of "
+        "several passes are added up. BatchNorm normalises over these pictures, so with this key set runs on other "
+        "numbers of ranks agree",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPUs that are there, else CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what to train on; auto takes the GPUs of the machine, or the CPU if it has none"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the backbone's arithmetic; auto: bfloat16 on GPUs that have it, float32 on CPU"
+        "auto",
+        description="number format of the backbone's arithmetic; auto is bfloat16 on GPUs that have it, else float32",
     )
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
-        "ddp", description="how the backbone is replicated: DistributedDataParallel or a stage of DeepSpeed ZeRO"
+        "ddp",
+        description="how the ranks hold the backbone: a whole copy each (ddp), or split by a stage of DeepSpeed ZeRO",
     )
-    compile: bool = Field(False, description="torch.compile the backbone")
+    compile: bool = Field(False, description="whether torch.compile compiles the backbone")
     activation_checkpointing: bool = Field(
         False,
-        description="keep only what enters each residual block and compute its inside again in the backward pass: "
-        "less memory for about a third more arithmetic",
+        description="whether only the input of each residual block is kept and its inside is computed a second time in "
+        "the backward pass: less memory for about a third more arithmetic",
     )
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and exported"
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is evaluated and exported in their place",
     )
-    max_bad_steps: int = Field(20, ge=1, description="steps in a row without finite numbers after which the run stops")
+    max_bad_steps: int = Field(
+        20, ge=1, description="the run stops after so many steps in a row whose loss or gradient is not finite"
+    )
     timeout_s: float = Field(
         600.0,
         ge=1,
-        description="longest time of a step or an exchange between ranks; then every rank writes where it stands to "
-        "the log and the job ends, to be started again",
+        description="longest time of a step or of an exchange between ranks, in seconds; after it every rank writes "
+        "its stacks to the log and the job ends",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: cores / local ranks")
-    log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and the tracker")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of each rank; by default the machine's cores divided by its ranks"
+    )
+    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl and of the tracker")
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":
@@ -80,20 +96,32 @@ class TrainConfig(Section):
 class OptimizerConfig(Section):
     """The backbone's optimizer and the learning rate of backbone and head."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="update rule of the backbone")
-    lr: float = Field(0.1, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="on weights")
-    decay_norms: bool = Field(True, description="weight decay on norms and biases too")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the peak")
-    schedule: Literal["cosine", "polynomial", "step", "constant"] = Field(
-        "cosine", description="decay after the warm-up"
+    name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer of the backbone; the head has its own")
+    lr: float = Field(0.1, gt=0, description="highest learning rate, reached after the warm-up")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; adamw does not read it")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay of the backbone's weights")
+    decay_norms: bool = Field(
+        True, description="whether weight decay also applies to biases and to the parameters of normalisation layers"
     )
-    power: float = Field(2.0, gt=0, description="of the polynomial schedule")
-    milestones: tuple[int, ...] = Field((), description="steps at which the step schedule lowers the rate, rising")
-    gamma: float = Field(0.1, gt=0, lt=1, description="factor of the step schedule at each milestone")
-    final_lr: float = Field(0.0, ge=0, description="learning rate at the last step, of cosine and polynomial")
-    clip_norm: float | None = Field(None, gt=0, description="largest L2 norm of the backbone's gradient")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises linearly from 0 to lr")
+    schedule: Literal["cosine", "polynomial", "step", "constant"] = Field(
+        "cosine", description="how the learning rate falls after the warm-up"
+    )
+    power: float = Field(2.0, gt=0, description="exponent of the polynomial schedule")
+    milestones: tuple[int, ...] = Field(
+        (), description="steps at which the step schedule lowers the learning rate, in rising order"
+    )
+    gamma: float = Field(
+        0.1, gt=0, lt=1, description="what the step schedule multiplies the learning rate by at each milestone"
+    )
+    final_lr: float = Field(
+        0.0, ge=0, description="learning rate at the last step of the cosine and polynomial schedules"
+    )
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="the backbone's gradient is scaled down to this L2 norm when it is larger; null never scales",
+    )
 
     @model_validator(mode="after")
     def _milestones_of_step(self) -> "OptimizerConfig":
@@ -108,24 +136,37 @@ class CheckpointConfig(Section):
     """When training state is written."""
 
     every_steps: int = Field(1000, ge=1, description="steps between checkpoints")
-    every_minutes: float | None = Field(None, gt=0, description="longest time between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept; the best one is kept besides")
+    every_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="a checkpoint is also written after so many minutes since the last; null counts steps alone",
+    )
+    keep: int = Field(
+        2, ge=1, description="how many of the newest checkpoints stay on disk; the best one by evaluation stays too"
+    )
 
 
 class TrackConfig(Section):
     """Where figures go besides metrics.jsonl."""
 
-    wandb: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mode")
-    project: str = Field("headcount", min_length=1, description="W&B project")
-    name: str | None = Field(None, description="W&B run name; default: the run directory's name")
-    artifacts: bool = Field(False, description="hand every checkpoint to W&B as an artifact")
+    wandb: Literal["offline", "online", "disabled"] = Field(
+        "offline",
+        description="whether figures also go to Weights & Biases: online, as files on this machine, or not at all",
+    )
+    project: str = Field("headcount", min_length=1, description="project in Weights & Biases")
+    name: str | None = Field(
+        None, description="name of the run in Weights & Biases; by default the name of the run directory"
+    )
+    artifacts: bool = Field(
+        False, description="whether every checkpoint is also uploaded to Weights & Biases as an artifact"
+    )
 
 
 class RunConfig(Section):
     """A whole run."""
 
-    run_dir: Path = Field(description="where everything about the run is written")
-    seed: int = Field(0, ge=0, lt=2**63, description="of every random choice")
+    run_dir: Path = Field(description="directory to which the run writes everything")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     data: DataConfig
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
     head: HeadConfig = Field(default_factory=HeadConfig)

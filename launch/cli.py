@@ -51,7 +51,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
 ) -> None:
     """Train embedding models on very large identity sets."""
     # Rank 0 speaks; the others only when something is wrong.

@@ -10,12 +10,16 @@ from launch.options import AllowChanges, Resume, going_on
 
 
 def local(
-    config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="processes; default: one a GPU, or 2 without GPUs")] = None,
+    config: Annotated[Path, typer.Argument(help="recipe to train by, e.g. configs/quickstart.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="keys of the recipe with other values: section.key=value ...")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="number of ranks; by default one for each GPU, or 2 without GPUs")
+    ] = None,
     resume: Resume = False,
     allow_changes: AllowChanges = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print torchrun's command and end")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command of torchrun and end")] = False,
 ) -> None:
     """Train on this machine with one process a GPU, or a few on the CPU.
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in run_dir")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in run_dir")]
 AllowChanges = Annotated[
-    bool, typer.Option("--allow-changes", help="resume although the configuration differs from the stored one")
+    bool, typer.Option("--allow-changes", help="resume even if the configuration differs from that of the run")
 ]
 
 

@@ -31,33 +31,48 @@ MOST_IDENTITIES = 10**12
 
 
 def plan(
-    identities: Annotated[str, typer.Option(help="classes, e.g. 100e6")],
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the job, a rank each")] = 8,
+    identities: Annotated[str, typer.Option(help="number of identities, e.g. 100e6")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the job, with a rank for each")] = 8,
     gpu: Annotated[str, typer.Option(help=f"one of {', '.join(GPUS)}")] = "h100",
     gpu_memory_gib: Annotated[
-        float | None, typer.Option("--gpu-memory", min=1, help="GiB of a GPU; default: as its data sheet says")
+        float | None,
+        typer.Option("--gpu-memory", min=1, help="memory of a GPU in GiB; by default that of its data sheet"),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine")] = 8,
-    network: Annotated[float, typer.Option(min=0.1, help="Gbit/s between machines for each GPU")] = 200.0,
-    backbone: Annotated[str, typer.Option(help="network, e.g. r50, r100, mobilefacenet")] = "r50",
-    batch: Annotated[int, typer.Option(min=2, help="pictures of a GPU and forward pass")] = 128,
-    accumulation: Annotated[int, typer.Option(min=1, help="forward passes of a step")] = 1,
-    sample_rate: Annotated[float, typer.Option(help="head.sample_rate")] = 1.0,
-    storage: Annotated[str, typer.Option(help="head.storage: device, host or mmap")] = "device",
-    dtype: Annotated[str, typer.Option(help="head.dtype: float32 or bfloat16")] = "float32",
-    optimizer: Annotated[str, typer.Option(help="head.optimizer: sgd, rowwise_adagrad or adamw")] = "sgd",
-    logits_budget_mb: Annotated[int, typer.Option(help="head.logits_budget_mb")] = 256,
-    embedding_dim: Annotated[int, typer.Option(min=2, max=8192, help="backbone.embedding_dim")] = 512,
+    network: Annotated[float, typer.Option(min=0.1, help="network between machines, in Gbit/s for each GPU")] = 200.0,
+    backbone: Annotated[str, typer.Option(help="backbone, e.g. r50, r100, mobilefacenet")] = "r50",
+    batch: Annotated[int, typer.Option(min=2, help="pictures in one forward pass of a GPU")] = 128,
+    accumulation: Annotated[int, typer.Option(min=1, help="forward passes in a step")] = 1,
+    sample_rate: Annotated[
+        float, typer.Option(help="share of the classes in each step's softmax, as head.sample_rate")
+    ] = 1.0,
+    storage: Annotated[
+        str, typer.Option(help="where class centers are kept, as head.storage: device, host or mmap")
+    ] = "device",
+    dtype: Annotated[
+        str, typer.Option(help="number format of class centers, as head.dtype: float32 or bfloat16")
+    ] = "float32",
+    optimizer: Annotated[
+        str, typer.Option(help="optimizer of class centers, as head.optimizer: sgd, rowwise_adagrad or adamw")
+    ] = "sgd",
+    logits_budget_mb: Annotated[int, typer.Option(help="memory for kept logits in MB, as head.logits_budget_mb")] = 256,
+    embedding_dim: Annotated[
+        int, typer.Option(min=2, max=8192, help="numbers in an embedding, as backbone.embedding_dim")
+    ] = 512,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="side of a picture in pixels")] = 112,
-    images: Annotated[str | None, typer.Option(help="pictures of the set; default: 20 an identity")] = None,
-    precision: Annotated[str, typer.Option(help="train.precision: bfloat16, float16 or float32")] = "bfloat16",
-    strategy: Annotated[str, typer.Option(help="train.strategy: ddp, zero1, zero2 or zero3")] = "ddp",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    images: Annotated[str | None, typer.Option(help="pictures of the set; by default 20 for each identity")] = None,
+    precision: Annotated[
+        str, typer.Option(help="arithmetic of the backbone, as train.precision: bfloat16, float16 or float32")
+    ] = "bfloat16",
+    strategy: Annotated[
+        str, typer.Option(help="how ranks hold the backbone, as train.strategy: ddp, zero1, zero2 or zero3")
+    ] = "ddp",
+    as_json: Annotated[bool, typer.Option("--json", help="print the plan as one JSON object")] = False,
 ) -> None:
     """Plan a job: memory by part, network, images/s, hours per epoch, the largest number of identities, advice.
 
-    Memory follows from what the code stores and is held against measured heads; seconds are estimates from data
-    sheets (`python benchmarks/plan.py` says how far both are off).
+    Memory follows from what the code stores, and was compared with measured heads. Seconds are estimates from data
+    sheets. `python benchmarks/plan.py` prints how far both are off.
 
     Examples:
 

@@ -153,25 +153,33 @@ def run_slurm(*command: str) -> str:
 
 
 def slurm(
-    config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    nodes: Annotated[str, typer.Option(help="nodes: N, or MIN:MAX to take as many as there are")] = "1",
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of a node, a rank for each; 0: train on CPU")] = 8,
-    procs_per_node: Annotated[int | None, typer.Option(min=1, help="ranks of a node; default: one a GPU, or 1")] = None,
+    config: Annotated[Path, typer.Argument(help="recipe to train by, e.g. configs/quickstart.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="keys of the recipe with other values: section.key=value ...")
+    ] = None,
+    nodes: Annotated[str, typer.Option(help="number of nodes: N, or MIN:MAX to take as many as are free")] = "1",
+    gpus_per_node: Annotated[
+        int, typer.Option(min=0, help="GPUs of a node, with a rank for each; 0 trains on CPUs")
+    ] = 8,
+    procs_per_node: Annotated[
+        int | None, typer.Option(min=1, help="ranks of a node; by default one for each GPU, or 1 without GPUs")
+    ] = None,
     cpus_per_task: Annotated[int, typer.Option(min=1, help="cores of a rank, its data workers included")] = 8,
     time: Annotated[str | None, typer.Option(help="time limit as Slurm writes it, e.g. 24:00:00 or 7-0")] = None,
-    partition: Annotated[str | None, typer.Option(help="partition; default: the cluster's")] = None,
-    account: Annotated[str | None, typer.Option(help="account that is charged")] = None,
+    partition: Annotated[str | None, typer.Option(help="partition to run in; by default that of the cluster")] = None,
+    account: Annotated[str | None, typer.Option(help="account that is charged for the job")] = None,
     signal_before: Annotated[
-        int, typer.Option(min=10, help="seconds before the limit at which a checkpoint is written")
+        int, typer.Option(min=10, help="how many seconds before the time limit a checkpoint is written")
     ] = 120,
-    requeue: Annotated[bool, typer.Option(help="queue the job again when it was stopped before its end")] = True,
-    sbatch: Annotated[list[str] | None, typer.Option(help="further option of sbatch, e.g. qos=high")] = None,
+    requeue: Annotated[bool, typer.Option(help="whether a job that was stopped goes back to the queue")] = True,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="further option for sbatch, e.g. qos=high; repeat for more")
+    ] = None,
     resume: Resume = False,
     allow_changes: AllowChanges = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script and end")] = False,
 ) -> None:
-    """Submit a training job to Slurm that checkpoints, queues itself again and goes on until it is done.
+    """Submit a training job to Slurm that writes checkpoints, goes back to the queue and resumes until it is done.
 
     Before the time limit, on preemption and when a node or rank is lost, the job goes back to the queue and continues
     from its checkpoint. The log of all starts is RUN_DIR/slurm-JOB.log. Ask for a checkpoint and a fresh start by

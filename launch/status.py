@@ -170,9 +170,9 @@ def _run_dir_of(job: str) -> Path | None:
 
 
 def status(
-    run_dir: Annotated[Path | None, typer.Argument(help="run directory; default: those of all your jobs")] = None,
+    run_dir: Annotated[Path | None, typer.Argument(help="run directory; by default those of all your jobs")] = None,
 ) -> None:
-    """Tell how training jobs under Slurm stand, and how far their runs are.
+    """Show the state of training jobs under Slurm, and the progress of their runs.
 
     Examples:
 

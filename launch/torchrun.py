@@ -129,22 +129,29 @@ def meeting_point(text: str | None) -> str:
 
 
 def torchrun(
-    config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    nodes: Annotated[str, typer.Option(help="machines: N, or MIN:MAX to go on with fewer and take in more")] = "1",
-    procs_per_node: Annotated[
-        int | None, typer.Option(min=1, help="ranks of each machine; default: one a GPU, or 2 without GPUs")
+    config: Annotated[Path, typer.Argument(help="recipe to train by, e.g. configs/quickstart.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="keys of the recipe with other values: section.key=value ...")
     ] = None,
-    rdzv: Annotated[str | None, typer.Option(help="HOST[:PORT] where the machines meet; HOST is one of them")] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help="fresh starts of the ranks after one failed")] = 3,
+    nodes: Annotated[
+        str, typer.Option(help="number of machines: N, or MIN:MAX to start with MIN and take in up to MAX")
+    ] = "1",
+    procs_per_node: Annotated[
+        int | None, typer.Option(min=1, help="ranks of each machine; by default one for each GPU, or 2 without GPUs")
+    ] = None,
+    rdzv: Annotated[
+        str | None, typer.Option(help="HOST[:PORT] at which the machines meet; HOST is one of the machines")
+    ] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="how many times all ranks start again after one failed")] = 3,
     resume: Resume = False,
     allow_changes: AllowChanges = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print torchrun's command and end")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the command of torchrun and end")] = False,
 ) -> None:
     """Train on one or several machines under torchrun; give the same command on each of them.
 
-    When a rank dies, all are started again from the newest checkpoint, and with MIN:MAX machines whoever is there goes
-    on: batch size, sample order and losses stay those of the recipe. `run_dir` and the data must be on every machine.
+    When a rank dies, all ranks start again from the newest checkpoint. With MIN:MAX machines the job continues on the
+    machines that are left; batch size, sample order and losses stay those of the recipe. `run_dir` and the data must
+    be on every machine.
 
     Examples:
 

@@ -10,18 +10,20 @@ from launch.options import AllowChanges, Resume
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="recipe, e.g. configs/quickstart.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    config: Annotated[Path, typer.Argument(help="recipe to train by, e.g. configs/quickstart.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="keys of the recipe with other values: section.key=value ...")
+    ] = None,
     resume: Resume = False,
     allow_changes: AllowChanges = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="train nothing: validate, plan memory, make one small step"),
+        typer.Option("--check", help="train nothing: validate the recipe, plan memory and make one small step"),
     ] = False,
 ) -> None:
     """Train an embedding model; evaluate, export and report at the end.
 
-    One process here; under torchrun or Slurm one rank of many: `headcount launch` starts those.
+    The command is one process, and one rank of many under torchrun or Slurm: `headcount launch` starts many ranks.
 
     Examples:
 

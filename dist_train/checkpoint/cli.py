@@ -11,16 +11,16 @@ from dist_train.runtime.terminal import echo
 if TYPE_CHECKING:
     from torch import Tensor
 
-app = typer.Typer(help="Look into checkpoints, and take plain weights out.", no_args_is_help=True)
+app = typer.Typer(help="Inspect checkpoints, and export plain weights.", no_args_is_help=True)
 
 _Where = Annotated[Path, typer.Argument(help="run directory, or one checkpoint in it")]
 
 
 @app.command()
 def inspect(where: _Where) -> None:
-    """Print what checkpoints hold, and whether their files are as they were written.
+    """Print what checkpoints hold, and whether their files are undamaged.
 
-    Exit status 1 where one is damaged.
+    Exit status 1 if one is damaged.
 
     Example:
 
@@ -46,10 +46,12 @@ def inspect(where: _Where) -> None:
 @app.command()
 def export(
     where: _Where,
-    output: Annotated[Path, typer.Option("--output", "-o", help="file for `torch.load`")],
-    centers: Annotated[bool, typer.Option("--centers", help="class centers too, float32 [C, D] or [C, K, D]")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="file to write, for `torch.load`")],
+    centers: Annotated[
+        bool, typer.Option("--centers", help="also write the class centers, float32 [C, D] or [C, K, D]")
+    ] = False,
 ) -> None:
-    """Write backbone weights as one plain file, to go on with in other programs.
+    """Write backbone weights as one plain file, for other programs.
 
     The file holds a dict for `torch.load(FILE, weights_only=True)`: `backbone` (a state dict; the moving average where
     one was kept), `config` (YAML), `image_size`, `step`, and with --centers `centers`.

@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 _SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="directory of the set")]
-_LabelKey = Annotated[str, typer.Option(help="key of the label in samples that have a .json and no .cls")]
+_LabelKey = Annotated[str, typer.Option(help="key of the label in the .json of samples that have no .cls")]
 
 
 class Backend(StrEnum):
@@ -33,10 +33,12 @@ _SHOWN = 20  # problems that are printed; the rest are counted
 @app.command()
 def inspect(
     path: _SetArgument,
-    sheet: Annotated[Path | None, typer.Option(help="write random samples as one picture, .png or .jpg")] = None,
-    rows: Annotated[int, typer.Option(min=1, max=100, help="of the sheet")] = 8,
-    columns: Annotated[int, typer.Option(min=1, max=100, help="of the sheet")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="which samples the sheet shows")] = 0,
+    sheet: Annotated[
+        Path | None, typer.Option(help="picture file, .png or .jpg, for a sheet of random samples")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=100, help="rows of the sheet")] = 8,
+    columns: Annotated[int, typer.Option(min=1, max=100, help="columns of the sheet")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="seed that chooses the samples of the sheet")] = 0,
     label_key: _LabelKey = "label",
 ) -> None:
     """Print counts, sizes and the histogram of labels; draw a sheet of samples."""
@@ -53,8 +55,8 @@ def inspect(
 @app.command()
 def verify(
     path: _SetArgument,
-    workers: Annotated[int, typer.Option(min=1, help="shards checked at a time")] = os.cpu_count() or 1,
-    decode: Annotated[bool, typer.Option(help="decode every picture, too")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="how many shards are checked at a time")] = os.cpu_count() or 1,
+    decode: Annotated[bool, typer.Option(help="whether every picture is decoded, too")] = True,
     label_key: _LabelKey = "label",
 ) -> None:
     """Compare every shard with the manifest: size, checksum, index, labels, pictures. Exit status 1 if any is wrong."""
@@ -84,15 +86,25 @@ def verify(
 def bench(
     path: Annotated[str, typer.Argument(metavar="SET", help="directory or address of the set")],
     workers: Annotated[
-        list[int] | None, typer.Option(min=0, help="processes to try, 0: none; default: 0, 1, 2, 4 ... up to the cores")
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="number of decoding processes to try, 0 for none; repeat; by default 0, 1, 2, 4 ... up to the cores",
+        ),
     ] = None,
-    backend: Annotated[list[Backend] | None, typer.Option(help="default: opencv, and dali where installed")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures a batch")] = 256,
-    seconds: Annotated[float, typer.Option(min=0.1, help="for each way")] = 5.0,
-    augment: Annotated[bool, typer.Option(help="flip, rotation by 10 degrees, colour jitter of 0.2")] = True,
+    backend: Annotated[
+        list[Backend] | None, typer.Option(help="decoder to try; by default opencv, and dali where it is installed")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures in a batch")] = 256,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="seconds of measuring each backend and number of processes")
+    ] = 5.0,
+    augment: Annotated[
+        bool, typer.Option(help="whether pictures are augmented: flip, rotation by 10 degrees, colour jitter of 0.2")
+    ] = True,
     label_key: _LabelKey = "label",
 ) -> None:
-    """Pictures a second in training order, by backend and number of workers, against decoding alone on one core."""
+    """Measure images/s in training order, by backend and number of workers, beside decoding alone on one core."""
     import importlib.util
 
     from dist_train.data.bench import USUAL, measure

@@ -25,19 +25,24 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(help="run directories, checkpoints or .onnx files")],
+    models: Annotated[
+        list[Path], typer.Argument(help="models to evaluate: run directories, checkpoints or .onnx files")
+    ],
     sets: Annotated[
         list[Path] | None,
-        typer.Option("--sets", "-s", help=".bin file, IJB-B or IJB-C, or shards with gallery and probes; repeat"),
+        typer.Option(
+            "--sets", "-s", help="what to evaluate on: a .bin file, a directory of IJB, or of shards; repeat for more"
+        ),
     ] = None,
     distractors: Annotated[
-        Path | None, typer.Option(help="shards of strangers, to hide the mates of every set of shards among them")
+        Path | None,
+        typer.Option(help="directory of shards of strangers, among whom the mates of other sets of shards are hidden"),
     ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="write the figures there")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="write an HTML report there")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures per rank and forward pass")] = 64,
-    flip: Annotated[bool, typer.Option(help="add the mirrored picture's embedding")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    json_path: Annotated[Path | None, typer.Option("--json", help="file for the figures as JSON")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="file for an HTML report")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
+    flip: Annotated[bool, typer.Option(help="whether the mirrored picture's embedding is added")] = True,
+    device: Annotated[str, typer.Option(help="where the model runs: auto, cpu or cuda")] = "auto",
     input_range: RangeOption = None,
     input_mean: MeanOption = None,
     input_std: StdOption = None,
@@ -45,9 +50,9 @@ def evaluate(
     input_size: SizeOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Evaluate models on verification and identification sets; several models side by side.
+    """Evaluate models on verification and identification sets, several models side by side.
 
-    One process here; under torchrun the pictures and the gallery are split over the ranks.
+    The command is one process; under torchrun the pictures and the gallery are split over the ranks.
 
     Examples:
 

@@ -30,13 +30,15 @@ def check_names(sets: Sequence[Path]) -> None:
 class EvaluateConfig(Section):
     """On what, and how, a model is evaluated."""
 
-    verification: tuple[Path, ...] = Field((), description="verification sets: InsightFace .bin files")
-    identification: tuple[Path, ...] = Field((), description="identification sets: directories with gallery and probes")
-    every_steps: int | None = Field(
-        None, ge=1, description="steps between evaluations in training; null: only at the end"
+    verification: tuple[Path, ...] = Field((), description="verification sets, as InsightFace's .bin files")
+    identification: tuple[Path, ...] = Field(
+        (), description="identification sets: directories of shards with a gallery and probes"
     )
-    batch_size: int = Field(64, ge=1, le=8192, description="pictures per rank and forward pass")
-    flip: bool = Field(True, description="embedding = f(picture) + f(mirrored picture), as published figures have it")
+    every_steps: int | None = Field(
+        None, ge=1, description="steps between evaluations in training; null evaluates only at the end"
+    )
+    batch_size: int = Field(64, ge=1, le=8192, description="pictures in one forward pass of a rank")
+    flip: bool = Field(True, description="whether the mirrored picture's embedding is added, as in published figures")
 
     @field_validator("verification", "identification")
     @classmethod

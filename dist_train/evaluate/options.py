@@ -28,30 +28,46 @@ class InputColor(StrEnum):
 _PANEL = "ONNX files of others"
 
 RangeOption = Annotated[
-    InputRange | None, typer.Option("--input-range", help="values that the model takes", rich_help_panel=_PANEL)
+    InputRange | None,
+    typer.Option("--input-range", help="range of the pixel values that the model takes", rich_help_panel=_PANEL),
 ]
 MeanOption = Annotated[
     str | None,
     typer.Option(
         "--input-mean",
         metavar="M[,M,M]",
-        help="taken from the values 0..255 of each channel",
+        help="mean that is subtracted from the values 0..255, one for all channels or one for each",
         rich_help_panel=_PANEL,
     ),
 ]
 StdOption = Annotated[
     str | None,
-    typer.Option("--input-std", metavar="S[,S,S]", help="by which the rest is divided", rich_help_panel=_PANEL),
+    typer.Option(
+        "--input-std",
+        metavar="S[,S,S]",
+        help="number that the difference is divided by, one for all channels or one for each",
+        rich_help_panel=_PANEL,
+    ),
 ]
-ColorOption = Annotated[InputColor | None, typer.Option("--input-color", help="channel order", rich_help_panel=_PANEL)]
+ColorOption = Annotated[
+    InputColor | None,
+    typer.Option("--input-color", help="order of the channels that the model takes", rich_help_panel=_PANEL),
+]
 SizeOption = Annotated[
     int | None,
     typer.Option(
-        "--input-size", min=8, max=4096, help="side, pixels, if the file leaves it open", rich_help_panel=_PANEL
+        "--input-size",
+        min=8,
+        max=4096,
+        help="side of the pictures in pixels, if the file leaves it open",
+        rich_help_panel=_PANEL,
     ),
 ]
 OutputOption = Annotated[
-    str | None, typer.Option("--output", help="of several outputs the one with the embedding", rich_help_panel=_PANEL)
+    str | None,
+    typer.Option(
+        "--output", help="name of the output with the embeddings, if there are several outputs", rich_help_panel=_PANEL
+    ),
 ]
 
 

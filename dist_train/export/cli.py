@@ -17,33 +17,46 @@ class Int8(StrEnum):
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="run directory, or one checkpoint in it")],
+    run: Annotated[Path, typer.Argument(help="run directory to export, or one checkpoint in it")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="the .onnx file; other forms go beside it [RUN/model.onnx]")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="the .onnx file to write, other forms beside it; by default RUN/model.onnx"
+        ),
     ] = None,
-    opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX operator set")] = 18,
+    opset: Annotated[int, typer.Option(min=18, max=23, help="version of the ONNX operator set")] = 18,
     normalize_inside: Annotated[
-        bool, typer.Option("--normalize-inside", help="take uint8 pictures [B, S, S, 3] and scale them in the model")
+        bool,
+        typer.Option("--normalize-inside", help="the model takes uint8 pictures [B, S, S, 3] and scales them itself"),
     ] = False,
     int8: Annotated[
         list[Int8] | None,
-        typer.Option(help="int8 ONNX too: static needs --calibrate; dynamic is small, not fast; repeat"),
+        typer.Option(
+            help="also write int8 ONNX: static needs --calibrate, dynamic is small but not fast; repeat for both"
+        ),
     ] = None,
-    calibrate: Annotated[Path | None, typer.Option(help="shards to calibrate --int8 static with")] = None,
-    calibration_images: Annotated[int, typer.Option(min=1, max=65536, help="pictures taken from --calibrate")] = 256,
-    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="a TensorRT engine in float16 too; needs a GPU")] = False,
-    pt2: Annotated[bool, typer.Option("--pt2", help="a torch.export program too")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="directory of shards with pictures to calibrate --int8 static")
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, max=65536, help="how many pictures of --calibrate are used")
+    ] = 256,
+    tensorrt: Annotated[
+        bool, typer.Option("--tensorrt", help="also write a TensorRT engine in float16; needs a GPU")
+    ] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="also write a torch.export program")] = False,
     sets: Annotated[
-        list[Path] | None, typer.Option("--sets", "-s", help="verification set (.bin) to judge each form on; repeat")
+        list[Path] | None,
+        typer.Option("--sets", "-s", help="verification set (.bin) to evaluate each form on; repeat for more"),
     ] = None,
     check_images: Annotated[
-        int, typer.Option(min=1, max=65536, help="pictures on which each form is compared with the original")
+        int, typer.Option(min=1, max=65536, help="how many pictures each form is compared with the original on")
     ] = 128,
 ) -> None:
     """Write a trained backbone for deployment, and compare each form with the original.
 
-    Pictures to compare on come from --sets, from --calibrate, or from the set of the run, whichever is there first. The
-    table is also written as JSON beside the models.
+    The pictures of the comparison come from --sets; without it from --calibrate, and without both from the set of the
+    run. The table is also written as JSON beside the models.
 
     Examples:
 

@@ -8,9 +8,10 @@ from dist_train.section import Section
 class ExportConfig(Section):
     """What is written for deployment when a run ends."""
 
-    onnx: bool = Field(True, description="write model.onnx")
-    opset: int = Field(18, ge=18, le=23, description="ONNX operator set")
+    onnx: bool = Field(True, description="whether the run writes model.onnx at its end")
+    opset: int = Field(18, ge=18, le=23, description="version of the ONNX operator set")
     normalize_inside: bool = Field(
-        False, description="the model takes uint8 pictures [B, S, S, 3] and scales them itself; else float in [-1, 1]"
+        False,
+        description="whether the model takes uint8 pictures [B, S, S, 3] and scales them itself, not floats in -1 .. 1",
     )
-    check_images: int = Field(64, ge=1, le=65536, description="pictures on which ONNX and PyTorch are compared")
+    check_images: int = Field(64, ge=1, le=65536, description="how many pictures ONNX and PyTorch are compared on")

@@ -43,14 +43,16 @@ class AdaFaceConfig(Section):
     """How AdaFace turns an embedding's norm into image quality (Kim et al. 2022, section 3)."""
 
     concentration: float = Field(0.333, gt=0, description="h: how sharply the margin follows the norm")
-    momentum: float = Field(0.99, ge=0, lt=1, description="of the moving mean and deviation of the norms")
+    momentum: float = Field(
+        0.99, ge=0, lt=1, description="share of the old value in the moving mean and deviation of the norms"
+    )
 
 
 class MagFaceConfig(Section):
     """MagFace's norm range, margin range and regulariser (Meng et al. 2021, section 3)."""
 
-    lower_norm: float = Field(10.0, gt=0, description="l_a: smallest embedding norm told apart")
-    upper_norm: float = Field(110.0, gt=0, description="u_a: largest embedding norm told apart")
+    lower_norm: float = Field(10.0, gt=0, description="l_a: smaller embedding norms count as this one")
+    upper_norm: float = Field(110.0, gt=0, description="u_a: larger embedding norms count as this one")
     lower_margin: float = Field(0.45, ge=0, le=1.5, description="l_m: margin in radians at lower_norm")
     upper_margin: float = Field(0.8, ge=0, le=1.5, description="u_m: margin in radians at upper_norm")
     weight: float = Field(35.0, ge=0, description="lambda_g: weight of the norm regulariser")
@@ -81,50 +83,77 @@ class AdaptiveConfig(Section):
 class HeadConfig(Section):
     """The class-sharded classifier: margin, sampling, row optimizer, storage."""
 
-    margin: MarginName = Field("arcface", description="which margin-softmax loss")
+    margin: MarginName = Field("arcface", description="the margin-softmax loss; docs/margins.md has the formulas")
     scale: float | None = Field(
-        None, gt=0, le=1024, description="s, multiplies cosines; null: the margin's own default"
+        None, gt=0, le=1024, description="s: what cosines are multiplied by; null is the margin's own default"
     )
-    m1: float | None = Field(None, ge=0.5, le=8, description="angle multiplier; null: the margin's own default")
-    m2: float | None = Field(None, ge=0, le=1.5, description="angle added, radians; null: the margin's own default")
-    m3: float | None = Field(None, ge=0, le=1, description="cosine subtracted; null: the margin's own default")
-    easy_margin: bool = Field(False, description="arcface: a margin only where the target cosine is positive")
-    curricular_momentum: float = Field(0.99, ge=0, lt=1, description="curricularface: of the moving target cosine")
-    adaface: AdaFaceConfig = Field(AdaFaceConfig(), description="adaface's own parameters")
-    magface: MagFaceConfig = Field(MagFaceConfig(), description="magface's own parameters")
-    adaptive: AdaptiveConfig = Field(AdaptiveConfig(), description="the adaptive margin's own parameters")
-    centers_per_class: int = Field(1, ge=1, le=16, description="K of sub-center losses; the nearest center counts")
+    m1: float | None = Field(
+        None, ge=0.5, le=8, description="what the angle is multiplied by; null is the margin's own default"
+    )
+    m2: float | None = Field(
+        None, ge=0, le=1.5, description="what is added to the angle, in radians; null is the margin's own default"
+    )
+    m3: float | None = Field(
+        None, ge=0, le=1, description="what is subtracted from the cosine; null is the margin's own default"
+    )
+    easy_margin: bool = Field(
+        False, description="whether arcface applies its margin only where the target's cosine is positive"
+    )
+    curricular_momentum: float = Field(
+        0.99, ge=0, lt=1, description="share of the old value in curricularface's moving mean of the target's cosine"
+    )
+    adaface: AdaFaceConfig = Field(AdaFaceConfig(), description="parameters of the adaface margin")
+    magface: MagFaceConfig = Field(MagFaceConfig(), description="parameters of the magface margin")
+    adaptive: AdaptiveConfig = Field(AdaptiveConfig(), description="parameters of the adaptive margin")
+    centers_per_class: int = Field(
+        1, ge=1, le=16, description="centers for each class (K of sub-center losses); the nearest one counts"
+    )
     interclass_threshold: float | None = Field(
-        None, gt=-1, lt=1, description="negatives above this cosine are ignored (noisy sets); null: none is"
+        None, gt=-1, lt=1, description="negatives above this cosine are ignored, for noisy sets; null ignores none"
     )
 
-    sample_rate: float = Field(1.0, gt=0, le=1, description="share of a rank's classes in each step's softmax")
+    sample_rate: float = Field(
+        1.0, gt=0, le=1, description="share of the classes that takes part in each step's softmax (Partial FC)"
+    )
     filter_eps: float = Field(
         0.0,
         ge=0,
         le=0.01,
-        description="softmax weights below are left out of the backward, and rows without others; 0: none",
+        description="softmax weights below this value are left out of the backward pass, with the rows that have no "
+        "larger ones; 0 leaves out none",
     )
 
-    optimizer: Literal["sgd", "rowwise_adagrad", "adamw"] = Field("sgd", description="of the class centers")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd")
-    beta1: float = Field(0.9, ge=0, lt=1, description="adamw")
-    beta2: float = Field(0.999, ge=0, lt=1, description="adamw")
-    optimizer_eps: float = Field(1e-8, gt=0, le=1, description="rowwise_adagrad and adamw: added to the root")
-    weight_decay: float = Field(5e-4, ge=0, le=1, description="applied to chosen rows")
-    lr_scale: float = Field(1.0, gt=0, le=1000, description="the head's learning rate is the schedule's times this")
-    init_std: float = Field(0.01, gt=0, le=10, description="deviation of the normal distribution rows start from")
+    optimizer: Literal["sgd", "rowwise_adagrad", "adamw"] = Field("sgd", description="optimizer of the class centers")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; other optimizers do not read it")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of adamw's mean of gradients")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of adamw's mean of squared gradients")
+    optimizer_eps: float = Field(
+        1e-8, gt=0, le=1, description="what rowwise_adagrad and adamw add to the root that they divide by"
+    )
+    weight_decay: float = Field(5e-4, ge=0, le=1, description="weight decay of the rows that a step chose")
+    lr_scale: float = Field(
+        1.0, gt=0, le=1000, description="the head's learning rate is that of the schedule times this factor"
+    )
+    init_std: float = Field(
+        0.01, gt=0, le=10, description="standard deviation of the normal distribution that rows start from"
+    )
 
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of stored centers and moments; bfloat16 is written with stochastic rounding"
+        "float32", description="number format of stored centers and moments; bfloat16 is rounded stochastically"
     )
-    storage: Literal["device", "host", "mmap"] = Field("device", description="where centers and their state live")
-    storage_dir: Path | None = Field(None, description="directory of the memory-mapped files; needed for mmap")
+    storage: Literal["device", "host", "mmap"] = Field(
+        "device",
+        description="where centers and their optimizer state are kept: GPU or CPU that trains, host memory, or a file",
+    )
+    storage_dir: Path | None = Field(None, description="directory of the memory-mapped files; mmap needs it")
     logits_budget_mb: int = Field(
-        256, ge=1, le=1 << 20, description="logits kept for the backward; beyond it they are formed a second time"
+        256,
+        ge=1,
+        le=1 << 20,
+        description="most memory for logits that are kept for the backward pass; beyond it they are computed twice",
     )
     block_rows: int | None = Field(
-        None, ge=1, le=1 << 24, description="centers handled at a time; null: fitted to the device's caches"
+        None, ge=1, le=1 << 24, description="centers that are handled at a time; null fits them to the device's caches"
     )
 
     @model_validator(mode="after")

@@ -30,27 +30,39 @@ class Face(StrEnum):
     CENTRAL = "central"
 
 
-FaceOption = Annotated[Face, typer.Option(help="which face of a photo with several; main: large and near the centre")]
-MinFaceOption = Annotated[float, typer.Option(min=12, help="smallest face, pixels of the photo as it is searched")]
-LongerSideOption = Annotated[
-    int | None, typer.Option(min=12, help="search larger photos at this size, pixels; default: as they are")
+FaceOption = Annotated[
+    Face, typer.Option(help="which face of a photo is taken; main is one that is large and near the centre")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+MinFaceOption = Annotated[
+    float, typer.Option(min=12, help="side of the smallest face to find, in pixels of the photo after --longer-side")
+]
+LongerSideOption = Annotated[
+    int | None,
+    typer.Option(min=12, help="larger photos are shrunk to this side in pixels for the search; by default none is"),
+]
+DeviceOption = Annotated[str, typer.Option(help="where the model runs: auto, cpu or cuda")]
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="run directory, checkpoint or .onnx file")],
+    model: Annotated[Path, typer.Argument(help="model: a run directory, a checkpoint or an .onnx file")],
     source: Annotated[
-        Path, typer.Argument(help="photo, folder of photos (folders in it name identities), shards, .rec, or table")
+        Path,
+        typer.Argument(help="pictures: a photo, a folder (folders in it name identities), shards, a .rec, or a table"),
     ],
-    out: Annotated[Path, typer.Argument(help="NAME.parquet, or NAME.npy with NAME.names.parquet beside it")],
-    align: Annotated[bool, typer.Option("--align", help="find and align the faces; else pictures are aligned")] = False,
+    out: Annotated[
+        Path, typer.Argument(help="file to write: NAME.parquet, or NAME.npy with NAME.names.parquet beside it")
+    ],
+    align: Annotated[
+        bool, typer.Option("--align", help="find and align the faces; without it pictures count as aligned")
+    ] = False,
     face: FaceOption = Face.MAIN,
     min_face: MinFaceOption = 20,
     longer_side: LongerSideOption = None,
-    flip: Annotated[bool, typer.Option(help="add the mirrored picture's embedding")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures per rank and forward pass")] = 64,
-    label_key: Annotated[str, typer.Option(help="key of the label in .json files of shards without .cls")] = "label",
+    flip: Annotated[bool, typer.Option(help="whether the mirrored picture's embedding is added")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
+    label_key: Annotated[
+        str, typer.Option(help="key of the label in the .json of samples that have no .cls")
+    ] = "label",
     device: DeviceOption = "auto",
     input_range: RangeOption = None,
     input_mean: MeanOption = None,
@@ -61,8 +73,8 @@ def embed(
 ) -> None:
     """Embed photos, folders or shards into a parquet table or a NumPy array.
 
-    Stopped at any moment, the same command goes on where it was. Every picture without an embedding is in
-    OUT.rejects.csv with the reason. One process here; under torchrun the ranks share the work.
+    The command can be stopped at any moment; the same command continues where it was. Every picture without an
+    embedding is in OUT.rejects.csv with the reason. The command is one process; under torchrun ranks share the work.
 
     Examples:
 

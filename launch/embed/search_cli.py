@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dist_train.evaluate.models import Model
     from launch.embed.crops import Cropper, Cut
 
-app = typer.Typer(help="Build a gallery of embeddings, and find in it who a photo shows.", no_args_is_help=True)
+app = typer.Typer(help="Build a gallery of embeddings, and search it with a photo.", no_args_is_help=True)
 
 _TILE_PX = 160
 _PHOTO_PX = 480  # longer side of the query's photo in the result
@@ -37,8 +37,10 @@ def search() -> None:
 
 @app.command()
 def build(
-    files: Annotated[list[Path], typer.Argument(metavar="EMBEDDINGS...", help="files that `headcount embed` wrote")],
-    gallery: Annotated[Path, typer.Argument(help="directory of the gallery, made here")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="EMBEDDINGS...", help="files of `headcount embed`, all of one model")
+    ],
+    gallery: Annotated[Path, typer.Argument(help="directory to make for the gallery")],
 ) -> None:
     """Make a gallery of embeddings, all of one model.
 
@@ -57,16 +59,17 @@ def build(
 @app.command()
 def query(
     gallery: Annotated[Path, typer.Argument(help="directory of the gallery")],
-    photo: Annotated[Path, typer.Argument(help="the photo to look for")],
-    model: Annotated[Path, typer.Option(help="the model that the gallery was embedded with")],
+    photo: Annotated[Path, typer.Argument(help="photo to search the gallery with")],
+    model: Annotated[Path, typer.Option(help="model that the gallery was embedded with")],
     align: Annotated[
-        bool | None, typer.Option("--align/--no-align", help="find and align the face; default: as in the gallery")
+        bool | None,
+        typer.Option("--align/--no-align", help="whether the face is found and aligned; by default as for the gallery"),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=100, help="how many matches")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="number of matches to show")] = 5,
     face: FaceOption = Face.MAIN,
     min_face: MinFaceOption = 20,
     longer_side: LongerSideOption = None,
-    out: Annotated[Path, typer.Option(help="picture of the result, PNG")] = Path("matches.png"),
+    out: Annotated[Path, typer.Option(help="PNG file for a picture of the matches")] = Path("matches.png"),
     device: DeviceOption = "auto",
     input_range: RangeOption = None,
     input_mean: MeanOption = None,
