@@ -19,7 +19,7 @@ from dist_train.head.config import HeadConfig
 from dist_train.section import Section
 
 MOST_BYTES = 1 << 18
-"""Of a recipe; the largest that are known have 4 kB. YAML is read at about 100 kB a second."""
+"""Largest size of a recipe; the largest known ones have 4 kB. YAML is read at about 100 kB a second."""
 _MOST_DEPTH = 20
 _MOST_VALUES = 100_000  # with aliases written out, which can stand for more than any memory holds
 _SHOWN = 200  # characters of a wrong value
@@ -27,7 +27,7 @@ _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in paths, names, 
 
 
 class TrainConfig(Section):
-    """How long, on what device, in what batches."""
+    """The `train` section: length, device, batches and precision of training."""
 
     epochs: float | None = Field(
         None, gt=0, description="how many times training goes through the set; give either epochs or steps"
@@ -94,7 +94,7 @@ class TrainConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """The backbone's optimizer and the learning rate of backbone and head."""
+    """The `optimizer` section: the backbone's optimizer, and the learning rate of backbone and head."""
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer of the backbone; the head has its own")
     lr: float = Field(0.1, gt=0, description="highest learning rate, reached after the warm-up")
@@ -133,7 +133,7 @@ class OptimizerConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When training state is written."""
+    """The `checkpoint` section: when training state is written."""
 
     every_steps: int = Field(1000, ge=1, description="steps between checkpoints")
     every_minutes: float | None = Field(
@@ -147,7 +147,7 @@ class CheckpointConfig(Section):
 
 
 class TrackConfig(Section):
-    """Where figures go besides metrics.jsonl."""
+    """The `track` section: where figures go besides metrics.jsonl."""
 
     wandb: Literal["offline", "online", "disabled"] = Field(
         "offline",
@@ -163,7 +163,7 @@ class TrackConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """A whole recipe: every section with its keys."""
 
     run_dir: Path = Field(description="directory to which the run writes everything")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
@@ -225,7 +225,7 @@ class _Loader(yaml.SafeLoader):
     """Plain YAML; a value that does not fit its own tag, e.g. a date of month 13, is an error with line and column."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
-        """See `yaml`."""
+        """Construct a value; a wrong one is an error with its line."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:

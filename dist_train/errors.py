@@ -2,11 +2,11 @@
 
 
 class UserError(ValueError):
-    """The user's mistake: a wrong key, path or value. The message names it, and the way out."""
+    """The user's mistake: a wrong key, path or value. The message names the mistake and the way out."""
 
 
 class WorkError(RuntimeError):
-    """The work failed although it was asked for correctly: data rotted, a disk filled, a rank died."""
+    """The work failed although the command was right: data rotted, a disk filled, a rank died."""
 
 
 class NonFiniteError(WorkError):

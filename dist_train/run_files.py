@@ -1,4 +1,4 @@
-"""Names of the files of a run directory; without torch, which takes seconds to import."""
+"""The names of the files of a run directory. This module imports no torch, which would take seconds."""
 
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = "lock"  # held by the job that writes into the directory

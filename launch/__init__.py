@@ -1,1 +1,1 @@
-"""Starting jobs: one process, torchrun, Slurm; and the command line."""
+"""The command line, and the starting of jobs: one process, torchrun, Slurm."""

@@ -1,4 +1,4 @@
-"""The command `headcount`, and `python -m launch`, which does not look for modules in the working directory either."""
+"""The entry of `headcount` and `python -m launch`; both import nothing from the working directory."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from launch.interrupt import end_at_once  # with the path as it is now
 
 
 def main() -> None:
-    """Run the command line; a signal during its imports, which may take seconds, ends it by one line."""
+    """Run the command line. A signal during its imports, which may take seconds, ends it with one line."""
     end_at_once()
     from launch.cli import main
 

@@ -1,4 +1,4 @@
-"""torchrun's agent in this process: it starts this machine's ranks, watches them, and ends with their exit status."""
+"""The agent of torchrun in this process, which starts and watches the ranks of this machine."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ HINT_EVERY_S = 60.0
 
 
 def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
-    """Run `python ARGUMENTS` as the ranks that `settings` describe; the exit status of the job.
+    """Run `python ARGUMENTS` as the ranks that `settings` describe, and return the exit status of the job.
 
     What went wrong stands in the failing rank's own output.
 
@@ -65,7 +65,7 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
 
 
 def agent_type() -> "type[LocalElasticAgent]":
-    """An agent of torchrun that minds how ranks end.
+    """The class of an agent of torchrun that keeps how its ranks ended.
 
     Those that ended for a user's mistake are not started again to make it once more, and those that were asked to stop
     are waited for, however often that is asked.
@@ -91,7 +91,7 @@ def agent_type() -> "type[LocalElasticAgent]":
 
 @contextmanager
 def hints(text: str, every_s: float) -> Iterator[None]:
-    """Log `text` from time to time for as long as this process has no ranks: machines wait for each other silently."""
+    """Log `text` every minute while this process has no ranks yet: machines wait for each other silently."""
     done = threading.Event()
     others = set(psutil.Process().children())  # that this process had before, such as multiprocessing's helpers
 

@@ -1,4 +1,4 @@
-"""`headcount launch`."""
+"""The commands of `headcount launch`."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""What a command says of errors that nobody has foreseen where they came from: a line where that is enough."""
+"""Messages and exit statuses for errors that no command expected."""
 
 import errno
 import os
@@ -64,7 +64,7 @@ class Output:
 
 
 def report(error: BaseException, output: Output) -> int:
-    """Say what went wrong; the exit status.
+    """Print what went wrong, and return the exit status.
 
     Args:
         error: that was raised.
@@ -90,7 +90,7 @@ def report(error: BaseException, output: Output) -> int:
 
 
 def hidden_by(end: SystemExit) -> BaseException | None:
-    """The error that typer took for the end of what is read or written; None where there was none."""
+    """The error that typer took for a closed input or output; None if there was none."""
     error: BaseException | None = end
     while error is not None:
         if isinstance(error, BrokenPipeError | EOFError):
@@ -100,7 +100,7 @@ def hidden_by(end: SystemExit) -> BaseException | None:
 
 
 def close_output(status: int) -> int:
-    """Write what is still to be written; the exit status, which a full disk or a closed pipe may change."""
+    """Write the rest of the output, and return the exit status, which a full disk or a closed pipe may change."""
     with suppress(OSError, ValueError):
         sys.stderr.flush()
     try:

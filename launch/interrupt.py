@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line, exit status 130, whatever the command does at that moment and however often they come.
+"""The handling of Ctrl-C and SIGTERM: one line and exit status 130 for every command.
 
 While a command starts there is nothing to put in order, and the first signal ends it. Afterwards the first one is
 raised as `KeyboardInterrupt`, so that files and processes are closed, and the next ends the process at once: files
@@ -19,22 +19,22 @@ _seen: list[int] = []  # signals that came, in this process
 
 
 def end_at_once() -> None:
-    """From now on a signal ends the process."""
+    """Let every further signal end the process at once."""
     _handle(_end)
 
 
 def raise_once() -> None:
-    """From now on the first signal is raised as `KeyboardInterrupt`, and the next ends the process."""
+    """Let the next signal raise `KeyboardInterrupt`, and the one after it end the process."""
     _handle(_raise)
 
 
 def interrupted() -> bool:
-    """Whether a signal has come: then whatever failed, failed for that."""
+    """Whether a signal has come; a failure after it is a consequence of it."""
     return bool(_seen)
 
 
 def say() -> None:
-    """The one line; of several ranks the first says it."""
+    """Print the one line, on the first of several ranks."""
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):  # whoever read it may be gone
             os.write(2, b"interrupted\n")

@@ -1,4 +1,4 @@
-"""All ranks on this machine: `headcount launch local`."""
+"""The command `headcount launch local`: all ranks on this machine."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Options that all commands which train have in common."""
+"""Options that all training commands share."""
 
 from typing import Annotated
 
@@ -11,5 +11,5 @@ AllowChanges = Annotated[
 
 
 def going_on(resume: bool, allow_changes: bool) -> list[str]:
-    """The same options for `headcount train`."""
+    """The two options as words for `headcount train`."""
     return [*(["--resume"] if resume else []), *(["--allow-changes"] if allow_changes else [])]

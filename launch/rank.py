@@ -1,4 +1,4 @@
-"""One rank of a job that may be started again: `python -m launch.rank RUN_DIR train CONFIG ...`.
+"""The process of one rank of a job that may restart: `python -m launch.rank RUN_DIR train CONFIG ...`.
 
 `headcount launch torchrun` and `headcount launch slurm` start ranks through this module. It translates Slurm's
 environment variables to torchrun's, and distinguishes a first start from a restart: a restarted job goes on with its
@@ -25,7 +25,7 @@ WARNING_AGAIN_S = 0.5
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables as torchrun gives them, for a task of an `srun` step; empty where there is none, or torchrun runs.
+    """The variables of torchrun for a task of an `srun` step; empty outside of one, and under torchrun.
 
     Raises:
         UserError: some of srun's variables are missing or no numbers.
@@ -49,7 +49,7 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
-    """Whether `job` has begun the run in `run_dir` before; otherwise it is noted there as the one that begins it.
+    """Whether `job` has begun the run in `run_dir` before; if not, the job is noted there as the one that begins it.
 
     The launchers' own counts of restarts do not tell: torchrun counts the failures of each machine by itself, and
     none when machines come or go.
@@ -85,7 +85,7 @@ def repeat_warnings() -> None:
 
 
 def main() -> None:
-    """Be the rank that the environment describes."""
+    """Run the rank that the environment describes."""
     end_at_once()
     repeat_warnings()
     run_dir, *arguments = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Jobs under Slurm that outlive their time limit and their nodes: `headcount launch slurm`."""
+"""The command `headcount launch slurm`: jobs that outlive their time limit and their nodes."""
 
 import re
 import shlex
@@ -32,7 +32,7 @@ _SPECIAL = re.compile(r"[^\w@%+=:,./-]")  # for sbatch, in an option's value
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """A training job as it is submitted.
+    """A training job to be submitted.
 
     Attributes:
         run_dir: directory of the run; the log goes there too.
@@ -117,7 +117,7 @@ def _quoted(option: str) -> str:
 
 
 def submit(job: SlurmJob, script: str) -> str:
-    """Hand the script to sbatch; the job's number, which is also noted in the run directory.
+    """Submit the script by sbatch, and return the job's number, which is also noted in the run directory.
 
     Raises:
         UserError: sbatch is not there or refuses the job, or the run directory cannot be written.

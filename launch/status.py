@@ -1,4 +1,4 @@
-"""How jobs and runs stand: `headcount launch status`."""
+"""The command `headcount launch status`: the state of jobs and runs."""
 
 import json
 import os
@@ -24,7 +24,7 @@ COLUMNS = ("job", "state", "time", "limit", "nodes", "where or why", "name")
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """How a run stands, from its own files.
+    """The state of a run, from its own files.
 
     Attributes:
         step: optimizer steps done, by the last figures; 0 before the first.
@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
 
 
 def run_state(run_dir: Path, now: float) -> RunState | None:
-    """How the run in `run_dir` stands at the time `now`, in seconds since 1970; None if it has not begun."""
+    """The state of the run in `run_dir` at the time `now`, in seconds since 1970; None if it has not begun."""
     from dist_train.checkpoint.store import committed_checkpoints, read_progress
     from dist_train.config import load_config
     from dist_train.run_files import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME
@@ -102,7 +102,7 @@ def run_state(run_dir: Path, now: float) -> RunState | None:
 
 
 def _number(figures: dict[str, Any], key: str, least: float = 0) -> float | None:
-    """A figure; None where it is missing, or is none because the file was damaged or the step was refused."""
+    """A figure; None if it is missing or not a number, because the file was damaged or the step was refused."""
     value = figures.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= LARGEST:
         return None
@@ -110,7 +110,7 @@ def _number(figures: dict[str, Any], key: str, least: float = 0) -> float | None
 
 
 def last_figures(path: Path) -> dict[str, Any]:
-    """The last line of `metrics.jsonl` that tells a loss; empty where there is none."""
+    """The last line of `metrics.jsonl` that has a loss; empty if there is none."""
     if not path.exists():
         return {}
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Ranks under torchrun's agents, one agent a machine: `headcount launch torchrun`.
+"""The command `headcount launch torchrun`: ranks under an agent of torchrun on each machine.
 
 The agent runs in this process, with torch's own reading of torchrun's arguments, so the command that is printed does
 the same when typed by hand. What is gained is a clear end: the ranks' own message, and their exit status.
@@ -36,7 +36,7 @@ SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **SAFE_PATH}
 
 @dataclass(frozen=True, slots=True)
 class TorchrunJob:
-    """What the agents of a job are to do; equal on all its machines.
+    """The settings of the agents of a job, equal on all its machines.
 
     Attributes:
         min_nodes: machines without which the job waits.
@@ -58,7 +58,7 @@ class TorchrunJob:
 
     @classmethod
     def on_this_machine(cls, ranks: int, max_restarts: int = 0) -> "TorchrunJob":
-        """Ranks that meet on a free port, told apart from those of every other job."""
+        """The settings of ranks that meet on a free port, apart from the ranks of every other job."""
         return cls(1, 1, ranks, "localhost:0", uuid.uuid4().hex, max_restarts)
 
     def arguments(self, command: Sequence[str]) -> list[str]:
@@ -93,7 +93,7 @@ def node_range(text: str) -> tuple[int, int]:
 
 
 def check_ranks(config: "RunConfig", nodes: tuple[int, int], procs_per_node: int) -> None:
-    """Every number of ranks that a job may come to have must divide its batches.
+    """Refuse a job in which some possible number of ranks does not divide the batches.
 
     Raises:
         UserError: one does not.
@@ -180,7 +180,7 @@ def torchrun(
 
 
 def start(arguments: list[str], dry_run: bool) -> None:
-    """Print the command `torchrun ARGUMENTS` with `SETTINGS`, and unless `dry_run` do what it does.
+    """Print the command `torchrun ARGUMENTS` with `SETTINGS`, and run it unless `dry_run`.
 
     Raises:
         typer.Exit: with the exit status of the job.

@@ -1,4 +1,4 @@
-"""`headcount train`."""
+"""The command `headcount train`."""
 
 import logging
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Figures of a run: where they go, and how they are taken."""
+"""The figures of a run: meters that take them, and trackers that store them."""

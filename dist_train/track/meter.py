@@ -1,4 +1,4 @@
-"""Loss and speed since the last report."""
+"""The meter of a run: loss and speed since the last report."""
 
 import resource
 import time
@@ -30,7 +30,7 @@ class Meter:
         self._losses.append(loss)
 
     def figures(self, waited_s: float) -> dict[str, float]:
-        """Mean loss, images per second over all ranks, shares of the time by part, memory; starts anew.
+        """Mean loss, images per second over all ranks, shares of the time by part and memory; resets the meter.
 
         Args:
             waited_s: seconds spent waiting for data meanwhile.

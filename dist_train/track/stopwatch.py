@@ -1,4 +1,4 @@
-"""Where a step's time goes, without making the host wait for a GPU."""
+"""A stopwatch for the parts of a step that does not make the host wait for a GPU."""
 
 import time
 from collections import defaultdict
@@ -34,7 +34,7 @@ class Stopwatch:
             self._seconds[part] += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
-        """Seconds by part; starts anew. Waits for the GPU to pass the last event."""
+        """Seconds by part; resets the stopwatch. Waits for the GPU to pass the last event."""
         if self._events:
             torch.cuda.synchronize()
         for part, before, after in self._events:

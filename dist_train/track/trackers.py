@@ -1,4 +1,4 @@
-"""Where figures go: metrics.jsonl always, Weights & Biases besides, under the same names."""
+"""The trackers of a run: metrics.jsonl always, and Weights & Biases with the same figures."""
 
 import json
 import logging
@@ -83,7 +83,7 @@ class Trackers:
             self._wandb.pictures(name, sheet(pixels(images[: SHEET_COLUMNS * SHEET_ROWS])))
 
     def checkpoint(self, path: Path) -> None:
-        """A checkpoint is complete."""
+        """Hand a complete checkpoint to Weights & Biases."""
         if self._wandb is not None:
             self._wandb.checkpoint(path)
 

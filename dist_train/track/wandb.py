@@ -1,4 +1,4 @@
-"""Weights & Biases as a guest of the run: in a thread of its own, so that it can neither stop nor slow training."""
+"""The tracker for Weights & Biases, in a thread of its own, so that it can neither stop nor slow training."""
 
 import logging
 import queue
@@ -25,7 +25,7 @@ Work = Callable[[Any], None]
 
 
 class WandbTracker:
-    """A Weights & Biases run; whatever goes wrong with it is said once and training goes on without.
+    """A Weights & Biases run. Its first failure is logged once, and training continues without it.
 
     Figures bear their own `step`, so that a resumed run may write steps again that it had written before it stopped.
 
@@ -56,7 +56,7 @@ class WandbTracker:
         self._hand_over(send)
 
     def checkpoint(self, path: Path) -> None:
-        """Hand a checkpoint's files over, where the configuration wants that."""
+        """Hand a checkpoint's files over if `track.artifacts` is set."""
         if not self._config.track.artifacts:
             return
 
@@ -70,7 +70,7 @@ class WandbTracker:
         self._hand_over(send)
 
     def close(self) -> None:
-        """Send what waits, for a while, and end."""
+        """Send the waiting figures, for a limited time, and end the thread."""
         if self._broken.is_set():
             return
         self._hand_over(None)
