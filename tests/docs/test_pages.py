@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import launch.cli
+from tests.docs import keys
 from tests.docs.commands import (
     WrongPageError,
     check_headcount,
@@ -132,6 +133,16 @@ def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     missing = [page.name for page in PAGES if page.parent.name == "docs" and f"({page.name})" not in index]
     assert missing == ["README.md"], "add a line to docs/README.md"
+
+
+def test_the_page_of_keys_is_as_the_sections_describe_them():
+    assert keys.PAGE.read_text(encoding="utf-8") == keys.page(), "run `python -m tests.docs.keys`"
+
+
+def test_every_key_of_a_recipe_is_described():
+    rows = [line for line in keys.page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert [row for row in rows if len(row.split(" | ")[-1]) < 20] == []
 
 
 def test_the_architecture_names_every_room():

@@ -1,0 +1,61 @@
+"""The page docs/recipe.md, from the sections' own descriptions: `python -m tests.docs.keys` writes it."""
+
+import json
+from typing import Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dist_train.config import RunConfig
+from tests.docs.pages import ROOT
+
+PAGE = ROOT / "docs" / "recipe.md"
+HEAD = """# The keys of a recipe
+
+Every key with its default, its range and what it does. A recipe sets the keys that differ from their defaults; on the
+command line a key is `section.key=value`. This page is written from the program by `python -m tests.docs.keys`.
+"""
+
+
+def page():
+    """The whole page: a table of keys for each section."""
+    return HEAD + "".join(_tables(RunConfig, "", "a run"))
+
+
+def _tables(model, prefix, title):
+    keys = {name: field for name, field in model.model_fields.items() if not _is_section(field.annotation)}
+    if keys:
+        what = " ".join((model.__doc__ or "").split("\n\n")[0].split())
+        yield f"\n## {f'`{prefix[:-1]}`' if prefix else title[:1].upper() + title[1:]}\n\n{what}\n\n"
+        yield "| key | default | values | what it does |\n| --- | --- | --- | --- |\n"
+    for name, field in keys.items():
+        cells = [f"`{prefix}{name}`", _default(field), _values(field), field.description or ""]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    for name, field in model.model_fields.items():
+        if _is_section(field.annotation):
+            yield from _tables(field.annotation, f"{prefix}{name}.", name)
+
+
+def _is_section(annotation):
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _default(field: FieldInfo):
+    if field.is_required():
+        return "none, must be given"
+    return f"`{field.default}`" if isinstance(field.default, str) else f"`{json.dumps(field.default)}`"
+
+
+def _values(field: FieldInfo):
+    """The range of numbers, or the words that are admitted; empty for free text, paths and lists."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(field.annotation))
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        (sign, getattr(rule, name)) for name, sign in signs.items() for rule in field.metadata if hasattr(rule, name)
+    ]
+    return ", ".join(f"{sign} {'2^63' if bound == 2**63 else f'{bound:g}'}" for sign, bound in bounds)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
