@@ -106,7 +106,9 @@ def processor_of(line: Line) -> str:
 def runs_of(lines: list[Line]) -> str:
     """How many lines there are, and how many of them are kept by hand."""
     by_hand = sum(line["by_hand"] for line in lines)
-    return f"{len(lines)}, {by_hand} {HAND_MARK}" if by_hand else str(len(lines))
+    if by_hand in (0, len(lines)):
+        return f"{len(lines)} {HAND_MARK}" if by_hand else str(len(lines))
+    return f"{len(lines)}, {by_hand} of them {HAND_MARK}"
 
 
 def section_table(claims: list[Claim], lines: list[Line]) -> str:

@@ -1,4 +1,4 @@
-"""The README's plot of the head's cost: `python benchmarks/plot_head.py` after `make bench`.
+"""The plot of the head's cost in docs/measured.md: `python benchmarks/plot_head.py` after `make bench`.
 
 It draws the lines of `--case curve` in benchmarks/results.jsonl.
 """

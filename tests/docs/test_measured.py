@@ -43,9 +43,10 @@ def test_a_line_without_a_claim_stops_the_command(monkeypatch, tmp_path):
 
 def test_a_figure_is_the_range_over_the_runs_of_a_processor(claim):
     lines = [line(2.04), line(3.0), line(9, case="b"), line(6.71, processor=None, by_hand=True, run={"bytes": 4200})]
+    lines.append(line(6.71, processor=None))
     assert section_table([claim], lines).splitlines()[2:] == [
         "| A head: `head.py` | 2.0 to 3.0 times as fast | 2 | Zen |",
-        "|  | 6.7 times as fast; 4.2 kB | 1, 1 ‡ | not recorded |",
+        "|  | 6.7 times as fast; 4.2 kB | 2, 1 of them ‡ | not recorded |",
     ]
 
 
