@@ -1,4 +1,7 @@
-"""The README's picture of a quickstart run: `python benchmarks/plot_quickstart.py` after `make quickstart`."""
+"""The README's picture of a quickstart run: `python benchmarks/plot_quickstart.py` after `make quickstart`.
+
+For a curve of the accuracy the run needs `evaluate.every_steps`; without it there is one point, at the end.
+"""
 
 import json
 from pathlib import Path

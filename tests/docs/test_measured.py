@@ -69,3 +69,5 @@ def test_the_readme_is_one_that_is_read_and_its_comparison_is_stored():
     assert len(text.splitlines()) <= 110
     stored = next(each for each in read_lines() if each["case"] == "arcface_torch_1m")
     assert f"| {stored['baseline']:,} ms, `.cuda()` removed | {stored['ours']} ms |" in text
+    clone = next(each for each in read_lines() if each["case"] == "clone")
+    assert f"comes to {clone['accuracy']} % verification accuracy" in " ".join(text.split())
