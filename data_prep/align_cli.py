@@ -229,7 +229,7 @@ def summary(out: Path) -> str:
 
     from data_prep.job.unit_files import read_rejects
     from dist_train.data.manifest import load_manifest
-    from dist_train.data.tars import shown
+    from dist_train.runtime.text import shown_name
 
     manifest = load_manifest(out)
     rejects = read_rejects(out / "rejects.parquet")
@@ -239,5 +239,5 @@ def summary(out: Path) -> str:
     if reasons:
         told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         lines.append(f"left out: {told}; each with its reason in {out / 'rejects.parquet'}")
-        lines.append("e.g. " + ": ".join(shown(text) for text in rejects.slice(0, 1).to_pylist()[0].values()))
+        lines.append("e.g. " + ": ".join(shown_name(text) for text in rejects.slice(0, 1).to_pylist()[0].values()))
     return "\n".join(lines)

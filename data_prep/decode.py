@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.sources.base import Reject
 from dist_train.data import pictures
+from dist_train.data.reject import Reject
 
 MAX_PIXELS = 150_000_000  # 450 MB decoded
 JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones make them

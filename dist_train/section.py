@@ -1,9 +1,31 @@
 """The base of every section of a recipe and of every stored description."""
 
+import re
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Section(BaseModel):
     """Values from a file or a caller: unknown keys are errors, and nothing changes after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The first entry in which two stored descriptions differ, as `NAME was OLD, is NEW`; empty if none."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            if found := first_difference(before, after, f"{prefix}{key}."):
+                return found
+        elif before != after:
+            return f"{prefix}{key} was {_short(before)}, is {_short(after)}"
+    return ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return f"{text[:20]}..." if isinstance(value, str) and _DIGEST.fullmatch(value) else text

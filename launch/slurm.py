@@ -13,10 +13,10 @@ import typer
 
 from dist_train.errors import UserError, WorkError
 from dist_train.run_files import CHECKPOINTS_NAME, SLURM_JOBS_NAME, SLURM_LOG_NAME, SLURM_SCRIPT_NAME
-from dist_train.runtime.files import shown
 from dist_train.runtime.processes import SAFE_PATH, threads
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 from dist_train.runtime.terminal import echo
+from dist_train.runtime.text import shown
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
 

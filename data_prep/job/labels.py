@@ -22,8 +22,9 @@ from data_prep.job.work import LEFT_OUT, STATISTICS, label_digest, write_table
 from data_prep.shards import write_identities
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard
-from dist_train.data.tars import shown
 from dist_train.errors import WorkError
+from dist_train.runtime.text import shown_name
+from dist_train.runtime.written import written
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +91,8 @@ def decide(plan: Plan) -> Decision:
             f"{plan.layout.out}: no picture is left of {plan.rows_total} inputs: {_reasons(plan, counts[~enough])}"
         )
     digests = []
-    temporary = plan.layout.labels.with_suffix(".tmp")
     bounds = np.searchsorted(made.unit, np.arange(plan.units + 1))
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _LABELS) as writer:
+    with written(plan.layout.labels) as sink, pa.ipc.new_file(sink, _LABELS) as writer:
         for unit in range(plan.units):
             part = slice(bounds[unit], bounds[unit + 1])
             rows = plan.batch(unit).num_rows if plan.layout.done(unit).exists() else 0
@@ -102,7 +102,6 @@ def decide(plan: Plan) -> Decision:
             batch = pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=_LABELS)
             writer.write_batch(batch)
             digests.append(label_digest(batch.column(0)))
-    temporary.replace(plan.layout.labels)
     few = {name: int(count) for name, count, stays in zip(made.names, counts, enough, strict=True) if not stays}
     return Decision(names, np.array([kept.get(name, 0) for name in names], dtype=np.int64), few, digests)
 
@@ -266,5 +265,5 @@ def _example(plan: Plan) -> str:
         if len(rows):
             at = int(rows[0])
             source = plan.options.source.text(plan.batch(unit).column("location")[at].as_py())
-            return f", e.g. {shown(source)}: {table['reason'][at]}: {shown(str(table['detail'][at]))}"
+            return f", e.g. {shown_name(source)}: {table['reason'][at]}: {shown_name(str(table['detail'][at]))}"
     return ""

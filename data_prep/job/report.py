@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.job.plan import Layout, Plan
-from data_prep.job.report_samples import PHOTO_PX, Pair, Pixels, printable, shown_pairs, units_read
+from data_prep.job.report_samples import PHOTO_PX, Pair, Pixels, drawable, shown_pairs, units_read
 from data_prep.job.unit_files import MADE, read_mark, read_rejects, read_statistics
 from data_prep.job.work import STATISTICS
 from data_prep.transforms import Keep
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest
+from dist_train.runtime.written import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,11 +66,9 @@ def write_report(out: Path) -> Path:
     _draw_pairs(sheet, pairs, rows)
     _draw_charts(charts, plan, found)
     path = out / REPORT_NAME
-    temporary = out / f".{REPORT_NAME}.tmp"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), written(path) as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in other scripts are shown as boxes
-        figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+        figure.savefig(file, dpi=150, format="png")
     return path
 
 
@@ -88,7 +87,7 @@ def _write_head(head: "SubFigure", plan: Plan, manifest: Manifest, reasons: Coun
             f"{'score' if getattr(plan.options.transform, 'faces', '') == 'surest' else 'areas of the chosen one'}."
         )
     title = (
-        f"{printable(plan.layout.out.name)}: {manifest.samples:,} pictures of {manifest.num_classes:,} identities "
+        f"{drawable(plan.layout.out.name)}: {manifest.samples:,} pictures of {manifest.num_classes:,} identities "
         f"out of {plan.rows_total:,} inputs{told}"
     )
     head.text(0.01, 0.78, title, fontsize=13, va="center", parse_math=False)

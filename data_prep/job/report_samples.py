@@ -19,9 +19,10 @@ from data_prep.detect_cli import draw
 from data_prep.job.plan import Plan
 from data_prep.job.work import LEFT_OUT
 from data_prep.mtcnn.faces import Faces
-from data_prep.sources.base import Raw, Reader, Reject, Row
+from data_prep.sources.base import Raw, Reader, Row
 from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.reject import Reject
 from dist_train.data.shards import RawSample
 from dist_train.errors import UserError
 
@@ -123,7 +124,7 @@ def _row_at(plan: Plan, unit: int, position: int) -> Row:
 def _title(raw: RawSample) -> str:
     """Where a sample is from, and how its face was chosen."""
     record = raw.record or {}
-    name = printable(str(record.get("source", raw.key)).rpartition("/")[2])
+    name = drawable(str(record.get("source", raw.key)).rpartition("/")[2])
     if len(name) > _NAME_CHARACTERS:
         name = f"...{name[3 - _NAME_CHARACTERS :]}"
     if "lead" in record:
@@ -132,7 +133,7 @@ def _title(raw: RawSample) -> str:
     return name if faces is None else f"{name}\n{faces} face{'' if faces == 1 else 's'}"
 
 
-def printable(name: str) -> str:
+def drawable(name: str) -> str:
     """A name without characters that no font draws."""
     return "".join(character if character.isprintable() else "?" for character in name)
 

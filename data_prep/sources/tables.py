@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.sources.base import MAX_FILE_BYTES, Raw, Reader, Reject, Row, Source, display, listing
+from data_prep.sources.base import MAX_FILE_BYTES, NO_IDENTITY, Raw, Reader, Row, Source, display, listing
 from data_prep.sources.folder import read_file
 from dist_train.data.addresses import SCHEMES, TooLargeError, read_address
+from dist_train.data.reject import Reject
 from dist_train.errors import UserError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -112,26 +113,25 @@ class TableSource(Source):
 class TableReader(Reader):
     """Reads paths from disk and addresses by fsspec, the addresses of a batch at the same time."""
 
+    nameless = "its identity is empty"
+
     def __init__(self, root: Path) -> None:
         self._root = os.fsencode(root)
 
     def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
         """Content of each row's file or address."""
         fetched = self._fetch(list(dict.fromkeys(row.location for row in rows if _is_address(row.location))))
-        return [self._one(row, fetched) for row in rows]
+        return [_wrong_with(row) or self._one(row, fetched) for row in rows]
+
+    def read_named(self, rows: Sequence[Row]) -> list[Raw | Reject]:
+        """See `Reader`; what has no identity is not fetched."""
+        named = iter(self.read([row for row in rows if row.identity]))
+        return [next(named) if row.identity else _wrong_with(row) or Reject(NO_IDENTITY, self.nameless) for row in rows]
 
     def _one(self, row: Row, fetched: dict[bytes, bytes | Reject]) -> Raw | Reject:
-        if not row.location:
-            return Reject("no path", "its path is empty")
-        if row.location.startswith(_BAD_ROW):
-            return Reject("bad row", "its line of the table has not as many columns as the first")
-        if b"\0" in row.location:
-            return Reject("bad path", "there is a NUL in it")
-        if not row.identity:
-            return Reject("no identity", "its identity is empty")
         address = _is_address(row.location)
         data = fetched[row.location] if address else read_file(os.path.join(self._root, row.location))
-        return data if isinstance(data, Reject) else Raw(data, row.identity)
+        return data if isinstance(data, Reject) else Raw(data, row.identity or None)
 
     def _fetch(self, addresses: list[bytes]) -> dict[bytes, bytes | Reject]:
         if not addresses:
@@ -154,6 +154,17 @@ class TableReader(Reader):
                     return settled or Reject("unreachable", type(error).__name__)
             time.sleep(pause_s)
         raise AssertionError("the last pause is None")
+
+
+def _wrong_with(row: Row) -> Reject | None:
+    """Why a row names no photo at all; None if it does."""
+    if not row.location:
+        return Reject("no path", "its path is empty")
+    if row.location.startswith(_BAD_ROW):
+        return Reject("bad row", "its line of the table has not as many columns as the first")
+    if b"\0" in row.location:
+        return Reject("bad path", "there is a NUL in it")
+    return None
 
 
 def _settled(error: Exception) -> Reject | None:

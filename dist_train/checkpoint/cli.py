@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.run_files import CHECKPOINTS_NAME, METADATA_NAME
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def export(
     from dist_train.checkpoint.load import load_backbone
     from dist_train.config import dump_config
     from dist_train.errors import UserError
+    from dist_train.runtime.written import written
 
     backbone, config, progress = load_backbone(where)
     body = {
@@ -77,10 +79,9 @@ def export(
         width = config.backbone.embedding_dim
         table = table.unflatten(1, (config.head.centers_per_class, -1))[:, :, :width]
         body["centers"] = (table[:, 0] if table.shape[1] == 1 else table).contiguous()
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        torch.save(body, temporary)
-        temporary.replace(output)
+        with written(output) as file:
+            torch.save(body, file)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{output}: cannot be written: {error}") from error
     echo(f"{output}: step {progress.step}, {output.stat().st_size / 1e6:.1f} MB")
@@ -94,9 +95,8 @@ def checkpoints_at(where: Path) -> list[Path]:
     """
     from dist_train.checkpoint.store import committed_checkpoints
     from dist_train.errors import UserError
-    from dist_train.run_files import CHECKPOINTS_NAME
 
-    found = [where] if (where / ".metadata").exists() else committed_checkpoints(where)
+    found = [where] if (where / METADATA_NAME).exists() else committed_checkpoints(where)
     if not found:
         raise UserError(
             f"{where}: no checkpoint; give a run directory or one like RUN/{CHECKPOINTS_NAME}/step-00001000"

@@ -17,7 +17,9 @@ from dist_train.data.foreign import write_index
 from dist_train.data.manifest import MANIFEST_NAME, Shard
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError
-from dist_train.runtime.files import locked, plain_name, sha256_of
+from dist_train.runtime.digest import sha256_of
+from dist_train.runtime.files import plain_name
+from dist_train.runtime.lock import Lock
 
 _T = TypeVar("_T")
 
@@ -159,7 +161,7 @@ class ShardCache:
             return path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_name(f".{path.name}.lock"), self._timeout_s):
+            with Lock(path.with_name(f".{path.name}.lock"), self._timeout_s):
                 if not self._is_there(path, shard):
                     self._download(shard, path)
         except FileNotFoundError as error:
@@ -182,7 +184,7 @@ class ShardCache:
 
     def _download(self, shard: Shard, path: Path) -> None:
         part = path.with_name(f".{path.name}.part")
-        with locked(self._root / ".room.lock", self._timeout_s):
+        with Lock(self._root / ".room.lock", self._timeout_s):
             self._make_room(shard.bytes)
         try:
             complaint = self._remote.download(shard.name, part, shard.bytes, lambda file: _compare(file, shard))
@@ -194,7 +196,7 @@ class ShardCache:
             raise BadSampleError(f"{self._remote.url}/{shard.name}: {complaint}")
         # The index is made of the tar that came, so that it cannot be one of another version.
         write_index(part, path.with_suffix(".idx"))
-        with locked(self._root / ".room.lock", self._timeout_s):
+        with Lock(self._root / ".room.lock", self._timeout_s):
             self._make_room(shard.bytes)  # once more: others may have filled it meanwhile
             part.replace(path)
 

@@ -13,9 +13,10 @@ from dist_train.data.opencv import decode
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import read_samples
-from dist_train.data.tars import LeftOut, shown
+from dist_train.data.tars import LeftOut
 from dist_train.errors import UserError
 from dist_train.runtime.processes import ONE_THREAD, spawning
+from dist_train.runtime.text import shown_name
 
 _BLOCK = 1 << 22
 
@@ -89,7 +90,7 @@ def left_out_of(path: Path) -> list[Problem]:
         found = [each for each in read_samples(path) if isinstance(each, LeftOut) and each.reason != "no picture"]
     except UserError as error:
         return [Problem(path.name, None, str(error))]
-    return [Problem(path.name, shown(each.name), f"{each.reason}: {each.detail}") for each in found]
+    return [Problem(path.name, shown_name(each.name), f"{each.reason}: {each.detail}") for each in found]
 
 
 def _compare_bytes(path: Path, shard: Shard) -> str | None:

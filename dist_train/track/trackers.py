@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dist_train.config import RunConfig
 from dist_train.run_files import METRICS_NAME
+from dist_train.runtime.written import write_text
 from dist_train.track.wandb import WandbTracker
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,8 @@ class JsonlTracker:
         self._path = run_dir / METRICS_NAME
         self._refused = 0
         kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step] if resume_step else []
-        temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text("".join(json_line(line) for line in kept), encoding="utf-8")
-            temporary.replace(self._path)
+            write_text(self._path, "".join(json_line(line) for line in kept))
         except OSError as error:
             self._warn(error)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.config import RunConfig
-from dist_train.run_files import WANDB_ID_NAME
+from dist_train.run_files import WANDB_DIR_NAME, WANDB_ID_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class WandbTracker:
                 logger.warning(
                     "W&B cannot be reached (%s); figures are kept in %s: `wandb sync` sends them later",
                     str(error).splitlines()[0] if str(error) else type(error).__name__,
-                    run_dir / "wandb",
+                    run_dir / WANDB_DIR_NAME,
                 )
                 run = start("offline")
         else:

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from data_prep.engines.local import LocalEngine
-from data_prep.job.lock import locked
 from data_prep.job.plan import Layout, Plan
 from data_prep.job.progress import Progress
 from data_prep.job.run import resume_job
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.lock import only_job
 from tests.prep.jobs import (
     InProcess,
     content,
@@ -178,7 +178,9 @@ def test_other_options_on_the_same_output_are_refused_by_name(reference):
 
 def test_two_jobs_on_one_output_refuse_each_other(reference, tmp_path):
     root, _ = reference
-    with locked(Layout(tmp_path / "out")), pytest.raises(UserError, match=rf"another job.*{os.getpid()}"):
+    layout = Layout(tmp_path / "out")
+    layout.home.mkdir(parents=True)
+    with only_job(layout.lock, layout.out), pytest.raises(UserError, match=rf"another job.*{os.getpid()}"):
         run(tmp_path / "out", options(root))
 
 
