@@ -1,4 +1,4 @@
-"""InsightFace training sets: RecordIO (`train.rec`), its index (`train.idx`) and `property`, without MXNet.
+"""InsightFace training sets: RecordIO (`train.rec`), its index (`train.idx`), without MXNet.
 
 A record is a little-endian magic number, a word with a 3-bit continuation flag and a 29-bit length, the payload, and
 zeros up to a multiple of 4. A payload that holds the magic number at a multiple of 4 is split there into several parts
@@ -54,14 +54,6 @@ class Place(NamedTuple):
     offset: int
     size: int
     damage: str
-
-
-class Property(NamedTuple):
-    """The line of a `property` file."""
-
-    num_classes: int
-    height: int
-    width: int
 
 
 class RecFile:
@@ -224,24 +216,6 @@ def image_range(first: Record) -> range | None:
     if len(first.labels) != 2 or first.data:
         return None
     return range(1, int(first.labels[0]))
-
-
-def read_property(path: Path) -> Property:
-    """The `property` file: one line `num_classes,height,width`.
-
-    Raises:
-        UserError: unreadable or another form.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-        num_classes, height, width = (int(word) for word in text.split(","))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path}: {text[:60]!r}, expected num_classes,height,width; correct it or move it away"
-        ) from error
-    return Property(num_classes, height, width)
 
 
 def _padded(length: int) -> int:
