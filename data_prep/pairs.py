@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from data_prep.job.labels import REJECTS_NAME
+from data_prep.job.unit_files import REJECTS_NAME
 from data_prep.pair_list import Pair
 from dist_train.data.manifest import load_manifest
 from dist_train.data.reader import ImageSet, SampleReader

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dist_train.errors import UserError, WorkError
-from dist_train.run_files import CHECKPOINTS_NAME, SLURM_JOBS_NAME, SLURM_LOG_NAME, SLURM_SCRIPT_NAME
+from dist_train.run_files import CHECKPOINTS_NAME, CONFIG_NAME, SLURM_JOBS_NAME, SLURM_LOG_NAME, SLURM_SCRIPT_NAME
 from dist_train.runtime.processes import SAFE_PATH, threads
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 from dist_train.runtime.terminal import echo
@@ -186,7 +186,6 @@ def slurm(
       headcount launch slurm configs/quickstart.yaml --gpus-per-node 0 --procs-per-node 2 --dry-run
     """
     from dist_train.config import load_config
-    from dist_train.run_files import CONFIG_NAME
 
     settings = load_config(config, overrides or [])
     run_dir = settings.run_dir

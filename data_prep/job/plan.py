@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from data_prep.sources.base import LISTING, Row, Source
 from data_prep.sources.name_list import NameList, select
 from data_prep.transforms import Transform
+from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.errors import UserError
 from dist_train.runtime.files import first_fault, read_bounded
 from dist_train.runtime.text import shown
@@ -74,7 +75,7 @@ class JobOptions(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class JobFiles:
     """Where a job keeps what. The set itself lies in `out`, the job's own files in `out/.prep`."""
 
     out: Path
@@ -152,10 +153,10 @@ class _Stored:
 _STORED = TypeAdapter(_Stored)
 
 
-class Plan:
+class JobPlan:
     """A stored plan."""
 
-    def __init__(self, layout: Layout, options: JobOptions | None = None) -> None:
+    def __init__(self, layout: JobFiles, options: JobOptions | None = None) -> None:
         """Open the plan in `layout`.
 
         Args:
@@ -208,7 +209,7 @@ class Plan:
         return [Row(*values) for values in zip(*(column.to_pylist() for column in self.batch(unit)), strict=True)]
 
 
-def make_plan(layout: Layout, options: JobOptions) -> Plan:
+def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     """List the source, deal its rows into units, store both.
 
     Raises:
@@ -238,7 +239,7 @@ def make_plan(layout: Layout, options: JobOptions) -> Plan:
         "units": -(-total // unit_rows),
     }
     write_json(layout.plan, body)
-    return Plan(layout)
+    return JobPlan(layout)
 
 
 def default_unit_rows(total: int) -> int:
@@ -297,10 +298,10 @@ def _class_name(kind: type[BaseModel]) -> str:
 
 def _copy_identities(old_set: Path, target: Path) -> None:
     try:
-        shutil.copyfile(old_set / "identities.parquet", target)
+        shutil.copyfile(old_set / IDENTITIES_NAME, target)
     except OSError as error:
         raise UserError(
-            f"labels from {old_set}: identities.parquet: {error.strerror}; expected a finished set"
+            f"labels from {old_set}: {IDENTITIES_NAME}: {error.strerror}; expected a finished set"
         ) from error
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep.decode import Photo, decode
 from data_prep.detect_cli import draw
-from data_prep.job.plan import Plan
+from data_prep.job.plan import JobPlan
 from data_prep.job.work import LEFT_OUT
 from data_prep.mtcnn.faces import Faces
 from data_prep.sources.base import Raw, Reader, Row
@@ -59,7 +59,7 @@ class _Sample(NamedTuple):
     sample: int
 
 
-def shown_pairs(plan: Plan, manifest: Manifest, count: int) -> list[Pair]:
+def shown_pairs(plan: JobPlan, manifest: Manifest, count: int) -> list[Pair]:
     """Close calls first, then samples spread evenly over the set, each with the photo that it is from."""
     reader = SampleReader([ImageSet(str(plan.layout.out), manifest)], "label", open_shards=1)
     photos = _reader(plan)
@@ -82,7 +82,7 @@ def shown_pairs(plan: Plan, manifest: Manifest, count: int) -> list[Pair]:
     return pairs
 
 
-def close_calls(plan: Plan, manifest: Manifest) -> list[_Sample]:
+def close_calls(plan: JobPlan, manifest: Manifest) -> list[_Sample]:
     """The samples whose face was chosen by the least lead over another, below `CLOSE_LEAD`, the closest first."""
     shard_of = {_unit_of(shard.name): number for number, shard in enumerate(manifest.shards)}
     labels = pa.ipc.open_file(pa.memory_map(str(plan.layout.labels)))
@@ -115,7 +115,7 @@ def _unit_of(shard_name: str) -> int:
     return int(shard_name.removesuffix(".tar").rpartition("-")[2])
 
 
-def _row_at(plan: Plan, unit: int, position: int) -> Row:
+def _row_at(plan: JobPlan, unit: int, position: int) -> Row:
     batch = plan.batch(unit)
     (at,) = np.flatnonzero(batch.column("position").to_numpy() == position)
     return Row(*(column[int(at)].as_py() for column in batch.columns))
@@ -138,14 +138,14 @@ def drawable(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def units_read(plan: Plan) -> Iterator[int]:
+def units_read(plan: JobPlan) -> Iterator[int]:
     """Units that were made; of very many, some spread over the job."""
     for unit in np.unique(np.linspace(0, plan.units - 1, min(plan.units, UNITS_READ)).astype(int)).tolist():
         if plan.layout.done(unit).exists():
             yield unit
 
 
-def _reader(plan: Plan) -> Reader | None:
+def _reader(plan: JobPlan) -> Reader | None:
     """A reader of the source; None where the source was taken away after the work."""
     try:
         return plan.options.source.reader()

@@ -17,8 +17,8 @@ from typing import Any
 from data_prep.engines.engine import Engine, Task, is_fatal
 from data_prep.engines.slurm import stop_left_over
 from data_prep.job.labels import decide, manifest_exists, write_set
-from data_prep.job.plan import JobOptions, Layout, Plan, make_plan
-from data_prep.job.progress import Progress
+from data_prep.job.plan import JobFiles, JobOptions, JobPlan, make_plan
+from data_prep.job.progress import StageBars
 from data_prep.job.unit_files import MADE, SEALED, SET_ASIDE, read_mark
 from data_prep.job.work import MakeUnit, SealUnit
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 
 
-def run_job(out: Path, options: JobOptions, engine: Engine, progress: Progress, tries: int = TRIES) -> Manifest:
+def run_job(out: Path, options: JobOptions, engine: Engine, progress: StageBars, tries: int = TRIES) -> Manifest:
     """Plan a job, or take up the one that is in `out`, and bring it to its end.
 
     Args:
@@ -46,19 +46,19 @@ def run_job(out: Path, options: JobOptions, engine: Engine, progress: Progress, 
         UserError: another job works on `out`, or other options were used there.
         WorkError: the disk is full, nothing succeeds, or units had to be set aside (the set is complete without them).
     """
-    layout = Layout(out)
+    layout = JobFiles(out)
     with _full_disk_said(layout), _alone(layout):
         return finish_job(open_plan(layout, options), engine, progress, tries)
 
 
-def open_plan(layout: Layout, options: JobOptions) -> Plan:
+def open_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     """The plan in `layout`, made now if there is none. The caller holds the lock.
 
     Raises:
         UserError: there is one with other options, or a set that no job made.
     """
     if layout.plan.exists():
-        plan = Plan(layout)
+        plan = JobPlan(layout)
         if found := first_difference(plan.described, options.described()):
             raise UserError(
                 f"{layout.out}: its job was planned with other options: {found}; use another OUT, "
@@ -70,7 +70,7 @@ def open_plan(layout: Layout, options: JobOptions) -> Plan:
     return make_plan(layout, options)
 
 
-def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES, retry: bool = False) -> Manifest:
+def resume_job(out: Path, engine: Engine, progress: StageBars, tries: int = TRIES, retry: bool = False) -> Manifest:
     """Bring the job in `out` to its end, with the options that it was planned with.
 
     Args:
@@ -84,10 +84,10 @@ def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES
         UserError: no job there, or another job works on it.
         WorkError: as `run_job`.
     """
-    layout = Layout(out)
-    Plan(layout)
+    layout = JobFiles(out)
+    JobPlan(layout)
     with _full_disk_said(layout), _alone(layout):
-        plan = Plan(layout)
+        plan = JobPlan(layout)
         if retry and (again := [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]):
             (out / MANIFEST_NAME).unlink(missing_ok=True)
             for unit in again:
@@ -95,7 +95,7 @@ def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES
         return finish_job(plan, engine, progress, tries)
 
 
-def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIES) -> Manifest:
+def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = TRIES) -> Manifest:
     """Do what is left of a planned job. The caller holds the lock."""
     if manifest_exists(plan):
         logger.info("%s is complete already", plan.layout.out)
@@ -116,7 +116,7 @@ def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIE
     return _conclude(plan, manifest)
 
 
-def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progress, tries: int = TRIES) -> None:
+def make_units(plan: JobPlan, units: Sequence[int], engine: Engine, progress: StageBars, tries: int = TRIES) -> None:
     """Make those of `units` that are neither made nor set aside. The caller holds the lock.
 
     Raises:
@@ -143,7 +143,7 @@ def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progr
     progress.end()
 
 
-def _seal(plan: Plan, digests: Sequence[str], engine: Engine, progress: Progress, tries: int) -> None:
+def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: StageBars, tries: int) -> None:
     layout = plan.layout
     todo = []
     keep_parts = any(layout.set_aside(unit).exists() for unit in range(plan.units))
@@ -196,7 +196,7 @@ def _work(
     return failed
 
 
-def _conclude(plan: Plan, manifest: Manifest) -> Manifest:
+def _conclude(plan: JobPlan, manifest: Manifest) -> Manifest:
     layout = plan.layout
     aside = [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]
     if aside:
@@ -210,14 +210,14 @@ def _conclude(plan: Plan, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _alone(layout: Layout) -> AbstractContextManager[None]:
+def _alone(layout: JobFiles) -> AbstractContextManager[None]:
     """Hold the job's lock: one job works on one output."""
     layout.home.mkdir(parents=True, exist_ok=True)
     return only_job(layout.lock, layout.out)
 
 
 @contextmanager
-def _full_disk_said(layout: Layout) -> Iterator[None]:
+def _full_disk_said(layout: JobFiles) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -226,11 +226,11 @@ def _full_disk_said(layout: Layout) -> Iterator[None]:
         raise WorkError(f"{layout.out}: {error.strerror}; {MAKE_ROOM}") from error
 
 
-def _rows(plan: Plan, units: Iterable[int]) -> int:
+def _rows(plan: JobPlan, units: Iterable[int]) -> int:
     return sum(plan.batch(unit).num_rows for unit in units)
 
 
-def _remove_temporaries(layout: Layout) -> None:
+def _remove_temporaries(layout: JobFiles) -> None:
     for directory in (layout.home, layout.home / "units", layout.home / "shards", layout.out):
         remove_temporaries(directory)
     shutil.rmtree(layout.home / "planning", ignore_errors=True)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from dist_train.errors import WorkError
 
+REJECTS_NAME = "rejects.parquet"  # in a set: its inputs without a picture
 MADE = {"given": int, "kept": int, "pictures": int, "reasons": dict, "seconds": int | float}
 SEALED = {"name": str, "samples": int, "bytes": int, "sha256": str, "labels": str}
 SET_ASIDE = {"error": str}

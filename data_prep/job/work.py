@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.job.plan import JobOptions, Layout, Plan
+from data_prep.job.plan import JobFiles, JobOptions, JobPlan
 from data_prep.job.unit_files import read_statistics
 from data_prep.shards import ShardWriter
 from data_prep.sources.base import Raw, Reader, Row
@@ -58,7 +58,7 @@ class MakeUnit:
     def __init__(self, out: Path, options: JobOptions | None = None) -> None:
         self.out = out
         self._options = options
-        self._opened: tuple[Plan, Reader, Process] | None = None
+        self._opened: tuple[JobPlan, Reader, Process] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
@@ -70,7 +70,7 @@ class MakeUnit:
             WorkError: the source's storage failed, or the disk did.
         """
         if self._opened is None:
-            plan = Plan(Layout(self.out), self._options)
+            plan = JobPlan(JobFiles(self.out), self._options)
             self._opened = plan, plan.options.source.reader(), plan.options.transform.open()
         plan, reader, process = self._opened
         started = time.perf_counter()
@@ -102,7 +102,7 @@ class SealUnit:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self._opened: tuple[Layout, pa.RecordBatchFileReader] | None = None
+        self._opened: tuple[JobFiles, pa.RecordBatchFileReader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
@@ -114,7 +114,7 @@ class SealUnit:
             WorkError: the disk failed.
         """
         if self._opened is None:
-            layout = Layout(self.out)
+            layout = JobFiles(self.out)
             self._opened = layout, pa.ipc.open_file(pa.memory_map(str(layout.labels)))
         layout, file = self._opened
         labels = file.get_batch(unit).column("label")
@@ -154,7 +154,7 @@ def _outcomes(
             yield row, raw, (next(made) if isinstance(raw, Raw) else raw)
 
 
-def _note(statistics: dict[str, list[Any]], plan: Plan, row: Row, raw: Raw | Reject, made: Made) -> None:
+def _note(statistics: dict[str, list[Any]], plan: JobPlan, row: Row, raw: Raw | Reject, made: Made) -> None:
     crops = [] if isinstance(made, Reject) else made
     values = (
         row.position,
@@ -173,13 +173,13 @@ def _note(statistics: dict[str, list[Any]], plan: Plan, row: Row, raw: Raw | Rej
         column.append(value)
 
 
-def _record(plan: Plan, row: Row, crop: Crop) -> str | None:
+def _record(plan: JobPlan, row: Row, crop: Crop) -> str | None:
     if crop.record is None:
         return None
     return json.dumps({"source": plan.options.source.text(row.location), **crop.record})
 
 
-def _labelled(layout: Layout, unit: int, labels: list[int]) -> Iterator[tuple[str, int, Crop]]:
+def _labelled(layout: JobFiles, unit: int, labels: list[int]) -> Iterator[tuple[str, int, Crop]]:
     """Key, label and picture of every sample of a unit that is not left out."""
     columns = ["position", "sizes", "extensions", "records"]
     table = read_statistics(layout.statistics(unit), columns, STATISTICS)

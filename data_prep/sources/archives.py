@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Row, Source, display, listing
-from data_prep.sources.recordio import Place, RecFile, Record, RecordError, image_range, indexed_places
+from data_prep.sources.recordio import RecFile, Record, RecordError, RecordPlace, image_range, indexed_places
 from dist_train.data.reject import Reject
 from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import read_photos
@@ -203,7 +203,7 @@ def _indexed(rec: RecFile, index_path: Path) -> Iterator[pa.RecordBatch]:
         yield listing(locations, pa.array(offsets[part]), pa.array(sizes[part]))
 
 
-def _stands_for_identity(rec: RecFile, place: Place) -> bool:
+def _stands_for_identity(rec: RecFile, place: RecordPlace) -> bool:
     """Whether a record has two labels and no picture, as record 0 and the identities' records have."""
     if place.damage or place.size > _IDENTITY_RECORD_BYTES:
         return False

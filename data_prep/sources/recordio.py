@@ -42,7 +42,7 @@ class Record(NamedTuple):
     data: bytes
 
 
-class Place(NamedTuple):
+class RecordPlace(NamedTuple):
     """Where a record lies: its number, byte offset and length, both with the part headers and the padding.
 
     Attributes:
@@ -137,7 +137,7 @@ class RecFile:
             )
         return os.pread(self._fd, _PART.size + length, offset)
 
-    def scan(self) -> Iterator[Place]:
+    def scan(self) -> Iterator[RecordPlace]:
         """Places of all records, in the order of the file, by walking over the part headers.
 
         A damaged stretch comes out as one place with `damage` set, up to the next magic number that starts a record.
@@ -146,7 +146,7 @@ class RecFile:
             number = offset = 0
             while offset < self.size:
                 end, damage = _walk(view, offset, self.size)
-                yield Place(number, offset, end - offset, damage)
+                yield RecordPlace(number, offset, end - offset, damage)
                 number += 1
                 offset = end
 
@@ -168,7 +168,7 @@ def parse_record(payload: bytes) -> Record:
     return Record(struct.unpack_from(f"<{flag}f", payload, _HEADER.size), payload[end:])
 
 
-def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_rec_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and offsets (int64) in a `train.idx`, in its order, which need not be that of the offsets.
 
     Raises:
@@ -200,7 +200,7 @@ def indexed_places(rec: RecFile, index_path: Path) -> tuple[np.ndarray, np.ndarr
 
     A size reaches to the next offset, or to the end of the file: never less than the record, so that one read gets it.
     """
-    numbers, offsets = read_index(index_path)
+    numbers, offsets = read_rec_index(index_path)
     ordered = np.unique(offsets)
     following = np.append(ordered[1:], max(rec.size, int(ordered[-1]) if len(ordered) else 0))
     sizes = (following - ordered)[np.searchsorted(ordered, offsets)]

@@ -38,7 +38,7 @@ def inspect(where: _Where) -> None:
         wrong += [f"{checkpoint.name}: {line}" for line in trouble]
         mark = ", best" if best and checkpoint.name.endswith(f"{best[0]:08d}") else ""
         echo(f"{checkpoint}: {'DAMAGED' if trouble else 'sound'}{mark}")
-        for line in trouble or describe(checkpoint):
+        for line in trouble or describe_checkpoint(checkpoint):
             echo(f"  {line}")
     if wrong:
         raise WorkError(f"{where}: {wrong[0]}; a resumed run passes over damaged checkpoints")
@@ -104,7 +104,7 @@ def checkpoints_at(where: Path) -> list[Path]:
     return found
 
 
-def describe(checkpoint: Path) -> list[str]:
+def describe_checkpoint(checkpoint: Path) -> list[str]:
     """Progress, files, and tensors by part."""
     import math
 

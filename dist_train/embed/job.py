@@ -108,7 +108,7 @@ def embed_source(
         def prepare() -> Embedded | None:
             if ranks.rank:
                 return None
-            description = describe(model, source, flip)
+            description = describe_job(model, source, flip)
             _check_out(out)
             stack.enter_context(only_job(parts.home / "lock", out))
             return _begin(parts, description, source, part_rows)
@@ -128,7 +128,7 @@ def embed_source(
         return Embedded(out, *parts.join())
 
 
-def describe(model: Model, source: PictureSource, flip: bool) -> dict[str, Any]:
+def describe_job(model: Model, source: PictureSource, flip: bool) -> dict[str, Any]:
     """All that decides what the embeddings are, as JSON values."""
     return {
         "version": FORMAT_VERSION,

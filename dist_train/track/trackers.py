@@ -79,7 +79,7 @@ class Trackers:
     def pictures(self, name: str, images: Tensor) -> None:
         """Show the first of `images` [B, 3, S, S] in [-1, 1], as they enter the network, in W&B."""
         if self._wandb is not None:
-            self._wandb.pictures(name, sheet(pixels(images[: SHEET_COLUMNS * SHEET_ROWS])))
+            self._wandb.pictures(name, picture_sheet(pixels(images[: SHEET_COLUMNS * SHEET_ROWS])))
 
     def checkpoint(self, path: Path) -> None:
         """A checkpoint is complete."""
@@ -99,7 +99,7 @@ def pixels(images: Tensor) -> NDArray[np.uint8]:
     return levels.numpy().astype(np.uint8)
 
 
-def sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def picture_sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures [B, S, S, 3] side by side in rows: one of [rows·S, columns·S, 3], black where there are none."""
     side = pictures.shape[1]
     rows = -(-len(pictures) // SHEET_COLUMNS)

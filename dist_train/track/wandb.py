@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.config import RunConfig
-from dist_train.run_files import WANDB_DIR_NAME, WANDB_ID_NAME
+from dist_train.run_files import METRICS_NAME, WANDB_DIR_NAME, WANDB_ID_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class WandbTracker:
         self._hand_over(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            logger.warning("W&B did not take the last figures within %g s; metrics.jsonl has all of them", CLOSE_S)
+            logger.warning("W&B did not take the last figures within %g s; %s has all of them", CLOSE_S, METRICS_NAME)
 
     def _hand_over(self, work: Work | None) -> None:
         if self._broken.is_set():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.sources.recordio import RecFile, RecordError, image_range, indexed_places, read_index
+from data_prep.sources.recordio import RecFile, RecordError, image_range, indexed_places, read_rec_index
 from dist_train.errors import UserError
 from tests.prep.recs import MAGIC, write_rec
 
@@ -125,7 +125,7 @@ def test_missing_empty_and_malformed_files_are_the_users_errors(tmp_path):
         RecFile(tmp_path / "empty.rec")
     (tmp_path / "bad.idx").write_text("0\t0\none\ttwo\n")
     with pytest.raises(UserError, match=r"bad\.idx: expected lines of index<TAB>offset"):
-        read_index(tmp_path / "bad.idx")
+        read_rec_index(tmp_path / "bad.idx")
 
 
 def test_scanned_and_indexed_places_agree(tmp_path):
