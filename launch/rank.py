@@ -17,6 +17,7 @@ from types import FrameType
 
 from dist_train.errors import UserError
 from dist_train.run_files import CONFIG_NAME, JOB_NAME
+from dist_train.runtime.written import write_text
 from launch.interrupt import end_at_once, raise_once
 
 SLURM_NAMES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
@@ -64,7 +65,7 @@ def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
         return note.exists() and note.read_bytes() == job.encode()
     with suppress(OSError):  # the run itself will say better that it cannot write there
         run_dir.mkdir(parents=True, exist_ok=True)
-        note.write_text(job, encoding="utf-8")
+        write_text(note, job)
     return False
 
 

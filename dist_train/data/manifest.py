@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from dist_train.errors import UserError
+from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded
 from dist_train.runtime.text import shown
 from dist_train.runtime.written import write_json
@@ -41,6 +42,13 @@ class Shard:
     samples: Annotated[int, Field(ge=0, le=_MAX_SAMPLES)]
     bytes: Annotated[int, Field(ge=0, le=_MAX_SHARD_BYTES)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    def mismatch(self, tar: Path) -> str | None:
+        """What a tar has other than this one should; None if it is the one."""
+        if (size := tar.stat().st_size) != self.bytes:
+            return f"{size} bytes, the manifest says {self.bytes}"
+        digest = sha256_of(tar)
+        return None if digest == self.sha256 else f"sha256 {digest}, the manifest says {self.sha256}"
 
 
 @dataclass(frozen=True, slots=True)

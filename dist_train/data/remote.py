@@ -17,7 +17,6 @@ from dist_train.data.foreign import write_index
 from dist_train.data.manifest import MANIFEST_NAME, Shard
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError
-from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.files import plain_name
 from dist_train.runtime.lock import Lock
 
@@ -187,7 +186,7 @@ class ShardCache:
         with Lock(self._root / ".room.lock", self._timeout_s):
             self._make_room(shard.bytes)
         try:
-            complaint = self._remote.download(shard.name, part, shard.bytes, lambda file: _compare(file, shard))
+            complaint = self._remote.download(shard.name, part, shard.bytes, shard.mismatch)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -252,11 +251,3 @@ class Prefetcher:
     def close(self) -> None:
         """Start no more downloads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _compare(file: Path, shard: Shard) -> str | None:
-    size = file.stat().st_size
-    if size != shard.bytes:
-        return f"{size} bytes, the manifest says {shard.bytes}"
-    digest = sha256_of(file)
-    return None if digest == shard.sha256 else f"sha256 {digest}, the manifest says {shard.sha256}"

@@ -1,7 +1,5 @@
 """Check a set against its manifest: sizes, checksums, indexes, labels, and that every picture decodes."""
 
-import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -17,8 +15,6 @@ from dist_train.data.tars import LeftOut
 from dist_train.errors import UserError
 from dist_train.runtime.processes import ONE_THREAD, spawning
 from dist_train.runtime.text import shown_name
-
-_BLOCK = 1 << 22
 
 
 class Problem(NamedTuple):
@@ -58,9 +54,7 @@ def verify_set(
 def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool, label_key: str) -> ShardVerdict:
     """Check one shard of the set in `path`."""
     try:
-        problems = [
-            Problem(shard.name, None, reason) for reason in [_compare_bytes(path / shard.name, shard)] if reason
-        ]
+        problems = [Problem(shard.name, None, reason) for reason in [shard.mismatch(path / shard.name)] if reason]
     except OSError as error:
         return ShardVerdict(shard.name, 0, [Problem(shard.name, None, f"{error.strerror}")])
     problems += left_out_of(path / shard.name)
@@ -91,16 +85,3 @@ def left_out_of(path: Path) -> list[Problem]:
     except UserError as error:
         return [Problem(path.name, None, str(error))]
     return [Problem(path.name, shown_name(each.name), f"{each.reason}: {each.detail}") for each in found]
-
-
-def _compare_bytes(path: Path, shard: Shard) -> str | None:
-    size = os.stat(path).st_size
-    if size != shard.bytes:
-        return f"{size} bytes, the manifest says {shard.bytes}"
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != shard.sha256:
-        return f"sha256 {digest.hexdigest()}, the manifest says {shard.sha256}"
-    return None

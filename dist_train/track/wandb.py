@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dist_train.config import RunConfig
 from dist_train.run_files import METRICS_NAME, WANDB_DIR_NAME, WANDB_ID_NAME
+from dist_train.runtime.written import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class WandbTracker:
         config, run_dir = self._config, self._config.run_dir
         id_file = run_dir / WANDB_ID_NAME
         run_id = id_file.read_text(encoding="utf-8") if self._resumed and id_file.exists() else secrets.token_hex(4)
-        id_file.write_text(run_id, encoding="utf-8")
+        write_text(id_file, run_id)
 
         def start(mode: Literal["online", "offline"]) -> Any:  # noqa: ANN401
             return wandb.init(

@@ -60,7 +60,7 @@ class Origin(ABC):
         """Let go of open files."""
 
 
-class _OnePhoto(Source):
+class OnePhoto(Source):
     """A single file."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -82,7 +82,7 @@ class PhotoOrigin(Origin):
 
     def described(self) -> dict[str, Any]:
         """Kind and path."""
-        return {"kind": type(self._source).__name__.strip("_"), "path": str(self._source.path)}
+        return {"kind": type(self._source).__name__, "path": str(self._source.path)}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """As the source lists them."""
