@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_MOST_CHARACTERS = 300
 
 
 class Section(BaseModel):
@@ -28,4 +29,5 @@ def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
 
 def _short(value: object) -> str:
     text = repr(value)
-    return f"{text[:20]}..." if isinstance(value, str) and _DIGEST.fullmatch(value) else text
+    most = 20 if isinstance(value, str) and _DIGEST.fullmatch(value) else _MOST_CHARACTERS
+    return text if len(text) <= most else f"{text[:most]}..."

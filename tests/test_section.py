@@ -12,8 +12,9 @@ from dist_train.section import first_difference
         ({"b": {"c": 2}, "z": 1}, {"b": {"c": 3}, "z": 2}, "b.c was 2, is 3"),
         ({"a": 1}, {}, "a was 1, is None"),
         ({"source": "/data/" + "x" * 80}, {"source": "/y"}, f"source was '/data/{'x' * 80}', is '/y'"),
+        ({"a": "x" * 999}, {"a": 1}, f"a was '{'x' * 299}..., is 1"),
         ({"digest": "a" * 64}, {"digest": "b" * 64}, f"digest was '{'a' * 19}..., is '{'b' * 19}..."),
     ],
 )
-def test_the_first_entry_that_differs_is_named_with_both_values_and_only_digests_are_cut(old, new, text):
+def test_the_first_entry_that_differs_is_named_with_both_values_and_digests_and_endless_values_are_cut(old, new, text):
     assert first_difference(old, new) == text
