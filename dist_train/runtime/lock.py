@@ -51,8 +51,11 @@ class Lock:
             self._file.flush()
 
     def close(self) -> None:
-        """Release the lock; safe to repeat."""
+        """Release the lock, with an empty file; safe to repeat."""
         with suppress(OSError):  # what the disk refused above is refused again
+            if not self._file.closed:
+                self._file.truncate(0)
+        with suppress(OSError):
             self._file.close()
 
     def __enter__(self) -> Self:

@@ -22,6 +22,7 @@ def test_a_lock_is_refused_while_it_is_held_with_its_holder_named_and_free_after
         ) as held:
             Lock(path)
         assert held.value.holder == f"process {os.getpid()} on {os.uname().nodename}"
+    assert path.read_bytes() == b"", "nobody is named who holds it no more"
     Lock(path).close()
 
 
