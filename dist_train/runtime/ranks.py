@@ -72,11 +72,12 @@ class Ranks:
 
         Args:
             action: must not itself wait for other ranks before the point where it may fail.
-            raise_on: the ranks that raise the failure; `all` is for callers that go on after it, on every rank.
+            raise_on: the ranks that raise the failure: the first, or all where the callers may go on after it.
 
         Raises:
-            UserError | WorkError: with the distinct messages of all ranks and who found them.
-            SystemExit: on the ranks other than the first, silently, unless all raise the failure.
+            UserError | WorkError: on the first rank alone, with the distinct messages of all ranks and who found them;
+                on all ranks, as the first that failed has it.
+            SystemExit: silently, on the others where the first rank alone raises the failure.
         """
         result: T | None = None
         mistake: UserError | WorkError | None = None
@@ -85,10 +86,11 @@ class Ranks:
         except (UserError, WorkError) as error:
             mistake = error
         failures = self.gather(mistake)
-        if not any(failures):
+        found = next((failure for failure in failures if failure is not None), None)
+        if found is None:
             return cast(T, result)
         if raise_on == "all":
-            raise _joined(failures)
+            raise found
         with self.first_speaks():
             raise _joined(failures)
 
