@@ -229,6 +229,7 @@ def summary(out: Path) -> str:
 
     from data_prep.job.unit_files import REJECTS_NAME, read_rejects
     from dist_train.data.manifest import load_manifest
+    from dist_train.data.reject import counted
     from dist_train.runtime.text import shown_name
 
     manifest = load_manifest(out)
@@ -237,7 +238,6 @@ def summary(out: Path) -> str:
     identities, shards = manifest.num_classes, len(manifest.shards)
     lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]
     if reasons:
-        told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"left out: {told}; each with its reason in {out / REJECTS_NAME}")
+        lines.append(f"left out: {counted(reasons)}; each with its reason in {out / REJECTS_NAME}")
         lines.append("e.g. " + ": ".join(shown_name(text) for text in rejects.slice(0, 1).to_pylist()[0].values()))
     return "\n".join(lines)

@@ -28,7 +28,6 @@ from dist_train.runtime.written import write_failures, written_directory
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-FOLDS = 10
 SHEET = (12, 20)
 """Rows (identities) and columns (views) of the contact sheet."""
 # First view numbers of the parts that share characters and fonts, so that no picture occurs in two of them.

@@ -16,6 +16,7 @@ from data_prep.job.work import STATISTICS
 from data_prep.transforms import Keep
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest
+from dist_train.data.reject import counted
 from dist_train.runtime.written import written
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def _write_head(head: "SubFigure", plan: JobPlan, manifest: Manifest, reasons: C
     told = f" at {speed.inputs_per_s:,.3g} a second ({workers})" if speed.processes else ""
     lines = []
     if len(reasons) < BAR_REASONS:
-        named = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"Left out: {named or 'none'}.")
+        lines.append(f"Left out: {counted(reasons) or 'none'}.")
     if close:
         lines.append(
             "First the photos where another face (orange) was nearly chosen; lead: over that face, in "

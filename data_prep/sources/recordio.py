@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from dist_train.errors import UserError
+from dist_train.runtime.text import first_line
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -189,7 +190,7 @@ def read_rec_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{path}: expected lines of index<TAB>offset: {reason}; move the file away to have the .rec scanned"
         ) from error

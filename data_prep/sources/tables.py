@@ -15,6 +15,7 @@ from data_prep.sources.folder import read_file
 from dist_train.data.addresses import SCHEMES, TooLargeError, read_address
 from dist_train.data.reject import Reject
 from dist_train.errors import UserError
+from dist_train.runtime.text import first_line
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
@@ -88,11 +89,11 @@ class TableSource(Source):
                 for batch in file.iter_batches(columns=[self.path_column, self.identity_column]):
                     yield batch.select([self.path_column, self.identity_column])
         except (OSError, KeyError, UnicodeError, pa.ArrowException) as error:
-            raise UserError(f"{self.path}: {str(error).partition(chr(10))[0]}") from error
+            raise UserError(f"{self.path}: {first_line(error)}") from error
 
     def _missing(self, error: Exception) -> str:
         wanted = f"expected columns {self.path_column!r} and {self.identity_column!r}"
-        return f"{str(error).splitlines()[0]}; {wanted} (--path-column, --identity-column)"
+        return f"{first_line(error)}; {wanted} (--path-column, --identity-column)"
 
     def _check_columns(self, kinds: dict[str, pa.DataType]) -> None:
         for column, whole_numbers in ((self.path_column, False), (self.identity_column, True)):
@@ -176,7 +177,7 @@ def _settled(error: Exception) -> Reject | None:
     if isinstance(error, UserError):
         return Reject("no such protocol", str(error))
     if isinstance(error, ValueError):
-        return Reject("bad address", str(error).partition("\n")[0] or type(error).__name__)
+        return Reject("bad address", first_line(error))
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 500 and status != 429):
         return Reject("unreadable", f"status {status}" if status else "permission denied")

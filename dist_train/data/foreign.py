@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.data.index import format_index
+from dist_train.data.reject import counted
 from dist_train.data.tar_samples import Sample, walk_samples
 from dist_train.data.tars import LeftOut
 from dist_train.runtime.text import shown_name
@@ -28,8 +29,7 @@ class Scan(NamedTuple):
     def __str__(self) -> str:
         """What is left out, in one line."""
         reasons = Counter(each.reason for each in self.left_out)
-        told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        return f"left out: {told}, e.g. {shown_name(self.left_out[0].name)}: {self.left_out[0].detail}"
+        return f"left out: {counted(reasons)}, e.g. {shown_name(self.left_out[0].name)}: {self.left_out[0].detail}"
 
 
 def scan_tar(path: Path) -> Scan:

@@ -1,5 +1,6 @@
 """Why an input is left out: out of a set, or out of embeddings."""
 
+from collections import Counter
 from typing import NamedTuple
 
 STORAGE_REASONS = frozenset({"vanished", "unreadable", "unreachable"})
@@ -16,3 +17,8 @@ class Reject(NamedTuple):
 
     reason: str
     detail: str
+
+
+def counted(reasons: Counter[str]) -> str:
+    """Reasons with their counts, the most frequent first."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())

@@ -27,6 +27,7 @@ from dist_train.embed.table import (
 )
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.search import nearest
+from dist_train.runtime.text import kind_and_line
 from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written, written_directory
 from dist_train.section import first_difference
 
@@ -184,7 +185,7 @@ class Gallery:
                 f"gallery {directory}: no gallery there; make one with `headcount search build EMBEDDINGS {directory}`"
             ) from error
         except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, pa.ArrowException) as error:
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            reason = kind_and_line(error)
             raise UserError(f"gallery {directory}: damaged: {reason}; build it again") from error
         if not len(self._rows):
             raise UserError(f"gallery {directory}: it is empty")

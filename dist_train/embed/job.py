@@ -17,8 +17,8 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from dist_train.data.reject import STORAGE_REASONS, Reject
-from dist_train.embed.parts import Parts, told
+from dist_train.data.reject import STORAGE_REASONS, Reject, counted
+from dist_train.embed.parts import Parts
 from dist_train.embed.pictures import Picture, PictureSource, Place
 from dist_train.embed.table import (
     FORMAT_VERSION,
@@ -62,7 +62,7 @@ class Embedded:
     def __str__(self) -> str:
         text = f"{self.path}: {self.count:,} embedding{'' if self.count == 1 else 's'}"
         if self.reasons:
-            text += f"; left out: {told(self.reasons)}, each with its reason in {rejects_path(self.path)}"
+            text += f"; left out: {counted(self.reasons)}, each with its reason in {rejects_path(self.path)}"
         return text
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from dist_train.data.reject import Reject
+from dist_train.data.reject import Reject, counted
 from dist_train.embed.pictures import PictureSource, Place
 from dist_train.embed.table import (
     NAMES,
@@ -32,6 +32,7 @@ from dist_train.embed.table import (
     write_array,
 )
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.text import kind_and_line
 from dist_train.runtime.written import written_output
 
 REJECTS = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
@@ -160,7 +161,7 @@ class Parts:
                 first = batches.read_next_batch().slice(0, 1).to_pylist()[0]
             self.remove()
             raise WorkError(
-                f"none of {sum(reasons.values()):,} inputs gave an embedding ({told(reasons)}), e.g. {first['path']}: "
+                f"none of {reasons.total():,} inputs gave an embedding ({counted(reasons)}), e.g. {first['path']}: "
                 f"{first['reason']}: {first['detail']}; all are in {listed}"
             )
         description = self.description or {}
@@ -214,18 +215,13 @@ class Parts:
         return self.home / f"{part:06d}.csv"
 
 
-def told(reasons: Counter[str]) -> str:
-    """Reasons with their counts, the most frequent first."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-
-
 @contextmanager
 def _reading(path: Path, mark: Path) -> Iterator[None]:
     """Around the reading of files that this job wrote earlier; without `mark` it makes them anew."""
     try:
         yield
     except (OSError, ValueError, AttributeError, LookupError, pa.ArrowException) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = kind_and_line(error)
         raise WorkError(f"{path}: damaged: {reason}; remove {mark} and run the same command again") from error
 
 

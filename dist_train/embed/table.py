@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dist_train.embed.pictures import Picture, Place
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.files import map_array
+from dist_train.runtime.text import first_line
 
 FORMAT_VERSION = 1
 SUFFIXES = (".parquet", ".npy")
@@ -124,7 +125,7 @@ class EmbeddingFile:
         except FileNotFoundError as error:
             raise UserError(f"embeddings {path}: {names.name} is not beside it; it names the rows") from error
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"embeddings {names}: cannot be read: {str(error).partition(chr(10))[0]}") from error
+            raise UserError(f"embeddings {names}: cannot be read: {first_line(error)}") from error
         if self.description.get("version") != FORMAT_VERSION:
             raise UserError(
                 f"embeddings {path}: version {self.description.get('version')}, expected {FORMAT_VERSION}; embed again"

@@ -25,7 +25,6 @@ EmbedFn = Callable[[Tensor], Tensor]
 LoadFn = Callable[[int], np.ndarray]
 """Number of a picture -> uint8 [S, S, 3], red first; called from several threads."""
 
-T = TypeVar("T")
 Numbers = TypeVar("Numbers", range, np.ndarray)
 
 _DECODERS = min(4, len(os.sched_getaffinity(0)))  # threads; OpenCV decodes outside the interpreter lock

@@ -11,6 +11,7 @@ from torch import nn
 from dist_train.errors import WorkError
 from dist_train.export.convention import Convention
 from dist_train.export.trace import Scaling, example_input, free_batch, quiet_exporter
+from dist_train.runtime.text import first_line
 from dist_train.runtime.written import written
 
 logger = logging.getLogger(__name__)
@@ -46,5 +47,5 @@ def export_program(
             with written(path) as file:
                 torch.export.save(program, file, extra_files={CONVENTION_FILE: stated})
     except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter for a full disk
-        raise WorkError(f"export to {path}: {str(error).splitlines()[0]}") from error
+        raise WorkError(f"export to {path}: {first_line(error)}") from error
     logger.info("wrote %s: %.1f MB", path, path.stat().st_size / 1e6)

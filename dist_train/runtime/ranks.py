@@ -14,6 +14,7 @@ import torch.distributed as dist
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.heap import keep_heap
 from dist_train.runtime.membership import RANK_NAMES, Membership, read_membership
+from dist_train.runtime.text import first_line
 
 T = TypeVar("T")
 
@@ -175,7 +176,7 @@ def _absence_said(here: Membership) -> Iterator[None]:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise WorkError(
             f"rank {here.rank} of {here.world_size}: the ranks did not all meet at {where} "
-            f"({str(error).splitlines()[0]}); start every rank, on machines that reach this address, or unset "
+            f"({first_line(error)}); start every rank, on machines that reach this address, or unset "
             f"{' '.join(RANK_NAMES)} to be alone"
         ) from error
 

@@ -2,6 +2,7 @@
 
 _MAX_VALUE = 80
 _MAX_SAID = 120
+_MAX_ERROR = 200
 
 
 def shown(value: object) -> str:
@@ -29,3 +30,14 @@ def shown_start(text: str) -> str:
     start = text[:_MAX_SAID].encode("ascii", "backslashreplace").decode()
     start = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in start)
     return start + ("..." if len(text) > _MAX_SAID else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines and lines[0] else type(error).__name__
+
+
+def kind_and_line(error: BaseException) -> str:
+    """An error of a library for people: its class and the first line of its message, of bounded length."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:_MAX_ERROR]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dist_train.config import RunConfig
 from dist_train.run_files import METRICS_NAME, WANDB_DIR_NAME, WANDB_ID_NAME
+from dist_train.runtime.text import first_line
 from dist_train.runtime.written import write_text
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class WandbTracker:
             except Exception as error:
                 logger.warning(
                     "W&B cannot be reached (%s); figures are kept in %s: `wandb sync` sends them later",
-                    str(error).splitlines()[0] if str(error) else type(error).__name__,
+                    first_line(error),
                     run_dir / WANDB_DIR_NAME,
                 )
                 run = start("offline")
