@@ -15,19 +15,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """The first entry in which two stored descriptions differ, as `NAME was OLD, is NEW`; empty if none."""
+def first_difference(old: dict[str, Any], new: dict[str, Any], *, cut_digests: bool = False, prefix: str = "") -> str:
+    """The first entry in which two stored descriptions differ, as `NAME was OLD, is NEW`; empty if none.
+
+    Args:
+        old: as stored.
+        new: as wanted.
+        cut_digests: show the beginning of a SHA-256 alone.
+        prefix: of the name.
+    """
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            if found := first_difference(before, after, f"{prefix}{key}."):
+            if found := first_difference(before, after, cut_digests=cut_digests, prefix=f"{prefix}{key}."):
                 return found
         elif before != after:
-            return f"{prefix}{key} was {_short(before)}, is {_short(after)}"
+            return f"{prefix}{key} was {_short(before, cut_digests)}, is {_short(after, cut_digests)}"
     return ""
 
 
-def _short(value: object) -> str:
+def _short(value: object, cut_digests: bool) -> str:
     text = repr(value)
-    most = 20 if isinstance(value, str) and _DIGEST.fullmatch(value) else _MOST_CHARACTERS
+    is_digest = isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+    most = 20 if cut_digests and is_digest else _MOST_CHARACTERS
     return text if len(text) <= most else f"{text[:most]}..."

@@ -96,6 +96,10 @@ class Loader:
         waited, self._waited_s = self._waited_s, 0.0
         return waited
 
+    def state_dict(self) -> dict[str, int]:
+        """Positions consumed over all ranks, and the seed: with the same configuration, all that a resume needs."""
+        return {"position": self._position, "seed": self._plan.seed}
+
     def close(self) -> None:
         """Give back files and processes; safe to repeat."""
         self._producer.close()

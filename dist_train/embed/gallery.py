@@ -81,7 +81,7 @@ def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -
         raise UserError(f"gallery {directory}: would be empty: no row in {', '.join(map(str, files)) or 'no file'}")
     made_by = {key: opened[0].description[key] for key in _MADE_BY}
     for each in opened[1:]:
-        if found := first_difference(made_by, {key: each.description[key] for key in _MADE_BY}):
+        if found := first_difference(made_by, {key: each.description[key] for key in _MADE_BY}, cut_digests=True):
             raise UserError(
                 f"{opened[0].path} and {each.path} were not made in the same way: {found}; embed all pictures of a "
                 "gallery with one model"

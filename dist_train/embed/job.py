@@ -173,7 +173,7 @@ def _begin(parts: Parts, description: dict[str, Any], source: PictureSource, par
 
 
 def _check_same(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if found := first_difference(_essential(begun), _essential(wanted)):
+    if found := first_difference(_essential(begun), _essential(wanted), cut_digests=True):
         raise UserError(f"{out}: was begun with another model or other options: {found}; use another OUT, or remove it")
 
 
