@@ -31,6 +31,10 @@ class HeldError(WorkError):
         self.holder, self.since = holder, since
 
 
+class NoLocksError(OSError):
+    """The file system has no locks, as some network file systems."""
+
+
 class Lock:
     """A lock file that this process holds until it closes the lock or ends, however it ends.
 
@@ -40,7 +44,8 @@ class Lock:
 
     Raises:
         HeldError: another process held it all the time.
-        OSError: the file cannot be made, or its file system has no locks.
+        NoLocksError: its file system has no locks.
+        OSError: the file cannot be made.
     """
 
     def __init__(self, path: Path, wait_s: float = 0.0) -> None:
@@ -84,7 +89,7 @@ def only_job(path: Path, out: Path) -> Iterator[None]:
         raise UserError(
             f"{out}: another job is working on it ({who}); wait for it, stop it, or use another OUT"
         ) from error
-    except OSError as error:
+    except NoLocksError as error:
         logger.warning("%s cannot be locked (%s): see to it that no other job works on it", path, error.strerror)
     try:
         yield
@@ -117,6 +122,8 @@ def _try(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise NoLocksError(error.errno, error.strerror) from error
     return True
 
 

@@ -9,7 +9,7 @@ from dist_train.checkpoint.store import remove_leftovers
 from dist_train.config import RunConfig, differences, dump_config, load_config
 from dist_train.errors import UserError
 from dist_train.run_files import CONFIG_NAME, LOCK_NAME
-from dist_train.runtime.lock import HeldError, Lock
+from dist_train.runtime.lock import HeldError, Lock, NoLocksError
 from dist_train.runtime.written import write_text
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _lock(directory: Path) -> Lock | None:
             f"run_dir {directory} is in use by {error.holder or 'another run'}; wait for that run or end it, or name "
             "another directory: run_dir=PATH"
         ) from error
-    except OSError as error:
+    except NoLocksError as error:
         logger.info("run_dir %s: no locks on this file system (%s)", directory, error.strerror)
         return None
 

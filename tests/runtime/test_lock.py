@@ -11,7 +11,7 @@ import time
 import pytest
 
 from dist_train.errors import UserError
-from dist_train.runtime.lock import HeldError, Lock, only_job
+from dist_train.runtime.lock import HeldError, Lock, NoLocksError, only_job
 
 
 def test_a_lock_is_refused_while_it_is_held_with_its_holder_named_and_free_afterwards(tmp_path):
@@ -85,5 +85,7 @@ def test_a_job_on_a_file_system_without_locks_goes_on_with_a_warning(tmp_path, m
     monkeypatch.setattr(fcntl, "flock", refuse)
     with only_job(tmp_path / "lock", tmp_path / "out"):
         assert "cannot be locked (No locks available): see to it that no other job works on it" in caplog.text
-    with pytest.raises(OSError, match="No locks available"):
+    with pytest.raises(NoLocksError, match="No locks available"):
         Lock(tmp_path / "lock")
+    with pytest.raises(FileNotFoundError):
+        only_job(tmp_path / "gone" / "lock", tmp_path / "out").__enter__()
