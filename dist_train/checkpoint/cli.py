@@ -64,7 +64,7 @@ def export(
     from dist_train.checkpoint.load import load_backbone
     from dist_train.config import dump_config
     from dist_train.errors import UserError
-    from dist_train.runtime.written import written
+    from dist_train.runtime.written import written_path
 
     backbone, config, progress = load_backbone(where)
     body = {
@@ -80,8 +80,8 @@ def export(
         table = table.unflatten(1, (config.head.centers_per_class, -1))[:, :, :width]
         body["centers"] = (table[:, 0] if table.shape[1] == 1 else table).contiguous()
     try:
-        with written(output) as file:
-            torch.save(body, file)
+        with written_path(output) as temporary:
+            torch.save(body, temporary)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{output}: cannot be written: {error}") from error
     echo(f"{output}: step {progress.step}, {output.stat().st_size / 1e6:.1f} MB")

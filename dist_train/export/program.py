@@ -1,5 +1,6 @@
 """A backbone as a `torch.export` program: one file for PyTorch without our code."""
 
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -44,8 +45,10 @@ def export_program(
         with torch.no_grad(), quiet_exporter():
             example = example_input(backbone, convention.image_size, uint8)
             program = torch.export.export(module, (example,), dynamic_shapes=free_batch())
+            archive = io.BytesIO()  # torch ends the process when the disk refuses what it writes to a file
+            torch.export.save(program, archive, extra_files={CONVENTION_FILE: stated})
             with written(path) as file:
-                torch.export.save(program, file, extra_files={CONVENTION_FILE: stated})
+                file.write(archive.getbuffer())
     except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter for a full disk
         raise WorkError(f"export to {path}: {first_line(error)}") from error
     logger.info("wrote %s: %.1f MB", path, path.stat().st_size / 1e6)

@@ -21,12 +21,24 @@ def written(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the disk refuses.
     """
+    with written_path(path) as temporary, temporary.open("wb", buffering=_BUFFER_BYTES) as file:
+        yield file
+
+
+@contextmanager
+def written_path(path: Path) -> Iterator[Path]:
+    """As `written`, for libraries that open files themselves: where they have to write.
+
+    Torch is one: its archives end the process when a Python file refuses bytes.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     # Named by host and process: a worker that outlives its job must not write into the file of its successor.
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb", buffering=_BUFFER_BYTES) as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
