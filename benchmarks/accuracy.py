@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dist_train.run_files import CONFIG_NAME, SUMMARY_NAME
+
 RECIPE = Path("configs/benchmark.yaml")
 SEEDS = (0, 1, 2)
 
@@ -47,10 +49,10 @@ HELDOUT = Path("data/benchmark/heldout")
 def train(runs: Path, name: str, overrides: list[str]) -> None:
     """Make a variant's run, unless it is finished; go on with a begun one."""
     run_dir = runs / name
-    if (run_dir / "summary.json").exists():
+    if (run_dir / SUMMARY_NAME).exists():
         return
     ranks = "1" if name == "one-rank" else "2"
-    resume = ["--resume"] if (run_dir / "config.yaml").exists() else []
+    resume = ["--resume"] if (run_dir / CONFIG_NAME).exists() else []
     own = [f"run_dir={run_dir}", *VARIANTS[name], *overrides]
     command = [sys.executable, "-m", "launch", "launch", "local", str(RECIPE), *own, "--ranks", ranks, *resume]
     print(" ".join(["headcount", *command[3:]]), file=sys.stderr, flush=True)
@@ -71,7 +73,7 @@ def quantise(runs: Path) -> None:
 
 def collect(runs: Path, name: str) -> dict[str, Any] | None:
     """A variant's line; None where its run is not finished."""
-    path = runs / (f"{INT8}.json" if name == INT8 else f"{name}/summary.json")
+    path = runs / (f"{INT8}.json" if name == INT8 else f"{name}/{SUMMARY_NAME}")
     if not path.exists():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +130,7 @@ def main() -> None:
     if not options.table:
         for name in options.only or VARIANTS:
             train(runs, name, [f"train.steps={options.steps}"] if options.steps else [])
-        if (runs / "base/summary.json").exists():
+        if (runs / "base" / SUMMARY_NAME).exists():
             quantise(runs)
         lines = [line for name in (*VARIANTS, INT8) if (line := collect(runs, name))]
         results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

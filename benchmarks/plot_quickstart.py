@@ -12,13 +12,15 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from dist_train.run_files import METRICS_NAME
+
 RUN, DATA, OUT = Path("runs/quickstart"), Path("data/quickstart"), Path("docs/quickstart.png")
 VIEWS_SHOWN, IDENTITIES_SHOWN, SIDE = 16, 5, 64
 
 
 def main() -> None:
     """Draw pictures of the set, loss, cosines and accuracy over the steps."""
-    lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (RUN / METRICS_NAME).read_text(encoding="utf-8").splitlines()]
     figure, axes = plt.subplot_mosaic(
         [["set", "set", "set"], ["loss", "cosine", "accuracy"]], figsize=(11, 5.6), height_ratios=[1.15, 1]
     )

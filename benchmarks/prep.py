@@ -29,7 +29,7 @@ from command import headcount
 from line import print_line
 from pictures import SIDE, jpeg
 
-from data_prep.job.plan import JobOptions, Layout, make_plan
+from data_prep.job.plan import JobFiles, JobOptions, make_plan
 from data_prep.sources.tables import TableSource
 from data_prep.transforms import Keep
 from dist_train.data.manifest import load_manifest
@@ -146,7 +146,7 @@ def plan_table(table: Path, out: Path) -> None:
     """In a process of its own: plan, print what it took."""
     options = JobOptions(source=TableSource(path=table), transform=Keep())
     begin, cpu = time.perf_counter(), time.process_time()
-    plan = make_plan(Layout(out), options)
+    plan = make_plan(JobFiles(out), options)
     seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "peak_rss_mb": peak, "units": plan.units}))

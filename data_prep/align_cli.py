@@ -12,7 +12,7 @@ from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from data_prep.engines.engine import Engine
-    from data_prep.job.progress import Progress
+    from data_prep.job.progress import StageBars
 
 
 class EngineName(StrEnum):
@@ -198,16 +198,16 @@ def resume(
 
       headcount prep resume sets/mine --engine ray
     """
-    from data_prep.job.plan import Layout, Plan
+    from data_prep.job.plan import JobFiles, JobPlan
     from data_prep.job.run import resume_job
 
-    plan = Plan(Layout(out))
+    plan = JobPlan(JobFiles(out))
     chosen = _open_engine(out, engine, workers, sbatch, getattr(plan.options.transform, "device", "cpu"))
     _carry_out(out, wandb, plan.described, lambda progress: resume_job(out, chosen, progress, retry=retry))
 
 
 def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[str] | None, device: str) -> "Engine":
-    from data_prep.job.plan import Layout
+    from data_prep.job.plan import JobFiles
     from dist_train.errors import UserError
 
     if sbatch and name != EngineName.SLURM:
@@ -217,7 +217,7 @@ def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[
 
         if workers is None:
             raise UserError("--engine slurm: say how many array tasks are wanted: --workers N")
-        return SlurmEngine(Layout(out).arrays, workers, [option.removeprefix("--") for option in sbatch or []])
+        return SlurmEngine(JobFiles(out).arrays, workers, [option.removeprefix("--") for option in sbatch or []])
     if name == EngineName.RAY:
         from data_prep.engines.ray import RayEngine
 
@@ -227,9 +227,9 @@ def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[
     return LocalEngine(workers or len(os.sched_getaffinity(0)))
 
 
-def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Callable[[Progress], object]") -> None:
+def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Callable[[StageBars], object]") -> None:
     """Do `work`, draw the report, say what came out."""
-    from data_prep.job.progress import Progress
+    from data_prep.job.progress import StageBars
     from data_prep.job.report import write_report
     from data_prep.job.wandb_run import WandbRun
 
@@ -237,7 +237,7 @@ def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Call
     run = None if wandb == WandbMode.DISABLED else WandbRun(out, mode, options)
     report = None
     try:
-        work(Progress(run=run))
+        work(StageBars(run=run))
         report = write_report(out)
     finally:
         if run is not None:
@@ -249,17 +249,17 @@ def summary(out: Path) -> str:
     """What a complete set holds, and why inputs were left out."""
     from collections import Counter
 
-    from data_prep.job.unit_files import read_rejects
+    from data_prep.job.unit_files import REJECTS_NAME, read_rejects
     from dist_train.data.manifest import load_manifest
-    from dist_train.data.tars import shown
+    from dist_train.data.reject import counted
+    from dist_train.runtime.text import shown_name
 
     manifest = load_manifest(out)
-    rejects = read_rejects(out / "rejects.parquet")
+    rejects = read_rejects(out / REJECTS_NAME)
     reasons = Counter(rejects["reason"].to_pylist())
     identities, shards = manifest.num_classes, len(manifest.shards)
     lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]
     if reasons:
-        told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"left out: {told}; each with its reason in {out / 'rejects.parquet'}")
-        lines.append("e.g. " + ": ".join(shown(text) for text in rejects.slice(0, 1).to_pylist()[0].values()))
+        lines.append(f"left out: {counted(reasons)}; each with its reason in {out / REJECTS_NAME}")
+        lines.append("e.g. " + ": ".join(shown_name(text) for text in rejects.slice(0, 1).to_pylist()[0].values()))
     return "\n".join(lines)

@@ -12,8 +12,8 @@ from pydantic import Field
 from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, runner_up
 from data_prep.decode import Photo, decode
 from data_prep.mtcnn.faces import Faces, Picture
-from data_prep.sources.base import Reject
 from data_prep.transforms import Crop, Made, Process, Transform
+from dist_train.data.reject import Reject
 
 DECODED_PX = 32_000_000  # pixels of decoded photos that are held at once, 3 bytes each
 

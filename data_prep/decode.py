@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.sources.base import Reject
 from dist_train.data import pictures
+from dist_train.data.reject import Reject
+from dist_train.runtime.text import first_line
 
 MAX_PIXELS = 150_000_000  # 450 MB decoded
 JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones make them
@@ -93,11 +94,11 @@ def read_head(data: bytes) -> Head | Reject:
             with Image.open(io.BytesIO(data)) as image:
                 return Head(image.format or "", image.mode, *image.size)
     except Image.DecompressionBombError as error:
-        return Reject("too large", _first_line(error))
+        return Reject("too large", first_line(error))
     except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
         return Reject("not a picture", _start(data))
     except Exception as error:  # whatever a broken file makes one of Pillow's readers stumble over
-        return Reject("not a picture", f"{_start(data)}: {_first_line(error)}")
+        return Reject("not a picture", f"{_start(data)}: {first_line(error)}")
 
 
 def _shrink(head: Head, least_side_px: int | None) -> int:
@@ -139,7 +140,7 @@ def _by_pillow(data: bytes) -> NDArray[np.uint8] | Reject:
         raise
     except Exception as error:  # as in `read_head`
         reason = "truncated" if "truncated" in str(error) else "damaged"
-        return Reject(reason, f"{_start(data)}: {_first_line(error)}")
+        return Reject(reason, f"{_start(data)}: {first_line(error)}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -157,7 +158,3 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _start(data: bytes) -> str:
     return f"{len(data)} bytes that start with {data[:8].hex()}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

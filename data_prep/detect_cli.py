@@ -39,7 +39,7 @@ def detect(
 
     from data_prep.decode import decode
     from data_prep.mtcnn.cascade import Detector
-    from data_prep.sources.base import Reject
+    from dist_train.data.reject import Reject
     from dist_train.errors import WorkError
 
     detector = Detector(device, min_face_px=min_face, thresholds=thresholds)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from data_prep.sources.name_list import read_text
 from data_prep.sources.tables import SUFFIXES
 from dist_train.errors import UserError
+from dist_train.runtime.text import first_line
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 _HEAD_BYTES = 1 << 20
@@ -148,7 +149,7 @@ def _csv(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
         ) as batches:
             yield from batches
     except (OSError, CsvError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path}: {first_line(error)}") from error
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
@@ -160,7 +161,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
             for batch in file.iter_batches(columns=list(columns)):
                 yield batch.select(list(columns))
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path}: {first_line(error)}") from error
 
 
 def _check_columns(path: Path, names: list[str], columns: Columns) -> None:

@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from data_prep.job.labels import REJECTS_NAME
+from data_prep.job.unit_files import REJECTS_NAME
 from data_prep.pair_list import Pair
 from dist_train.data.manifest import load_manifest
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
-from dist_train.embed.table import rejects_path, written
+from dist_train.embed.table import rejects_path
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.written import written_output
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +88,13 @@ def make_pairs(pairs: Sequence[Pair], directory: Path, out: Path) -> PairsMade:
     try:
         wanted = dict.fromkeys(photo for pair in pairs for photo in (pair.left, pair.right))
         found = _find(wanted, directory, reader, [shard.samples for shard in manifest.shards])
-        kept = [
-            pair for pair in pairs if isinstance(found[pair.left], Sample) and isinstance(found[pair.right], Sample)
-        ]
+        there = {photo: place for photo, place in found.items() if isinstance(place, Sample)}
+        kept = [pair for pair in pairs if pair.left in there and pair.right in there]
         missing = {photo: place for photo, place in found.items() if isinstance(place, Missing)}
         made = PairsMade(kept, len(pairs), missing)
         _check_kinds(made, directory)
         _write_missing(missing, rejects_path(out))
-        places = (found[photo] for pair in kept for photo in (pair.left, pair.right))
+        places = (there[photo] for pair in kept for photo in (pair.left, pair.right))
         write_bin(out, (_picture(reader, place) for place in places), [pair.same for pair in kept])
     finally:
         reader.close()
@@ -107,7 +107,7 @@ def write_bin(path: Path, pictures: Iterable[bytes], same: Sequence[bool]) -> No
     Raises:
         WorkError: it cannot be written.
     """
-    with written(path) as file:
+    with written_output(path) as file:
         file.write(pickle.PROTO + bytes([_PICKLE_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MARK)
         for picture in pictures:
             file.write(pickle.BINBYTES + struct.pack("<I", len(picture)))
@@ -117,8 +117,7 @@ def write_bin(path: Path, pictures: Iterable[bytes], same: Sequence[bool]) -> No
         file.write(pickle.TUPLE2 + pickle.STOP)
 
 
-def _picture(reader: SampleReader, place: Sample | Missing) -> bytes:
-    assert isinstance(place, Sample)  # pairs with a missing photo were left out
+def _picture(reader: SampleReader, place: Sample) -> bytes:
     try:
         return reader.read(place.shard, place.sample).image.tobytes()
     except BadSampleError as error:
@@ -144,7 +143,7 @@ def _write_missing(missing: dict[str, Missing], path: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "reason", "detail"])
     writer.writerows([photo, place.reason, place.detail] for photo, place in missing.items())
-    with written(path) as file:
+    with written_output(path) as file:
         file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 

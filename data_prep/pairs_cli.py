@@ -57,17 +57,17 @@ def pairs(
 
 
 def _told(out: Path, made: "PairsMade") -> str:
+    from dist_train.data.reject import counted
     from dist_train.embed.table import rejects_path
 
     same = sum(pair.same for pair in made.pairs)
     kinds = f"{same:,} of the same person, {len(made.pairs) - same:,} of two"
     if not made.missing:
         return f"{out}: all {made.asked:,} pairs, {kinds}"
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in made.reasons().most_common())
     lines = [
         f"{out}: {len(made.pairs):,} of {made.asked:,} pairs, {kinds}; {made.asked - len(made.pairs):,} left out, "
         "so that the folds after them shift",
-        f"photos without a picture: {reasons}; named in {rejects_path(out)}",
+        f"photos without a picture: {counted(made.reasons())}; named in {rejects_path(out)}",
     ]
     lines += [f"  {photo!r}: {place.reason}" for photo, place in list(made.missing.items())[:_NAMED]]
     if len(made.missing) > _NAMED:

@@ -1,21 +1,20 @@
 """Writing shards: deterministic bytes, an index beside each, nothing half-written under its final name."""
 
-import contextlib
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_train.data.index import Member, format_index
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
-from dist_train.errors import WorkError
+from dist_train.runtime.written import write_failures, write_text, written
 
 # A member's header as tarfile makes it, without name and size. Only those and the checksum differ between members, and
 # tarfile would take longer for the header than all else that is done for a small picture.
@@ -37,10 +36,10 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 class _HashingFile:
-    """A file that is only written forwards, and knows the SHA-256 of what went in."""
+    """A file that is only written forwards, with the number and SHA-256 of the bytes that went in."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=1 << 20)
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self.sha256 = hashlib.sha256()
         self.bytes = 0
 
@@ -49,20 +48,9 @@ class _HashingFile:
         self.sha256.update(data)
         self.bytes += len(data)
 
-    def close(self) -> None:
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    def discard(self) -> None:
-        """Close it; that its last bytes may not fit on the disk does not matter any more."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-
 
 class ShardWriter:
-    """Writes one shard. Left by an exception, it leaves nothing behind; else tar and index appear by rename.
+    """Writes one shard, as a context manager: tar and index appear by rename; left by an exception, it leaves no tar.
 
     The same samples give the same bytes: times, owners and modes in the tar are constants.
 
@@ -73,15 +61,31 @@ class ShardWriter:
         WorkError: the disk is full or the directory cannot be written.
     """
 
+    _file: _HashingFile
+
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = _temporary(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _HashingFile(self._temporary)
-        except OSError as error:
-            raise WorkError(f"shard {path}: cannot be written: {error.strerror}") from error
         self._samples: list[list[Member]] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(write_failures(f"shard {self._path}"))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _HashingFile(stack.enter_context(written(self._path)))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if error is not None:
+                raise error
+            end = self._file.bytes + 2 * tarfile.BLOCKSIZE  # two blocks of zeros, then zeros up to a whole record
+            self._file.write(bytes(end + -end % tarfile.RECORDSIZE - self._file.bytes))
+            # The tar comes last: where it stands, its index does too.
+            write_text(self._path.with_suffix(".idx"), format_index(self._samples))
 
     def write(
         self, key: str, image: bytes, label: int, record: dict[str, Any] | None = None, extension: str = "jpg"
@@ -105,45 +109,10 @@ class ShardWriter:
             self._file.write(b"".join((tar_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))))
         self._samples.append(members)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._commit()
-            elif isinstance(error, OSError):
-                raise WorkError(f"shard {self._path}: cannot be written: {error.strerror or error}") from error
-        finally:
-            self._file.discard()
-            self._temporary.unlink(missing_ok=True)
-
-    def _commit(self) -> None:
-        index = self._path.with_suffix(".idx")
-        temporary_index = _temporary(index)
-        try:
-            end = self._file.bytes + 2 * tarfile.BLOCKSIZE  # two blocks of zeros, then zeros up to a whole record
-            self._file.write(bytes(end + -end % tarfile.RECORDSIZE - self._file.bytes))
-            self._file.close()
-            temporary_index.write_text(format_index(self._samples), encoding="utf-8")
-            # The tar comes last: where it stands, its index does too.
-            temporary_index.replace(index)
-            self._temporary.replace(self._path)
-        except OSError as error:
-            temporary_index.unlink(missing_ok=True)
-            raise WorkError(f"shard {self._path}: cannot be written: {error.strerror or error}") from error
-
     @property
     def shard(self) -> Shard:
         """The manifest's entry, after the writer was left."""
         return Shard(self._path.name, len(self._samples), self._file.bytes, self._file.sha256.hexdigest())
-
-
-def _temporary(path: Path) -> Path:
-    # Named by process: one that outlives its job must not write into the file of its successor.
-    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
 def write_identities(directory: Path, names: Sequence[str], counts: Sequence[int]) -> None:
@@ -155,9 +124,8 @@ def write_identities(directory: Path, names: Sequence[str], counts: Sequence[int
             "count": pa.array(counts, pa.int64()),
         }
     )
-    temporary = directory / f".{IDENTITIES_NAME}.tmp"
-    pq.write_table(table, temporary)
-    temporary.replace(directory / IDENTITIES_NAME)
+    with written(directory / IDENTITIES_NAME) as file:
+        pq.write_table(table, file)
 
 
 def write_set(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from data_prep.sources.base import Reject
 from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_head, too_many_scans
+from dist_train.data.reject import Reject
 from dist_train.section import Section
 
 if TYPE_CHECKING:

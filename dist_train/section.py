@@ -1,9 +1,41 @@
 """The base of every section of a recipe and of every stored description."""
 
+import re
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+_MOST_CHARACTERS = 300
 
 
 class Section(BaseModel):
     """Values from a file or a caller: unknown keys are errors, and nothing changes after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], *, cut_digests: bool = False, prefix: str = "") -> str:
+    """The first entry in which two stored descriptions differ, as `NAME was OLD, is NEW`; empty if none.
+
+    Args:
+        old: as stored.
+        new: as wanted.
+        cut_digests: show the beginning of a SHA-256 alone.
+        prefix: of the name.
+    """
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            if found := first_difference(before, after, cut_digests=cut_digests, prefix=f"{prefix}{key}."):
+                return found
+        elif before != after:
+            return f"{prefix}{key} was {_short(before, cut_digests)}, is {_short(after, cut_digests)}"
+    return ""
+
+
+def _short(value: object, cut_digests: bool) -> str:
+    text = repr(value)
+    is_digest = isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+    most = 20 if cut_digests and is_digest else _MOST_CHARACTERS
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dist_train.runtime.terminal import echo
+from dist_train.runtime.text import first_line
 
 CLOSED_PIPE_STATUS = 141
 """Of a program that a closed pipe ends, as shells give it for SIGPIPE."""
@@ -79,7 +80,7 @@ def report(error: BaseException, output: Output) -> int:
         echo(f"{'error' if users else 'failed'}: {_path(error)}: {error.strerror or error}", err=True)
         return 2 if users else 1
     if _lacks_memory(error):
-        echo(f"failed: not enough memory, at {_place(error)}: {_first_line(error)}", err=True)
+        echo(f"failed: not enough memory, at {_place(error)}: {first_line(error)}", err=True)
         return 1
     if isinstance(error, RecursionError):
         echo(f"failed: an input is nested too deeply, at {_place(error)}", err=True)
@@ -155,7 +156,3 @@ def _place(error: BaseException) -> str:
         if file.is_relative_to(_ROOT):
             place = f"{file.relative_to(_ROOT)}:{line}"
     return place
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from dist_train.errors import UserError
-from dist_train.run_files import JOB_NAME
+from dist_train.run_files import CONFIG_NAME, JOB_NAME
+from dist_train.runtime.written import write_text
 from launch.interrupt import end_at_once, raise_once
 
 SLURM_NAMES = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
@@ -59,14 +60,12 @@ def begun_before(run_dir: Path, job: str, resume: bool) -> bool:
         job: a name that no other job has.
         resume: the user wants a run that is there to be gone on with.
     """
-    from dist_train.run_files import CONFIG_NAME
-
     note = run_dir / JOB_NAME
     if (run_dir / CONFIG_NAME).exists() and not resume:
         return note.exists() and note.read_bytes() == job.encode()
     with suppress(OSError):  # the run itself will say better that it cannot write there
         run_dir.mkdir(parents=True, exist_ok=True)
-        note.write_text(job, encoding="utf-8")
+        write_text(note, job)
     return False
 
 

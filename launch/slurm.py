@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from dist_train.errors import UserError, WorkError
-from dist_train.run_files import CHECKPOINTS_NAME, SLURM_JOBS_NAME, SLURM_LOG_NAME, SLURM_SCRIPT_NAME
-from dist_train.runtime.files import shown
+from dist_train.run_files import CHECKPOINTS_NAME, CONFIG_NAME, SLURM_JOBS_NAME, SLURM_LOG_NAME, SLURM_SCRIPT_NAME
 from dist_train.runtime.processes import SAFE_PATH, threads
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 from dist_train.runtime.terminal import echo
+from dist_train.runtime.text import shown
+from dist_train.runtime.written import write_text
 from launch.options import AllowChanges, Resume, going_on
 from launch.torchrun import check_ranks, node_range
 
@@ -125,7 +126,7 @@ def submit(job: SlurmJob, script: str) -> str:
     path = job.run_dir / SLURM_SCRIPT_NAME
     try:
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(script, encoding="utf-8")
+        write_text(path, script)
     except OSError as error:
         raise UserError(
             f"run_dir {job.run_dir}: cannot write there: {error.strerror}; name another: run_dir=PATH"
@@ -194,7 +195,6 @@ def slurm(
       headcount launch slurm configs/quickstart.yaml --gpus-per-node 0 --procs-per-node 2 --dry-run
     """
     from dist_train.config import load_config
-    from dist_train.run_files import CONFIG_NAME
 
     settings = load_config(config, overrides or [])
     run_dir = settings.run_dir

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dist_train.errors import UserError, WorkError
-from dist_train.run_files import SLURM_JOBS_NAME
+from dist_train.run_files import CONFIG_NAME, METRICS_NAME, SLURM_JOBS_NAME, SUMMARY_NAME
 from dist_train.runtime.terminal import echo
 from launch.slurm import JOB_PREFIX, run_slurm
 
@@ -78,7 +78,6 @@ def run_state(run_dir: Path, now: float) -> RunState | None:
     """The state of the run in `run_dir` at the time `now`, in seconds since 1970; None if it has not begun."""
     from dist_train.checkpoint.store import committed_checkpoints, read_progress
     from dist_train.config import load_config
-    from dist_train.run_files import CONFIG_NAME, METRICS_NAME, SUMMARY_NAME
 
     if not (run_dir / CONFIG_NAME).exists():
         return None

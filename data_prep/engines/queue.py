@@ -18,6 +18,7 @@ from data_prep.engines.engine import Outcome, Task, is_fatal
 from data_prep.job.work import MakeUnit, SealUnit
 from dist_train.errors import WorkError
 from dist_train.runtime.files import read_bounded
+from dist_train.runtime.written import write_text
 
 TASKS: dict[str, type[MakeUnit] | type[SealUnit]] = {"make": MakeUnit, "seal": SealUnit}
 _TASK = "task.json"
@@ -83,10 +84,8 @@ class UnitQueue:
         """Tell how a unit of `worker` ended."""
         name = f"{outcome.unit:06d}"
         mine, target = self._taken / f"{name}@{worker}", self._ended / name
-        temporary = target.with_name(f".{name}.{worker}")
         try:
-            temporary.write_text(json.dumps(outcome), encoding="utf-8")
-            temporary.replace(target)
+            write_text(target, json.dumps(outcome))
         except FileNotFoundError:  # the job has taken the queue away
             return
         except OSError as error:

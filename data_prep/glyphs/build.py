@@ -3,9 +3,8 @@
 import json
 import multiprocessing
 import pickle
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,11 @@ from data_prep.shards import ShardWriter, write_set
 from dist_train.data.manifest import Shard
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.processes import ONE_THREAD, spawning
+from dist_train.runtime.written import write_failures, written_directory
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-FOLDS = 10
 SHEET = (12, 20)
 """Rows (identities) and columns (views) of the contact sheet."""
 # First view numbers of the parts that share characters and fonts, so that no picture occurs in two of them.
@@ -105,21 +104,12 @@ def _new_directory(output: Path) -> Iterator[Path]:
     """A directory to write in, which becomes `output` at the end; an end before that removes it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output {output} exists and is not empty; remove it, or name another directory")
-    writing = output.with_name(f".{output.name}.writing")
-    try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"output {output}: cannot write there: {error.strerror}; name another directory") from error
-    try:
+    with write_failures(f"output {output}", "nothing is left of it"), ExitStack() as stack:
+        try:
+            writing = stack.enter_context(written_directory(output))
+        except OSError as error:
+            raise UserError(f"output {output}: cannot write there: {error.strerror}; name another directory") from error
         yield writing
-        if output.exists():
-            output.rmdir()
-        writing.replace(output)
-    except OSError as error:
-        raise WorkError(f"output {output}: {error.strerror or error}; nothing is left of it") from error
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
 
 
 def _map(workers: int, function: Callable[[In], Out], items: Iterable[In], name: str, unit: str) -> Iterator[Out]:

@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_prep.job.plan import Plan
-from data_prep.job.unit_files import MADE, SET_ASIDE, read_mark, read_statistics
+from data_prep.job.plan import JobPlan
+from data_prep.job.unit_files import MADE, REJECTS_NAME, SET_ASIDE, read_mark, read_statistics
 from data_prep.job.work import LEFT_OUT, STATISTICS, label_digest, write_table
 from data_prep.shards import write_identities
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard
-from dist_train.data.tars import shown
 from dist_train.errors import WorkError
+from dist_train.runtime.text import shown_name
+from dist_train.runtime.written import written
 
 logger = logging.getLogger(__name__)
 
-REJECTS_NAME = "rejects.parquet"
 REJECTS = pa.schema(
     [
         pa.field("position", pa.int64()),
@@ -69,7 +69,7 @@ class _Made(NamedTuple):
     digest: np.ndarray  # [inputs, 2] uint64
 
 
-def decide(plan: Plan) -> Decision:
+def decide(plan: JobPlan) -> Decision:
     """Label every input, or leave it out; write that to `labels.arrow`.
 
     Raises:
@@ -90,9 +90,8 @@ def decide(plan: Plan) -> Decision:
             f"{plan.layout.out}: no picture is left of {plan.rows_total} inputs: {_reasons(plan, counts[~enough])}"
         )
     digests = []
-    temporary = plan.layout.labels.with_suffix(".tmp")
     bounds = np.searchsorted(made.unit, np.arange(plan.units + 1))
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _LABELS) as writer:
+    with written(plan.layout.labels) as sink, pa.ipc.new_file(sink, _LABELS) as writer:
         for unit in range(plan.units):
             part = slice(bounds[unit], bounds[unit + 1])
             rows = plan.batch(unit).num_rows if plan.layout.done(unit).exists() else 0
@@ -102,7 +101,6 @@ def decide(plan: Plan) -> Decision:
             batch = pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=_LABELS)
             writer.write_batch(batch)
             digests.append(label_digest(batch.column(0)))
-    temporary.replace(plan.layout.labels)
     few = {name: int(count) for name, count, stays in zip(made.names, counts, enough, strict=True) if not stays}
     return Decision(names, np.array([kept.get(name, 0) for name in names], dtype=np.int64), few, digests)
 
@@ -118,7 +116,7 @@ def sort_key(name: str) -> tuple[int, int, str, str]:
     return (0, len(digits), digits, name) if name.isascii() and name.isdigit() else (1, 0, "", name)
 
 
-def write_set(plan: Plan, decision: Decision, shards: Sequence[dict[str, Any]]) -> Manifest:
+def write_set(plan: JobPlan, decision: Decision, shards: Sequence[dict[str, Any]]) -> Manifest:
     """Write rejects, identities and last the manifest, which makes it a set.
 
     Args:
@@ -134,12 +132,12 @@ def write_set(plan: Plan, decision: Decision, shards: Sequence[dict[str, Any]]) 
     return manifest
 
 
-def manifest_exists(plan: Plan) -> bool:
+def manifest_exists(plan: JobPlan) -> bool:
     """Whether the job came to its end."""
     return (plan.layout.out / MANIFEST_NAME).exists()
 
 
-def _gather(plan: Plan) -> _Made:
+def _gather(plan: JobPlan) -> _Made:
     codes: dict[str, int] = {}
     columns: list[tuple[np.ndarray, ...]] = []
     wanted = ["position", "identity", "digest", "reason", "sizes"]
@@ -181,14 +179,14 @@ def _first_copies(made: _Made) -> np.ndarray:
     return first
 
 
-def _old_names(plan: Plan) -> list[str]:
+def _old_names(plan: JobPlan) -> list[str]:
     if not plan.options.labels_from:
         return []
     names: list[str] = read_identities(plan.layout.old_identities, "name").sort_by("label")["name"].to_pylist()
     return names
 
 
-def _rejects(plan: Plan, few: dict[str, int]) -> pa.Table:
+def _rejects(plan: JobPlan, few: dict[str, int]) -> pa.Table:
     labels = pa.ipc.open_file(pa.memory_map(str(plan.layout.labels)))
     firsts = [labels.get_batch(unit).column("first").to_numpy() for unit in range(plan.units)]
     wanted = np.unique(np.concatenate(firsts))
@@ -202,7 +200,7 @@ def _rejects(plan: Plan, few: dict[str, int]) -> pa.Table:
 
 
 def _unit_rejects(
-    plan: Plan, unit: int, labels: pa.RecordBatch, few: dict[str, int], sources: dict[int, str]
+    plan: JobPlan, unit: int, labels: pa.RecordBatch, few: dict[str, int], sources: dict[int, str]
 ) -> Iterator[tuple[int, str, str | None, str, str]]:
     planned = plan.batch(unit)
     text = plan.options.source.text
@@ -229,7 +227,7 @@ def _unit_rejects(
         yield row["position"], text(location), identity, reason, detail
 
 
-def _sources_at(plan: Plan, positions: np.ndarray) -> dict[int, str]:
+def _sources_at(plan: JobPlan, positions: np.ndarray) -> dict[int, str]:
     """Text of the inputs at `positions`."""
     found: dict[int, str] = {}
     for unit in range(plan.units if len(positions) else 0):
@@ -242,7 +240,7 @@ def _sources_at(plan: Plan, positions: np.ndarray) -> dict[int, str]:
     return found
 
 
-def _reasons(plan: Plan, few: np.ndarray) -> str:
+def _reasons(plan: JobPlan, few: np.ndarray) -> str:
     """Why inputs were left out, the most frequent reason first; `few`: pictures of identities with too few [names]."""
     reasons: Counter[str] = Counter()
     for unit in range(plan.units):
@@ -256,7 +254,7 @@ def _reasons(plan: Plan, few: np.ndarray) -> str:
     return f"{', '.join(told)}{_example(plan)}; details in the .parquet files in {plan.layout.home / 'units'}"
 
 
-def _example(plan: Plan) -> str:
+def _example(plan: JobPlan) -> str:
     """The first input of which nothing could be made, for messages."""
     for unit in range(plan.units):
         if not plan.layout.done(unit).exists():
@@ -266,5 +264,5 @@ def _example(plan: Plan) -> str:
         if len(rows):
             at = int(rows[0])
             source = plan.options.source.text(plan.batch(unit).column("location")[at].as_py())
-            return f", e.g. {shown(source)}: {table['reason'][at]}: {shown(str(table['detail'][at]))}"
+            return f", e.g. {shown_name(source)}: {table['reason'][at]}: {shown_name(str(table['detail'][at]))}"
     return ""

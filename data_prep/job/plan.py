@@ -9,8 +9,6 @@ half a million.
 """
 
 import importlib
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +22,11 @@ from pydantic import BaseModel, Field, TypeAdapter
 from data_prep.sources.base import LISTING, Row, Source
 from data_prep.sources.name_list import NameList, select
 from data_prep.transforms import Transform
+from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.errors import UserError
-from dist_train.runtime.files import first_fault, read_bounded, shown
+from dist_train.runtime.files import first_fault, read_bounded
+from dist_train.runtime.text import shown
+from dist_train.runtime.written import write_json, written
 from dist_train.section import Section
 
 PLAN_VERSION = 1
@@ -74,7 +75,7 @@ class JobOptions(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class JobFiles:
     """Where a job keeps what. The set itself lies in `out`, the job's own files in `out/.prep`."""
 
     out: Path
@@ -83,6 +84,11 @@ class Layout:
     def home(self) -> Path:
         """The job's own files."""
         return self.out / ".prep"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the job that works on the output."""
+        return self.home / "lock"
 
     @property
     def plan(self) -> Path:
@@ -147,10 +153,10 @@ class _Stored:
 _STORED = TypeAdapter(_Stored)
 
 
-class Plan:
+class JobPlan:
     """A stored plan."""
 
-    def __init__(self, layout: Layout, options: JobOptions | None = None) -> None:
+    def __init__(self, layout: JobFiles, options: JobOptions | None = None) -> None:
         """Open the plan in `layout`.
 
         Args:
@@ -203,7 +209,7 @@ class Plan:
         return [Row(*values) for values in zip(*(column.to_pylist() for column in self.batch(unit)), strict=True)]
 
 
-def make_plan(layout: Layout, options: JobOptions) -> Plan:
+def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     """List the source, deal its rows into units, store both.
 
     Raises:
@@ -223,8 +229,7 @@ def make_plan(layout: Layout, options: JobOptions) -> Plan:
             raise UserError(f"source {options.source.path}: nothing in it")
         unit_rows = options.unit_rows or default_unit_rows(total)
         buckets = _deal(scratch, total, unit_rows, options.seed)
-        _write_units(scratch / "plan.arrow", buckets, unit_rows)
-        (scratch / "plan.arrow").replace(layout.rows)
+        _write_units(layout.rows, buckets, unit_rows)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     body = {
@@ -233,8 +238,8 @@ def make_plan(layout: Layout, options: JobOptions) -> Plan:
         "rows": total,
         "units": -(-total // unit_rows),
     }
-    write_atomically(layout.plan, json.dumps(body, indent=1))
-    return Plan(layout)
+    write_json(layout.plan, body)
+    return JobPlan(layout)
 
 
 def default_unit_rows(total: int) -> int:
@@ -266,28 +271,6 @@ def restore_options(described: dict[str, Any]) -> JobOptions:
     )
 
 
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """The first option in which two descriptions differ, as `NAME was OLD, is NEW`; empty if none."""
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            if found := difference(before, after, f"{prefix}{key}."):
-                return found
-        elif before != after:
-            return f"{prefix}{key} was {before!r}, is {after!r}"
-    return ""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file by rename, durably."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _describe(component: BaseModel) -> dict[str, Any]:
     return {"class": _class_name(type(component)), **component.model_dump(mode="json")}
 
@@ -315,10 +298,10 @@ def _class_name(kind: type[BaseModel]) -> str:
 
 def _copy_identities(old_set: Path, target: Path) -> None:
     try:
-        shutil.copyfile(old_set / "identities.parquet", target)
+        shutil.copyfile(old_set / IDENTITIES_NAME, target)
     except OSError as error:
         raise UserError(
-            f"labels from {old_set}: identities.parquet: {error.strerror}; expected a finished set"
+            f"labels from {old_set}: {IDENTITIES_NAME}: {error.strerror}; expected a finished set"
         ) from error
 
 
@@ -372,17 +355,13 @@ def _with_slots(listing: Path, run_slots: np.ndarray) -> Iterator[pa.RecordBatch
 
 
 def _write_units(path: Path, buckets: list[Path], unit_rows: int) -> None:
-    with pa.OSFile(str(path), "wb") as sink:
-        with pa.ipc.new_file(sink, _UNITS) as writer:
-            for bucket in buckets:
-                with pa.OSFile(str(bucket), "rb") as source, pa.ipc.open_stream(source) as reader:
-                    table = reader.read_all()
-                bucket.unlink()
-                order = np.argsort(table.column("slot").to_numpy())
-                rows = table.drop_columns(["slot"])
-                for start in range(0, len(order), unit_rows):
-                    unit = rows.take(pa.array(order[start : start + unit_rows]))
-                    writer.write_batch(unit.combine_chunks().to_batches()[0])
-        sink.flush()
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    with written(path) as sink, pa.ipc.new_file(sink, _UNITS) as writer:
+        for bucket in buckets:
+            with pa.OSFile(str(bucket), "rb") as source, pa.ipc.open_stream(source) as reader:
+                table = reader.read_all()
+            bucket.unlink()
+            order = np.argsort(table.column("slot").to_numpy())
+            rows = table.drop_columns(["slot"])
+            for start in range(0, len(order), unit_rows):
+                unit = rows.take(pa.array(order[start : start + unit_rows]))
+                writer.write_batch(unit.combine_chunks().to_batches()[0])

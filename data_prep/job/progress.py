@@ -8,7 +8,7 @@ from tqdm import tqdm
 from data_prep.job.wandb_run import WandbRun
 
 
-class Progress:
+class StageBars:
     """A bar per stage.
 
     Args:

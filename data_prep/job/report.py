@@ -9,13 +9,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.job.plan import Layout, Plan
-from data_prep.job.report_samples import PHOTO_PX, Pair, Pixels, printable, shown_pairs, units_read
-from data_prep.job.unit_files import MADE, read_mark, read_rejects, read_statistics
+from data_prep.job.plan import JobFiles, JobPlan
+from data_prep.job.report_samples import PHOTO_PX, Pair, Pixels, drawable, shown_pairs, units_read
+from data_prep.job.unit_files import MADE, REJECTS_NAME, read_mark, read_rejects, read_statistics
 from data_prep.job.work import STATISTICS
 from data_prep.transforms import Keep
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest
+from dist_train.data.reject import counted
+from dist_train.runtime.written import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +57,7 @@ def write_report(out: Path) -> Path:
     """Draw `report.png` into the directory of a complete set: the file."""
     from matplotlib.figure import Figure
 
-    plan, manifest = Plan(Layout(out)), load_manifest(out)
+    plan, manifest = JobPlan(JobFiles(out)), load_manifest(out)
     pairs, found = shown_pairs(plan, manifest, COLUMNS * ROWS), figures(plan)
     rows = -(-len(pairs) // COLUMNS)
     heights = [0.66, 1.62 * rows, 2.6]  # inches
@@ -65,30 +67,27 @@ def write_report(out: Path) -> Path:
     _draw_pairs(sheet, pairs, rows)
     _draw_charts(charts, plan, found)
     path = out / REPORT_NAME
-    temporary = out / f".{REPORT_NAME}.tmp"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), written(path) as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in other scripts are shown as boxes
-        figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+        figure.savefig(file, dpi=150, format="png")
     return path
 
 
-def _write_head(head: "SubFigure", plan: Plan, manifest: Manifest, reasons: Counter[str], close: bool) -> None:
+def _write_head(head: "SubFigure", plan: JobPlan, manifest: Manifest, reasons: Counter[str], close: bool) -> None:
     """What came out of how many inputs and how fast, and what was left out where the reasons are few."""
     speed = pace(plan)
     workers = f"{speed.processes} worker{'' if speed.processes == 1 else 's'}"
     told = f" at {speed.inputs_per_s:,.3g} a second ({workers})" if speed.processes else ""
     lines = []
     if len(reasons) < BAR_REASONS:
-        named = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"Left out: {named or 'none'}.")
+        lines.append(f"Left out: {counted(reasons) or 'none'}.")
     if close:
         lines.append(
             "First the photos where another face (orange) was nearly chosen; lead: over that face, in "
             f"{'score' if getattr(plan.options.transform, 'faces', '') == 'surest' else 'areas of the chosen one'}."
         )
     title = (
-        f"{printable(plan.layout.out.name)}: {manifest.samples:,} pictures of {manifest.num_classes:,} identities "
+        f"{drawable(plan.layout.out.name)}: {manifest.samples:,} pictures of {manifest.num_classes:,} identities "
         f"out of {plan.rows_total:,} inputs{told}"
     )
     head.text(0.01, 0.78, title, fontsize=13, va="center", parse_math=False)
@@ -115,7 +114,7 @@ def _tile(pair: Pair) -> Pixels:
     return tile
 
 
-def _draw_charts(charts: "SubFigure", plan: Plan, found: Figures) -> None:
+def _draw_charts(charts: "SubFigure", plan: JobPlan, found: Figures) -> None:
     counts = read_identities(plan.layout.out / IDENTITIES_NAME, "count")["count"].to_numpy()
     bars = len(found.reasons) >= BAR_REASONS
     axes = charts.subplots(1, 3 + bars, squeeze=False)[0]
@@ -162,7 +161,7 @@ def histogram(
     axes.yaxis.set_major_formatter("{x:,g}")
 
 
-def figures(plan: Plan) -> Figures:
+def figures(plan: JobPlan) -> Figures:
     """Sides and scores of the faces that were cut out, and the reasons of all rejects."""
     sides, scores = [np.empty(0)], [np.empty(0)]
     for unit in units_read(plan):
@@ -170,11 +169,11 @@ def figures(plan: Plan) -> Figures:
         for name, found in (("face_px", sides), ("score", scores)):
             flat = table[name].combine_chunks().flatten().drop_null()
             found.append(flat.to_numpy(zero_copy_only=False).astype(np.float64))
-    rejects = read_rejects(plan.layout.out / "rejects.parquet")["reason"]
+    rejects = read_rejects(plan.layout.out / REJECTS_NAME)["reason"]
     return Figures(np.concatenate(sides), np.concatenate(scores), Counter(rejects.to_pylist()))
 
 
-def pace(plan: Plan) -> Pace:
+def pace(plan: JobPlan) -> Pace:
     """Inputs a second of the whole job, over the time in which at least one process worked on a unit.
 
     So the pause before a job was taken up again does not count, and processes that worked at the same time count once.

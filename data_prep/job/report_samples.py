@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from data_prep.decode import Photo, decode
 from data_prep.detect_cli import draw
-from data_prep.job.plan import Plan
+from data_prep.job.plan import JobPlan
 from data_prep.job.work import LEFT_OUT
 from data_prep.mtcnn.faces import Faces
-from data_prep.sources.base import Raw, Reader, Reject, Row
+from data_prep.sources.base import Raw, Reader, Row
 from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.reject import Reject
 from dist_train.data.shards import RawSample
 from dist_train.errors import UserError
 
@@ -58,7 +59,7 @@ class _Sample(NamedTuple):
     sample: int
 
 
-def shown_pairs(plan: Plan, manifest: Manifest, count: int) -> list[Pair]:
+def shown_pairs(plan: JobPlan, manifest: Manifest, count: int) -> list[Pair]:
     """Close calls first, then samples spread evenly over the set, each with the photo that it is from."""
     reader = SampleReader([ImageSet(str(plan.layout.out), manifest)], "label", open_shards=1)
     photos = _reader(plan)
@@ -81,7 +82,7 @@ def shown_pairs(plan: Plan, manifest: Manifest, count: int) -> list[Pair]:
     return pairs
 
 
-def close_calls(plan: Plan, manifest: Manifest) -> list[_Sample]:
+def close_calls(plan: JobPlan, manifest: Manifest) -> list[_Sample]:
     """The samples whose face was chosen by the least lead over another, below `CLOSE_LEAD`, the closest first."""
     shard_of = {_unit_of(shard.name): number for number, shard in enumerate(manifest.shards)}
     labels = pa.ipc.open_file(pa.memory_map(str(plan.layout.labels)))
@@ -114,7 +115,7 @@ def _unit_of(shard_name: str) -> int:
     return int(shard_name.removesuffix(".tar").rpartition("-")[2])
 
 
-def _row_at(plan: Plan, unit: int, position: int) -> Row:
+def _row_at(plan: JobPlan, unit: int, position: int) -> Row:
     batch = plan.batch(unit)
     (at,) = np.flatnonzero(batch.column("position").to_numpy() == position)
     return Row(*(column[int(at)].as_py() for column in batch.columns))
@@ -123,7 +124,7 @@ def _row_at(plan: Plan, unit: int, position: int) -> Row:
 def _title(raw: RawSample) -> str:
     """Where a sample is from, and how its face was chosen."""
     record = raw.record or {}
-    name = printable(str(record.get("source", raw.key)).rpartition("/")[2])
+    name = drawable(str(record.get("source", raw.key)).rpartition("/")[2])
     if len(name) > _NAME_CHARACTERS:
         name = f"...{name[3 - _NAME_CHARACTERS :]}"
     if "lead" in record:
@@ -132,19 +133,19 @@ def _title(raw: RawSample) -> str:
     return name if faces is None else f"{name}\n{faces} face{'' if faces == 1 else 's'}"
 
 
-def printable(name: str) -> str:
+def drawable(name: str) -> str:
     """A name without characters that no font draws."""
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def units_read(plan: Plan) -> Iterator[int]:
+def units_read(plan: JobPlan) -> Iterator[int]:
     """Units that were made; of very many, some spread over the job."""
     for unit in np.unique(np.linspace(0, plan.units - 1, min(plan.units, UNITS_READ)).astype(int)).tolist():
         if plan.layout.done(unit).exists():
             yield unit
 
 
-def _reader(plan: Plan) -> Reader | None:
+def _reader(plan: JobPlan) -> Reader | None:
     """A reader of the source; None where the source was taken away after the work."""
     try:
         return plan.options.source.reader()

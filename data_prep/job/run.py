@@ -7,32 +7,32 @@ at what exists. The engines (`data_prep/engines/`) only carry units to workers; 
 and what becomes of it is decided here, so the set is the same to the byte whoever did the work.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_prep.engines.engine import Engine, Task, is_fatal
 from data_prep.engines.slurm import stop_left_over
 from data_prep.job.labels import decide, manifest_exists, write_set
-from data_prep.job.lock import locked
-from data_prep.job.plan import JobOptions, Layout, Plan, difference, make_plan, write_atomically
-from data_prep.job.progress import Progress
+from data_prep.job.plan import JobFiles, JobOptions, JobPlan, make_plan
+from data_prep.job.progress import StageBars
 from data_prep.job.unit_files import MADE, SEALED, SET_ASIDE, read_mark
 from data_prep.job.work import MakeUnit, SealUnit
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.lock import only_job
+from dist_train.runtime.written import MAKE_ROOM, remove_temporaries, write_json
+from dist_train.section import first_difference
 
 logger = logging.getLogger(__name__)
 
 TRIES = 3
-_MAKE_ROOM = "make room and run the same command again: nothing is lost"
 
 
-def run_job(out: Path, options: JobOptions, engine: Engine, progress: Progress, tries: int = TRIES) -> Manifest:
+def run_job(out: Path, options: JobOptions, engine: Engine, progress: StageBars, tries: int = TRIES) -> Manifest:
     """Plan a job, or take up the one that is in `out`, and bring it to its end.
 
     Args:
@@ -46,20 +46,20 @@ def run_job(out: Path, options: JobOptions, engine: Engine, progress: Progress, 
         UserError: another job works on `out`, or other options were used there.
         WorkError: the disk is full, nothing succeeds, or units had to be set aside (the set is complete without them).
     """
-    layout = Layout(out)
-    with _full_disk_said(layout), locked(layout):
+    layout = JobFiles(out)
+    with _full_disk_said(layout), _alone(layout):
         return finish_job(open_plan(layout, options), engine, progress, tries)
 
 
-def open_plan(layout: Layout, options: JobOptions) -> Plan:
+def open_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     """The plan in `layout`, made now if there is none. The caller holds the lock.
 
     Raises:
         UserError: there is one with other options, or a set that no job made.
     """
     if layout.plan.exists():
-        plan = Plan(layout)
-        if found := difference(plan.described, options.described()):
+        plan = JobPlan(layout)
+        if found := first_difference(plan.described, options.described()):
             raise UserError(
                 f"{layout.out}: its job was planned with other options: {found}; use another OUT, "
                 f"or go on with the options it has: headcount prep resume {layout.out}"
@@ -70,7 +70,7 @@ def open_plan(layout: Layout, options: JobOptions) -> Plan:
     return make_plan(layout, options)
 
 
-def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES, retry: bool = False) -> Manifest:
+def resume_job(out: Path, engine: Engine, progress: StageBars, tries: int = TRIES, retry: bool = False) -> Manifest:
     """Bring the job in `out` to its end, with the options that it was planned with.
 
     Args:
@@ -84,10 +84,10 @@ def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES
         UserError: no job there, or another job works on it.
         WorkError: as `run_job`.
     """
-    layout = Layout(out)
-    Plan(layout)
-    with _full_disk_said(layout), locked(layout):
-        plan = Plan(layout)
+    layout = JobFiles(out)
+    JobPlan(layout)
+    with _full_disk_said(layout), _alone(layout):
+        plan = JobPlan(layout)
         if retry and (again := [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]):
             (out / MANIFEST_NAME).unlink(missing_ok=True)
             for unit in again:
@@ -95,7 +95,7 @@ def resume_job(out: Path, engine: Engine, progress: Progress, tries: int = TRIES
         return finish_job(plan, engine, progress, tries)
 
 
-def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIES) -> Manifest:
+def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = TRIES) -> Manifest:
     """Do what is left of a planned job. The caller holds the lock."""
     if manifest_exists(plan):
         logger.info("%s is complete already", plan.layout.out)
@@ -116,7 +116,7 @@ def finish_job(plan: Plan, engine: Engine, progress: Progress, tries: int = TRIE
     return _conclude(plan, manifest)
 
 
-def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progress, tries: int = TRIES) -> None:
+def make_units(plan: JobPlan, units: Sequence[int], engine: Engine, progress: StageBars, tries: int = TRIES) -> None:
     """Make those of `units` that are neither made nor set aside. The caller holds the lock.
 
     Raises:
@@ -137,13 +137,13 @@ def make_units(plan: Plan, units: Sequence[int], engine: Engine, progress: Progr
         raise WorkError(f"{layout.out}: no unit of {plan.units} could be made; the first: {failed[min(failed)]}")
     for unit, error in failed.items():
         logger.warning("unit %d failed %d times and is set aside: %s", unit, tries, error)
-        write_atomically(layout.set_aside(unit), json.dumps({"error": error}))
+        write_json(layout.set_aside(unit), {"error": error})
         rows = plan.batch(unit).num_rows
         progress.add({"given": rows, "kept": 0})
     progress.end()
 
 
-def _seal(plan: Plan, digests: Sequence[str], engine: Engine, progress: Progress, tries: int) -> None:
+def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: StageBars, tries: int) -> None:
     layout = plan.layout
     todo = []
     keep_parts = any(layout.set_aside(unit).exists() for unit in range(plan.units))
@@ -187,7 +187,7 @@ def _work(
         with closing(engine.run(task, todo)) as outcomes:  # whatever happens here, no worker goes on
             for outcome in outcomes:
                 if outcome.fatal:
-                    raise WorkError(f"{outcome.error}; {_MAKE_ROOM}")
+                    raise WorkError(f"{outcome.error}; {MAKE_ROOM}")
                 if outcome.summary is None:
                     logger.info("unit %d failed: %s", outcome.unit, outcome.error)
                     failed[outcome.unit] = outcome.error
@@ -196,7 +196,7 @@ def _work(
     return failed
 
 
-def _conclude(plan: Plan, manifest: Manifest) -> Manifest:
+def _conclude(plan: JobPlan, manifest: Manifest) -> Manifest:
     layout = plan.layout
     aside = [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]
     if aside:
@@ -210,22 +210,27 @@ def _conclude(plan: Plan, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def _alone(layout: JobFiles) -> AbstractContextManager[None]:
+    """Hold the job's lock: one job works on one output."""
+    layout.home.mkdir(parents=True, exist_ok=True)
+    return only_job(layout.lock, layout.out)
+
+
 @contextmanager
-def _full_disk_said(layout: Layout) -> Iterator[None]:
+def _full_disk_said(layout: JobFiles) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if not is_fatal(error):
             raise
-        raise WorkError(f"{layout.out}: {error.strerror}; {_MAKE_ROOM}") from error
+        raise WorkError(f"{layout.out}: {error.strerror}; {MAKE_ROOM}") from error
 
 
-def _rows(plan: Plan, units: Iterable[int]) -> int:
+def _rows(plan: JobPlan, units: Iterable[int]) -> int:
     return sum(plan.batch(unit).num_rows for unit in units)
 
 
-def _remove_temporaries(layout: Layout) -> None:
+def _remove_temporaries(layout: JobFiles) -> None:
     for directory in (layout.home, layout.home / "units", layout.home / "shards", layout.out):
-        for path in directory.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        remove_temporaries(directory)
     shutil.rmtree(layout.home / "planning", ignore_errors=True)

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_train.errors import WorkError
+from dist_train.runtime.text import kind_and_line
 
+REJECTS_NAME = "rejects.parquet"  # in a set: its inputs without a picture
 MADE = {"given": int, "kept": int, "pictures": int, "reasons": dict, "seconds": int | float}
 SEALED = {"name": str, "samples": int, "bytes": int, "sha256": str, "labels": str}
 SET_ASIDE = {"error": str}
@@ -66,17 +68,13 @@ def read_rejects(path: Path) -> pa.Table:
         table = table.cast(pa.schema([(name, pa.string()) for name in columns]))
         table.validate(full=True)
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-        raise WorkError(f"{path}: damaged: {_first_line(error)}; the set itself is whole") from error
+        raise WorkError(f"{path}: damaged: {kind_and_line(error)}; the set itself is whole") from error
     return table
 
 
 def _damaged(path: Path, error: Exception) -> WorkError:
-    reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {_first_line(error)}"
+    reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {kind_and_line(error)}"
     # A shard is written from pictures that may be gone by now.
     unit = path.parents[1] / "units" / f"{path.stem}.json"
     marks = f"{unit} and {path}" if path.parent.name == "shards" else unit
     return WorkError(f"{path}: {reason}; remove {marks} and run the same command again: its unit is made anew")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]

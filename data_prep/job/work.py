@@ -8,7 +8,6 @@ by rename, with a small JSON file as the mark of completion, written last. Doing
 import hashlib
 import json
 import mmap
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,12 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.job.plan import JobOptions, Layout, Plan, write_atomically
+from data_prep.job.plan import JobFiles, JobOptions, JobPlan
 from data_prep.job.unit_files import read_statistics
 from data_prep.shards import ShardWriter
-from data_prep.sources.base import STORAGE_REASONS, Raw, Reader, Reject, Row
+from data_prep.sources.base import Raw, Reader, Row
 from data_prep.transforms import Crop, Made, Process
+from dist_train.data.reject import STORAGE_REASONS, Reject
 from dist_train.errors import WorkError
+from dist_train.runtime.written import write_json, written
 
 DIGEST_BYTES = 16
 LEFT_OUT = -1  # instead of a label
@@ -57,7 +58,7 @@ class MakeUnit:
     def __init__(self, out: Path, options: JobOptions | None = None) -> None:
         self.out = out
         self._options = options
-        self._opened: tuple[Plan, Reader, Process] | None = None
+        self._opened: tuple[JobPlan, Reader, Process] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
@@ -69,27 +70,20 @@ class MakeUnit:
             WorkError: the source's storage failed, or the disk did.
         """
         if self._opened is None:
-            plan = Plan(Layout(self.out), self._options)
+            plan = JobPlan(JobFiles(self.out), self._options)
             self._opened = plan, plan.options.source.reader(), plan.options.transform.open()
         plan, reader, process = self._opened
         started = time.perf_counter()
         rows = plan.rows(unit)
         statistics: dict[str, list[Any]] = {name: [] for name in STATISTICS.names}
-        part = plan.layout.part(unit)
-        temporary = _temporary(part)
-        try:
-            with temporary.open("wb") as file:
-                for row, raw, made in _outcomes(rows, reader, process, plan.options.transform.batch):
-                    if not isinstance(made, Reject):
-                        file.writelines(crop.data for crop in made)
-                    _note(statistics, plan, row, raw, made)
-                _sync(file)
+        with written(plan.layout.part(unit)) as file:
+            for row, raw, made in _outcomes(rows, reader, process, plan.options.transform.batch):
+                if not isinstance(made, Reject):
+                    file.writelines(crop.data for crop in made)
+                _note(statistics, plan, row, raw, made)
             reasons = Counter(reason for reason in statistics["reason"] if reason is not None)
             if reasons.keys() <= STORAGE_REASONS and reasons.total() == len(rows):
                 raise WorkError(f"none of {len(rows)} inputs can be read, the first: {statistics['detail'][0]}")
-            temporary.replace(part)
-        finally:
-            temporary.unlink(missing_ok=True)
         write_table(pa.table(statistics, schema=STATISTICS), plan.layout.statistics(unit))
         summary = {
             "given": len(rows),
@@ -99,7 +93,7 @@ class MakeUnit:
             "seconds": round(time.perf_counter() - started, 3),
             "ended": round(time.time(), 3),  # seconds since 1970: where the unit lies in the job's time
         }
-        write_atomically(plan.layout.done(unit), json.dumps(summary))
+        write_json(plan.layout.done(unit), summary)
         return summary
 
 
@@ -108,7 +102,7 @@ class SealUnit:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self._opened: tuple[Layout, pa.RecordBatchFileReader] | None = None
+        self._opened: tuple[JobFiles, pa.RecordBatchFileReader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
@@ -120,7 +114,7 @@ class SealUnit:
             WorkError: the disk failed.
         """
         if self._opened is None:
-            layout = Layout(self.out)
+            layout = JobFiles(self.out)
             self._opened = layout, pa.ipc.open_file(pa.memory_map(str(layout.labels)))
         layout, file = self._opened
         labels = file.get_batch(unit).column("label")
@@ -131,7 +125,7 @@ class SealUnit:
                     writer.write(key, crop.data, label, crop.record, crop.extension)
             shard = writer.shard
             body |= {"samples": shard.samples, "bytes": shard.bytes, "sha256": shard.sha256}
-        write_atomically(layout.sealed(unit), json.dumps(body))
+        write_json(layout.sealed(unit), body)
         return body
 
 
@@ -141,15 +135,9 @@ def label_digest(labels: pa.Array) -> str:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write parquet by rename, durably."""
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            _sync(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a parquet file that appears by rename."""
+    with written(path) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def _outcomes(
@@ -158,7 +146,7 @@ def _outcomes(
     for start in range(0, len(rows), batch):
         chunk = rows[start : start + batch]
         try:
-            raws = reader.read(chunk)
+            raws = reader.read_named(chunk)
         except OSError as error:
             raise WorkError(f"the source's storage fails: {error}") from error
         made = iter(process([raw.data for raw in raws if isinstance(raw, Raw)]))
@@ -166,7 +154,7 @@ def _outcomes(
             yield row, raw, (next(made) if isinstance(raw, Raw) else raw)
 
 
-def _note(statistics: dict[str, list[Any]], plan: Plan, row: Row, raw: Raw | Reject, made: Made) -> None:
+def _note(statistics: dict[str, list[Any]], plan: JobPlan, row: Row, raw: Raw | Reject, made: Made) -> None:
     crops = [] if isinstance(made, Reject) else made
     values = (
         row.position,
@@ -185,13 +173,13 @@ def _note(statistics: dict[str, list[Any]], plan: Plan, row: Row, raw: Raw | Rej
         column.append(value)
 
 
-def _record(plan: Plan, row: Row, crop: Crop) -> str | None:
+def _record(plan: JobPlan, row: Row, crop: Crop) -> str | None:
     if crop.record is None:
         return None
     return json.dumps({"source": plan.options.source.text(row.location), **crop.record})
 
 
-def _labelled(layout: Layout, unit: int, labels: list[int]) -> Iterator[tuple[str, int, Crop]]:
+def _labelled(layout: JobFiles, unit: int, labels: list[int]) -> Iterator[tuple[str, int, Crop]]:
     """Key, label and picture of every sample of a unit that is not left out."""
     columns = ["position", "sizes", "extensions", "records"]
     table = read_statistics(layout.statistics(unit), columns, STATISTICS)
@@ -205,13 +193,3 @@ def _labelled(layout: Layout, unit: int, labels: list[int]) -> Iterator[tuple[st
                     record = json.loads(records[number]) if records[number] else None
                     yield key, label, Crop(part[offset : offset + size], extensions[number], record)
                 offset += size
-
-
-def _temporary(path: Path) -> Path:
-    # Named by process: a worker that outlives its job must not write into another's file.
-    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-
-
-def _sync(file: Any) -> None:  # noqa: ANN401 - any binary file
-    file.flush()
-    os.fsync(file.fileno())

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 
-from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Reject, Row, Source, display, listing
-from data_prep.sources.recordio import Place, RecFile, Record, RecordError, image_range, indexed_places
+from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Row, Source, display, listing
+from data_prep.sources.recordio import RecFile, Record, RecordError, RecordPlace, image_range, indexed_places
+from dist_train.data.reject import Reject
 from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import read_photos
 from dist_train.data.tars import LeftOut
@@ -56,6 +57,8 @@ class RecSource(Source):
 
 class RecReader(Reader):
     """Reads records; the identity is the (first) label."""
+
+    nameless = "it has no label"
 
     def __init__(self, path: Path) -> None:
         self._rec = RecFile(path)
@@ -121,6 +124,8 @@ class TarSource(Source):
 class TarReader(Reader):
     """Reads members of tars at their offsets."""
 
+    nameless = "neither a .cls beside it nor a folder around it"
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[bytes, int] = {}
@@ -133,8 +138,6 @@ class TarReader(Reader):
         tar, _, *rejected = row.location.split(b"\0")
         if rejected:
             return Reject(*(display(word) for word in rejected))
-        if not row.identity:
-            return Reject("no identity", "neither a .cls beside it nor a folder around it")
         if row.size > MAX_FILE_BYTES:
             return Reject("too large", f"{row.size} bytes, the most is {MAX_FILE_BYTES}")
         try:
@@ -200,7 +203,7 @@ def _indexed(rec: RecFile, index_path: Path) -> Iterator[pa.RecordBatch]:
         yield listing(locations, pa.array(offsets[part]), pa.array(sizes[part]))
 
 
-def _stands_for_identity(rec: RecFile, place: Place) -> bool:
+def _stands_for_identity(rec: RecFile, place: RecordPlace) -> bool:
     """Whether a record has two labels and no picture, as record 0 and the identities' records have."""
     if place.damage or place.size > _IDENTITY_RECORD_BYTES:
         return False

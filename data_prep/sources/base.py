@@ -8,10 +8,11 @@ accounted for. Archives (`.rec`, tar) are in `archives.py`, tables of paths and 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
 
+from dist_train.data.reject import Reject
 from dist_train.section import Section
 
 LISTING = pa.schema(
@@ -23,6 +24,7 @@ LISTING = pa.schema(
     ]
 )
 BATCH_ROWS = 1 << 16
+NO_IDENTITY = "no identity"  # a reason of rejects
 MAX_FILE_BYTES = 256 << 20  # no photo is larger; a disk image with a wrong name is
 
 
@@ -37,25 +39,20 @@ class Row(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """One input as read: the encoded picture and whom it shows."""
+    """One input as read: the encoded picture, and whom it shows; None where that is not known."""
 
     data: bytes
-    identity: str
-
-
-class Reject(NamedTuple):
-    """Why an input is left out: a reason out of few, for counting, and the detail."""
-
-    reason: str
-    detail: str
-
-
-# Reasons that say that the storage failed, not the input. A unit with nothing else in it has lost its storage.
-STORAGE_REASONS = frozenset({"vanished", "unreadable", "unreachable"})
+    identity: str | None
 
 
 class Reader(ABC):
-    """Reads rows of one source; lives in one worker."""
+    """Reads rows of one source; lives in one worker.
+
+    Attributes:
+        nameless: what is wrong with an input of nobody known, for people.
+    """
+
+    nameless: ClassVar[str]
 
     @abstractmethod
     def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
@@ -64,6 +61,13 @@ class Reader(ABC):
         Raises:
             OSError: the storage failed, rather than single inputs.
         """
+
+    def read_named(self, rows: Sequence[Row]) -> list[Raw | Reject]:
+        """As `read`, for work that needs to know whom each picture shows: pictures of nobody known are rejected."""
+        return [
+            Reject(NO_IDENTITY, self.nameless) if isinstance(raw, Raw) and raw.identity is None else raw
+            for raw in self.read(rows)
+        ]
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing
         """Let go of open files."""

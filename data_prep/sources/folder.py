@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Reject, Row, Source, display, listing
+from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Row, Source, display, listing
+from dist_train.data.reject import Reject
 from dist_train.errors import UserError
 
 # One input's own trouble. Any other OSError (stale mount, lost server) is the unit's, which is tried again.
@@ -43,6 +44,8 @@ class FolderSource(Source):
 class FileReader(Reader):
     """Reads files whose location is a path, relative ones from `root`."""
 
+    nameless = "it lies in no identity's folder"
+
     def __init__(self, root: Path) -> None:
         self._root = os.fsencode(root)
 
@@ -52,9 +55,7 @@ class FileReader(Reader):
 
     def _read(self, row: Row) -> Raw | Reject:
         data = read_file(os.path.join(self._root, row.location))
-        if isinstance(data, Reject):
-            return data
-        return Raw(data, row.identity) if row.identity else Reject("no identity", "it lies in no identity's folder")
+        return data if isinstance(data, Reject) else Raw(data, row.identity)
 
 
 def read_file(path: bytes) -> bytes | Reject:

@@ -1,4 +1,4 @@
-"""InsightFace training sets: RecordIO (`train.rec`), its index (`train.idx`) and `property`, without MXNet.
+"""InsightFace training sets: RecordIO (`train.rec`), its index (`train.idx`), without MXNet.
 
 A record is a little-endian magic number, a word with a 3-bit continuation flag and a 29-bit length, the payload, and
 zeros up to a multiple of 4. A payload that holds the magic number at a multiple of 4 is split there into several parts
@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from dist_train.errors import UserError
+from dist_train.runtime.text import first_line
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -42,7 +43,7 @@ class Record(NamedTuple):
     data: bytes
 
 
-class Place(NamedTuple):
+class RecordPlace(NamedTuple):
     """Where a record lies: its number, byte offset and length, both with the part headers and the padding.
 
     Attributes:
@@ -54,14 +55,6 @@ class Place(NamedTuple):
     offset: int
     size: int
     damage: str
-
-
-class Property(NamedTuple):
-    """The line of a `property` file."""
-
-    num_classes: int
-    height: int
-    width: int
 
 
 class RecFile:
@@ -145,7 +138,7 @@ class RecFile:
             )
         return os.pread(self._fd, _PART.size + length, offset)
 
-    def scan(self) -> Iterator[Place]:
+    def scan(self) -> Iterator[RecordPlace]:
         """Places of all records, in the order of the file, by walking over the part headers.
 
         A damaged stretch comes out as one place with `damage` set, up to the next magic number that starts a record.
@@ -154,7 +147,7 @@ class RecFile:
             number = offset = 0
             while offset < self.size:
                 end, damage = _walk(view, offset, self.size)
-                yield Place(number, offset, end - offset, damage)
+                yield RecordPlace(number, offset, end - offset, damage)
                 number += 1
                 offset = end
 
@@ -176,7 +169,7 @@ def parse_record(payload: bytes) -> Record:
     return Record(struct.unpack_from(f"<{flag}f", payload, _HEADER.size), payload[end:])
 
 
-def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_rec_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and offsets (int64) in a `train.idx`, in its order, which need not be that of the offsets.
 
     Raises:
@@ -197,7 +190,7 @@ def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{path}: expected lines of index<TAB>offset: {reason}; move the file away to have the .rec scanned"
         ) from error
@@ -208,7 +201,7 @@ def indexed_places(rec: RecFile, index_path: Path) -> tuple[np.ndarray, np.ndarr
 
     A size reaches to the next offset, or to the end of the file: never less than the record, so that one read gets it.
     """
-    numbers, offsets = read_index(index_path)
+    numbers, offsets = read_rec_index(index_path)
     ordered = np.unique(offsets)
     following = np.append(ordered[1:], max(rec.size, int(ordered[-1]) if len(ordered) else 0))
     sizes = (following - ordered)[np.searchsorted(ordered, offsets)]
@@ -224,24 +217,6 @@ def image_range(first: Record) -> range | None:
     if len(first.labels) != 2 or first.data:
         return None
     return range(1, int(first.labels[0]))
-
-
-def read_property(path: Path) -> Property:
-    """The `property` file: one line `num_classes,height,width`.
-
-    Raises:
-        UserError: unreadable or another form.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-        num_classes, height, width = (int(word) for word in text.split(","))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path}: {text[:60]!r}, expected num_classes,height,width; correct it or move it away"
-        ) from error
-    return Property(num_classes, height, width)
 
 
 def _padded(length: int) -> int:

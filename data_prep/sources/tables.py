@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.sources.base import MAX_FILE_BYTES, Raw, Reader, Reject, Row, Source, display, listing
+from data_prep.sources.base import MAX_FILE_BYTES, NO_IDENTITY, Raw, Reader, Row, Source, display, listing
 from data_prep.sources.folder import read_file
 from dist_train.data.addresses import SCHEMES, TooLargeError, read_address
+from dist_train.data.reject import Reject
 from dist_train.errors import UserError
+from dist_train.runtime.text import first_line
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
@@ -87,11 +89,11 @@ class TableSource(Source):
                 for batch in file.iter_batches(columns=[self.path_column, self.identity_column]):
                     yield batch.select([self.path_column, self.identity_column])
         except (OSError, KeyError, UnicodeError, pa.ArrowException) as error:
-            raise UserError(f"{self.path}: {str(error).partition(chr(10))[0]}") from error
+            raise UserError(f"{self.path}: {first_line(error)}") from error
 
     def _missing(self, error: Exception) -> str:
         wanted = f"expected columns {self.path_column!r} and {self.identity_column!r}"
-        return f"{str(error).splitlines()[0]}; {wanted} (--path-column, --identity-column)"
+        return f"{first_line(error)}; {wanted} (--path-column, --identity-column)"
 
     def _check_columns(self, kinds: dict[str, pa.DataType]) -> None:
         for column, whole_numbers in ((self.path_column, False), (self.identity_column, True)):
@@ -112,26 +114,25 @@ class TableSource(Source):
 class TableReader(Reader):
     """Reads paths from disk and addresses by fsspec, the addresses of a batch at the same time."""
 
+    nameless = "its identity is empty"
+
     def __init__(self, root: Path) -> None:
         self._root = os.fsencode(root)
 
     def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
         """Content of each row's file or address."""
         fetched = self._fetch(list(dict.fromkeys(row.location for row in rows if _is_address(row.location))))
-        return [self._one(row, fetched) for row in rows]
+        return [_wrong_with(row) or self._one(row, fetched) for row in rows]
+
+    def read_named(self, rows: Sequence[Row]) -> list[Raw | Reject]:
+        """See `Reader`; what has no identity is not fetched."""
+        named = iter(self.read([row for row in rows if row.identity]))
+        return [next(named) if row.identity else _wrong_with(row) or Reject(NO_IDENTITY, self.nameless) for row in rows]
 
     def _one(self, row: Row, fetched: dict[bytes, bytes | Reject]) -> Raw | Reject:
-        if not row.location:
-            return Reject("no path", "its path is empty")
-        if row.location.startswith(_BAD_ROW):
-            return Reject("bad row", "its line of the table has not as many columns as the first")
-        if b"\0" in row.location:
-            return Reject("bad path", "there is a NUL in it")
-        if not row.identity:
-            return Reject("no identity", "its identity is empty")
         address = _is_address(row.location)
         data = fetched[row.location] if address else read_file(os.path.join(self._root, row.location))
-        return data if isinstance(data, Reject) else Raw(data, row.identity)
+        return data if isinstance(data, Reject) else Raw(data, row.identity or None)
 
     def _fetch(self, addresses: list[bytes]) -> dict[bytes, bytes | Reject]:
         if not addresses:
@@ -156,6 +157,17 @@ class TableReader(Reader):
         raise AssertionError("the last pause is None")
 
 
+def _wrong_with(row: Row) -> Reject | None:
+    """Why a row names no photo at all; None if it does."""
+    if not row.location:
+        return Reject("no path", "its path is empty")
+    if row.location.startswith(_BAD_ROW):
+        return Reject("bad row", "its line of the table has not as many columns as the first")
+    if b"\0" in row.location:
+        return Reject("bad path", "there is a NUL in it")
+    return None
+
+
 def _settled(error: Exception) -> Reject | None:
     """What an error settles; None if it is worth another try."""
     if isinstance(error, FileNotFoundError):
@@ -165,7 +177,7 @@ def _settled(error: Exception) -> Reject | None:
     if isinstance(error, UserError):
         return Reject("no such protocol", str(error))
     if isinstance(error, ValueError):
-        return Reject("bad address", str(error).partition("\n")[0] or type(error).__name__)
+        return Reject("bad address", first_line(error))
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or (isinstance(status, int) and 400 <= status < 500 and status != 429):
         return Reject("unreadable", f"status {status}" if status else "permission denied")

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from dist_train.checkpoint.errors import DCP_ERRORS, last_line
-from dist_train.checkpoint.metadata import METADATA_NAME
 from dist_train.checkpoint.reader import load_tensors
 from dist_train.checkpoint.store import (
     Progress,
@@ -35,7 +34,7 @@ from dist_train.checkpoint.store import (
 from dist_train.errors import WorkError
 from dist_train.head import Head, HeadSnapshot
 from dist_train.replica.base import Replica
-from dist_train.run_files import CHECKPOINTS_NAME
+from dist_train.run_files import CHECKPOINTS_NAME, METADATA_NAME
 from dist_train.runtime.ranks import Ranks
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_train.run_files import CHECKPOINTS_NAME, METADATA_NAME
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def inspect(where: _Where) -> None:
         wrong += [f"{checkpoint.name}: {line}" for line in trouble]
         mark = ", best" if best and checkpoint.name.endswith(f"{best[0]:08d}") else ""
         echo(f"{checkpoint}: {'DAMAGED' if trouble else 'sound'}{mark}")
-        for line in trouble or describe(checkpoint):
+        for line in trouble or describe_checkpoint(checkpoint):
             echo(f"  {line}")
     if wrong:
         raise WorkError(f"{where}: {wrong[0]}; a resumed run passes over damaged checkpoints")
@@ -65,6 +66,7 @@ def export(
     from dist_train.checkpoint.load import load_backbone
     from dist_train.config import dump_config
     from dist_train.errors import UserError
+    from dist_train.runtime.written import written_path
 
     backbone, config, progress = load_backbone(where)
     body = {
@@ -79,10 +81,9 @@ def export(
         width = config.backbone.embedding_dim
         table = table.unflatten(1, (config.head.centers_per_class, -1))[:, :, :width]
         body["centers"] = (table[:, 0] if table.shape[1] == 1 else table).contiguous()
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        torch.save(body, temporary)
-        temporary.replace(output)
+        with written_path(output) as temporary:
+            torch.save(body, temporary)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{output}: cannot be written: {error}") from error
     echo(f"{output}: step {progress.step}, {output.stat().st_size / 1e6:.1f} MB")
@@ -96,9 +97,8 @@ def checkpoints_at(where: Path) -> list[Path]:
     """
     from dist_train.checkpoint.store import committed_checkpoints
     from dist_train.errors import UserError
-    from dist_train.run_files import CHECKPOINTS_NAME
 
-    found = [where] if (where / ".metadata").exists() else committed_checkpoints(where)
+    found = [where] if (where / METADATA_NAME).exists() else committed_checkpoints(where)
     if not found:
         raise UserError(
             f"{where}: no checkpoint; give a run directory or one like RUN/{CHECKPOINTS_NAME}/step-00001000"
@@ -106,7 +106,7 @@ def checkpoints_at(where: Path) -> list[Path]:
     return found
 
 
-def describe(checkpoint: Path) -> list[str]:
+def describe_checkpoint(checkpoint: Path) -> list[str]:
     """Progress, files, and tensors by part."""
     import math
 

@@ -8,12 +8,12 @@ from torch import nn
 from dist_train.backbones import build_backbone
 from dist_train.checkpoint.checkpointer import logger
 from dist_train.checkpoint.errors import DCP_ERRORS, last_line
-from dist_train.checkpoint.metadata import METADATA_NAME, read_tensors
+from dist_train.checkpoint.metadata import read_tensors
 from dist_train.checkpoint.reader import load_tensors
 from dist_train.checkpoint.store import Progress, committed_checkpoints, damage, read_progress
 from dist_train.config import RunConfig, load_config
 from dist_train.errors import UserError, WorkError
-from dist_train.run_files import CHECKPOINTS_NAME, CONFIG_NAME
+from dist_train.run_files import CHECKPOINTS_NAME, CONFIG_NAME, METADATA_NAME
 from dist_train.runtime.ranks import Ranks
 
 

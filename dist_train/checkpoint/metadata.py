@@ -23,10 +23,11 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from dist_train.errors import UserError, WorkError
-from dist_train.runtime.files import plain_name, read_bounded, shown
+from dist_train.run_files import METADATA_NAME
+from dist_train.runtime.files import plain_name, read_bounded
 from dist_train.runtime.safe_pickle import ForbiddenNameError, unpickle
+from dist_train.runtime.text import shown
 
-METADATA_NAME = ".metadata"
 _MAX_BYTES = 64 << 20
 _MAX_STEPS = 5_000_000  # of the unpickler: some 45,000 tensors, or shares of tensors
 _MAX_DIMENSIONS = 8

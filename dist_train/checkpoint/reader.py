@@ -124,10 +124,7 @@ def _check_record(view: io.RawIOBase) -> None:
 
 def _check_names(record: bytes) -> None:
     for operation, argument, _ in pickletools.genops(record):
-        storage = (
-            operation.name == "GLOBAL" and str(argument).startswith("torch ") and str(argument).endswith("Storage")
-        )
-        if operation.name == "GLOBAL" and (storage or argument in _REBUILD):
+        if operation.name == "GLOBAL" and (argument in _REBUILD or _STORAGE.fullmatch(str(argument))):
             continue
         if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"its pickle calls {argument or operation.name}, which no tensor needs")

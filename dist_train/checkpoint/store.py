@@ -13,13 +13,12 @@ from pydantic import Field, TypeAdapter
 
 from dist_train.data.manifest import MAX_CLASSES, MAX_SIDE_PX
 from dist_train.errors import UserError, WorkError
-from dist_train.run_files import CHECKPOINTS_NAME
+from dist_train.run_files import BEST_NAME, CHECKPOINTS_NAME, METADATA_NAME, PROGRESS_NAME
 from dist_train.runtime.files import first_fault, plain_name, read_bounded
+from dist_train.runtime.written import remove_temporaries, write_json
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_NAME = "progress.json"
-BEST_NAME = "best.json"
 READ_BYTES = 1 << 22
 _MAX_LISTING = 64 << 20  # bytes of a list of checksums
 _MOST = 1 << 62  # of what is counted
@@ -59,12 +58,12 @@ _CHECKSUMS = TypeAdapter(_Checksums)
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run_dir / CHECKPOINTS_NAME).glob("step-*/.metadata"))
+    return sorted(path.parent for path in (run_dir / CHECKPOINTS_NAME).glob(f"step-*/{METADATA_NAME}"))
 
 
 def write_progress(checkpoint: Path, progress: Progress) -> None:
     """Put `progress` into a checkpoint's directory."""
-    (checkpoint / PROGRESS_NAME).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+    write_json(checkpoint / PROGRESS_NAME, asdict(progress))
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -105,11 +104,11 @@ def write_checksums(checkpoint: Path, rank: int, world_size: int) -> Path:
     """
     names = sorted(path.name for path in checkpoint.glob(f"__{rank}_*"))
     if rank == 0:
-        names += [".metadata", PROGRESS_NAME]
+        names += [METADATA_NAME, PROGRESS_NAME]
     sums = {name: [(checkpoint / name).stat().st_size, _crc32(checkpoint / name)] for name in names}
-    temporary, final = checkpoint / f".checksums-{rank}", checksums_path(checkpoint, rank)
-    temporary.write_text(json.dumps({"ranks": world_size, "files": sums}), encoding="utf-8")
-    return temporary.replace(final)
+    listing = checksums_path(checkpoint, rank)
+    write_json(listing, {"ranks": world_size, "files": sums})
+    return listing
 
 
 def checksums_path(checkpoint: Path, rank: int) -> Path:
@@ -165,7 +164,7 @@ def read_best(run_dir: Path) -> tuple[int, float] | None:
     try:
         best = json.loads((run_dir / CHECKPOINTS_NAME / BEST_NAME).read_text(encoding="utf-8"))
         step, score = int(best["step"]), float(best["score"])
-        return (step, score) if (run_dir / CHECKPOINTS_NAME / checkpoint_name(step) / ".metadata").exists() else None
+        return (step, score) if (run_dir / CHECKPOINTS_NAME / checkpoint_name(step) / METADATA_NAME).exists() else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
@@ -176,11 +175,9 @@ def read_best(run_dir: Path) -> tuple[int, float] | None:
 def write_best(run_dir: Path, step: int, score: float) -> None:
     """Record that the checkpoint of `step` is the best so far; `prune` will keep it. A full disk is a warning."""
     path = run_dir / CHECKPOINTS_NAME / BEST_NAME
-    temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"step": step, "score": score}), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, {"step": step, "score": score})
     except OSError as error:
         logger.warning("%s: cannot be written (%s); step %d is not marked as the best", path, error.strerror, step)
 
@@ -200,6 +197,8 @@ def remove_leftovers(run_dir: Path) -> None:
     """Remove what saves and removals that were cut off have left. Nobody may be writing there."""
     for path in (run_dir / CHECKPOINTS_NAME).glob(".*-step-*"):
         shutil.rmtree(path, ignore_errors=True)
+    remove_temporaries(run_dir / CHECKPOINTS_NAME)
+    remove_temporaries(run_dir)
 
 
 def checkpoint_name(step: int) -> str:

@@ -11,7 +11,7 @@ import fsspec.asyn
 from fsspec.callbacks import Callback
 
 from dist_train.errors import UserError
-from dist_train.runtime.files import shown
+from dist_train.runtime.text import shown
 
 SCHEMES = ("http", "https", "s3", "gs")
 """fsspec knows more, some of which open local files, run templates or start programs."""

@@ -11,7 +11,9 @@ from dist_train.data.counters import Ints
 from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
-from dist_train.runtime.files import locked, map_array
+from dist_train.runtime.files import map_array
+from dist_train.runtime.lock import Lock
+from dist_train.runtime.written import written
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +29,14 @@ def build_class_index(source: ImageSet, label_key: str, cache_dir: Path) -> Path
     key = hashlib.sha256(label_key.encode(errors="surrogatepass")).hexdigest()
     directory = cache_dir / "classes" / f"{source.manifest.digest[:32]}-{key[:16]}"
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / ".lock", _LOCK_S):
+    with Lock(directory / ".lock", _LOCK_S):
         if not _is_sound(directory, source.manifest):
             labels = _read_labels(source, label_key)
             members = np.argsort(labels, kind="stable")
             starts = np.searchsorted(labels[members], np.arange(source.manifest.num_classes + 1))
             for name, array in ((_MEMBERS, members), (_STARTS, starts)):  # the last says that the index is whole
-                temporary = directory / f"new-{name}"
-                np.save(temporary, array)
-                temporary.replace(directory / name)
+                with written(directory / name) as file:
+                    np.save(file, array)
     return directory
 
 

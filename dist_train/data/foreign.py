@@ -1,18 +1,18 @@
 """Shards that others wrote: indexes for tars that have none."""
 
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.data.index import format_index
+from dist_train.data.reject import counted
 from dist_train.data.tar_samples import Sample, walk_samples
-from dist_train.data.tars import LeftOut, shown
+from dist_train.data.tars import LeftOut
+from dist_train.runtime.text import shown_name
+from dist_train.runtime.written import write_text
 
 log = logging.getLogger(__name__)
-
-_BLOCK = 1 << 22
 
 
 class Scan(NamedTuple):
@@ -29,8 +29,7 @@ class Scan(NamedTuple):
     def __str__(self) -> str:
         """What is left out, in one line."""
         reasons = Counter(each.reason for each in self.left_out)
-        told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        return f"left out: {told}, e.g. {shown(self.left_out[0].name)}: {self.left_out[0].detail}"
+        return f"left out: {counted(reasons)}, e.g. {shown_name(self.left_out[0].name)}: {self.left_out[0].detail}"
 
 
 def scan_tar(path: Path) -> Scan:
@@ -63,7 +62,5 @@ def write_index(tar: Path, index: Path) -> Scan:
     if scan.left_out:
         log.warning("shard %s: %s", tar, scan)
     index.parent.mkdir(parents=True, exist_ok=True)
-    temporary = index.with_name(f".{index.name}.{os.getpid()}.tmp")
-    temporary.write_text(format_index(sample.members for sample in scan.samples), encoding="utf-8")
-    temporary.replace(index)
+    write_text(index, format_index(sample.members for sample in scan.samples))
     return scan

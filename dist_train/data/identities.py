@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_train.errors import UserError
+from dist_train.runtime.text import first_line
 
 _KINDS = {"label": pa.int64(), "count": pa.int64(), "name": pa.string()}
 
@@ -35,9 +36,9 @@ def read_identities(path: Path, column: str, num_classes: int | None = None) -> 
     except FileNotFoundError as error:
         raise UserError(f"{path}: cannot be read: it is not there") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or _first_line(error)}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
     except (ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read: {_first_line(error)}; write the set again") from error
+        raise UserError(f"{path}: cannot be read: {first_line(error)}; write the set again") from error
     for name in table.column_names:
         if table[name].null_count:
             raise UserError(f"{path}: column {name} has {table[name].null_count} rows without a value")
@@ -49,7 +50,3 @@ def read_identities(path: Path, column: str, num_classes: int | None = None) -> 
     if column == "count" and len(labels) and table["count"].to_numpy().min() < 0:
         raise UserError(f"{path}: an identity has {table['count'].to_numpy().min()} pictures")
     return table
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -20,14 +20,13 @@ from dist_train.data.manifest import Manifest
 from dist_train.data.order import Order
 from dist_train.data.pool import LocalProducer, Producer, WorkerPool
 from dist_train.data.remote import Prefetcher, cache_policy, is_remote
-from dist_train.data.sequential import SetBatch, iterate_set
 from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError
 from dist_train.runtime.membership import read_membership
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Batch", "Loader", "SetBatch", "build_loader", "iterate_set"]
+__all__ = ["Batch", "Loader", "build_loader"]
 
 
 class Loader:

@@ -1,8 +1,6 @@
 """The shard contract: what a set of shards is, shared by the writer (data_prep) and the reader (dist_train)."""
 
 import hashlib
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +8,10 @@ from typing import Annotated
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
 from dist_train.errors import UserError
-from dist_train.runtime.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded, shown
+from dist_train.runtime.digest import sha256_of
+from dist_train.runtime.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded
+from dist_train.runtime.text import shown
+from dist_train.runtime.written import write_json
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -42,6 +43,13 @@ class Shard:
     bytes: Annotated[int, Field(ge=0, le=_MAX_SHARD_BYTES)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
+    def mismatch(self, tar: Path) -> str | None:
+        """What a tar has other than this one should; None if it is the one."""
+        if (size := tar.stat().st_size) != self.bytes:
+            return f"{size} bytes, the manifest says {self.bytes}"
+        digest = sha256_of(tar)
+        return None if digest == self.sha256 else f"sha256 {digest}, the manifest says {self.sha256}"
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -72,16 +80,10 @@ class Manifest:
 
     def save(self, directory: Path) -> None:
         """Write `manifest.json` into `directory`, by rename."""
-        path = directory / MANIFEST_NAME
-        temporary = path.with_name(f".{MANIFEST_NAME}.tmp")
         body = {"version": SCHEMA_VERSION, **asdict(self)}
         if self.label_key is None:
             del body["label_key"]
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(body, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_json(directory / MANIFEST_NAME, body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from dist_train.data.foreign import write_index
 from dist_train.data.manifest import MANIFEST_NAME, Shard
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError
-from dist_train.runtime.files import locked, plain_name, sha256_of
+from dist_train.runtime.files import plain_name
+from dist_train.runtime.lock import Lock
 
 _T = TypeVar("_T")
 
@@ -159,7 +160,7 @@ class ShardCache:
             return path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_name(f".{path.name}.lock"), self._timeout_s):
+            with Lock(path.with_name(f".{path.name}.lock"), self._timeout_s):
                 if not self._is_there(path, shard):
                     self._download(shard, path)
         except FileNotFoundError as error:
@@ -182,10 +183,10 @@ class ShardCache:
 
     def _download(self, shard: Shard, path: Path) -> None:
         part = path.with_name(f".{path.name}.part")
-        with locked(self._root / ".room.lock", self._timeout_s):
+        with Lock(self._root / ".room.lock", self._timeout_s):
             self._make_room(shard.bytes)
         try:
-            complaint = self._remote.download(shard.name, part, shard.bytes, lambda file: _compare(file, shard))
+            complaint = self._remote.download(shard.name, part, shard.bytes, shard.mismatch)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -194,7 +195,7 @@ class ShardCache:
             raise BadSampleError(f"{self._remote.url}/{shard.name}: {complaint}")
         # The index is made of the tar that came, so that it cannot be one of another version.
         write_index(part, path.with_suffix(".idx"))
-        with locked(self._root / ".room.lock", self._timeout_s):
+        with Lock(self._root / ".room.lock", self._timeout_s):
             self._make_room(shard.bytes)  # once more: others may have filled it meanwhile
             part.replace(path)
 
@@ -250,11 +251,3 @@ class Prefetcher:
     def close(self) -> None:
         """Start no more downloads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _compare(file: Path, shard: Shard) -> str | None:
-    size = file.stat().st_size
-    if size != shard.bytes:
-        return f"{size} bytes, the manifest says {shard.bytes}"
-    digest = sha256_of(file)
-    return None if digest == shard.sha256 else f"sha256 {digest}, the manifest says {shard.sha256}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dist_train.data.index import HEADER_BYTES, INDEX_VERSION, Member, parse_members
 from dist_train.data.manifest import MAX_CLASSES, Shard
 from dist_train.data.tar_samples import key_of, parts_of, same_key
-from dist_train.data.tars import shown
+from dist_train.runtime.text import shown_name
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 _MOST_BYTES = 256 << 20  # of a sample; a damaged index may claim anything
@@ -110,9 +110,9 @@ class OpenShard:
             raise BadSampleError("no .jpg, .jpeg, .png or .webp in it")
         image, label, record = parts.pictures[0], parts.beside.get("cls"), parts.beside.get("json")
         if image.extension.rpartition(".")[2] not in IMAGE_EXTENSIONS:
-            raise BadSampleError(f"{shown(image.name)}: not taken here, only .jpg, .jpeg, .png and .webp")
+            raise BadSampleError(f"{shown_name(image.name)}: not taken here, only .jpg, .jpeg, .png and .webp")
         if image.size == 0:
-            raise BadSampleError(f"{shown(image.name)} is empty")
+            raise BadSampleError(f"{shown_name(image.name)} is empty")
         if label is None and record is None:
             raise BadSampleError("no label: neither .cls nor .json in it")
         if label is not None and not with_record:
@@ -126,7 +126,7 @@ class OpenShard:
         try:
             data = os.pread(self._fd, stop - start, start)
         except OSError as error:
-            raise BadSampleError(f"{shown(image.name)}: cannot be read: {error.strerror}") from error
+            raise BadSampleError(f"{shown_name(image.name)}: cannot be read: {error.strerror}") from error
         for member in wanted:
             _check_member(data, start, member)
         body = None if record is None else _parse_record(data, start, record)
@@ -142,20 +142,24 @@ class OpenShard:
 
 
 def _key(name: str) -> str:
-    return shown(key_of(name).rpartition("/")[2])
+    return shown_name(key_of(name).rpartition("/")[2])
 
 
 def _check_member(data: bytes, start: int, member: Member) -> None:
     """Whether the tar's header names the member; else the tar has changed since it was indexed."""
     place = member.offset - start
     if len(data) < place + member.size:
-        raise BadSampleError(f"{shown(member.name)}: the tar ends before its {member.size} bytes at {member.offset}")
+        raise BadSampleError(
+            f"{shown_name(member.name)}: the tar ends before its {member.size} bytes at {member.offset}"
+        )
     name = member.name.encode("utf-8", "surrogateescape")
     header = data[place - HEADER_BYTES : place]
     if len(name) < 100 and header.startswith(name + b"\0"):
         return
     if not _agrees(header, name, member.size):
-        raise BadSampleError(f"{shown(member.name)}: not at offset {member.offset}; the shard changed since indexing")
+        raise BadSampleError(
+            f"{shown_name(member.name)}: not at offset {member.offset}; the shard changed since indexing"
+        )
 
 
 def _agrees(header: bytes, name: bytes, size: int) -> bool:
@@ -177,7 +181,7 @@ def _agrees(header: bytes, name: bytes, size: int) -> bool:
 def _parse_label(data: bytes, start: int, member: Member) -> int:
     text = data[member.offset - start : member.offset - start + member.size].strip()
     if not text.isdigit() or len(text) > 18:
-        raise BadSampleError(f"label {text[:40]!r} in {shown(member.name)} is not a class number")
+        raise BadSampleError(f"label {text[:40]!r} in {shown_name(member.name)} is not a class number")
     return int(text)
 
 
@@ -185,9 +189,9 @@ def _parse_record(data: bytes, start: int, member: Member) -> dict[str, Any]:
     try:
         body = json.loads(data[member.offset - start : member.offset - start + member.size])
     except (ValueError, RecursionError) as error:
-        raise BadSampleError(f"{shown(member.name)}: not JSON: {error}") from error
+        raise BadSampleError(f"{shown_name(member.name)}: not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise BadSampleError(f"{shown(member.name)}: {type(body).__name__}, expected a JSON object")
+        raise BadSampleError(f"{shown_name(member.name)}: {type(body).__name__}, expected a JSON object")
     return body
 
 

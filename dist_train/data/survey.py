@@ -14,7 +14,8 @@ from dist_train.data.shards import BadSampleError, OpenShard
 from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import Sample, parts_of, same_key
 from dist_train.errors import UserError
-from dist_train.runtime.files import locked, sha256_of
+from dist_train.runtime.digest import sha256_of
+from dist_train.runtime.lock import Lock
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def adopt_set(directory: Path, label_key: str) -> Manifest:
     refuse_other_inputs(directory, photos=False)
     if not os.access(directory, os.W_OK):
         raise UserError(f"dataset {directory}: no {MANIFEST_NAME}, and no right to write one; copy or link the shards")
-    with locked(directory / ".manifest.lock", _LOCK_S):
+    with Lock(directory / ".manifest.lock", _LOCK_S):
         if (directory / MANIFEST_NAME).exists():
             return load_manifest(directory)
         manifest = _survey(tars, label_key)

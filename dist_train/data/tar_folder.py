@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dist_train.data.manifest import MANIFEST_NAME
 from dist_train.data.tar_samples import PHOTO_EXTENSIONS
-from dist_train.data.tars import shown
 from dist_train.errors import UserError
+from dist_train.runtime.text import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ def refuse_other_inputs(folder: Path, *, photos: bool) -> None:
     tars = tars_in(folder)
     if not tars or (folder / MANIFEST_NAME).exists():
         return
-    first = shown(tars[0].name)
+    first = shown_name(tars[0].name)
     passed_over: list[str] = []
     for path in _files(folder):
-        name = shown(str(path.relative_to(folder)))
+        name = shown_name(str(path.relative_to(folder)))
         if is_compressed_tar(path):
             raise UserError(
                 f"{folder}: {name} lies beside {first} and is compressed, so that its files cannot be read by their "

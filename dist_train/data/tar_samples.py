@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.data.index import HEADER_BYTES, Member, read_index
-from dist_train.data.tars import LeftOut, shown, walk_tar
+from dist_train.data.tars import LeftOut, walk_tar
 from dist_train.errors import UserError
+from dist_train.runtime.text import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,8 @@ def read_photos(path: Path, kinds: Collection[str]) -> Iterator[Photo | LeftOut]
 
 def same_key(one: Member, other: Member) -> str:
     """What is wrong where two files have one key."""
-    return f"{shown(one.name)} and {shown(other.name)} both have the key {shown(key_of(one.name))}: {_ONE_KEY}"
+    key = shown_name(key_of(one.name))
+    return f"{shown_name(one.name)} and {shown_name(other.name)} both have the key {key}: {_ONE_KEY}"
 
 
 def _indexed(path: Path) -> list[Sample] | None:

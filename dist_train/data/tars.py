@@ -75,16 +75,6 @@ def walk_tar(path: Path) -> Iterator[Entry | LeftOut]:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
 
-def shown(name: str) -> str:
-    r"""A name for messages and tables: bytes that are not UTF-8, and control characters, become \\ escapes."""
-    if name.isascii() and name.isprintable():
-        return name
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def _walk(fd: int, size: int, path: Path) -> Iterator[Entry | LeftOut]:
     at = archive = 0
     damage: tuple[int, int] | None = None  # bytes without a header

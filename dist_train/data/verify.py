@@ -1,7 +1,5 @@
 """Check a set against its manifest: sizes, checksums, indexes, labels, and that every picture decodes."""
 
-import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -13,11 +11,10 @@ from dist_train.data.opencv import decode
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import read_samples
-from dist_train.data.tars import LeftOut, shown
+from dist_train.data.tars import LeftOut
 from dist_train.errors import UserError
 from dist_train.runtime.processes import ONE_THREAD, spawning
-
-_BLOCK = 1 << 22
+from dist_train.runtime.text import shown_name
 
 
 class Problem(NamedTuple):
@@ -57,9 +54,7 @@ def verify_set(
 def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool, label_key: str) -> ShardVerdict:
     """Check one shard of the set in `path`."""
     try:
-        problems = [
-            Problem(shard.name, None, reason) for reason in [_compare_bytes(path / shard.name, shard)] if reason
-        ]
+        problems = [Problem(shard.name, None, reason) for reason in [shard.mismatch(path / shard.name)] if reason]
     except OSError as error:
         return ShardVerdict(shard.name, 0, [Problem(shard.name, None, f"{error.strerror}")])
     problems += left_out_of(path / shard.name)
@@ -89,17 +84,4 @@ def left_out_of(path: Path) -> list[Problem]:
         found = [each for each in read_samples(path) if isinstance(each, LeftOut) and each.reason != "no picture"]
     except UserError as error:
         return [Problem(path.name, None, str(error))]
-    return [Problem(path.name, shown(each.name), f"{each.reason}: {each.detail}") for each in found]
-
-
-def _compare_bytes(path: Path, shard: Shard) -> str | None:
-    size = os.stat(path).st_size
-    if size != shard.bytes:
-        return f"{size} bytes, the manifest says {shard.bytes}"
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != shard.sha256:
-        return f"sha256 {digest.hexdigest()}, the manifest says {shard.sha256}"
-    return None
+    return [Problem(path.name, shown_name(each.name), f"{each.reason}: {each.detail}") for each in found]

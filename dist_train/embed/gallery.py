@@ -6,7 +6,6 @@ GALLERY/gallery.json     the model, and the sources of the pictures
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +22,17 @@ from dist_train.embed.table import (
     FORMAT_VERSION,
     NAMES,
     EmbeddingFile,
-    first_difference,
     load_array,
     write_array,
-    written,
 )
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.search import nearest
+from dist_train.runtime.text import kind_and_line
+from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written, written_directory
+from dist_train.section import first_difference
 
 _ENTRIES = NAMES.append(pa.field("source", pa.int32(), nullable=False))
+_GALLERY, _EMBEDDINGS, _ENTRIES_NAME = "gallery.json", "embeddings.npy", "entries.arrow"
 _BATCH_ROWS = 1 << 16
 _MADE_BY = ("model", "embedding_dim", "image_size", "flip")  # what all embeddings of a gallery must share
 
@@ -80,24 +81,17 @@ def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -
         raise UserError(f"gallery {directory}: would be empty: no row in {', '.join(map(str, files)) or 'no file'}")
     made_by = {key: opened[0].description[key] for key in _MADE_BY}
     for each in opened[1:]:
-        if found := first_difference(made_by, {key: each.description[key] for key in _MADE_BY}):
+        if found := first_difference(made_by, {key: each.description[key] for key in _MADE_BY}, cut_digests=True):
             raise UserError(
                 f"{opened[0].path} and {each.path} were not made in the same way: {found}; embed all pictures of a "
                 "gallery with one model"
             )
     body = {"version": FORMAT_VERSION, "rows": count, **made_by, "sources": [e.description["source"] for e in opened]}
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        _write(temporary, opened, count, quiet)
-        with written(temporary / "gallery.json") as file:
-            file.write(json.dumps(body, indent=1).encode())
-        temporary.replace(directory)
-    except OSError as error:
-        raise WorkError(f"gallery {directory}: cannot be written: {error.strerror}") from error
+        with write_failures(f"gallery {directory}", MAKE_ROOM), written_directory(directory) as home:
+            _write(home, opened, count, quiet)
+            write_json(home / _GALLERY, body)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         for each in opened:
             each.close()
     return Gallery(directory)
@@ -106,8 +100,8 @@ def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -
 def _write(directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: bool) -> None:
     shape = count, opened[0].embedding_dim
     with (
-        written(directory / "embeddings.npy") as rows_file,
-        written(directory / "entries.arrow") as entries_file,
+        written(directory / _EMBEDDINGS) as rows_file,
+        written(directory / _ENTRIES_NAME) as entries_file,
         pa.ipc.new_file(entries_file, _ENTRIES) as entries,
         tqdm(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
     ):
@@ -172,12 +166,12 @@ class Gallery:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         try:
-            body = json.loads((directory / "gallery.json").read_text(encoding="utf-8"))
+            body = json.loads((directory / _GALLERY).read_text(encoding="utf-8"))
             self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
             self.sources: list[dict[str, Any]] = body["sources"]
             # Copy on write: torch warns of arrays that cannot be written.
-            self._rows = torch.from_numpy(load_array(directory / "embeddings.npy", "c"))
-            self._entries = pa.ipc.open_file(pa.memory_map(str(directory / "entries.arrow")))
+            self._rows = torch.from_numpy(load_array(directory / _EMBEDDINGS, "c"))
+            self._entries = pa.ipc.open_file(pa.memory_map(str(directory / _ENTRIES_NAME)))
             stored = sum(self._entries.get_batch(n).num_rows for n in range(self._entries.num_record_batches))
             shape = [int(body["rows"]), int(self.made_by["embedding_dim"])]
             if not all(isinstance(source["path"], str) for source in self.sources):
@@ -191,7 +185,7 @@ class Gallery:
                 f"gallery {directory}: no gallery there; make one with `headcount search build EMBEDDINGS {directory}`"
             ) from error
         except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, pa.ArrowException) as error:
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            reason = kind_and_line(error)
             raise UserError(f"gallery {directory}: damaged: {reason}; build it again") from error
         if not len(self._rows):
             raise UserError(f"gallery {directory}: it is empty")

@@ -1,12 +1,11 @@
 """Embedding a source into a file, in parts: stopped at any moment, the same call goes on where it was."""
 
-import fcntl
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -18,22 +17,24 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from dist_train.embed.parts import Parts, told
-from dist_train.embed.pictures import STORAGE_REASONS, Picture, PictureSource, Place, Rejected
+from dist_train.data.reject import STORAGE_REASONS, Reject, counted
+from dist_train.embed.parts import Parts
+from dist_train.embed.pictures import Picture, PictureSource, Place
 from dist_train.embed.table import (
     FORMAT_VERSION,
     SUFFIXES,
     EmbeddingFile,
     as_array,
     embedding_table,
-    first_difference,
     rejects_path,
 )
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.embed import embed_batches
 from dist_train.evaluate.models import Model
 from dist_train.evaluate.sameness import warn_of_sameness
+from dist_train.runtime.lock import only_job
 from dist_train.runtime.ranks import Ranks
+from dist_train.section import first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ PART_ROWS = 1024  # inputs whose work is lost at most, on each rank, when a job 
 _POLL_S = 0.2
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
-Outcomes = list[tuple[Place, Picture | Rejected]]
+Outcomes = list[tuple[Place, Picture | Reject]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Embedded:
     def __str__(self) -> str:
         text = f"{self.path}: {self.count:,} embedding{'' if self.count == 1 else 's'}"
         if self.reasons:
-            text += f"; left out: {told(self.reasons)}, each with its reason in {rejects_path(self.path)}"
+            text += f"; left out: {counted(self.reasons)}, each with its reason in {rejects_path(self.path)}"
         return text
 
 
@@ -107,9 +108,9 @@ def embed_source(
         def prepare() -> Embedded | None:
             if ranks.rank:
                 return None
-            description = describe(model, source, flip)
+            description = describe_job(model, source, flip)
             _check_out(out)
-            stack.enter_context(_locked(parts))
+            stack.enter_context(only_job(parts.home / "lock", out))
             return _begin(parts, description, source, part_rows)
 
         finished = ranks.gather(ranks.agree(prepare))[0]
@@ -127,7 +128,7 @@ def embed_source(
         return Embedded(out, *parts.join())
 
 
-def describe(model: Model, source: PictureSource, flip: bool) -> dict[str, Any]:
+def describe_job(model: Model, source: PictureSource, flip: bool) -> dict[str, Any]:
     """All that decides what the embeddings are, as JSON values."""
     return {
         "version": FORMAT_VERSION,
@@ -172,30 +173,13 @@ def _begin(parts: Parts, description: dict[str, Any], source: PictureSource, par
 
 
 def _check_same(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if found := first_difference(_essential(begun), _essential(wanted)):
+    if found := first_difference(_essential(begun), _essential(wanted), cut_digests=True):
         raise UserError(f"{out}: was begun with another model or other options: {found}; use another OUT, or remove it")
 
 
 def _essential(description: dict[str, Any]) -> dict[str, Any]:
     """The description less the model's name, which a copy of the model may have changed."""
     return {**description, "model": {key: value for key, value in description["model"].items() if key != "name"}}
-
-
-@contextmanager
-def _locked(parts: Parts) -> Iterator[None]:
-    """Hold the output alone; free again when the holder ends, however it ends."""
-    with (parts.home / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{parts.out}: another job is working on it; wait for it, stop it, or use another OUT"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            logger.warning(
-                "%s cannot be locked (%s): see to it that no other job works on it", parts.out, error.strerror
-            )
-        yield
 
 
 class _Collected:
@@ -206,11 +190,11 @@ class _Collected:
         self._pictures: list[Picture] = []
         self._features = [np.empty((0, embedding_dim), np.float32)]
         self._norms = [np.empty(0, np.float32)]
-        self.rejects: list[tuple[Place, Rejected]] = []
+        self.rejects: list[tuple[Place, Reject]] = []
 
     def add(self, outcomes: Outcomes, model: Model, flip: bool) -> None:
         kept = [(place, found) for place, found in outcomes if isinstance(found, Picture)]
-        self.rejects += [(place, found) for place, found in outcomes if isinstance(found, Rejected)]
+        self.rejects += [(place, found) for place, found in outcomes if isinstance(found, Reject)]
         if not kept:
             return
         pixels = [picture.pixels for _, picture in kept]

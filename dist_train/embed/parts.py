@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from dist_train.embed.pictures import PictureSource, Place, Rejected
+from dist_train.data.reject import Reject, counted
+from dist_train.embed.pictures import PictureSource, Place
 from dist_train.embed.table import (
     NAMES,
     as_array,
@@ -29,9 +30,10 @@ from dist_train.embed.table import (
     rejects_path,
     with_description,
     write_array,
-    written,
 )
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.text import kind_and_line
+from dist_train.runtime.written import written_output
 
 REJECTS = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 _CSV: dict[str, Any] = {
@@ -75,7 +77,7 @@ class Parts:
             UserError: nothing in the source.
         """
         count = 0
-        with written(self.home / _INPUTS) as file:
+        with written_output(self.home / _INPUTS) as file:
             writer = None
             for batch in _regrouped(source.batches(), part_rows):
                 writer = writer or pa.ipc.new_file(file, batch.schema)
@@ -84,7 +86,7 @@ class Parts:
             if writer is None:
                 raise UserError(f"{source.described()['path']}: nothing in it to embed")
             writer.close()
-        with written(self.home / _JOB) as file:
+        with written_output(self.home / _JOB) as file:
             file.write(json.dumps(description, indent=1).encode())
 
     def open(self) -> None:
@@ -125,7 +127,7 @@ class Parts:
                     reasons.update(batch["reason"].to_pylist())
         return reasons
 
-    def commit(self, part: int, rows: pa.Table, rejects: Sequence[tuple[Place, Rejected]]) -> None:
+    def commit(self, part: int, rows: pa.Table, rejects: Sequence[tuple[Place, Reject]]) -> None:
         """Store what became of a part's inputs.
 
         Raises:
@@ -133,9 +135,9 @@ class Parts:
         """
         listed = [[place.path, *rejected] for place, rejected in rejects]
         columns = list(zip(*listed, strict=True)) or [(), (), ()]
-        with written(self._rejects(part)) as file:
+        with written_output(self._rejects(part)) as file:
             pa_csv.write_csv(pa.table([pa.array(c, pa.string()) for c in columns], schema=REJECTS), file)
-        with written(self._embeddings(part)) as file:
+        with written_output(self._embeddings(part)) as file:
             pq.write_table(rows, file, use_dictionary=["identity"])
 
     def join(self) -> tuple[int, Counter[str]]:
@@ -159,7 +161,7 @@ class Parts:
                 first = batches.read_next_batch().slice(0, 1).to_pylist()[0]
             self.remove()
             raise WorkError(
-                f"none of {sum(reasons.values()):,} inputs gave an embedding ({told(reasons)}), e.g. {first['path']}: "
+                f"none of {reasons.total():,} inputs gave an embedding ({counted(reasons)}), e.g. {first['path']}: "
                 f"{first['reason']}: {first['detail']}; all are in {listed}"
             )
         description = self.description or {}
@@ -168,10 +170,10 @@ class Parts:
         width = schema.field("embedding").type.list_size
         as_npy = self.out.suffix == ".npy"
         if as_npy:
-            with written(self.out) as file:
+            with written_output(self.out) as file:
                 parts = (as_array(table["embedding"]) for table in self._tables())
                 write_array(file, parts, (count, width))
-        with written(names_path(self.out)) as file:
+        with written_output(names_path(self.out)) as file:
             schema = with_description(NAMES if as_npy else schema, description)
             with pq.ParquetWriter(file, schema, use_dictionary=["identity"]) as writer:
                 for table in self._tables():
@@ -197,7 +199,7 @@ class Parts:
             yield pa.concat_tables(held)
 
     def _join_rejects(self) -> None:
-        with written(rejects_path(self.out)) as file, pa_csv.CSVWriter(file, REJECTS) as writer:
+        with written_output(rejects_path(self.out)) as file, pa_csv.CSVWriter(file, REJECTS) as writer:
             for part in range(len(self)):
                 with self._reading_part(part):
                     table = pa_csv.read_csv(self._rejects(part), **_CSV).select(REJECTS.names).cast(REJECTS)
@@ -213,18 +215,13 @@ class Parts:
         return self.home / f"{part:06d}.csv"
 
 
-def told(reasons: Counter[str]) -> str:
-    """Reasons with their counts, the most frequent first."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-
-
 @contextmanager
 def _reading(path: Path, mark: Path) -> Iterator[None]:
     """Around the reading of files that this job wrote earlier; without `mark` it makes them anew."""
     try:
         yield
     except (OSError, ValueError, AttributeError, LookupError, pa.ArrowException) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = kind_and_line(error)
         raise WorkError(f"{path}: damaged: {reason}; remove {mark} and run the same command again") from error
 
 

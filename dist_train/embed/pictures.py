@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-# Reasons that say that the storage failed, not the input: a part with nothing else in it has lost its storage.
-STORAGE_REASONS = frozenset({"vanished", "unreadable", "unreachable"})
+from dist_train.data.reject import Reject
 
 
 class Place(NamedTuple):
@@ -49,13 +48,6 @@ class Picture(NamedTuple):
     landmarks: NDArray[np.float32] | None = None
 
 
-class Rejected(NamedTuple):
-    """Why an input has no embedding: a reason out of few, for counting, and the detail."""
-
-    reason: str
-    detail: str
-
-
 class PictureSource(Protocol):
     """Gives the pictures of a job."""
 
@@ -71,7 +63,7 @@ class PictureSource(Protocol):
         """
         ...
 
-    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Picture | Rejected]]:
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Picture | Reject]]:
         """The inputs that were listed as `rows`, in order. Called by one thread, not always the same.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.embed.table import written
+from dist_train.runtime.written import written_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def write_sheet(path: Path, queries: Sequence[Tile], matches: Sequence[Tile], ti
     for number, tile in enumerate(matches):
         _draw(figure.add_subplot(grid[number // columns, 2 + number % columns]), tile)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
-    with warnings.catch_warnings(), written(path) as file:
+    with warnings.catch_warnings(), written_output(path) as file:
         warnings.simplefilter("ignore")  # names in scripts that the font lacks
         figure.savefig(file, dpi=110, format="png")
 

@@ -4,9 +4,7 @@ Both carry a description of how they were made: model, options, source. What doe
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from dist_train.embed.pictures import Picture, Place
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.files import map_array
+from dist_train.runtime.text import first_line
 
 FORMAT_VERSION = 1
 SUFFIXES = (".parquet", ".npy")
@@ -126,7 +125,7 @@ class EmbeddingFile:
         except FileNotFoundError as error:
             raise UserError(f"embeddings {path}: {names.name} is not beside it; it names the rows") from error
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"embeddings {names}: cannot be read: {str(error).partition(chr(10))[0]}") from error
+            raise UserError(f"embeddings {names}: cannot be read: {first_line(error)}") from error
         if self.description.get("version") != FORMAT_VERSION:
             raise UserError(
                 f"embeddings {path}: version {self.description.get('version')}, expected {FORMAT_VERSION}; embed again"
@@ -195,49 +194,9 @@ def _has(schema: pa.Schema, field: pa.Field) -> bool:
     return len(found) == 1 and schema.field(found[0]).type == field.type
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """The first entry in which two descriptions differ, as `NAME was OLD, is NEW`; empty if none."""
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            if found := first_difference(before, after, f"{prefix}{key}."):
-                return found
-        elif before != after:
-            return f"{prefix}{key} was {_short(before)}, is {_short(after)}"
-    return ""
-
-
-@contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name by rename, complete and on the disk, or not at all.
-
-    Raises:
-        WorkError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise WorkError(
-            f"{path}: cannot be written: {reason}; make room and run the same command again: nothing is lost"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_array(file: IO[bytes], parts: Iterator[NDArray[np.float32]], shape: tuple[int, int]) -> None:
     """Write arrays [n, D], one below the other, as a `.npy` of `shape`."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(cast(Any, file), header)
     for part in parts:
         file.write(np.ascontiguousarray(part, "<f4").tobytes())
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:20]}..."

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import UserError
-from dist_train.runtime.safe_pickle import Admitted, ForbiddenNameError, shortened, unpickle
+from dist_train.runtime.safe_pickle import Admitted, ForbiddenNameError, unpickle
+from dist_train.runtime.text import shown_start
 
 _DTYPES = {"u1": np.uint8, "uint8": np.uint8, "b1": np.bool_, "?": np.bool_, "bool": np.bool_, "i8": np.int64}
 _LARGEST_RANK = 8  # of an array
@@ -93,7 +94,7 @@ class _StandIns:
         """Bytes as Python 3 writes them in old protocols; another codec has no business here."""
         name = encoding.decode() if isinstance(encoding, bytes) else encoding
         if name not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"text in encoding {shortened(name)!r}; expected latin1")
+            raise pickle.UnpicklingError(f"text in encoding {shown_start(name)!r}; expected latin1")
         self._take(len(text))
         return text.encode("latin-1")
 
@@ -115,7 +116,7 @@ class _StandIns:
             self._take(8 * len(data))
             return np.fromiter(data, dtype=object, count=len(data)).reshape(shape, order=layout)
         if dtype.code not in _DTYPES or not isinstance(data, bytes | bytearray | str):
-            raise pickle.UnpicklingError(f"an array of dtype {shortened(dtype.code)!r}; expected uint8 or bool")
+            raise pickle.UnpicklingError(f"an array of dtype {shown_start(dtype.code)!r}; expected uint8 or bool")
         raw = self.encoded(data) if isinstance(data, str) else data
         return np.frombuffer(raw, dtype=_DTYPES[dtype.code]).reshape(shape, order=layout)
 

@@ -64,7 +64,7 @@ def evaluate(
 
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
     """
-    from dist_train.errors import UserError, WorkError
+    from dist_train.errors import UserError
     from dist_train.evaluate.config import check_names
     from dist_train.evaluate.models import load_models
     from dist_train.evaluate.report import write_comparison
@@ -79,8 +79,9 @@ def evaluate(
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
     ranks = join_ranks(device, None)
     try:
-        opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
-        scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
+        with ranks.first_speaks():
+            opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
+            scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
         if ranks.rank != 0:
             return
         echo("\n\n".join(map(str, tables(scores))))
@@ -88,11 +89,6 @@ def evaluate(
             _write_json(json_path, scores)
         if report:
             write_comparison(report, "Evaluation", scores)
-    except (UserError, WorkError) as error:
-        if ranks.rank == 0:
-            raise
-        # Every rank has the same message, and the first one says it.
-        raise typer.Exit(2 if isinstance(error, UserError) else 1) from error
     finally:
         leave_ranks(ranks)
 
@@ -135,9 +131,7 @@ def _score(
 
 
 def _write_json(path: Path, scores: list["ModelScores"]) -> None:
-    import json
-
-    from dist_train.errors import WorkError
+    from dist_train.runtime.written import write_failures, write_json
 
     body: list[dict[str, Any]] = [
         {
@@ -149,13 +143,9 @@ def _write_json(path: Path, scores: list["ModelScores"]) -> None:
         }
         for model in scores
     ]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with write_failures(f"figures {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(_finite(body), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise WorkError(f"figures {path}: cannot be written: {error.strerror}") from error
+        write_json(path, _finite(body))
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401  any JSON value

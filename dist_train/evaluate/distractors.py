@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dist_train.errors import UserError
 from dist_train.evaluate.curves import TarAtFar
-from dist_train.evaluate.embed import EmbedFn, decoding, embed_batches, embed_pictures, rank_slice, together
+from dist_train.evaluate.embed import EmbedFn, decoding, embed_batches, embed_pictures, rank_slice
 from dist_train.evaluate.identification import CMC_RANKS, mate_pairs, paired_products
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import GALLERY_BLOCK, score_blocks
@@ -217,7 +217,7 @@ def search_distractors(
             bests.append(scores.best[:, 0].clone())
         return torch.stack(bests)
 
-    best = together(search, ranks)
+    best = ranks.agree(search, "all")
     places = torch.cat(
         [
             (scores.best[rows] >= score[:, None]).sum(dim=1)
@@ -275,7 +275,7 @@ def evaluate_distractors(
         is_gallery = None if None in roles else torch.tensor([role == "gallery" for role in roles])
         return samples, strangers, torch.from_numpy(labels), is_gallery
 
-    samples, strangers, labels, is_gallery = together(read, ranks)
+    samples, strangers, labels, is_gallery = ranks.agree(read, "all")
     with samples, strangers:
         load = decoding(samples.read, image_size, name)
         found = embed_pictures(

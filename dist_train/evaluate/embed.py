@@ -25,7 +25,6 @@ EmbedFn = Callable[[Tensor], Tensor]
 LoadFn = Callable[[int], np.ndarray]
 """Number of a picture -> uint8 [S, S, 3], red first; called from several threads."""
 
-T = TypeVar("T")
 Numbers = TypeVar("Numbers", range, np.ndarray)
 
 _DECODERS = min(4, len(os.sched_getaffinity(0)))  # threads; OpenCV decodes outside the interpreter lock
@@ -184,28 +183,8 @@ def embed_pictures(
         rows = [torch.cat([features, norms[:, None]], dim=1) for _, features, norms in batches]
         return torch.cat(rows) if rows else None
 
-    rows = _gather_rows(together(embed_part, ranks), count, ranks)
+    rows = _gather_rows(ranks.agree(embed_part, "all"), count, ranks)
     return Embeddings(rows[:, :-1], float(rows[:, -1].mean()))
-
-
-def together(work: Callable[[], T], ranks: Ranks) -> T:
-    """Do `work` on every rank; what fails on one fails on all, so that none waits for the others in vain.
-
-    `work` must not communicate. A collective.
-
-    Raises:
-        WorkError | UserError: as the first failing rank has it, on every rank.
-    """
-    result: T | None = None
-    problem: WorkError | UserError | None = None
-    try:
-        result = work()
-    except (WorkError, UserError) as error:
-        problem = error
-    for found in ranks.gather(problem):
-        if found is not None:
-            raise found
-    return cast(T, result)
 
 
 def _gather_rows(rows: Tensor | None, count: int, ranks: Ranks) -> Tensor:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.errors import UserError
-from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice, together
+from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import score_blocks
 from dist_train.evaluate.sets import RoleSet
@@ -245,7 +245,7 @@ def evaluate_identification(
         WorkError: a damaged picture or embeddings that are not finite.
     """
     name = f"identification set {set_dir}"
-    with together(lambda: RoleSet(set_dir), ranks) as samples:
+    with ranks.agree(lambda: RoleSet(set_dir), "all") as samples:
         embeddings = embed_pictures(
             embed_fn,
             decoding(samples.read, image_size, name),

@@ -21,7 +21,7 @@ from dist_train.data.alignment import align_face
 from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, histogram, roc, sort_scores, tar_at_far
-from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice, together
+from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
 from dist_train.evaluate.ijb_layout import Layout, Pairs, Subjects, read_layout, read_pairs, read_subjects
 from dist_train.evaluate.sameness import note_on_sameness
@@ -112,7 +112,7 @@ def embed_templates(
             sums.index_add_(0, torch.from_numpy(layout.template[rows]), weighted)
         return sums
 
-    sums = together(embed_part, ranks)
+    sums = ranks.agree(embed_part, "all")
     if ranks.control_group is not None:
         width = max(ranks.gather(0 if sums is None else sums.shape[1]))
         if sums is None:
@@ -198,7 +198,7 @@ def evaluate_ijb(
         galleries = [(name, read_subjects(layout, f"gallery_{name}")) for name in GALLERIES[layout.kind]]
         return layout, pairs, read_subjects(layout, "probe_mixed"), galleries
 
-    layout, pairs, probes, galleries = together(read, ranks)
+    layout, pairs, probes, galleries = ranks.agree(read, "all")
     features = embed_templates(embed_fn, layout, image_size, batch_size, ranks, flip=flip)
     searched = []
     for name, gallery in galleries:
@@ -218,5 +218,5 @@ def evaluate_ijb(
     def judge() -> IjbResult | None:
         return judge_pairs_of_templates(layout.kind, features, pairs) if pairs is not None else None
 
-    judged = ranks.gather(together(judge, ranks))
+    judged = ranks.gather(ranks.agree(judge, "all"))
     return replace(cast(IjbResult, judged[0]), identification=tuple(searched))

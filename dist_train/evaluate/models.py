@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dist_train.errors import UserError
 from dist_train.evaluate.embed import EmbedFn
 from dist_train.export.convention import Convention, Stated
-from dist_train.runtime.files import sha256_of
+from dist_train.runtime.digest import sha256_of
 
 logger = logging.getLogger(__name__)
 

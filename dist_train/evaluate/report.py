@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from dist_train.errors import WorkError
 from dist_train.evaluate import plots
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.sections import Section, data_uri, result_sections
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
+from dist_train.runtime.written import write_failures, write_text
 
 _TEMPLATE = "report.html.jinja"
 _HISTORY = (  # key in metrics.jsonl, title, axis, running mean
@@ -106,13 +106,9 @@ def _write(path: Path, title: str, subtitle: str, tiles: list[tuple[str, str]], 
         sections=shown,
         version=importlib.metadata.version("headcount"),
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with write_failures(f"report {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise WorkError(f"report {path}: cannot be written: {error.strerror}") from error
+        write_text(path, page)
 
 
 def _tiles(run: RunReport) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.config import EvaluateConfig
-from dist_train.evaluate.embed import together
 from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
 from dist_train.evaluate.verification import VerificationResult, evaluate_verification
 from dist_train.runtime.ranks import Ranks
@@ -75,7 +74,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
 
     # Results are compared on the host, where flags and messages go too.
     shared = (image_size, config.batch_size, ranks)
-    pairs = (together(partial(read_bin, path), ranks) for path in config.verification)
+    pairs = (ranks.agree(partial(read_bin, path), "all") for path in config.verification)
     return Evaluation(
         [evaluate_verification(embed, each, *shared, flip=config.flip) for each in pairs],
         [evaluate_identification(embed, path, *shared, flip=config.flip) for path in config.identification],

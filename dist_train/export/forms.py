@@ -1,10 +1,8 @@
 """The forms of one model side by side: accuracy, closeness to the original, size and speed."""
 
-import json
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from dist_train.evaluate.bin import VerificationSet
 from dist_train.evaluate.embed import EmbedFn
 from dist_train.evaluate.tables import Cell, Table
 from dist_train.evaluate.verification import evaluate_verification
+from dist_train.runtime.written import write_failures, write_json
 
 REFERENCE = "onnx float32"
 SPEED_BATCH = 32
@@ -155,13 +154,5 @@ def write_figures(path: Path, figures: Sequence[Figures], about: dict[str, Any])
     Raises:
         WorkError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        body = json.dumps(about | {"forms": [vars(row) for row in figures]}, indent=1)
-        temporary.write_text(body + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise WorkError(f"figures {path}: cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with write_failures(f"figures {path}"):
+        write_json(path, about | {"forms": [vars(row) for row in figures]})

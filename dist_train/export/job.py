@@ -23,6 +23,7 @@ from dist_train.export.program import export_program
 from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_static
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
+from dist_train.run_files import METADATA_NAME, ONNX_NAME
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ def _calibration(job: ExportJob, image_size: int) -> Tensor | None:
 
 
 def _default_output(run: Path, progress: Progress) -> Path:
-    if (run / ".metadata").exists():  # one checkpoint: its run's directory, under a name of its own
+    if (run / METADATA_NAME).exists():  # one checkpoint: its run's directory, under a name of its own
         return run.resolve().parent.parent / f"model-step-{progress.step:08d}.onnx"
-    return run / "model.onnx"
+    return run / ONNX_NAME
 
 
 def _pictures(

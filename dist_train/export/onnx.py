@@ -3,7 +3,6 @@
 import importlib.metadata
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +17,7 @@ from dist_train.export.convention import Convention
 from dist_train.export.prelu import spread_prelu
 from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME, OnnxModel
 from dist_train.export.trace import Scaling, example_input, free_batch, quiet_exporter
+from dist_train.runtime.written import write_failures, written
 
 __all__ = ["OnnxExport", "compare_onnx", "export_onnx", "onnx_program", "save_onnx"]
 
@@ -101,15 +101,8 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     Raises:
         WorkError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        onnx.save_model(model, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise WorkError(f"export to {path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with write_failures(f"export to {path}"), written(path) as file:
+        onnx.save_model(model, file)
 
 
 def onnx_program(

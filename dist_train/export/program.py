@@ -1,9 +1,9 @@
 """A backbone as a `torch.export` program: one file for PyTorch without our code."""
 
+import io
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 from dist_train.errors import WorkError
 from dist_train.export.convention import Convention
 from dist_train.export.trace import Scaling, example_input, free_batch, quiet_exporter
+from dist_train.runtime.text import first_line
+from dist_train.runtime.written import written
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +40,15 @@ def export_program(
     uint8 = convention.input_type == "uint8"
     module = Scaling(backbone).eval() if uint8 else backbone
     stated = json.dumps(convention.to_metadata() | dict(origin or {}), indent=1)
-    temporary = path.with_name(f".{path.stem}.tmp.pt2")  # torch wants this ending
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with torch.no_grad(), quiet_exporter():
             example = example_input(backbone, convention.image_size, uint8)
             program = torch.export.export(module, (example,), dynamic_shapes=free_batch())
-            torch.export.save(program, temporary, extra_files={CONVENTION_FILE: stated})
-        temporary.replace(path)
+            archive = io.BytesIO()  # torch ends the process when the disk refuses what it writes to a file
+            torch.export.save(program, archive, extra_files={CONVENTION_FILE: stated})
+            with written(path) as file:
+                file.write(archive.getbuffer())
     except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter for a full disk
-        raise WorkError(f"export to {path}: {str(error).splitlines()[0]}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        raise WorkError(f"export to {path}: {first_line(error)}") from error
     logger.info("wrote %s: %.1f MB", path, path.stat().st_size / 1e6)

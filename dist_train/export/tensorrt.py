@@ -8,7 +8,6 @@ float16 before the ONNX is made, and the network is strongly typed in both versi
 import copy
 import importlib
 import logging
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +22,7 @@ from dist_train.export.onnx import onnx_program
 from dist_train.export.prelu import spread_prelu
 from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME
 from dist_train.export.trace import HalfInside
+from dist_train.runtime.written import write_failures, written
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +87,8 @@ def build_engine(backbone: nn.Module, convention: Convention, path: Path) -> Non
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise WorkError(f"export to {path}: TensorRT built no engine; its own messages above say why")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(engine)
-        temporary.replace(path)
-    except OSError as error:
-        raise WorkError(f"export to {path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with write_failures(f"export to {path}"), written(path) as file:
+        file.write(engine)
     logger.info("wrote %s: TensorRT %s, %.1f MB", path, trt.__version__, path.stat().st_size / 1e6)
 
 

@@ -118,7 +118,8 @@ class RowStore:
 
     def submit(self, work: Callable[[], None]) -> "Future[None]":
         """Queue work behind all fetches and write-backs queued before."""
-        assert self._worker is not None  # only leases of staged stores come here
+        if self._worker is None:
+            raise RuntimeError("work queued in a store that is not staged")
         return self._worker.submit(work)
 
     def put_back(self, host: dict[str, Tensor]) -> None:

@@ -1,12 +1,7 @@
-"""Files: names that stay in their directory, bounded reading, digests and locks."""
+"""Files that anybody may have written: plain names, bounded reading, what is wrong in them."""
 
-import fcntl
-import hashlib
 import os
 import stat
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +9,10 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import UserError
+from dist_train.runtime.text import shown
 
 MAX_NAME_BYTES = 255  # of every file system in use
-_MAX_SHOWN = 80
-_BLOCK_BYTES = 1 << 22
 
 
 def plain_name(name: object, where: str) -> str:
@@ -49,16 +43,6 @@ def _wrong_with(name: str) -> str:
     except UnicodeEncodeError:
         return "is not Unicode text"
     return f"is {length} bytes long" if length > MAX_NAME_BYTES else ""
-
-
-def shown(value: object) -> str:
-    """`value` for a message: on one line, of bounded length, whatever is in it."""
-    if isinstance(value, list | tuple | dict | set):
-        return type(value).__name__
-    if isinstance(value, int) and value.bit_length() > 8 * _MAX_SHOWN:  # Python does not print the longest
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value[: _MAX_SHOWN + 1] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -107,32 +91,3 @@ def first_fault(error: OSError | ValueError) -> str:
     if fault["type"] == "missing":
         return f"{place} is missing"
     return f"{place or 'all of it'} is {shown(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def locked(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file `path`; it is free again when its holder ends, however it ends.
-
-    Raises:
-        WorkError: another process held it for `timeout_s` seconds.
-    """
-    deadline = time.monotonic() + timeout_s
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise WorkError(f"waited {timeout_s:g} s for another process to release {path}") from None
-                time.sleep(0.05)
-        yield

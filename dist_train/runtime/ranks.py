@@ -1,11 +1,11 @@
 """The ranks of a job: who this process is, and how ranks agree."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import cv2
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.heap import keep_heap
 from dist_train.runtime.membership import RANK_NAMES, Membership, read_membership
+from dist_train.runtime.text import first_line
 
 T = TypeVar("T")
 
@@ -67,34 +68,61 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.control_group)
         return cast(list[T], values)
 
-    def agree(self, action: Callable[[], T]) -> T:
-        """Do `action` on every rank; if it fails on some, fail on all with one message. A collective.
+    def agree(self, action: Callable[[], T], raise_on: Literal["first", "all"] = "first") -> T:
+        """Do `action` on every rank; if it fails on some, fail on all, so that none waits for the others. A collective.
 
-        `action` must not itself wait for other ranks before the point where it may fail.
+        Args:
+            action: must not itself wait for other ranks before the point where it may fail.
+            raise_on: the ranks that raise the failure: the first, or all where the callers may go on after it.
 
         Raises:
-            UserError | WorkError: on rank 0, with the distinct messages of all ranks and who found them.
-            SystemExit: on the other ranks, silently.
+            UserError | WorkError: on the first rank alone, with the distinct messages of all ranks and who found them;
+                on all ranks, as the first that failed has it.
+            SystemExit: silently, on the others where the first rank alone raises the failure.
         """
-        mistake: UserError | WorkError | None = None
         result: T | None = None
+        mistake: UserError | WorkError | None = None
         try:
             result = action()
         except (UserError, WorkError) as error:
             mistake = error
-        found = self.gather(mistake)
-        if not any(found):
+        failures = self.gather(mistake)
+        found = next((failure for failure in failures if failure is not None), None)
+        if found is None:
             return cast(T, result)
-        kind = WorkError if any(isinstance(error, WorkError) for error in found) else UserError
-        if self.rank != 0:
-            raise SystemExit(1 if kind is WorkError else 2)
-        who: dict[str, list[int]] = {}
-        for rank, one in enumerate(found):
-            if one is not None:
-                who.setdefault(str(one), []).append(rank)
-        if len(who) == 1 and all(found):
-            raise kind(next(iter(who)))
-        raise kind("\n".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in who.items()))
+        if raise_on == "all":
+            raise found
+        with self.first_speaks():
+            raise _joined(failures)
+
+    @contextmanager
+    def first_speaks(self) -> Iterator[None]:
+        """Around work whose failures are the same on all ranks: the first raises them, the others end silently.
+
+        Raises:
+            UserError | WorkError: on rank 0, as the work raised it.
+            SystemExit: on the other ranks.
+        """
+        try:
+            yield
+        except (UserError, WorkError) as error:
+            if self.rank == 0:
+                raise
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from error
+
+
+def _joined(failures: Sequence[UserError | WorkError | None]) -> UserError | WorkError:
+    """One failure out of those of the ranks [W], None for a rank that had none."""
+    if len(failures) == 1 and failures[0] is not None:
+        return failures[0]
+    kind = WorkError if any(isinstance(failure, WorkError) for failure in failures) else UserError
+    who: dict[str, list[int]] = {}
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            who.setdefault(str(failure), []).append(rank)
+    if len(who) == 1 and all(failures):
+        return kind(next(iter(who)))
+    return kind("\n".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in who.items()))
 
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
@@ -148,7 +176,7 @@ def _absence_said(here: Membership) -> Iterator[None]:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise WorkError(
             f"rank {here.rank} of {here.world_size}: the ranks did not all meet at {where} "
-            f"({str(error).splitlines()[0]}); start every rank, on machines that reach this address, or unset "
+            f"({first_line(error)}); start every rank, on machines that reach this address, or unset "
             f"{' '.join(RANK_NAMES)} to be alone"
         ) from error
 

@@ -9,9 +9,10 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dist_train.runtime.text import shown_start
+
 _STEPS = 1_000_000  # and one more for every 64 bytes; a step makes at most some 250 bytes beside those it reads
 _BYTES_PER_STEP = 64
-_SHOWN = 120  # characters of what a file says, in a message
 _KEY_MEMBERS = 64
 _KEY_BITS = 64
 
@@ -45,14 +46,7 @@ def unpickle(data: bytes, admitted: Admitted, *, encoding: str = "ASCII", steps:
     except EOFError as error:
         raise pickle.UnpicklingError("the file is cut off") from error
     except Exception as error:  # a damaged pickle can raise anything from KeyError to MemoryError
-        raise pickle.UnpicklingError(shortened(str(error)) or type(error).__name__) from error
-
-
-def shortened(text: str) -> str:
-    """What a file says, fit for a message: one line of printable characters."""
-    shown = text[:_SHOWN].encode("ascii", "backslashreplace").decode()
-    shown = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in shown)
-    return shown + ("..." if len(text) > _SHOWN else "")
+        raise pickle.UnpicklingError(shown_start(str(error)) or type(error).__name__) from error
 
 
 class _Bytes:
@@ -109,7 +103,7 @@ class _Unpickler(pickle._Unpickler):
         try:
             return self._admitted[module, name]
         except KeyError:
-            raise ForbiddenNameError(shortened(f"{module}.{name}")) from None
+            raise ForbiddenNameError(shown_start(f"{module}.{name}")) from None
 
     def _bytearray8(self) -> None:
         """As many bytes as there are, not as many as are claimed."""
@@ -124,7 +118,7 @@ class _Unpickler(pickle._Unpickler):
         """A state is set on an object; a class or a function is not one, it belongs to the program."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, type) or callable(target):
-            raise pickle.UnpicklingError(f"a state for {type(target).__name__} {shortened(str(target))}")
+            raise pickle.UnpicklingError(f"a state for {type(target).__name__} {shown_start(str(target))}")
         if (set_state := getattr(target, "__setstate__", None)) is not None:
             set_state(state)
         elif isinstance(state, dict):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dist_train.config import RunConfig
 from dist_train.run_files import METRICS_NAME
+from dist_train.runtime.written import write_text
 from dist_train.track.wandb import WandbTracker
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,8 @@ class JsonlTracker:
         self._path = run_dir / METRICS_NAME
         self._refused = 0
         kept = [line for line in read_metrics(run_dir) if line["step"] <= resume_step] if resume_step else []
-        temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text("".join(json_line(line) for line in kept), encoding="utf-8")
-            temporary.replace(self._path)
+            write_text(self._path, "".join(json_line(line) for line in kept))
         except OSError as error:
             self._warn(error)
 
@@ -80,7 +79,7 @@ class Trackers:
     def pictures(self, name: str, images: Tensor) -> None:
         """Show the first of `images` [B, 3, S, S] in [-1, 1], as they enter the network, in W&B."""
         if self._wandb is not None:
-            self._wandb.pictures(name, sheet(pixels(images[: SHEET_COLUMNS * SHEET_ROWS])))
+            self._wandb.pictures(name, picture_sheet(pixels(images[: SHEET_COLUMNS * SHEET_ROWS])))
 
     def checkpoint(self, path: Path) -> None:
         """Hand a complete checkpoint to Weights & Biases."""
@@ -100,7 +99,7 @@ def pixels(images: Tensor) -> NDArray[np.uint8]:
     return levels.numpy().astype(np.uint8)
 
 
-def sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def picture_sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures [B, S, S, 3] side by side in rows: one of [rows·S, columns·S, 3], black where there are none."""
     side = pictures.shape[1]
     rows = -(-len(pictures) // SHEET_COLUMNS)

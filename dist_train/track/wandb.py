@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.config import RunConfig
-from dist_train.run_files import WANDB_ID_NAME
+from dist_train.run_files import METRICS_NAME, WANDB_DIR_NAME, WANDB_ID_NAME
+from dist_train.runtime.text import first_line
+from dist_train.runtime.written import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class WandbTracker:
         self._hand_over(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            logger.warning("W&B did not take the last figures within %g s; metrics.jsonl has all of them", CLOSE_S)
+            logger.warning("W&B did not take the last figures within %g s; %s has all of them", CLOSE_S, METRICS_NAME)
 
     def _hand_over(self, work: Work | None) -> None:
         if self._broken.is_set():
@@ -104,7 +106,7 @@ class WandbTracker:
         config, run_dir = self._config, self._config.run_dir
         id_file = run_dir / WANDB_ID_NAME
         run_id = id_file.read_text(encoding="utf-8") if self._resumed and id_file.exists() else secrets.token_hex(4)
-        id_file.write_text(run_id, encoding="utf-8")
+        write_text(id_file, run_id)
 
         def start(mode: Literal["online", "offline"]) -> Any:  # noqa: ANN401
             return wandb.init(
@@ -127,8 +129,8 @@ class WandbTracker:
             except Exception as error:
                 logger.warning(
                     "W&B cannot be reached (%s); figures are kept in %s: `wandb sync` sends them later",
-                    str(error).splitlines()[0] if str(error) else type(error).__name__,
-                    run_dir / "wandb",
+                    first_line(error),
+                    run_dir / WANDB_DIR_NAME,
                 )
                 run = start("offline")
         else:

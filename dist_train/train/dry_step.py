@@ -21,7 +21,7 @@ from dist_train.data.foreign import write_index
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
 from dist_train.errors import WorkError
 from dist_train.evaluate.config import EvaluateConfig
-from dist_train.runtime.files import sha256_of
+from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.ranks import Ranks
 from dist_train.train.loop import Trainer
 

@@ -4,7 +4,6 @@ import json
 import logging
 import statistics
 import time
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from dist_train.evaluate.report import RunReport, Sample, write_report
 from dist_train.evaluate.suite import Evaluation, evaluate_backbone
 from dist_train.export.onnx import compare_onnx, export_onnx
 from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
+from dist_train.runtime.written import write_json
 from dist_train.track.trackers import pixels, read_metrics
 from dist_train.train.loop import Trainer
 
@@ -88,7 +88,7 @@ def _publish(trainer: Trainer, summary: dict[str, Any], found: Evaluation, start
     summary["seconds"] = round(time.monotonic() - started, 1)
     missing: dict[str, str] = {}
     try:
-        _write_json(config.run_dir / SUMMARY_NAME, summary)
+        write_json(config.run_dir / SUMMARY_NAME, summary)
     except OSError as error:
         missing[SUMMARY_NAME] = f"cannot be written: {error.strerror}"
     report = RunReport(
@@ -123,9 +123,3 @@ def _summary(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
     if found.identification:
         summary["rank1"] = round(found.identification[0].rank1, 5)
     return summary
-
-
-def _write_json(path: Path, body: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -1,18 +1,16 @@
 """The directory of a run: one run in one directory, and the configuration that it was made with."""
 
-import fcntl
 import logging
 import os
-import socket
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from dist_train.checkpoint.store import remove_leftovers
 from dist_train.config import RunConfig, differences, dump_config, load_config
 from dist_train.errors import UserError
 from dist_train.run_files import CONFIG_NAME, LOCK_NAME
+from dist_train.runtime.lock import HeldError, Lock, NoLocksError
+from dist_train.runtime.written import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +24,11 @@ def restarted() -> bool:
     return any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTERS)
 
 
-def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> IO[str] | None:
+def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> Lock | None:
     """Make the run directory, or with `resume` look whether the one that is there may go on. Call it on rank 0 only.
 
     Returns:
-        The lock on the directory, to be kept open; None where the file system has no locks.
+        The lock on the directory; None where the file system has no locks.
 
     Raises:
         UserError: it cannot be written, is in use, holds another run, or was made with another configuration.
@@ -48,7 +46,7 @@ def open_run_dir(config: RunConfig, resume: bool, allow_changes: bool) -> IO[str
     return lock
 
 
-def release_run_dir(directory: Path, lock: IO[str]) -> None:
+def release_run_dir(directory: Path, lock: Lock) -> None:
     """Give the lock back. Where no run has begun, nothing of it stays behind."""
     if not (directory / CONFIG_NAME).exists():
         (directory / LOCK_NAME).unlink(missing_ok=True)
@@ -79,51 +77,24 @@ def claim_run_dir(config: RunConfig) -> None:
         UserError: the disk refuses.
     """
     stored = config.run_dir / CONFIG_NAME
-    temporary = stored.with_suffix(".tmp")
     try:
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        temporary.replace(stored)
+        write_text(stored, dump_config(config))
     except OSError as error:
         raise UserError(f"run_dir {config.run_dir}: cannot write {CONFIG_NAME}: {error.strerror}") from error
 
 
-def _lock(directory: Path) -> IO[str] | None:
+def _lock(directory: Path) -> Lock | None:
     """Two runs that write into one directory would spoil each other's checkpoints."""
-    path = directory / LOCK_NAME
-    file = path.open("a+", encoding="utf-8")
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-            file.seek(0)
-            raise UserError(
-                f"run_dir {directory} is in use by {file.read().strip() or 'another run'}; wait for that run or end "
-                "it, or name another directory: run_dir=PATH"
-            ) from None
-        except OSError as error:
-            logger.info("run_dir %s: no locks on this file system (%s)", directory, error.strerror)
-            file.close()
-            return None
-        if not _is_same(file, path):  # its holder removed it meanwhile
-            file.close()
-            directory.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8")
-            continue
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        return file
-
-
-def _is_same(file: IO[str], path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        return Lock(directory / LOCK_NAME, LOCK_WAIT_S)
+    except HeldError as error:
+        raise UserError(
+            f"run_dir {directory} is in use by {error.holder or 'another run'}; wait for that run or end it, or name "
+            "another directory: run_dir=PATH"
+        ) from error
+    except NoLocksError as error:
+        logger.info("run_dir %s: no locks on this file system (%s)", directory, error.strerror)
+        return None
 
 
 def _check_same(directory: Path, old: RunConfig, new: RunConfig, allow_changes: bool) -> None:

@@ -12,9 +12,9 @@ from data_prep.align import SingleChoice, crop_centre
 from data_prep.align_transform import Align
 from data_prep.decode import MAX_PIXELS, decode
 from data_prep.mtcnn.faces import Faces
-from data_prep.sources.base import Reject
 from data_prep.transforms import Crop, Process
-from dist_train.embed.pictures import Rejected
+from dist_train.data.reject import Reject
+from dist_train.errors import WorkError
 
 _DECODERS = min(4, len(os.sched_getaffinity(0)))  # threads; OpenCV and Pillow decode outside the interpreter lock
 _MAX_PIXELS = MAX_PIXELS // _DECODERS  # of each of their pictures
@@ -41,7 +41,7 @@ class Cropper(Protocol):
         """All that decides what it cuts out, as JSON values."""
         ...
 
-    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Rejected]:
+    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
         """One cut of each picture, or why there is none."""
         ...
 
@@ -60,14 +60,14 @@ class Centre:
         """Its name."""
         return {"align": False}
 
-    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Rejected]:
+    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
         """Decoded by several threads."""
         with ThreadPoolExecutor(_DECODERS) as pool:
             return list(pool.map(self._cut, pictures))
 
-    def _cut(self, data: bytes) -> Cut | Rejected:
+    def _cut(self, data: bytes) -> Cut | Reject:
         photo = decode(data, max_pixels=_MAX_PIXELS)
-        return Rejected(*photo) if isinstance(photo, Reject) else Cut(crop_centre(photo.pixels, self._image_size))
+        return photo if isinstance(photo, Reject) else Cut(crop_centre(photo.pixels, self._image_size))
 
 
 class AlignedFace:
@@ -100,14 +100,15 @@ class AlignedFace:
         options = self._align.model_dump(mode="json", exclude={"image_size", "faces", "batch", "device"})
         return {"align": True, "face": self.face, **options}
 
-    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Rejected]:
+    def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
         """Faces found in all photos together."""
         if self._process is None:
             self._process = self._align.open()
-        return [Rejected(*made) if isinstance(made, Reject) else _cut(*made) for made in self._process(pictures)]
+        return [made if isinstance(made, Reject) else _cut(*made) for made in self._process(pictures)]
 
 
 def _cut(crop: Crop) -> Cut:
     photo = decode(crop.data)
-    assert not isinstance(photo, Reject)  # it was encoded a moment ago
+    if isinstance(photo, Reject):
+        raise WorkError(f"a crop just encoded cannot be decoded: {photo.reason}: {photo.detail}; is memory damaged?")
     return Cut(photo.pixels, crop.found, crop.taken)

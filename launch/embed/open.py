@@ -5,7 +5,7 @@ from pathlib import Path
 from data_prep.sources.open import open_source
 from dist_train.data.tar_folder import is_compressed_tar, is_tar, tars_in
 from dist_train.errors import UserError
-from launch.embed.origins import Origin, PhotoOrigin, _OnePhoto
+from launch.embed.origins import OnePhoto, Origin, PhotoOrigin
 
 
 def open_origin(path: Path, label_key: str = "label") -> Origin:
@@ -29,4 +29,4 @@ def open_origin(path: Path, label_key: str = "label") -> Origin:
         return PhotoOrigin(open_source(path))
     if not path.exists():
         raise UserError(f"source {path}: not there; expected a photo, a folder of photos, shards, a .rec or a table")
-    return PhotoOrigin(_OnePhoto(path=path))
+    return PhotoOrigin(OnePhoto(path=path))

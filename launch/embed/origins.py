@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from data_prep.sources.archives import RecSource
-from data_prep.sources.base import Raw, Reader, Reject, Row, Source, listing
+from data_prep.sources.base import Raw, Reader, Row, Source, listing
 from data_prep.sources.folder import FileReader
-from dist_train.embed.pictures import Place, Rejected
+from dist_train.data.reject import Reject
+from dist_train.embed.pictures import Place
 from dist_train.errors import WorkError
-
-_NOBODY = "-"  # the readers of `data_prep` want an identity
 
 
 class Found(NamedTuple):
@@ -46,7 +45,7 @@ class Origin(ABC):
         """The list of its pictures."""
 
     @abstractmethod
-    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Rejected]]:
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Reject]]:
         """The pictures that were listed as `rows`.
 
         Raises:
@@ -54,14 +53,14 @@ class Origin(ABC):
         """
 
     @abstractmethod
-    def fetch(self, place: Place) -> bytes | Rejected:
+    def fetch(self, place: Place) -> bytes | Reject:
         """One picture again."""
 
     def close(self) -> None:  # noqa: B027 - not all hold anything open
         """Let go of open files."""
 
 
-class _OnePhoto(Source):
+class OnePhoto(Source):
     """A single file."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -83,23 +82,23 @@ class PhotoOrigin(Origin):
 
     def described(self) -> dict[str, Any]:
         """Kind and path."""
-        return {"kind": type(self._source).__name__.strip("_"), "path": str(self._source.path)}
+        return {"kind": type(self._source).__name__, "path": str(self._source.path)}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """As the source lists them."""
         return self._source.batches()
 
-    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Rejected]]:
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Reject]]:
         """As the source reads them."""
-        asked = [Row(0, r["location"], r["offset"], r["size"], r["identity"] or _NOBODY) for r in rows.to_pylist()]
+        asked = [Row(0, r["location"], r["offset"], r["size"], r["identity"]) for r in rows.to_pylist()]
         places = [Place(self._source.text(row.location), row.offset, row.size) for row in asked]
         return list(zip(places, (self._found(each) for each in self._read(asked)), strict=True))
 
-    def fetch(self, place: Place) -> bytes | Rejected:
+    def fetch(self, place: Place) -> bytes | Reject:
         """By its path; one whose name is not UTF-8 is not found again."""
         location = place.path.rpartition("#")[2] if self._records else place.path
-        (found,) = self._read([Row(0, location.encode(), place.offset, place.size, _NOBODY)])
-        return found.data if isinstance(found, Raw) else Rejected(*found)
+        (found,) = self._read([Row(0, location.encode(), place.offset, place.size, None)])
+        return found.data if isinstance(found, Raw) else found
 
     def close(self) -> None:
         """Close the source's files."""
@@ -111,9 +110,8 @@ class PhotoOrigin(Origin):
         except OSError as error:
             raise WorkError(f"{self._source.path}: the storage fails: {error}; the same command goes on") from error
 
-    def _found(self, raw: Raw | Reject) -> Found | Rejected:
+    def _found(self, raw: Raw | Reject) -> Found | Reject:
         if isinstance(raw, Reject):
-            return Rejected(*raw)
-        if self._records:
-            return Found(raw.data, raw.identity, int(raw.identity))
-        return Found(raw.data, None if raw.identity == _NOBODY else raw.identity)
+            return raw
+        label = int(raw.identity) if self._records and raw.identity is not None else None
+        return Found(raw.data, raw.identity, label)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from data_prep.align import crop_centre, crop_landmarks
 from data_prep.decode import decode
-from data_prep.sources.base import Reject
+from dist_train.data.reject import Reject
 from dist_train.embed.gallery import Match
-from dist_train.embed.pictures import Picture, Place, Rejected
+from dist_train.embed.pictures import Picture, Place
 from dist_train.errors import UserError, WorkError
 from launch.embed.crops import Cropper, Cut
 from launch.embed.open import open_origin
@@ -38,7 +38,7 @@ class Photos:
         """As the origin lists them."""
         return self._origin.batches()
 
-    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Picture | Rejected]]:
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Picture | Reject]]:
         """Read and cut."""
         read = self._origin.read(rows)
         cuts = iter(self._crop([found.data for _, found in read if isinstance(found, Found)]))
@@ -49,8 +49,8 @@ class Photos:
         self._origin.close()
 
 
-def _picture(found: Found, cut: Cut | Rejected) -> Picture | Rejected:
-    if isinstance(cut, Rejected):
+def _picture(found: Found, cut: Cut | Reject) -> Picture | Reject:
+    if isinstance(cut, Reject):
         return cut
     if cut.found is None:
         return Picture(cut.pixels, found.identity, found.label, found.score)
@@ -73,7 +73,7 @@ def matched_picture(match: Match, source: dict[str, Any], side_px: int) -> NDArr
     except (UserError, WorkError, OSError):
         return None
     photo = decode(data) if isinstance(data, bytes) else data
-    if isinstance(photo, Reject | Rejected):
+    if isinstance(photo, Reject):
         return None
     if match.landmarks is None:
         return crop_centre(photo.pixels, side_px)

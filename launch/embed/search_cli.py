@@ -18,6 +18,7 @@ from dist_train.runtime.terminal import echo
 from launch.embed.cli import DeviceOption, Face, FaceOption, LongerSideOption, MinFaceOption, check_device, cropper
 
 if TYPE_CHECKING:
+    from data_prep.mtcnn.faces import Faces
     from dist_train.embed.gallery import Gallery, Match
     from dist_train.embed.sheet import Tile
     from dist_train.evaluate.models import Model
@@ -93,7 +94,6 @@ def query(
     from dist_train.evaluate.embed import embed_pictures
     from dist_train.evaluate.models import load_model
     from dist_train.runtime.ranks import join_ranks
-    from launch.embed.crops import AlignedFace
 
     check_device(device)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
@@ -104,8 +104,8 @@ def query(
     wanted = any(source["align"] for source in opened.sources) if align is None else align
     crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
     data, cut = _cut(photo, crop)
-    if isinstance(crop, AlignedFace):
-        echo(_told(photo, cut, face))
+    if cut.found is not None:
+        echo(_told(photo, cut.found, cut.taken, face))
     flip = bool(opened.made_by["flip"])
     features = embed_pictures(network.embed, lambda _: cut.pixels, 1, 1, flip=flip, name=str(photo)).features
     (matches,) = opened.search(features, k)
@@ -146,7 +146,7 @@ def _options(told: dict[str, str]) -> str:
 
 def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
     """The photo's bytes, and what is cut out of it."""
-    from dist_train.embed.pictures import Rejected
+    from dist_train.data.reject import Reject
     from dist_train.errors import UserError
 
     try:
@@ -154,18 +154,17 @@ def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
     except OSError as error:
         raise UserError(f"photo {photo}: {error.strerror}") from error
     (cut,) = crop([data])
-    if isinstance(cut, Rejected):
+    if isinstance(cut, Reject):
         hint = "; a smaller --min-face finds smaller ones, --no-align takes the whole picture"
         raise UserError(f"photo {photo}: {cut.reason}: {cut.detail}{hint if cut.reason == 'no face' else ''}")
     return data, cut
 
 
-def _told(photo: Path, cut: "Cut", face: Face) -> str:
+def _told(photo: Path, found: "Faces", taken: int, face: Face) -> str:
     """Which face is looked for."""
-    assert cut.found is not None  # a photo without a face was refused above
-    left, top, right, bottom = (round(float(side)) for side in cut.found.boxes[cut.taken])
-    where = f"{right - left}x{bottom - top} pixels at {left},{top}, score {cut.found.scores[cut.taken]:.3f}"
-    count = len(cut.found.scores)
+    left, top, right, bottom = (round(float(side)) for side in found.boxes[taken])
+    where = f"{right - left}x{bottom - top} pixels at {left},{top}, score {found.scores[taken]:.3f}"
+    count = len(found.scores)
     if count == 1:
         return f"{photo}: one face, {where}"
     others = ", ".join(other.value for other in Face if other is not face)

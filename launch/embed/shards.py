@@ -15,11 +15,13 @@ from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, display
 from dist_train.data.identities import read_identities
 from dist_train.data.index import Member
 from dist_train.data.manifest import IDENTITIES_NAME, MAX_CLASSES
+from dist_train.data.reject import Reject
 from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import LABEL_KINDS, Photo, read_photos
-from dist_train.data.tars import LeftOut, shown
-from dist_train.embed.pictures import Place, Rejected
+from dist_train.data.tars import LeftOut
+from dist_train.embed.pictures import Place
 from dist_train.errors import WorkError
+from dist_train.runtime.text import shown_name
 from launch.embed.origins import Found, Origin
 
 _LISTED = pa.schema(
@@ -61,11 +63,11 @@ class ShardOrigin(Origin):
             while chunk := list(islice(rows, BATCH_ROWS)):
                 yield pa.RecordBatch.from_pylist(chunk, schema=_LISTED)
 
-    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Rejected]]:
+    def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Reject]]:
         """The samples at their offsets."""
         return [self._read(row) for row in rows.to_pylist()]
 
-    def fetch(self, place: Place) -> bytes | Rejected:
+    def fetch(self, place: Place) -> bytes | Reject:
         """The picture at its offset; in a tar whose name is not UTF-8 it is not found again."""
         tar, end, _ = re.split(r"(\.tar):", place.path, maxsplit=1, flags=re.IGNORECASE)
         return self._bytes((tar + end).encode(), "picture", place.offset, place.size)
@@ -76,36 +78,36 @@ class ShardOrigin(Origin):
             os.close(fd)
         self._open.clear()
 
-    def _read(self, row: dict[str, Any]) -> tuple[Place, Found | Rejected]:
+    def _read(self, row: dict[str, Any]) -> tuple[Place, Found | Reject]:
         place = Place(f"{display(row['tar'])}:{row['name']}", row["picture_offset"], row["picture_size"])
         if row["reason"]:
-            return place, Rejected(row["reason"], row["detail"])
+            return place, Reject(row["reason"], row["detail"])
         data, *beside = (
             self._bytes(row["tar"], kind, row[f"{kind}_offset"], row[f"{kind}_size"])
             for kind in ("picture", *LABEL_KINDS)
         )
-        if isinstance(data, Rejected):
+        if isinstance(data, Reject):
             return place, data
-        label_text, record_text = (b"" if isinstance(text, Rejected) else text for text in beside)
+        label_text, record_text = (b"" if isinstance(text, Reject) else text for text in beside)
         record = _record(record_text)
         label = _label(label_text, record.get(self._label_key))
         folder = PurePosixPath(row["name"]).parent.name or None
         identity = self._names[label] if label is not None else None
         return place, Found(data, identity or folder, label, _score(record.get("score")))
 
-    def _bytes(self, tar: bytes, kind: str, offset: int, size: int) -> bytes | Rejected:
+    def _bytes(self, tar: bytes, kind: str, offset: int, size: int) -> bytes | Reject:
         if not size:
             return b""
         if size > _MOST_BYTES[kind]:
-            return Rejected("too large", f"{size} bytes, the most is {_MOST_BYTES[kind]}")
+            return Reject("too large", f"{size} bytes, the most is {_MOST_BYTES[kind]}")
         try:
             data = os.pread(self._descriptor(tar), size, offset)
         except FileNotFoundError:
-            return Rejected("vanished", f"{display(tar)} was listed and is not there any more")
+            return Reject("vanished", f"{display(tar)} was listed and is not there any more")
         except OSError as error:
             raise WorkError(f"{self._folder / os.fsdecode(tar)}: {error.strerror}; the same command goes on") from error
         if len(data) < size:
-            return Rejected("truncated", f"the tar ends {size - len(data)} bytes before the member does")
+            return Reject("truncated", f"the tar ends {size - len(data)} bytes before the member does")
         return data
 
     def _descriptor(self, tar: bytes) -> int:
@@ -138,9 +140,9 @@ def _listed(tar: bytes, found: Photo | LeftOut) -> dict[str, Any]:
     members: dict[str, Member] = {}
     if isinstance(found, Photo):
         members = {"picture": found.picture, **found.beside}
-        row |= {"tar": tar, "name": shown(found.picture.name)}
+        row |= {"tar": tar, "name": shown_name(found.picture.name)}
     else:
-        row |= {"tar": tar, "name": shown(found.name), "reason": found.reason, "detail": shown(found.detail)}
+        row |= {"tar": tar, "name": shown_name(found.name), "reason": found.reason, "detail": shown_name(found.detail)}
     for kind in ("picture", *LABEL_KINDS):
         member = members.get(kind)
         row[f"{kind}_offset"], row[f"{kind}_size"] = (member.offset, member.size) if member else (0, 0)

@@ -8,12 +8,12 @@ from pathlib import Path
 from PIL import Image
 
 from data_prep.sources.archives import TarSource
-from data_prep.sources.base import Raw, Reject, Row
+from data_prep.sources.base import Raw, Row
 from dist_train.data.manifest import Manifest
 from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.reject import Reject
 from dist_train.data.shards import BadSampleError
 from dist_train.data.sources import open_manifest
-from dist_train.embed.pictures import Rejected
 from launch.embed.open import open_origin
 
 SIDE = 32
@@ -64,7 +64,7 @@ def by_prep(path: Path) -> tuple[list[str], dict[str, str]]:
     source = TarSource(path=path)
     rows = [Row(0, *row.values()) for batch in source.batches() for row in batch.to_pylist()]
     reader = source.reader()
-    found = reader.read(rows)
+    found = reader.read_named(rows)
     reader.close()
     taken = [raw.identity for raw in found if isinstance(raw, Raw)]
     rejected = {source.text(row.location): raw for row, raw in zip(rows, found, strict=True)}
@@ -76,5 +76,5 @@ def by_embed(path: Path) -> tuple[list[tuple[str | None, int | None]], dict[str,
     origin = open_origin(path)
     found = [pair for batch in origin.batches() for pair in origin.read(batch)]
     origin.close()
-    taken = [(each.identity, each.label) for _, each in found if not isinstance(each, Rejected)]
-    return taken, {place.path: each.reason for place, each in found if isinstance(each, Rejected)}
+    taken = [(each.identity, each.label) for _, each in found if not isinstance(each, Reject)]
+    return taken, {place.path: each.reason for place, each in found if isinstance(each, Reject)}

@@ -11,7 +11,6 @@ from dist_train.data import loader as loader_module
 from dist_train.data.batch import Transfer
 from dist_train.data.config import DataConfig
 from dist_train.data.loader import build_loader
-from dist_train.data.sequential import iterate_set
 from dist_train.errors import UserError
 from tests.data.sets import make_set, picture, write_tar
 
@@ -135,30 +134,6 @@ def test_class_balanced_batches_are_the_same_from_workers(path, tmp_path):
     assert np.array_equal(labels, helped)
     with pytest.raises(UserError, match=r"batch of 8 is not a multiple of data.images_per_class=3"):
         build_loader(config(path, **values), 8, 0, 1, 0)
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_evaluation_sees_each_sample_once_in_stored_order_with_its_record(tmp_path, world_size):
-    make_set(tmp_path, [5, 0, 6], num_classes=4, records=True)
-    batches = [list(iterate_set(tmp_path, 3, rank, world_size)) for rank in range(world_size)]
-    flat = [batch for part in batches for batch in part]
-    assert torch.cat([batch.positions for batch in flat]).tolist() == list(range(11))
-    assert torch.cat([batch.labels for batch in flat]).tolist() == [n % 4 for n in range(11)]
-    assert [record["number"] for batch in flat for record in batch.records] == list(range(11))
-    images = torch.cat([batch.images for batch in flat]).permute(0, 2, 3, 1).numpy()
-    assert np.abs(images[7] - (picture(7) / 127.5 - 1)).mean() < 0.03
-
-
-def test_evaluation_leaves_out_a_bad_sample_and_says_so(tmp_path, caplog):
-    make_set(tmp_path, [5], num_classes=4)
-    tar = tmp_path / "x-000000.tar"
-    data = bytearray(tar.read_bytes())
-    data[512:516] = b"bad!"
-    tar.write_bytes(data)
-    (batch,) = iterate_set(tmp_path, 10)
-    assert batch.positions.tolist() == [1, 2, 3, 4]
-    assert batch.records == [None] * 4
-    assert "x-000000.tar, is left out: cannot be decoded" in caplog.text
 
 
 def test_pictures_of_another_size_are_resized_with_one_warp(path):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from data_prep import decode as photos
-from data_prep.sources.base import Reject
 from data_prep.transforms import Keep
 from dist_train.data import dali, pictures
 from dist_train.data.opencv import decode
+from dist_train.data.reject import Reject
 from dist_train.data.shards import BadSampleError, RawSample
 from dist_train.errors import WorkError
 from dist_train.evaluate.embed import decoding

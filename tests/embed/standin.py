@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from dist_train.data.reject import Reject
 from dist_train.embed.job import embed_source
-from dist_train.embed.pictures import Picture, Place, Rejected
+from dist_train.embed.pictures import Picture, Place
 from dist_train.errors import WorkError
 from dist_train.evaluate.models import Model
 
@@ -55,7 +56,7 @@ class Numbers:
         self.asked.append(number)
         place = Place(f"pictures/{number:03d}", number * 512, 100)
         if self.reason or number % 7 == 3:
-            return place, Rejected(self.reason or "no face", f'in "{number}",\nnone')
+            return place, Reject(self.reason or "no face", f'in "{number}",\nnone')
         landmarks = np.arange(10, dtype=np.float32).reshape(5, 2) if number % 2 else None
         return place, Picture(pixels(number), f"person {number % 5}", number % 5, 0.5, 1, landmarks)
 

@@ -148,6 +148,15 @@ def test_one_photo_and_a_table_are_sources_too(tmp_path, tiny):
     assert pq.read_table(tmp_path / "table.parquet")["identity"].to_pylist() == ["ada"]
 
 
+def test_a_picture_of_nobody_known_is_embedded_without_an_identity_and_a_person_named_as_a_dash_keeps_the_name(
+    tmp_path, tiny
+):
+    write_photos(tmp_path / "photos", people=1, each=1)
+    (tmp_path / "people.csv").write_text("path,identity\nphotos/alone.png,-\nphotos/person 0/0.png,\n")
+    assert ": 2 embeddings\n" in run("embed", tiny, tmp_path / "people.csv", tmp_path / "table.parquet")
+    assert pq.read_table(tmp_path / "table.parquet")["identity"].to_pylist() == ["-", None]
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar", "rec"])
 def test_matches_are_read_again_out_of_every_kind_of_source(tmp_path, tiny, kind):
     source = tmp_path / "source"

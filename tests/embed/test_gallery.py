@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_no_gallery(tmp_path, files, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dist_train.embed.table.os.fsync", full)
+    monkeypatch.setattr("dist_train.runtime.written.os.fsync", full)
     with pytest.raises(WorkError, match="cannot be written: No space left on device"):
         build_gallery(files, tmp_path / "gallery", quiet=True)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 import csv
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_a_full_disk_names_the_file_and_the_same_call_goes_on(tmp_path, finished
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(table.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(
             WorkError, match=r"out\.parquet\.parts/0.*No space left on device; make room and run the same"
         ):

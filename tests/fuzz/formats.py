@@ -15,8 +15,7 @@ import yaml
 
 from tests.fuzz.mutations import BYTES, INTERESTING, TEXT, Mutation
 
-_DEEP = "@@deep@@"
-_HUGE = "@@huge@@"
+_DEEP, _HUGE = "@@deep@@", "@@huge@@"
 VALUES: tuple[Any, ...] = (
     None,
     True,

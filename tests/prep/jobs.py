@@ -12,7 +12,7 @@ from data_prep.align_transform import Align
 from data_prep.engines.engine import attempt
 from data_prep.engines.local import LocalEngine
 from data_prep.job.plan import JobOptions
-from data_prep.job.progress import Progress
+from data_prep.job.progress import StageBars
 from data_prep.job.run import run_job
 from data_prep.sources.folder import FolderSource
 from dist_train.data.index import read_index
@@ -60,7 +60,7 @@ def options(root: Path, transform=None, **more) -> JobOptions:
 
 
 def run(out, opts, engine=None, **more):
-    return run_job(out, opts, engine or InProcess(), Progress(quiet=True), **more)
+    return run_job(out, opts, engine or InProcess(), StageBars(quiet=True), **more)
 
 
 def content(out: Path) -> dict[str, bytes]:

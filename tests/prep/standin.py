@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.sources.base import Reject
 from data_prep.transforms import Crop, Made, Process, Transform
+from dist_train.data.reject import Reject
 
 
 class Upper(Transform):

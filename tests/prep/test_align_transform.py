@@ -10,9 +10,9 @@ from data_prep import align_transform
 from data_prep.align_transform import Align
 from data_prep.decode import decode
 from data_prep.job.plan import JobOptions, restore_options
-from data_prep.sources.base import Reject
 from data_prep.sources.folder import FolderSource
 from dist_train.data.alignment import TEMPLATE_112
+from dist_train.data.reject import Reject
 from tests.prep.test_mtcnn import PORTRAIT, crowd, portrait
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data_prep.decode import Photo, decode
-from data_prep.sources.base import Reject
+from dist_train.data.reject import Reject
 
 RNG = np.random.default_rng(0)
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from data_prep.engines.local import LocalEngine
-from data_prep.job.lock import locked
-from data_prep.job.plan import Layout, Plan
-from data_prep.job.progress import Progress
+from data_prep.job.plan import JobFiles, JobPlan
+from data_prep.job.progress import StageBars
 from data_prep.job.run import resume_job
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.lock import only_job
 from tests.prep.jobs import (
     InProcess,
     content,
@@ -143,7 +143,7 @@ def test_a_job_stopped_after_any_unit_goes_on_and_repeats_nothing(reference, tmp
             made += engine.units
             continue
         break
-    units = Plan(Layout(out)).units
+    units = JobPlan(JobFiles(out)).units
     assert sorted(made) == sorted([*range(units), *range(units)])  # made once, sealed once
     assert content(tmp_path / "out") == content(out)
     assert not list((tmp_path / "out" / ".prep" / "units").glob("*.tar"))
@@ -178,7 +178,9 @@ def test_other_options_on_the_same_output_are_refused_by_name(reference):
 
 def test_two_jobs_on_one_output_refuse_each_other(reference, tmp_path):
     root, _ = reference
-    with locked(Layout(tmp_path / "out")), pytest.raises(UserError, match=rf"another job.*{os.getpid()}"):
+    layout = JobFiles(tmp_path / "out")
+    layout.home.mkdir(parents=True)
+    with only_job(layout.lock, layout.out), pytest.raises(UserError, match=rf"another job.*{os.getpid()}"):
         run(tmp_path / "out", options(root))
 
 
@@ -226,7 +228,7 @@ def test_a_unit_that_fails_every_time_is_set_aside_and_can_be_retried(tmp_path, 
     lost = rejects(out)
     assert {reason for reason, _ in lost.values()} == {"unit failed"}
     assert len(samples(out)) + len(lost) == 55
-    resume_job(out, InProcess(), Progress(quiet=True), retry=True)
+    resume_job(out, InProcess(), StageBars(quiet=True), retry=True)
     assert rejects(out) == {}
     assert len(samples(out)) == 55
     (root / "person 0" / "x.jpg").write_bytes(f"{kind} this".encode())

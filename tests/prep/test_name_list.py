@@ -1,7 +1,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.job.plan import JobOptions, Layout, Plan, restore_options
+from data_prep.job.plan import JobFiles, JobOptions, JobPlan, restore_options
 from data_prep.sources.folder import FolderSource
 from data_prep.sources.name_list import open_name_list, read_names
 from dist_train.errors import UserError
@@ -55,7 +55,7 @@ def test_only_photos_of_the_listed_identities_are_inputs(tmp_path, caplog):
     run(tmp_path / "out", opts)
     assert identities(tmp_path / "out") == {"person 1": (0, 9), "person 4": (1, 9)}
     assert rejects(tmp_path / "out") == {}
-    assert Plan(Layout(tmp_path / "out")).rows_total == 18
+    assert JobPlan(JobFiles(tmp_path / "out")).rows_total == 18
     assert "18 of 54 photos are of the listed identities" in caplog.text
     assert "1 of 3 names have no photo: 'nobody'" in caplog.text
 
@@ -66,7 +66,7 @@ def test_a_list_that_changed_is_another_job_and_the_plan_needs_it_no_more(tmp_pa
     with pytest.raises(UserError, match=r"identities\.sha256 was '.*', is '.*'; use another OUT"):
         run(tmp_path / "out", chosen(tmp_path, "person 5"))
     (tmp_path / "names.txt").unlink()
-    assert Plan(Layout(tmp_path / "out")).options == opts
+    assert JobPlan(JobFiles(tmp_path / "out")).options == opts
 
 
 def test_lists_that_choose_nothing_are_refused(tmp_path):

@@ -4,7 +4,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -69,7 +68,7 @@ def test_a_disk_too_full_for_an_outcome_is_an_outcome(queue, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     unit = next(queue.take("9_0"))
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     queue.end("9_0", Outcome(unit, {}))
     assert queue.ended() == [Outcome(unit, None, "No space left on device", fatal=True)]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.sources.recordio import RecFile, RecordError, image_range, indexed_places, read_index, read_property
+from data_prep.sources.recordio import RecFile, RecordError, image_range, indexed_places, read_rec_index
 from dist_train.errors import UserError
 from tests.prep.recs import MAGIC, write_rec
 
@@ -125,15 +125,7 @@ def test_missing_empty_and_malformed_files_are_the_users_errors(tmp_path):
         RecFile(tmp_path / "empty.rec")
     (tmp_path / "bad.idx").write_text("0\t0\none\ttwo\n")
     with pytest.raises(UserError, match=r"bad\.idx: expected lines of index<TAB>offset"):
-        read_index(tmp_path / "bad.idx")
-    (tmp_path / "property").write_text("10,112\n")
-    with pytest.raises(UserError, match="expected num_classes,height,width"):
-        read_property(tmp_path / "property")
-
-
-def test_the_property_file_is_read(tmp_path):
-    write_rec(tmp_path, PICTURES)
-    assert read_property(tmp_path / "property") == (4, 112, 112)
+        read_rec_index(tmp_path / "bad.idx")
 
 
 def test_scanned_and_indexed_places_agree(tmp_path):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from data_prep.align_transform import Align
 from data_prep.decode import Photo
 from data_prep.detect_cli import GREEN, RED
-from data_prep.job.plan import Layout, Plan
+from data_prep.job.plan import JobFiles, JobPlan
 from data_prep.job.report import figures, histogram, pace, write_report
 from data_prep.job.report_samples import PHOTO_PX, close_calls, marked, shown_pairs
 from data_prep.sources.archives import RecSource
@@ -39,7 +39,7 @@ def test_a_photo_on_the_sheet_has_box_and_landmarks_of_its_record_in_their_place
 def test_figures_are_of_all_faces_and_all_rejects(tmp_path):
     root = messy(tmp_path / "photos")
     run(tmp_path / "out", options(root))
-    sides, scores, reasons = figures(Plan(Layout(tmp_path / "out")))
+    sides, scores, reasons = figures(JobPlan(JobFiles(tmp_path / "out")))
     assert len(scores) == 56, "faces of 55 photos, one with two; duplicates and small identities are in"
     assert set(scores) == {0.5}
     assert sorted(sides) == [len(b"photo 0 0")] * 55 + [len(b"photo alone")]
@@ -68,7 +68,7 @@ def crowds(root, leads):
         data = encode(picture(number, 32), ".png") + body
         (root / "photos" / f"person {number % 7}" / f"{number:03d}.png").write_bytes(data)
     run(root / "out", options(root / "photos", Leading(image_size=32), min_images=1, unit_rows=8))
-    return Plan(Layout(root / "out"))
+    return JobPlan(JobFiles(root / "out"))
 
 
 LEADS = [None, 3.5, 0.8, None, 0.02, 1.2, None, 0.3, 2.0, None, 0.05, None, 0.45, 9.0, 0.4, None, 0.7, 5.0, 1.1, None]
@@ -100,7 +100,7 @@ def test_close_calls_that_are_not_in_the_set_are_not_shown(tmp_path):
         body = json.dumps({"lead": 0.49, "number": 1}).encode()
         (tmp_path / "photos" / copy / "2.png").write_bytes(encode(picture(ord(copy), 32), ".png") + body)
     run(tmp_path / "out", options(tmp_path / "photos", Leading(image_size=32), min_images=1))
-    plan, manifest = Plan(Layout(tmp_path / "out")), load_manifest(tmp_path / "out")
+    plan, manifest = JobPlan(JobFiles(tmp_path / "out")), load_manifest(tmp_path / "out")
     assert len(close_calls(plan, manifest)) == manifest.samples == 3
     titles = [pair.title for pair in shown_pairs(plan, manifest, 15)]
     assert sorted(title.split()[2] for title in titles) == ["0.01,", "0.49,", "0.49,"]
@@ -153,7 +153,7 @@ def test_a_report_without_any_face_says_so(tmp_path):
     for number in range(3):
         cv2.imwrite(str(photos / f"{number}.png"), np.full((80, 90, 3), 90 + 20 * number, np.uint8))
     run(tmp_path / "out", options(tmp_path / "photos", Align(no_face="centre", image_size=32), min_images=1))
-    sides, scores, reasons = figures(Plan(Layout(tmp_path / "out")))
+    sides, scores, reasons = figures(JobPlan(JobFiles(tmp_path / "out")))
     assert (len(sides), len(scores), len(reasons)) == (0, 0, 0)
     assert cv2.imread(str(write_report(tmp_path / "out"))).std() > 10
 
@@ -169,7 +169,7 @@ def test_names_are_shown_as_they_are_and_never_read_as_formulas(tmp_path):
         write_report(tmp_path / "$out_{")
     titles = {
         pair.title.partition("\n")[0]
-        for pair in shown_pairs(Plan(Layout(tmp_path / "$out_{")), load_manifest(tmp_path / "$out_{"), 15)
+        for pair in shown_pairs(JobPlan(JobFiles(tmp_path / "$out_{")), load_manifest(tmp_path / "$out_{"), 15)
     }
     assert titles == {"cost $5 or $6_{.png", "?[31mred?.png", "ぞ.png"}
 

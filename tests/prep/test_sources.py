@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.sources.archives import RecSource, TarSource
-from data_prep.sources.base import Raw, Reject, Row, Source
+from data_prep.sources.base import Raw, Row, Source
 from data_prep.sources.folder import FolderSource, read_file
 from data_prep.sources.open import open_source
 from data_prep.sources.tables import TableSource
 from dist_train.data.index import Member, format_index
+from dist_train.data.reject import Reject
 from dist_train.errors import UserError
 from tests.prep.recs import write_rec
 
@@ -27,7 +28,7 @@ def rows_of(source: Source) -> list[Row]:
 def read(source: Source) -> dict[str, Raw | Reject]:
     rows = rows_of(source)
     reader = source.reader()
-    found = reader.read(rows)
+    found = reader.read_named(rows)
     reader.close()
     return {source.text(row.location): outcome for row, outcome in zip(rows, found, strict=True)}
 

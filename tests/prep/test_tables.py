@@ -9,8 +9,9 @@ import pytest
 
 from data_prep.job.labels import sort_key
 from data_prep.sources import tables
-from data_prep.sources.base import Raw, Reject, Row
+from data_prep.sources.base import Raw, Row
 from data_prep.sources.open import open_source
+from dist_train.data.reject import Reject
 from dist_train.errors import UserError
 
 
@@ -21,7 +22,7 @@ def read(path):
     with_reader = source.reader()
     for batch in source.batches():
         rows = [Row(0, r["location"], r["offset"], r["size"], r["identity"]) for r in batch.to_pylist()]
-        for row, raw in zip(rows, with_reader.read(rows), strict=True):
+        for row, raw in zip(rows, with_reader.read_named(rows), strict=True):
             found[source.text(row.location)] = raw
     return found
 

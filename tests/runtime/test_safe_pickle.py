@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.runtime.safe_pickle import ForbiddenNameError, shortened, unpickle
+from dist_train.runtime.safe_pickle import ForbiddenNameError, unpickle
+from dist_train.runtime.text import shown_start
 
 DATA = {"a": [1, 2.5, None, True], ("b", 1): (b"bytes", "text", {3, 4}), "c": bytearray(b"array"), 2: frozenset({1})}
 
@@ -175,4 +176,4 @@ def test_names_are_shown_on_one_line_without_control_characters():
         unpickle(b"c\x1b[31mos\n" + b"x" * 10_000 + b"\n.", {})
     assert str(found.value).startswith("\\x1b[31mos.xxx")
     assert len(str(found.value)) < 200
-    assert shortened("a\nb") == "a\\x0ab"
+    assert shown_start("a\nb") == "a\\x0ab"

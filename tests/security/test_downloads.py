@@ -9,10 +9,11 @@ import time
 import aiohttp
 import pytest
 
-from data_prep.sources.base import Raw, Reject, Row
+from data_prep.sources.base import Raw, Row
 from data_prep.sources.tables import TableReader
 from dist_train.data.addresses import TooLargeError, check_address, download, read_address
 from dist_train.data.manifest import Shard
+from dist_train.data.reject import Reject
 from dist_train.data.remote import CachePolicy, Remote, ShardCache
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError

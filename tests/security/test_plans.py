@@ -11,7 +11,7 @@ import pytest
 
 import data_prep
 from data_prep.engines.slurm import stop_left_over
-from data_prep.job.plan import COMPONENTS, Layout, Plan
+from data_prep.job.plan import COMPONENTS, JobFiles, JobPlan
 from data_prep.sources.base import Source
 from data_prep.transforms import Transform
 from dist_train.errors import UserError
@@ -28,7 +28,7 @@ def out(tmp_path):
 
 
 def change(out, **entries):
-    path = Layout(out).plan
+    path = JobFiles(out).plan
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
@@ -37,7 +37,7 @@ def change(out, **entries):
 def test_a_class_that_a_plan_names_is_not_imported(out, tmp_path, monkeypatch, part, name):
     (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    described = json.loads(Layout(out).plan.read_text())["options"]
+    described = json.loads(JobFiles(out).plan.read_text())["options"]
     change(out, options={**described, part: {"class": name, "path": "x", "args": ["x"]}})
     for command in (("prep", "resume", out), ("prep", "align", tmp_path / "photos", out, "--keep")):
         done = headcount_here(*command)
@@ -85,14 +85,14 @@ def test_a_plan_with_an_impossible_value_is_refused_in_one_line(out, kind):
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"", b"5", b"\xff", b"{}"], ids=range(5))
 def test_a_file_that_is_no_plan_is_refused_in_one_line(out, content):
-    Layout(out).plan.write_bytes(content)
+    JobFiles(out).plan.write_bytes(content)
     done = headcount_here("prep", "resume", out)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_rows_that_point_behind_their_file_are_refused(out):
-    path = Layout(out).rows
+    path = JobFiles(out).rows
     file = pa.ipc.open_file(path)
     batches = [file.get_batch(number) for number in range(file.num_record_batches)]
     locations = batches[0].column(1)
@@ -105,7 +105,7 @@ def test_rows_that_point_behind_their_file_are_refused(out):
         for batch in batches:
             writer.write_batch(batch)
     with pytest.raises(UserError, match=r"plan\.arrow: unit 0: "):
-        Plan(Layout(out)).rows(0)
+        JobPlan(JobFiles(out)).rows(0)
 
 
 def test_no_job_but_its_own_is_stopped(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.engines.slurm import NAME, SlurmEngine
-from data_prep.job.plan import Layout
+from data_prep.job.plan import JobFiles
 from dist_train.errors import UserError, WorkError
 from tests.launch.recipes import environment
 from tests.prep.jobs import aligned_alike, content, messy, options, orders, photos, rejects, run, threads_of_workers
@@ -38,7 +38,7 @@ def reference(tmp_path_factory):
 
 
 def engine(out, tasks=2, *more):
-    return SlurmEngine(Layout(out).arrays, tasks, more, ask_every_s=0.5)
+    return SlurmEngine(JobFiles(out).arrays, tasks, more, ask_every_s=0.5)
 
 
 def queued(cluster):
@@ -53,7 +53,7 @@ def test_an_array_over_two_nodes_makes_the_same_bytes_as_one_process(cluster, re
     assert content(tmp_path / "out") == content(out)
     assert {path.name for path in (tmp_path / "notes").iterdir()} == {"n0", "n1"}
     assert queued(cluster) == []
-    assert not [path for path in Layout(tmp_path / "out").arrays.iterdir() if path.is_dir()], "no queue is left"
+    assert not [path for path in JobFiles(tmp_path / "out").arrays.iterdir() if path.is_dir()], "no queue is left"
 
 
 def test_tasks_use_one_thread_and_do_not_look_for_modules_in_the_working_directory(cluster, tmp_path):
@@ -115,5 +115,5 @@ def test_options_that_slurm_refuses_and_tasks_that_cannot_start_are_said(cluster
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(WorkError, match=r"ended without a unit of work done; see .*log-\*\.txt"):
         run(tmp_path / "out", options(root), engine(tmp_path / "out"))
-    assert "/nowhere/python" in (Layout(tmp_path / "out").arrays / "log-0.txt").read_text()
+    assert "/nowhere/python" in (JobFiles(tmp_path / "out").arrays / "log-0.txt").read_text()
     assert queued(cluster) == []

@@ -14,7 +14,7 @@ import torch
 from dist_train.config import load_config
 from dist_train.run_files import METRICS_NAME
 from dist_train.track import wandb as wandb_tracker
-from dist_train.track.trackers import Trackers, read_metrics, sheet
+from dist_train.track.trackers import Trackers, picture_sheet, read_metrics
 from tests.launch.recipes import write_recipe
 from tests.sets import write_set
 from tests.single import trainer
@@ -177,7 +177,7 @@ def test_a_disk_that_refuses_figures_costs_figures_and_not_the_run(tmp_path, mon
 
 def test_a_sheet_has_its_pictures_side_by_side_in_rows():
     pictures = np.stack([np.full((2, 2, 3), number, dtype=np.uint8) for number in range(1, 10)])
-    grid = sheet(pictures)
+    grid = picture_sheet(pictures)
     assert grid.shape == (4, 16, 3)
     assert grid[0, ::2, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert grid[2, ::2, 0].tolist() == [9, 0, 0, 0, 0, 0, 0, 0]

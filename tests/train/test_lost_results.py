@@ -141,7 +141,7 @@ def test_a_summary_and_a_report_that_the_disk_refuses_are_named(tmp_path, tiny_s
         raise WorkError(f"report {path}: cannot be written: No space left on device")
 
     monkeypatch.setattr(finish, "write_report", refused)
-    monkeypatch.setattr(finish, "_write_json", full)
+    monkeypatch.setattr(finish, "write_json", full)
     with pytest.raises(WorkError) as caught:
         run(recipe(tmp_path, tiny_set), resume=False)
     assert "lost: summary.json: cannot be written: No space left on device" in str(caught.value)

@@ -58,7 +58,8 @@ class CurricularFace(Margin):
 
     def observe(self, norms: Tensor, cosines: Tensor | None, training: bool) -> None:
         """See `Margin`."""
-        assert cosines is not None  # this margin asks for them
+        if cosines is None:
+            raise ValueError("CurricularFace needs the target cosines")
         if training:
             self.t.lerp_(cosines.mean(), 1 - self.momentum)
         self._bounds = self.scale * (cosines * math.cos(self.m2) - sine(cosines) * math.sin(self.m2))

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from data_prep.decode import decode as decode_photo
-from data_prep.sources.base import Reject
 from data_prep.transforms import Keep
 from dist_train.data.opencv import decode
+from dist_train.data.reject import Reject
 from dist_train.evaluate.embed import decoding
 from tests.data.sets import picture
 from tests.fuzz.formats import PICTURE

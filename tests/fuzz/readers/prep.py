@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from data_prep.align_cli import summary
 from data_prep.engines.engine import Outcome, Task
 from data_prep.engines.queue import UnitQueue
-from data_prep.job.plan import JobOptions, Layout, Plan
-from data_prep.job.progress import Progress
+from data_prep.job.plan import JobFiles, JobOptions, JobPlan
+from data_prep.job.progress import StageBars
 from data_prep.job.report import figures
 from data_prep.job.run import resume_job, run_job
 from data_prep.sources import tables
@@ -53,7 +53,7 @@ def prepare(home: Path, source: Path) -> None:
     """A whole job over `source`, and the reading of the same by `embed`."""
     options = JobOptions(source=open_source(source), transform=Keep(image_size=SIDE_PX))
     try:
-        run_job(home / "out", options, InSequence(), Progress(quiet=True), tries=1)
+        run_job(home / "out", options, InSequence(), StageBars(quiet=True), tries=1)
         summary(home / "out")
     finally:
         origin = open_origin(source)
@@ -120,8 +120,8 @@ def job_files() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         options = JobOptions(source=FolderSource(path=root), transform=Keep(image_size=SIDE_PX), unit_rows=3)
-        run_job(out, options, InSequence(), Progress(quiet=True))
-        first = run_job(Path(scratch) / "old", options, InSequence(), Progress(quiet=True))
+        run_job(out, options, InSequence(), StageBars(quiet=True))
+        first = run_job(Path(scratch) / "old", options, InSequence(), StageBars(quiet=True))
         assert first.num_classes == 2
         return files_in(Path(scratch))
 
@@ -132,14 +132,14 @@ def _unfinished() -> dict[str, bytes]:
 
 
 def _resume(home: Path) -> None:
-    resume_job(home / "out", InSequence(), Progress(quiet=True), tries=1)
+    resume_job(home / "out", InSequence(), StageBars(quiet=True), tries=1)
     summary(home / "out")
-    figures(Plan(Layout(home / "out")))
+    figures(JobPlan(JobFiles(home / "out")))
 
 
 def _summarize(home: Path) -> None:
     summary(home / "out")
-    figures(Plan(Layout(home / "out")))
+    figures(JobPlan(JobFiles(home / "out")))
 
 
 def _identities_scene() -> list[Scene]:
@@ -152,7 +152,7 @@ def _prepare_again(home: Path) -> None:
     options = JobOptions(
         source=FolderSource(path=home / "p"), transform=Keep(image_size=SIDE_PX), labels_from=home / "old"
     )
-    run_job(home / "out", options, InSequence(), Progress(quiet=True), tries=1)
+    run_job(home / "out", options, InSequence(), StageBars(quiet=True), tries=1)
 
 
 @lru_cache

@@ -5,7 +5,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from dist_train.checkpoint.cli import describe, load_centers
+from dist_train.checkpoint.cli import describe_checkpoint, load_centers
 from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.store import committed_checkpoints, damage, prune, read_best, write_best
 from dist_train.evaluate.report import RunReport, write_report
@@ -77,7 +77,7 @@ def _read_notes(home: Path) -> None:
 
 def _read_checkpoint(home: Path) -> None:
     (checkpoint,) = committed_checkpoints(home)
-    describe(checkpoint)
+    describe_checkpoint(checkpoint)
     load_backbone(home)
     load_centers(checkpoint)
 
