@@ -13,6 +13,16 @@ os.environ.update(ONE_THREAD)  # before a test module loads torch
 
 # A test belongs to the heaviest tier whose words its module uses. A helper counts where it starts the processes.
 CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/launch/test_two_hosts.py")
+WHOLE = (  # a whole run, export or cascade in the test's own process: seconds each
+    "tests/prep/test_mtcnn.py",
+    "tests/data/test_bad_samples.py",
+    "tests/export/",
+    "tests/head/test_snapshot.py",
+    "tests/launch/test_plan.py",
+    "tests/train/test_kills.py",
+    "tests/train/test_lost_results.py",
+    "tests/security/test_reports.py",
+)
 JOB = re.compile(
     r"\b(?:subprocess|headcount|headcount_without|multiprocessing|Popen|kill_loop|ProcessPoolExecutor|LocalEngine)\b\s*[(.]"
     r"|from tests\.prep\.jobs import|from tests\.docs\.commands import|from tests\.fuzz\.campaign import"
@@ -27,7 +37,7 @@ def tier(path: Path) -> str:
     if any(part in name for part in CLUSTER):
         return "cluster"
     text = path.read_text(encoding="utf-8")
-    if JOB.search(text):
+    if JOB.search(text) or any(part in name for part in WHOLE):
         return "job"
     return "ranks" if RANKS.search(text) else "unit"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.data.addresses import read
+from dist_train.data.addresses import read_address
 from dist_train.errors import UserError
 from dist_train.runtime.extras import EXTRAS
 from tests.launch.recipes import environment, write_recipe
@@ -75,7 +75,7 @@ def test_a_command_that_needs_an_extra_names_it(tmp_path, hidden, extra, argumen
 def test_an_address_whose_library_is_missing_names_its_extra(monkeypatch, scheme, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"^{scheme}://bucket/set/manifest.json: .*headcount\[{extra}\]"):
-        read(f"{scheme}://bucket/set/manifest.json", 1000, 5.0)
+        read_address(f"{scheme}://bucket/set/manifest.json", 1000, 5.0)
 
 
 def test_the_extras_that_messages_name_are_those_of_the_distribution():
