@@ -32,7 +32,7 @@ for line in metadata.requires("headcount"):
         found = metadata.version(need.name)
         if not need.specifier.contains(found, prereleases=True):
             wrong.append(f"{need}: found {found}")
-sys.exit("\\n".join(wrong))
+sys.exit("\\n".join(wrong) or 0)
 """
 
 
