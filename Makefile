@@ -4,10 +4,13 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test fuzz lint bench measured benchmark fonts slurm slurm-test kill-loop clean
+.PHONY: help quickstart test test-fast lock build fuzz lint bench measured benchmark fonts slurm slurm-test kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
+	@echo "make test-fast   the tier of unit tests, in a minute or two"
+	@echo "make build       sdist and wheel in dist/, tried in an environment of their own"
+	@echo "make lock        requirements.lock from the versions in .venv; after make clean with an empty one, the newest"
 	@echo "make fuzz        20,000 changed inputs over every reader: no traceback, no hang, no memory without end"
 	@echo "make bench       measures the claims once more and appends lines to benchmarks/results.jsonl"
 	@echo "make measured    docs/measured.md and the README's lines from the stored results"
@@ -17,12 +20,12 @@ help:
 	@echo "make kill-loop   50 random kills of ranks and launcher: every run must end with the same weights"
 	@echo "make clean       remove .venv; data/ and runs/ stay"
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/pip install --progress-bar off --editable '.[dev]'
+	$(BIN)/pip install --progress-bar off --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
 # A second call goes on where the first was stopped; a finished run is left alone.
@@ -40,6 +43,21 @@ $(QUICK)/report.html: data/quickstart/train/manifest.json
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit
+
+lock: $(INSTALLED)
+	{ echo "# Versions that the tests pass with, written by make lock; what make and the images install."; \
+		$(BIN)/pip freeze --exclude-editable; } > requirements.new
+	mv requirements.new requirements.lock
+	@touch $(INSTALLED)
+
+# The wheel is made from the sdist. It is tried apart from the sources, with the libraries of .venv.
+build: $(INSTALLED)
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python .ci/try_wheel.py dist
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --inputs 20000

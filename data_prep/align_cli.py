@@ -232,17 +232,19 @@ def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Call
     from data_prep.job.progress import StageBars
     from data_prep.job.report import write_report
     from data_prep.job.wandb_run import WandbRun
+    from dist_train.runtime.extras import missing
 
     mode: Literal["online", "offline"] = "online" if wandb == WandbMode.ONLINE else "offline"
     run = None if wandb == WandbMode.DISABLED else WandbRun(out, mode, options)
     report = None
     try:
         work(StageBars(run=run))
-        report = write_report(out)
+        lack = missing("report")
+        report = None if lack else write_report(out)
     finally:
         if run is not None:
             run.close(report)
-    echo(f"{summary(out)}\nlook at {report}")
+    echo(f"{summary(out)}\n" + (f"look at {report}" if report else f"no picture of the job: it {lack}"))
 
 
 def summary(out: Path) -> str:

@@ -65,6 +65,9 @@ def glyphs(
 
       headcount prep glyphs data/hanzi --fonts /usr/share/fonts/opentype --min-fonts 12 --workers 8
     """
+    from dist_train.runtime.extras import require
+
+    require("glyphs", "headcount prep glyphs")
     from data_prep.glyphs.build import GlyphOptions, build_glyphs
 
     stats = build_glyphs(

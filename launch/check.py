@@ -15,6 +15,7 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.evaluate.suite import check_sets
 from dist_train.replica.zero import check_options
+from dist_train.runtime.extras import missing
 from dist_train.runtime.terminal import echo
 from dist_train.train.batching import micro_batches, total_steps
 from dist_train.train.dry_step import dry_step
@@ -91,6 +92,8 @@ def _missing(config: RunConfig) -> Iterator[str]:
                 yield f"evaluate.{key} {path}: not there; a run does not start without it"
     if config.train.device == "cuda" and not torch.cuda.is_available():
         yield "train.device=cuda: no GPU on this machine"
+    if config.export.onnx and (lack := missing("export")):
+        yield f"export.onnx {lack}; a run with export.onnx=true does not start without it"
     if config.train.strategy != "ddp":
         yield f"train.strategy={config.train.strategy} works on several ranks only; the dry step leaves it out"
 

@@ -1,7 +1,49 @@
-"""One thread in every library, in the tests' own process and in those that it starts: two of them share two cores."""
+"""One thread in every library, as two test processes share two cores; and the tier of each test, as a marker."""
 
 import os
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
 
 from dist_train.runtime.processes import ONE_THREAD
 
 os.environ.update(ONE_THREAD)  # before a test module loads torch
+
+# A test belongs to the heaviest tier whose words its module uses. A helper counts where it starts the processes.
+CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/launch/test_two_hosts.py")
+WHOLE = (  # a whole run, export or cascade in the test's own process: seconds each
+    "tests/prep/test_mtcnn.py",
+    "tests/data/test_bad_samples.py",
+    "tests/export/",
+    "tests/head/test_snapshot.py",
+    "tests/launch/test_plan.py",
+    "tests/train/test_kills.py",
+    "tests/train/test_lost_results.py",
+    "tests/security/test_reports.py",
+)
+JOB = re.compile(
+    r"\b(?:subprocess|headcount|headcount_without|multiprocessing|Popen|kill_loop|ProcessPoolExecutor|LocalEngine)\b\s*[(.]"
+    r"|from tests\.prep\.jobs import|from tests\.docs\.commands import|from tests\.fuzz\.campaign import"
+)
+RANKS = re.compile(r"\brun_ranks\(")
+
+
+@cache
+def tier(path: Path) -> str:
+    """Tier of the tests of one module: cluster, job, ranks or unit."""
+    name = path.as_posix()
+    if any(part in name for part in CLUSTER):
+        return "cluster"
+    text = path.read_text(encoding="utf-8")
+    if JOB.search(text) or any(part in name for part in WHOLE):
+        return "job"
+    return "ranks" if RANKS.search(text) else "unit"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, unless the test states one itself."""
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("unit", "ranks", "job", "cluster")):
+            item.add_marker(tier(item.path))

@@ -11,9 +11,11 @@ import fsspec.asyn
 from fsspec.callbacks import Callback
 
 from dist_train.errors import UserError
+from dist_train.runtime.extras import require
 from dist_train.runtime.text import shown
 
 SCHEMES = ("http", "https", "s3", "gs")
+_EXTRAS = {"s3": "s3", "gs": "gcs"}  # what brings the libraries of a scheme
 """fsspec knows more, some of which open local files, run templates or start programs."""
 _CONNECT_S = 30  # to reach a server
 _SILENCE_S = 60  # between two bytes of an answer
@@ -81,10 +83,12 @@ def _open(url: str) -> tuple[Any, str, dict[str, Any]]:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
         session = {"client_kwargs": {"timeout": limits}}
         options = {"max_redirects": _MOST_REDIRECTS}
+    if extra := _EXTRAS.get(url.partition("://")[0]):
+        require(extra, url)
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **session)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: {error}; for s3 install headcount[s3], for gs headcount[gcs]") from error
+        raise UserError(f"{url}: {error}") from error
     return filesystem, path, options
 
 

@@ -69,8 +69,11 @@ def evaluate(
     from dist_train.evaluate.models import load_models
     from dist_train.evaluate.report import write_comparison
     from dist_train.evaluate.tables import tables
+    from dist_train.runtime.extras import require
     from dist_train.runtime.ranks import join_ranks, leave_ranks
 
+    if report is not None:
+        require("report", "--report")
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     if not sets:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")

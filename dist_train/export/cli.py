@@ -66,6 +66,9 @@ def export(
 
       headcount export runs/faces --int8 static --calibrate sets/faces --sets lfw.bin
     """
+    from dist_train.runtime.extras import require
+
+    require("export", "headcount export")
     from dist_train.export.forms import forms_table
     from dist_train.export.job import ExportJob, export_forms
 

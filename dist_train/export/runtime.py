@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
 from dist_train.export.convention import Convention, Entry, Shape, Stated
+from dist_train.runtime.extras import require
 
 INPUT_NAME, OUTPUT_NAME = "images", "embeddings"
 
@@ -44,10 +45,11 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, threads: int | None = None, stated: Stated | None = None) -> None:
-        import onnxruntime
-
         if not path.is_file():
             raise UserError(f"model {path}: no such file")
+        require("export", f"model {path}")
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # an error is raised too, and said once
         if threads is not None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.report import RunReport, Sample, write_report
 from dist_train.evaluate.suite import Evaluation, evaluate_backbone
-from dist_train.export.onnx import compare_onnx, export_onnx
 from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
+from dist_train.runtime import extras
 from dist_train.runtime.written import write_json
 from dist_train.track.trackers import pixels, read_metrics
 from dist_train.train.loop import Trainer
@@ -47,7 +47,9 @@ def finish_run(trainer: Trainer, started: float) -> None:
                 missing = _publish(trainer, summary, found, started)
         trainer.lost += [f"{name}: {reason}" for name, reason in missing.items()]
         logger.info("%s", json.dumps(summary, indent=1))
-        if REPORT_NAME not in missing:
+        if lack := extras.missing("report"):
+            logger.info("no %s: its plots are an extra; it %s", REPORT_NAME, lack)
+        elif REPORT_NAME not in missing:
             logger.info("report: %s", config.run_dir / REPORT_NAME)
     ranks.barrier()
 
@@ -69,6 +71,8 @@ def _export(trainer: Trainer, backbone: nn.Module) -> dict[str, float]:
     Raises:
         WorkError: it has no ONNX form, or the disk refuses. An exporter may raise more than that.
     """
+    from dist_train.export.onnx import compare_onnx, export_onnx
+
     config, samples = trainer.config, cast(Tensor, trainer.samples)
     exported = export_onnx(
         backbone.cpu(),
@@ -91,6 +95,8 @@ def _publish(trainer: Trainer, summary: dict[str, Any], found: Evaluation, start
         write_json(config.run_dir / SUMMARY_NAME, summary)
     except OSError as error:
         missing[SUMMARY_NAME] = f"cannot be written: {error.strerror}"
+    if extras.missing("report"):  # said at the end, once
+        return missing
     report = RunReport(
         title=config.run_dir.name,
         summary=summary,

@@ -10,6 +10,7 @@ from dist_train.checkpoint.load import newest_sound_checkpoint
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.config import RunConfig, dump_config
 from dist_train.errors import WorkError
+from dist_train.export.config import check_exporter
 from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
 from dist_train.runtime.quiet import quiet_libraries
 from dist_train.runtime.ranks import join_ranks, leave_ranks
@@ -44,6 +45,7 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         if ranks.rank == 0:
             logger.info("configuration:\n%s", dump_config(config))
         # Held until the end.
+        ranks.agree(lambda: check_exporter(config.export) if ranks.rank == 0 else None)
         lock = ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
         with closing(Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as trainer:
             ranks.agree(lambda: claim_run_dir(config) if ranks.rank == 0 else None)

@@ -89,6 +89,9 @@ def query(
 
       headcount search query gallery who.jpg --model runs/faces/model.onnx --align -k 10 --out found.png
     """
+    from dist_train.runtime.extras import require
+
+    require("report", "headcount search query, which draws what it found")
     from dist_train.embed.gallery import Gallery
     from dist_train.embed.sheet import write_sheet
     from dist_train.evaluate.embed import embed_pictures

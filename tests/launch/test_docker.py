@@ -57,7 +57,7 @@ def test_the_package_that_images_install_holds_every_file_of_the_sources(tmp_pat
         shutil.copytree(ROOT / package, sources / package, ignore=ignored)
         for folder, _, names in os.walk(sources / package):
             wanted |= {str((Path(folder) / name).relative_to(sources)) for name in names}
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, sources / name)
     build = "from setuptools import setup; setup(script_args=['-q', 'build_py', '--build-lib', 'built'])"
     done = subprocess.run([sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, check=False)
