@@ -27,7 +27,7 @@ from dense_head import DenseHead
 from line import print_line
 
 from dist_train.head import Head, HeadConfig
-from dist_train.head.config import CPU_BLOCK_ROWS
+from dist_train.head.sizes import CPU_BLOCK_ROWS
 from dist_train.runtime.matmul import add_matmul, matmul
 
 RANKS, BATCH, DIM = 2, 64, 512

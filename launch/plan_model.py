@@ -7,9 +7,15 @@ and forward pass, G = W·B, n classes a rank, k of them chosen in a step, K cent
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from dist_train.head.config import CPU_BLOCK_ROWS, HeadConfig
+from dist_train.head.config import HeadConfig
+from dist_train.head.sizes import block_classes, chosen_classes, class_range, logits_bytes, row_width
 from launch.plan_hardware import GIB, BackboneCost, Gpu
+
+if TYPE_CHECKING:
+    from dist_train.head.storage import TableSpec
 
 # Shares of the peak figures that are reached. Large float32 products come to about three quarters of the data sheet
 # and streaming kernels to about four fifths of the bandwidth; convolutions of this field's widths to less than half.
@@ -31,10 +37,6 @@ DISK_ROWS_GB_S = 2.0  # the same from NVMe through the page cache
 GPU_FIXED_BYTES = 2 * GIB
 GAPS_SHARE = 0.04
 HOST_FIXED_BYTES = 4 * GIB  # libraries, data workers, batches in flight
-
-# By optimizer: state tables as wide as the centers; times that an update reads or writes a row's numbers, counted on
-# the code.
-OPTIMIZERS = {"sgd": (1, 6), "sgd without momentum": (0, 3), "rowwise_adagrad": (0, 6), "adamw": (2, 27)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ class Setup:
     @property
     def rows(self) -> int:
         """Classes of the fullest rank, n."""
-        return -(-self.identities // self.gpus)
+        start, stop = class_range(self.identities, 0, self.gpus)
+        return stop - start
 
     @property
     def samples(self) -> int:
@@ -86,7 +89,7 @@ class Setup:
         return self.gpus * self.batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which leave no room for what is cached
 class HeadShape:
     """The sizes that the head's costs depend on.
 
@@ -106,47 +109,49 @@ class HeadShape:
     accumulation: int = 1
     cpu: bool = False
 
-    @property
-    def _optimizer(self) -> tuple[int, int]:
-        plain = self.config.optimizer == "sgd" and not self.config.momentum
-        return OPTIMIZERS["sgd without momentum" if plain else self.config.optimizer]
+    @cached_property
+    def tables(self) -> "list[TableSpec]":
+        """The head's tables, the centers' first."""
+        from dist_train.head.optimizers import build_tables  # takes seconds to import, and torch with it
 
-    @property
-    def state_tables(self) -> int:
-        """Tables of optimizer state as wide as the centers."""
-        return self._optimizer[0]
-
-    @property
-    def update_passes(self) -> int:
-        """Times that the optimizer reads or writes a row's numbers."""
-        return self._optimizer[1]
+        return build_tables(self.config, row_width(self.config, self.dim))
 
     @property
     def width(self) -> int:
         """Numbers of a class's centers."""
-        return self.config.centers_per_class * self.dim
+        return self.config.centers_per_class * row_width(self.config, self.dim)
 
     @property
     def number_bytes(self) -> int:
         """Of a stored number."""
-        return 2 if self.config.dtype == "bfloat16" else 4
+        return self.tables[0].dtype.itemsize
+
+    @cached_property
+    def class_bytes(self) -> int:
+        """Of all that is stored for a class."""
+        return sum(table.width * table.dtype.itemsize for table in self.tables)
 
     @property
     def state_bytes(self) -> int:
         """Of a class's optimizer state."""
-        # One number a center, or a count of updates a class, in float32.
-        scalars = {"rowwise_adagrad": 4 * self.config.centers_per_class, "adamw": 4}
-        return self.state_tables * self.width * self.number_bytes + scalars.get(self.config.optimizer, 0)
+        return self.class_bytes - self.width * self.number_bytes
 
     @property
-    def class_bytes(self) -> int:
-        """Of all that is stored for a class."""
-        return self.width * self.number_bytes + self.state_bytes
+    def wide_tables(self) -> int:
+        """Tables as wide as the centers, which count too."""
+        return sum(table.width == self.width for table in self.tables)
+
+    @cached_property
+    def update_passes(self) -> int:
+        """Times that the optimizer reads or writes a row's numbers."""
+        from dist_train.head.optimizers import build_row_optimizer
+
+        return build_row_optimizer(self.config).row_passes
 
     @property
     def chosen(self) -> int:
         """Classes that a rank chooses in a step, k."""
-        return min(self.rows, max(1, round(self.config.sample_rate * self.rows))) if self.rows else 0
+        return chosen_classes(self.rows, self.config.sample_rate)
 
     @property
     def updated(self) -> int:
@@ -162,20 +167,18 @@ class HeadShape:
     @property
     def block(self) -> int:
         """Classes handled at a time."""
-        fitting = self.config.logits_budget_mb * 2**20 // (4 * self.samples)
-        wanted = self.config.block_rows or (CPU_BLOCK_ROWS if self.cpu else fitting)
-        return min(self.chosen, max(1, min(wanted, fitting) // self.config.centers_per_class))
+        device_type = "cpu" if self.cpu else "cuda"
+        return min(self.chosen, block_classes(self.config, self.samples, device_type, self.config.logits_budget))
 
     @property
     def logits_bytes(self) -> int:
         """Of one forward pass, all classes together."""
-        return 4 * self.chosen * self.config.centers_per_class * self.samples
+        return logits_bytes(self.config, self.chosen, self.samples)
 
     @property
     def passes_kept(self) -> int:
         """Forward passes of a step whose logits stay until its end; those of the others are formed twice."""
-        fitting = self.config.logits_budget_mb * 2**20 // max(1, self.logits_bytes)
-        return min(self.accumulation, fitting)
+        return min(self.accumulation, self.config.logits_budget // max(1, self.logits_bytes))
 
 
 def head_memory(shape: HeadShape) -> dict[str, int]:
@@ -183,7 +186,7 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     config, block, times = shape.config, shape.block, shape.accumulation
     again = shape.passes_kept < times
     kept = shape.passes_kept * shape.logits_bytes
-    block_logits = 4 * block * config.centers_per_class * shape.samples
+    block_logits = logits_bytes(config, block, shape.samples)
     parts = {}
     if not shape.staged:
         parts["class centers"] = shape.rows * shape.width * shape.number_bytes
@@ -195,10 +198,10 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     # Where passes are added up, a block is of their union, and each of them chose a part of it.
     part = shape.chosen / max(1, shape.updated)
     parts["logits"] = kept + (round((1 + part) * block_logits) if again else 0)
-    # Queries, their gradient's two forms and what is exchanged stay for every pass; buffers of the exchange for one.
-    parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (3 * times + 4)
+    # Queries stay for every pass; their gradient's two forms and buffers of the exchange for one.
+    parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (times + 6)
     reads = config.sample_rate < 1 and not shape.staged
-    tables = 1 + shape.state_tables
+    tables = shape.wide_tables
     wide = 0 if shape.number_bytes == 4 else tables
     narrow = tables * shape.number_bytes if reads else 0
     gradients = 2 + (part if times > 1 else 0)  # with its projection, and a pass's own
@@ -284,7 +287,7 @@ def head_traffic(shape: HeadShape) -> int:
     numbers = shape.chosen * shape.width
     # A pass over a block's logits is one of 13; of 22 where they are formed a second time.
     logits = (13 * shape.passes_kept + 22 * (times - shape.passes_kept)) * shape.chosen * config.centers_per_class
-    tables = 1 + shape.state_tables  # each read and written once in an update
+    tables = shape.wide_tables  # each read and written once in an update
     each = 3.0  # products and norms of a forward pass
     once = 9.0 + shape.update_passes  # the gradient, its projection, the update
     if config.sample_rate < 1:  # rows are gathered, and scattered when written

@@ -1,42 +1,17 @@
 """The `head` section of a configuration."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dist_train.head.margins.table import MARGINS
 from dist_train.section import Section
 
-CPU_BLOCK_ROWS = 512
-"""Centers handled at a time on a CPU: with 512 numbers each they stay near a core, and their logits with them."""
-
-MarginName = Literal[
-    "softmax",
-    "normface",
-    "sphereface",
-    "cosface",
-    "arcface",
-    "combined",
-    "adaface",
-    "curricularface",
-    "magface",
-    "adaptive",
-]
-
-# Which of the margin parameters each margin reads. A parameter set beside a margin that does not read it is refused,
-# so that no value in a recipe is silently without effect.
-MARGIN_PARAMETERS: dict[str, frozenset[str]] = {
-    "softmax": frozenset(),
-    "normface": frozenset(),
-    "sphereface": frozenset({"m1"}),
-    "cosface": frozenset({"m3"}),
-    "arcface": frozenset({"m2", "easy_margin"}),
-    "combined": frozenset({"m1", "m2", "m3"}),
-    "adaface": frozenset({"m2", "adaface"}),
-    "curricularface": frozenset({"m2", "curricular_momentum"}),
-    "magface": frozenset({"magface"}),
-    "adaptive": frozenset({"adaptive"}),
-}
+if TYPE_CHECKING:
+    MarginName = str
+else:  # a type checker takes no names from a table, pydantic does
+    MarginName = Literal[tuple(MARGINS)]
 
 
 class AdaFaceConfig(Section):
@@ -158,14 +133,27 @@ class HeadConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        every = frozenset().union(*MARGIN_PARAMETERS.values())
-        idle = sorted((self.model_fields_set & every) - MARGIN_PARAMETERS[self.margin])
+        spec = MARGINS[self.margin]
+        every = frozenset().union(*(other.reads for other in MARGINS.values()))
+        idle = sorted((self.model_fields_set & every) - spec.reads)
         idle = [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]
         if idle:
-            readers = {name: sorted(m for m, names in MARGIN_PARAMETERS.items() if name in names) for name in idle}
+            readers = {name: sorted(m for m, other in MARGINS.items() if name in other.reads) for name in idle}
             raise ValueError(f"margin {self.margin!r} does not read {idle}; they belong to {readers}")
-        if self.margin == "softmax" and (self.scale is not None or self.interclass_threshold is not None):
-            raise ValueError("margin 'softmax' has no cosines: head.scale and head.interclass_threshold must be null")
+        if not spec.normalised and (self.scale is not None or self.interclass_threshold is not None):
+            raise ValueError(
+                f"margin {self.margin!r} has no cosines: head.scale and head.interclass_threshold must be null"
+            )
         if self.storage == "mmap" and self.storage_dir is None:
             raise ValueError("head.storage=mmap needs head.storage_dir, the directory of its files")
         return self
+
+    @property
+    def needs_class_counts(self) -> bool:
+        """Whether the margin takes the number of images of each class."""
+        return MARGINS[self.margin].needs_class_counts
+
+    @property
+    def logits_budget(self) -> int:
+        """Bytes of logits that may stay from the forward pass to the step."""
+        return self.logits_budget_mb * 2**20

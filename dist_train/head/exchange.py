@@ -1,20 +1,17 @@
-"""The ranks that share the classes: who owns which, and the exchanges between them."""
+"""The exchanges between the ranks that share the classes."""
 
 import torch.distributed as dist
 from torch import Tensor
 
 
-def class_range(num_classes: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First and one-past-last class of `rank`: ceil(C/W) classes each, the last ranks fewer or none.
+class HeadGroup:
+    """The group of ranks that share the classes, seen from one of them; alone, every exchange is the identity.
 
-    This is the convention of `torch.chunk` and so of `DTensor`'s `Shard(0)`.
+    Args:
+        group: the ranks; None: the default group, or none where `world_size` is 1.
+        rank: this rank in `group`.
+        world_size: ranks of the group, W.
     """
-    share = -(-num_classes // world_size)
-    return min(rank * share, num_classes), min((rank + 1) * share, num_classes)
-
-
-class Ranks:
-    """A process group seen from one of its ranks; with one rank and no group every exchange is the identity."""
 
     def __init__(self, group: dist.ProcessGroup | None, rank: int, world_size: int) -> None:
         self.rank = rank
@@ -30,7 +27,7 @@ class Ranks:
         return out
 
     def reduce_scatter(self, partial: Tensor) -> Tensor:
-        """Sum over ranks, of which this rank takes its part: [W·B, ...] -> [B, ...]. One collective."""
+        """The sum over ranks, cut in W parts, this rank's part: [W·B, ...] -> [B, ...]. One collective."""
         if self.world_size == 1:
             return partial
         out = partial.new_empty((partial.shape[0] // self.world_size, *partial.shape[1:]))
@@ -38,7 +35,7 @@ class Ranks:
         return out
 
     def gather_messages(self, value: str | None) -> list[str | None]:
-        """A message of every rank, in order of ranks. One collective, for the start of a run only."""
+        """Every rank's message, in order of ranks. One collective, for the start of a run only."""
         if self.world_size == 1:
             return [value]
         values: list[str | None] = [None] * self.world_size
@@ -53,7 +50,7 @@ class Ranks:
 
 
 def first_failure(failures: list[str | None]) -> str | None:
-    """The message of the lowest rank that failed, with its rank; None where none did."""
+    """The message of the lowest rank that failed, with its rank; None where no rank failed."""
     for rank, failure in enumerate(failures):
         if failure is not None:
             return f"rank {rank}: {failure}"

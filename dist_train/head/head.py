@@ -11,14 +11,16 @@ from torch.distributed.tensor import DTensor, Shard
 
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
-from dist_train.head.exchange import Ranks, class_range, first_failure
+from dist_train.head.exchange import HeadGroup, first_failure
 from dist_train.head.loss import ShardedLoss, check_labels
-from dist_train.head.margins import build_margin
-from dist_train.head.optimizers import RowOptimizer, build_optimizer
+from dist_train.head.margins.base import Classes
+from dist_train.head.margins.build import build_margin
+from dist_train.head.optimizers import build_row_optimizer, build_tables
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.sampling import ClassSampler
+from dist_train.head.sizes import class_range, row_width
 from dist_train.head.softmax import BlockSoftmax
-from dist_train.head.storage import RowStore, TableSpec, fill_normal
+from dist_train.head.storage import RowStore, fill_normal
 from dist_train.head.update import RowUpdate
 
 
@@ -78,38 +80,28 @@ class Head:
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
         self.device = device
-        self.ranks = Ranks(group, rank, world_size)
+        self.ranks = HeadGroup(group, rank, world_size)
         self.start, self.stop = class_range(num_classes, rank, world_size)
-        self.margin = build_margin(config, num_classes, self.start, self.stop, device, class_counts)
+        self.margin = build_margin(config, Classes(num_classes, self.start, self.stop, device, class_counts))
         # A constant 1 appended to each embedding makes plain softmax's bias one more number of each row.
-        self._width = embedding_dim if self.margin.normalised else embedding_dim + 1
+        self._width = row_width(config, embedding_dim)
         self._rounder = StochasticRounder(seed, rank, device)
-        optimizer = build_optimizer(config)
-        self._store = self._open_store(optimizer, seed)
-        self._softmax = BlockSoftmax(
-            self.margin,
-            config.centers_per_class,
-            config.interclass_threshold,
-            config.filter_eps,
-            config.block_rows,
-            config.logits_budget_mb,
-            device,
-        )
+        self._store = self._open_store(seed)
+        self._softmax = BlockSoftmax(config, self.margin, device)
         self._sampler = ClassSampler(self._store, config.sample_rate, seed, rank, self.start)
         self._loss = ShardedLoss(
             self.margin, self._softmax, self._store, self._sampler, self.ranks, num_classes, self.start
         )
-        self._update = RowUpdate(self._softmax, optimizer, self._store, config.weight_decay, self._width)
+        self._update = RowUpdate(
+            build_row_optimizer(config), self._store, config.weight_decay, self._width, self.margin.normalised
+        )
+        self._gradient_norm: Tensor | None = None
         self._steps = torch.zeros((), dtype=torch.int64)
         self._before: dict[str, Tensor] | None = None  # what moves in a forward pass, as the present step found it
 
-    def _open_store(self, optimizer: RowOptimizer, seed: int) -> RowStore:
+    def _open_store(self, seed: int) -> RowStore:
         config, ranks = self.config, self.ranks
-        dtype = getattr(torch, config.dtype)
-        specs = [
-            TableSpec("centers", config.centers_per_class * self._width, dtype),
-            *optimizer.tables(config.centers_per_class, self._width, dtype),
-        ]
+        specs = build_tables(config, self._width)
         failure: str | None = None
         owner = (ranks.rank, ranks.world_size)
         share = self.stop - self.start
@@ -117,7 +109,7 @@ class Head:
             store = RowStore(specs, share, self.device, config.storage, config.storage_dir, owner, self._rounder)
         except UserError as error:
             failure = str(error)
-        # Every rank learns of a failure here, before training: none waits in a collective for one that gave up.
+        # Every rank learns of a failure here, before training: no rank waits in a collective for a rank that gave up.
         message = first_failure(ranks.gather_messages(failure))
         if message is not None:
             raise UserError(message)
@@ -130,8 +122,8 @@ class Head:
     def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over the global batch.
 
-        Rows are chosen and gradients formed where `embeddings` require a gradient; otherwise it is the loss over
-        all classes and nothing is remembered.
+        Rows are chosen and gradients formed where `embeddings` require a gradient; otherwise the result is the loss
+        over all classes, and the head keeps nothing of the call.
 
         Args:
             embeddings: [B, D] raw, of any float type, on the head's device.
@@ -177,13 +169,12 @@ class Head:
         self._remember()
         self._sampler.prefetch(every)
 
-    def step(self, lr: float, *, grad_scale: float = 1.0, measure: bool = False) -> None:
+    def step(self, lr: float, *, measure: bool = False) -> None:
         """Update the rows chosen since the last step by the sum of their gradients.
 
         Args:
             lr: learning rate of the schedule; `head.lr_scale` multiplies it.
-            grad_scale: what the loss was multiplied with before `backward` (a gradient scaler's factor).
-            measure: have `statistics` tell the norm of their gradient; one all-reduce, on all ranks or none.
+            measure: give `statistics` the norm of the rows' gradient; one all-reduce, on all ranks or none.
         """
         micro_batches, self._loss.micro_batches = self._loss.micro_batches, []
         self._steps += 1
@@ -192,29 +183,27 @@ class Head:
             return
         self._rounder.new_step(int(self._steps))
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for done in micro_batches:
-                done.scale = done.scale / grad_scale
             squares = self._update.apply(micro_batches, lr * self.config.lr_scale, measure)
         if squares is not None:
-            self._loss.observed["gradient_norm"] = self.ranks.all_reduce(squares).sqrt_()
-        for done in micro_batches:
-            self._softmax.recycle(done)
+            self._gradient_norm = self.ranks.all_reduce(squares).sqrt_()
+        for waiting in micro_batches:
+            self._softmax.recycle(waiting)
 
     def zero_grad(self) -> None:
         """Forget the gradients since the last step, as after an overflow in mixed precision.
 
-        The margin's moving averages and the count of choices are again those after that step.
+        The margin's moving averages and the count of choices return to their values after that step.
         """
         self._sampler.forget()
         for name, value in self._moving().items():
             if self._before is not None:
                 value.copy_(self._before[name])
         self._before = None
-        for done in self._loss.micro_batches:
-            done.lease.release()
-            self._softmax.recycle(done)
+        for waiting in self._loss.micro_batches:
+            waiting.rows.lease.release()
+            self._softmax.recycle(waiting)
         self._loss.micro_batches = []
-        self._loss.observed.pop("gradient_norm", None)
+        self._gradient_norm = None
 
     def _moving(self) -> dict[str, Tensor]:
         return {"choices": self._sampler.step, **self.margin.state()}
@@ -224,24 +213,24 @@ class Head:
             self._before = {name: value.clone() for name, value in self._moving().items()}
 
     def statistics(self) -> dict[str, float]:
-        """Of the last call; waits for the device.
+        """Figures of the last call; waits for the device.
 
         `target_cosine_mean` and `target_cosine_std` of the global batch (inner products for plain softmax);
         `classes_sampled` and `classes_updated`, this rank's share of its classes in the softmax and left by the filter.
-        `gradient_norm` of the rows of all ranks, weight decay included, in the last step that was to measure it.
+        `gradient_norm` of the rows of all ranks, weight decay included, in the last step that measured it.
         """
         observed = self._loss.observed
-        if not observed:
+        if observed is None:
             return {}
-        found = {
-            "target_cosine_mean": float(observed["cosines"].mean()),
-            "target_cosine_std": float(observed["cosines"].std(correction=0)),
-            "classes_sampled": observed["chosen"],
-            "classes_updated": observed["updated"],
+        figures = {
+            "target_cosine_mean": float(observed.cosines.mean()),
+            "target_cosine_std": float(observed.cosines.std(correction=0)),
+            "classes_sampled": observed.chosen,
+            "classes_updated": observed.updated,
         }
-        if "gradient_norm" in observed:
-            found["gradient_norm"] = float(observed["gradient_norm"])
-        return found
+        if self._gradient_norm is not None:
+            figures["gradient_norm"] = float(self._gradient_norm)
+        return figures
 
     def class_centers(self) -> Tensor:
         """This rank's centers as stored: [stop - start, D], or [stop - start, K, D] for K > 1; a live view."""
@@ -253,14 +242,14 @@ class Head:
     def state_dict(self) -> dict[str, Any]:
         """Rows and optimizer state as `DTensor`s of [C, width] over `Shard(0)`, views of the live tables; counters.
 
-        With one rank the tables are plain tensors. `torch.distributed.checkpoint` loads into them in place, from any
-        number of ranks; call `load_state_dict` with the result all the same.
+        With one rank the tables are plain tensors. `torch.distributed.checkpoint` loads into the tables in place, from
+        any number of ranks; call `load_state_dict` with the result all the same.
         """
         self._store.flush()
         return self._state(self._store.tables)
 
     def snapshot(self) -> "HeadSnapshot":
-        """The state as it stands now, copied while training goes on; close it before the next one is taken."""
+        """The state as it stands now, copied while training goes on; close it before you take the next."""
         return HeadSnapshot(self._store, self._state)
 
     def _state(self, tables: dict[str, Tensor]) -> dict[str, Any]:
@@ -277,7 +266,7 @@ class Head:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; tables may also be whole tensors of all C classes.
+        """Load what `state_dict` gave; tables may also be whole tensors of all C classes.
 
         Raises:
             UserError: a name is missing or unknown, or a shape differs.
@@ -309,7 +298,7 @@ class HeadSnapshot:
     """The head's state at one moment; training may change the head meanwhile.
 
     Attributes:
-        state: as `Head.state_dict`, over copies in host memory; they are complete once `fill` has returned.
+        state: as `Head.state_dict`, over copies in host memory, complete once `fill` has returned.
     """
 
     def __init__(self, store: RowStore, state_of: Callable[[dict[str, Tensor]], dict[str, Any]]) -> None:
@@ -322,7 +311,7 @@ class HeadSnapshot:
         }
 
     def fill(self) -> None:
-        """Copy what is not copied yet; to be called once, in a thread beside training."""
+        """Copy all rows that are not copied yet; call it once, in a thread beside training."""
         for table in self._tables.values():
             table.fill()
 

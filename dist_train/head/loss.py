@@ -1,18 +1,56 @@
-"""The mean loss over all ranks' samples and classes, and its place in autograd."""
+"""The mean loss over all ranks' samples and classes, and its place in autograd.
 
-from typing import Any
+The steps are numbered as in `docs/architecture.md`; the fifth, the update of rows, is in `update`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.errors import NonFiniteError, UserError
-from dist_train.head.exchange import Ranks
-from dist_train.head.margins import Margin
-from dist_train.head.records import Pass, Targets
+from dist_train.head.exchange import HeadGroup
+from dist_train.head.margins.base import Margin
+from dist_train.head.records import Forward
 from dist_train.head.sampling import ClassSampler, Indices
 from dist_train.head.softmax import BlockSoftmax
-from dist_train.head.storage import RowStore
+from dist_train.head.step import Exchanged, Step
+from dist_train.head.storage import Lease, RowStore
+from dist_train.head.targets import TargetPlaces
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a forward pass saw.
+
+    Attributes:
+        cosines: [G] target cosines of the global batch (inner products where the margin does not normalise).
+        chosen: share of this rank's classes that were in the softmax.
+        updated: share that the filter left, which the step updates.
+    """
+
+    cosines: Tensor
+    chosen: float
+    updated: float
+
+
+class _Choice(NamedTuple):
+    """A step's rows.
+
+    Attributes:
+        lease: on the chosen rows.
+        classes: local ids of the chosen classes, sorted, on the host; None means all.
+        places: this rank's targets.
+        target_classes: [T] their classes, counted from this rank's first.
+    """
+
+    lease: Lease
+    classes: NDArray[np.int64] | None
+    places: TargetPlaces
+    target_classes: Tensor
 
 
 class ShardedLoss:
@@ -22,14 +60,14 @@ class ShardedLoss:
         margin: the loss.
         softmax: works over this rank's chosen rows.
         store: holds the rows.
-        sampler: chooses them.
+        sampler: chooses the rows of a step.
         ranks: the exchanges.
         num_classes: C over all ranks.
         start: this rank's first class.
 
     Attributes:
-        micro_batches: those whose backward has been made since the last step.
-        observed: of the last forward: the target cosines [G], this rank's chosen and updated share of its classes.
+        micro_batches: whose backward pass is over and whose rows wait for the step.
+        observed: of the last forward pass; None before the first.
     """
 
     def __init__(
@@ -38,7 +76,7 @@ class ShardedLoss:
         softmax: BlockSoftmax,
         store: RowStore,
         sampler: ClassSampler,
-        ranks: Ranks,
+        ranks: HeadGroup,
         num_classes: int,
         start: int,
     ) -> None:
@@ -50,52 +88,59 @@ class ShardedLoss:
         self.num_classes = num_classes
         self.start = start
         self.stop = start + store.num_classes
-        self.micro_batches: list[Pass] = []
-        self.observed: dict[str, Any] = {}
+        self.micro_batches: list[Step] = []
+        self.observed: Observed | None = None
 
     def __call__(self, queries: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
         """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and labels [B]."""
         loss: Tensor = _Border.apply(queries, norms, labels, self)
         return loss
 
-    def forward(self, queries: Tensor, norms: Tensor, labels: Tensor, training: bool) -> tuple[Tensor, "Share"]:
-        """The loss, and this rank's share of its gradient."""
-        queries, norms, host_labels = self._exchange(queries, norms, labels)
-        mine = np.flatnonzero((host_labels >= self.start) & (host_labels < self.stop))
-        local = host_labels[mine] - self.start
-        if training:
-            classes, lease = self.sampler.choose(host_labels, np.unique(local))
-        else:
-            classes, lease = None, self.store.lease(None)
-        places = local if classes is None else np.searchsorted(classes, local)
-        order = np.argsort(places, kind="stable")
-        targets = Targets(self._near(mine[order]), self._near(places[order]), places[order])
-        self.softmax.find_targets(lease, targets, queries)
-        self.margin.observe(norms, self._all_target_cosines(targets, len(queries)), training)
-        self.softmax.form_target_logits(targets, norms, self._near(local[order]))
-        kept = sum(one.kept_bytes for one in self.micro_batches)
-        done = self.softmax.forward(lease, classes, queries, targets, kept, training)
-        loss, chosen = self._mean_loss(done), lease.count
-        if training:
-            self._narrow(done)
-        else:
-            lease.release()
-        mine_all = max(1, self.store.num_classes)
-        self.observed |= {"chosen": chosen / mine_all, "updated": done.lease.count / mine_all}
-        gradient = self._gradient(done, norms) if training else torch.empty(0)
+    def forward(
+        self, queries: Tensor, norms: Tensor, labels: Tensor, training: bool
+    ) -> tuple[Tensor, Exchanged | None]:
+        """The mean loss [], and in training what the backward pass and the step need.
+
+        The order of steps is the order of collectives, equal on all ranks; the margin sees the batch before it forms
+        the first logit, and rows are filtered before gradients are formed.
+        """
+        batch = len(labels)
+        queries, norms, host_labels = self._gather(queries, norms, labels)
+        choice = self._choose(host_labels, training)
+        passed = self._pass_over_rows(choice, queries, norms, training)
+        loss, log_sum, cosines = self._exchange_statistics(passed)
+        exchanged = self._exchanged(passed, log_sum, norms) if training else None
+        if exchanged is None:
+            choice.lease.release()
+        left = choice.lease if exchanged is None else exchanged.rows.lease
+        owned = max(1, self.store.num_classes)
+        self.observed = Observed(cosines, choice.lease.count / owned, left.count / owned)
         penalty, slopes = self._penalty(norms)
         if penalty is not None:
             loss = loss + penalty
-            if training:  # every rank knows the whole penalty: each adds its own samples' slopes, once
-                own = slice(self.ranks.rank * len(labels), (self.ranks.rank + 1) * len(labels))
-                gradient[own, -1] += slopes[own]
-        return loss, Share(gradient, done)
+            if exchanged is not None:  # every rank knows the whole penalty: each adds its own samples' slopes, once
+                own = slice(self.ranks.rank * batch, (self.ranks.rank + 1) * batch)
+                exchanged.gradient[own, -1] += slopes[own]
+        return loss, exchanged
+
+    def backward(self, exchanged: Exchanged, loss_gradient: Tensor) -> Tensor:
+        """Step 4: reduce-scatter the gradient of the global batch.
+
+        Args:
+            exchanged: of the forward pass, which from now on waits for the step.
+            loss_gradient: [] gradient of the final loss with respect to the mean.
+
+        Returns:
+            [B, D + 1] gradient of this rank's queries and norms.
+        """
+        self.micro_batches.append(exchanged.step(loss_gradient.float()))
+        return self.ranks.reduce_scatter(exchanged.gradient) * loss_gradient
 
     def _near(self, values: Indices) -> Tensor:
         return torch.from_numpy(values).to(self.store.device, non_blocking=True)
 
-    def _exchange(self, queries: Tensor, norms: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Indices]:
-        """All ranks' queries [G, D], norms [G], and labels [G] on the host, checked."""
+    def _gather(self, queries: Tensor, norms: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Indices]:
+        """Step 1: all ranks' queries [G, D], norms [G], and labels [G] on the host, checked."""
         # One buffer of 32-bit words: the labels' 64 bits travel beside the floats without rounding.
         words = [t.view(torch.int32) for t in (queries, norms[:, None], labels.to(torch.int64)[:, None].contiguous())]
         every = self.ranks.gather(torch.cat(words, dim=1))
@@ -115,41 +160,64 @@ class ShardedLoss:
             )
         return queries, norms, host_labels
 
-    def _all_target_cosines(self, targets: Targets, samples: int) -> Tensor | None:
+    def _choose(self, host_labels: Indices, training: bool) -> _Choice:
+        """Step 2: the classes of the batch's labels [G] and sampled others; all classes where it is no training."""
+        mine = np.flatnonzero((host_labels >= self.start) & (host_labels < self.stop))
+        local = host_labels[mine] - self.start
+        if training:
+            classes, lease = self.sampler.choose(host_labels, np.unique(local))
+        else:
+            classes, lease = None, self.store.lease(None)
+        positions = local if classes is None else np.searchsorted(classes, local)
+        order = np.argsort(positions, kind="stable")
+        places = TargetPlaces(self._near(mine[order]), self._near(positions[order]), positions[order])
+        return _Choice(lease, classes, places, self._near(local[order]))
+
+    def _pass_over_rows(self, choice: _Choice, queries: Tensor, norms: Tensor, training: bool) -> Forward:
+        """Step 3, on this rank: logits of the targets, then the negatives' block by block."""
+        softmax, places = self.softmax, choice.places
+        centers = softmax.logits.nearest_centers(choice.lease, places, queries)
+        self.margin.observe(norms, self._all_target_cosines(places, centers.cosines, len(queries)), training)
+        targets = softmax.logits.of_targets(places, centers, norms, choice.target_classes)
+        kept = sum(step.weights.kept_bytes for step in self.micro_batches)
+        return softmax.forward(choice.lease, choice.classes, queries, targets, kept, training)
+
+    def _all_target_cosines(self, places: TargetPlaces, own: Tensor, samples: int) -> Tensor | None:
+        """Target cosines [G] of all ranks from this rank's [T], for a margin that asks for them."""
         if not self.margin.needs_target_cosines:
             return None
-        cosines = targets.cosines.new_zeros(samples)
-        cosines[targets.samples] = targets.cosines
+        cosines = own.new_zeros(samples)
+        cosines[places.samples] = own
         return self.ranks.all_reduce(cosines)
 
-    def _mean_loss(self, done: Pass) -> Tensor:
-        """Exchange the softmax statistics, in one collective: the loss, with `done.log_sum` set."""
-        statistics = done.queries.new_zeros((4, len(done.queries)))
-        statistics[0], statistics[1] = done.top, done.total
-        statistics[2, done.targets.samples] = done.targets.logits
-        statistics[3, done.targets.samples] = done.targets.cosines
+    def _exchange_statistics(self, passed: Forward) -> tuple[Tensor, Tensor, Tensor]:
+        """Step 3, over ranks, in one collective.
+
+        Returns:
+            Mean loss [], logarithm of the sum of exponentials [G], target cosines [G].
+        """
+        targets, samples = passed.targets, passed.targets.places.samples
+        statistics = passed.queries.new_zeros((4, len(passed.queries)))
+        statistics[0], statistics[1] = passed.max_logit, passed.exp_sum
+        statistics[2, samples] = targets.logits
+        statistics[3, samples] = targets.centers.cosines
         every = self.ranks.gather(statistics.unsqueeze(0))  # [W, 4, G]
         top = every[:, 0].amax(dim=0)
-        done.log_sum = top + (every[:, 1] * (every[:, 0] - top).exp()).sum(dim=0).log()
-        self.observed["cosines"] = every[:, 3].sum(dim=0)
-        return (done.log_sum - every[:, 2].sum(dim=0)).mean()
+        log_sum = top + (every[:, 1] * (every[:, 0] - top).exp()).sum(dim=0).log()
+        return (log_sum - every[:, 2].sum(dim=0)).mean(), log_sum, every[:, 3].sum(dim=0)
 
-    def _narrow(self, done: Pass) -> None:
-        if self.softmax.filter_eps and self.softmax.filter(done) and done.classes is not None:
-            done.lease.release()
-            done.lease = self.store.lease(torch.from_numpy(done.classes))
-
-    def _gradient(self, done: Pass, norms: Tensor) -> Tensor:
-        """This rank's share of d loss / d (queries, norms) of all samples: [G, D + 1]."""
-        targets, samples = done.targets, len(norms)
-        outer = ((targets.logits - done.log_sum[targets.samples]).exp() - 1) / samples  # d loss / d target logit
-        targets.pull = outer * targets.slopes
-        if done.pull is None:
-            raise RuntimeError("this pass was made without gradients")
-        gradient = torch.cat([done.pull, norms.new_zeros((samples, 1))], dim=1)
-        gradient.mul_(((done.top - done.log_sum).exp() / samples)[:, None])
-        direct = torch.cat([targets.unit * targets.slopes[:, None], targets.norm_slopes[:, None]], dim=1)
-        return gradient.index_add_(0, targets.samples, direct * outer[:, None])
+    def _exchanged(self, passed: Forward, log_sum: Tensor, norms: Tensor) -> Exchanged:
+        """Step 4, on this rank: its share of the gradient of all samples."""
+        targets, samples = passed.targets, len(norms)
+        negatives = self.softmax.negatives(passed, log_sum)
+        places, centers = negatives.rows.places, targets.centers
+        outer = ((targets.logits - log_sum[places.samples]).exp() - 1) / samples  # d loss / d target logit
+        gradient = torch.cat([negatives.query_gradient, norms.new_zeros((samples, 1))], dim=1)
+        gradient.mul_((negatives.query_scale / samples)[:, None])
+        direct = torch.cat([centers.unit * targets.slopes[:, None], targets.norm_slopes[:, None]], dim=1)
+        gradient.index_add_(0, places.samples, direct * outer[:, None])
+        target_gradient = outer * targets.slopes * centers.inverse
+        return Exchanged(negatives.rows, negatives.weights, passed.queries, centers.nearest, target_gradient, gradient)
 
     def _penalty(self, norms: Tensor) -> tuple[Tensor | None, Tensor]:
         with torch.enable_grad():
@@ -171,17 +239,9 @@ def check_labels(labels: Indices, num_classes: int, world_size: int) -> None:
         )
 
 
-class Share:
-    """This rank's share of the gradient of all samples [G, D + 1], and what the step needs."""
-
-    def __init__(self, gradient: Tensor, done: Pass) -> None:
-        self.gradient = gradient
-        self.done = done
-
-
 class _Context(torch.autograd.function.FunctionCtx):
     sharded: ShardedLoss
-    share: Share
+    exchanged: Exchanged | None
     needs_input_grad: tuple[bool, ...]
 
 
@@ -191,15 +251,14 @@ class _Border(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, queries: Tensor, norms: Tensor, labels: Tensor, sharded: ShardedLoss) -> Tensor:
         training = any(ctx.needs_input_grad)
-        loss, ctx.share = sharded.forward(queries.detach(), norms.detach(), labels, training)
+        loss, ctx.exchanged = sharded.forward(queries.detach(), norms.detach(), labels, training)
         ctx.sharded = sharded
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: _Context, *outer: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        sharded, share = ctx.sharded, ctx.share
-        share.done.scale = outer[0].float()
-        sharded.micro_batches.append(share.done)
-        local = sharded.ranks.reduce_scatter(share.gradient) * outer[0]
+        if ctx.exchanged is None:
+            raise RuntimeError("autograd asks for the gradient of a loss that needs none")
+        local = ctx.sharded.backward(ctx.exchanged, outer[0])
         return local[:, :-1], local[:, -1], None, None

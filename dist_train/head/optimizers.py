@@ -14,9 +14,11 @@ class RowOptimizer(Protocol):
 
     Attributes:
         decay_in_gradient: weight decay is added to the gradient by the caller (L2), not taken from the rows here.
+        row_passes: times that an update reads or writes the numbers of a row, counted on the code, for the planner.
     """
 
     decay_in_gradient: bool
+    row_passes: int
 
     def tables(self, centers_per_class: int, width: int, dtype: torch.dtype) -> list[TableSpec]:
         """State tables for classes of K centers of `width` numbers."""
@@ -37,12 +39,13 @@ class RowOptimizer(Protocol):
 
 
 class RowSGD:
-    """SGD with momentum and L2 weight decay, as `torch.optim.SGD`; a row's momentum rests while it is not chosen."""
+    """SGD with momentum and L2 weight decay, as `torch.optim.SGD`; rows not sampled in a step keep their momentum."""
 
     decay_in_gradient = True
 
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
+        self.row_passes = 6 if momentum else 3
 
     def tables(self, centers_per_class: int, width: int, dtype: torch.dtype) -> list[TableSpec]:
         """See `RowOptimizer`."""
@@ -67,6 +70,7 @@ class RowwiseAdagrad:
     """
 
     decay_in_gradient = False
+    row_passes = 6
 
     def __init__(self, eps: float, weight_decay: float) -> None:
         self.eps = eps
@@ -87,9 +91,10 @@ class RowwiseAdagrad:
 
 
 class RowAdamW:
-    """AdamW as `torch.optim.AdamW`, but a row rests while it is not chosen, its moments and bias correction too."""
+    """AdamW as `torch.optim.AdamW`; rows not sampled in a step keep their moments and their bias correction."""
 
     decay_in_gradient = False
+    row_passes = 27
 
     def __init__(self, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
         self.beta1 = beta1
@@ -122,10 +127,16 @@ class RowAdamW:
         lease.write("updates", start, stop, updates)
 
 
-def build_optimizer(config: HeadConfig) -> RowOptimizer:
+def build_row_optimizer(config: HeadConfig) -> RowOptimizer:
     """The optimizer that `config` names."""
     if config.optimizer == "rowwise_adagrad":
         return RowwiseAdagrad(config.optimizer_eps, config.weight_decay)
     if config.optimizer == "adamw":
         return RowAdamW(config.beta1, config.beta2, config.optimizer_eps, config.weight_decay)
     return RowSGD(config.momentum)
+
+
+def build_tables(config: HeadConfig, width: int) -> list[TableSpec]:
+    """The tables of a head: its centers of `width` numbers, then its optimizer's state."""
+    k, dtype = config.centers_per_class, getattr(torch, config.dtype)
+    return [TableSpec("centers", k * width, dtype), *build_row_optimizer(config).tables(k, width, dtype)]

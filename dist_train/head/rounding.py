@@ -26,7 +26,7 @@ class StochasticRounder:
         self._pool: Tensor | None = None
 
     def new_step(self, step: int) -> None:
-        """Forget the last step's noise; the next is a function of (seed, rank, step)."""
+        """Draw other noise from now on, a function of (seed, rank, step)."""
         self._generator.manual_seed(self._key * 1_048_583 + step)
         self._pool = None
 

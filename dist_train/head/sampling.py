@@ -1,13 +1,14 @@
 """Which classes take part in a step's softmax: this rank's positives and randomly drawn negatives.
 
 Partial FC (An et al. 2022, "Killing Two Birds with One Stone", section 3.2) keeps all positives and samples
-negatives uniformly. Here the cost depends on how many are drawn, not on how many classes there are.
+negatives uniformly. The cost of a draw follows the number of negatives, not the number of classes.
 """
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dist_train.head.sizes import chosen_classes
 from dist_train.head.storage import Lease, RowStore
 
 Indices = NDArray[np.int64]
@@ -24,7 +25,7 @@ def draw_distinct(generator: np.random.Generator, population: int, count: int, e
     """
     candidates = population - len(excluded)
     if count * 2 > candidates:
-        # Dense: draw the few that stay out. A mask of one byte per class is then no more than the result itself.
+        # Dense: draw the few that stay out. A mask of one byte per class is no larger than the result.
         out = draw_distinct(generator, population, candidates - count, excluded) if count < candidates else excluded[:0]
         mask = np.ones(population, dtype=bool)
         mask[excluded] = False
@@ -52,14 +53,14 @@ def choose_classes(num_classes: int, rate: float, positives: Indices, key: tuple
 
     Args:
         num_classes: classes of this rank.
-        rate: share of them, in (0, 1].
-        positives: sorted distinct classes of the batch among them.
+        rate: share of this rank's classes, in (0, 1].
+        positives: sorted distinct classes of the batch that this rank owns.
         key: (seed, step, rank): the same key draws the same negatives.
 
     Returns:
         Sorted distinct classes; None means all.
     """
-    wanted = max(1, round(rate * num_classes)) if num_classes else 0
+    wanted = chosen_classes(num_classes, rate)
     if wanted >= num_classes:
         return None
     if len(positives) >= wanted:
@@ -72,7 +73,7 @@ def choose_classes(num_classes: int, rate: float, positives: Indices, key: tuple
 
 
 def _contained(values: Indices, table: Indices) -> NDArray[np.bool_]:
-    """For each of sorted `values`, is it in sorted `table`?"""
+    """For each of sorted `values`, whether it is in sorted `table`."""
     place = np.searchsorted(values, table)
     inside = place < len(values)
     place, wanted = place[inside], table[inside]
@@ -82,7 +83,7 @@ def _contained(values: Indices, table: Indices) -> NDArray[np.bool_]:
 
 
 class ClassSampler:
-    """Chooses each step's classes, ahead of the embeddings where the labels are known.
+    """The choice of each step's classes, made before the forward pass where the labels are known by then.
 
     Args:
         store: gives the rows of chosen classes.
@@ -110,7 +111,7 @@ class ClassSampler:
         self._ahead = (labels, *self._draw(np.unique(local)))
 
     def forget(self) -> None:
-        """Give up a choice made ahead."""
+        """Drop a choice made ahead, with its lease."""
         if self._ahead is not None:
             self._ahead[2].release()
             self._ahead = None
@@ -120,7 +121,7 @@ class ClassSampler:
 
         Args:
             labels: [G] of the global batch.
-            positives: sorted distinct classes of this rank among them, counted from its first.
+            positives: sorted distinct classes of these labels that this rank owns, counted from its first.
         """
         if self._ahead is not None and np.array_equal(self._ahead[0], labels):
             _, classes, lease = self._ahead

@@ -6,15 +6,15 @@ from time import sleep
 import torch
 from torch import Tensor
 
-_BLOCK_BYTES = 1 << 20  # copied at a time: training waits for no more than that
+_BLOCK_BYTES = 1 << 20  # copied at a time: training waits for one such block at most
 _YIELD_S = 1e-4
 
 
 class TableSnapshot:
     """A copy of a table in host memory, made in the background: copy-on-write.
 
-    `fill` copies block after block, in a thread of its own. Whoever is about to change rows says so by `keep`, which
-    copies those that `fill` has not come to yet. A table on a GPU is copied whole at once, which its bus makes short.
+    `fill` copies block after block, in a thread of its own. Training calls `keep` before it changes rows, which copies
+    the ones that `fill` has not reached. A table on a GPU is copied whole at once, since its bus is fast.
 
     Args:
         table: [n, width] of any type.
@@ -26,9 +26,9 @@ class TableSnapshot:
     def __init__(self, table: Tensor) -> None:
         self._table = table
         self._lock = Lock()
-        self._asking = False  # `keep` is about to take the lock, which `fill` would else take again and again before it
-        self._next = 0  # rows before it are copied
-        self._kept = torch.zeros(len(table), dtype=torch.bool)  # and these
+        self._asking = False  # `keep` waits for the lock; without the flag `fill` would take it again and again
+        self._next = 0  # rows before this one are copied
+        self._kept = torch.zeros(len(table), dtype=torch.bool)  # so are rows that `keep` took
         self.copy = torch.empty(table.shape, dtype=table.dtype)
         if table.device.type != "cpu":
             self.copy.copy_(table)
@@ -40,7 +40,7 @@ class TableSnapshot:
         return self._next == len(self._table)
 
     def keep(self, rows: Tensor) -> None:
-        """Rows [k] of distinct numbers, int64, are about to change."""
+        """Copy rows [k], distinct int64 numbers, that are about to change."""
         self._asking = True
         with self._lock:
             self._asking = False
@@ -48,7 +48,7 @@ class TableSnapshot:
                 self._take(rows[(rows >= self._next) & ~self._kept[rows]])
 
     def fill(self) -> None:
-        """Copy all that is not copied yet."""
+        """Copy all rows that are not copied yet."""
         block = max(1, _BLOCK_BYTES // max(1, self._table.shape[1] * self._table.element_size()))
         while not self.complete:
             while self._asking:

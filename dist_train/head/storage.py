@@ -103,7 +103,7 @@ class RowStore:
             else:
                 pinned = storage == "host" and device.type == "cuda"
                 where = torch.device("cpu") if storage == "host" else device
-                # Written now, not at first use: memory that is not there shows before training starts.
+                # Written now, not at first use: a lack of memory shows before training starts.
                 table = torch.empty(shape, dtype=spec.dtype, device=where, pin_memory=pinned).zero_()
             self.tables[spec.name] = table
 
@@ -123,7 +123,7 @@ class RowStore:
         return self._worker.submit(work)
 
     def put_back(self, host: dict[str, Tensor]) -> None:
-        """Return a lease's staging buffers for the next one."""
+        """Give a lease's staging buffers to the next lease."""
         self._idle.append(host)
 
     def flush(self) -> None:
@@ -132,22 +132,22 @@ class RowStore:
             self._worker.submit(lambda: None).result()
 
     def snapshot(self) -> dict[str, TableSnapshot]:
-        """Of every table as it stands now; a copy to be filled, which ends with the next call or `end_snapshot`."""
+        """Begin a copy of every table as it stands now; the next call or `end_snapshot` ends it."""
         self.flush()
         self._snapshots = {name: TableSnapshot(table) for name, table in self.tables.items()}
         return self._snapshots
 
     @property
     def snapshotting(self) -> bool:
-        """Whether rows that are about to change are still to be copied."""
+        """Whether a snapshot has rows left to copy, which must be copied before they change."""
         return any(not snapshot.complete for snapshot in self._snapshots.values())
 
     def end_snapshot(self) -> None:
-        """Free the copies; changes are made without looking for them again."""
+        """Free the copies; rows change without being copied again."""
         self._snapshots = {}
 
     def before_change(self, name: str, rows: Tensor | slice) -> None:
-        """To be told before these rows of a table are written."""
+        """Copy these rows of a table to the snapshot, if there is one; whoever writes rows calls this first."""
         snapshot = self._snapshots.get(name)
         if snapshot is not None:
             snapshot.keep(torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
@@ -179,7 +179,7 @@ class Lease:
         shape = (stop - start, table.shape[1])
         if self.classes is None:
             rows = table[start:stop]
-            if self.store.snapshotting:  # it is changed in place before `write` is told of it
+            if self.store.snapshotting:  # callers change the block in place before `write` can copy it
                 rows = self.store.workspace.get(name, shape, table.dtype).copy_(rows)
         else:
             rows = self.store.workspace.get(name, shape, table.dtype)
@@ -192,7 +192,7 @@ class Lease:
         return self.store.tables[name].index_select(0, index).float()
 
     def write(self, name: str, start: int, stop: int, rows: Tensor) -> None:
-        """Store what `read` gave, changed; `rows` is scratch afterwards."""
+        """Store changed rows that `read` gave; `rows` is scratch afterwards."""
         table = self.store.tables[name]
         self.store.before_change(name, slice(start, stop) if self.classes is None else self.classes[start:stop])
         if self.classes is None:
@@ -203,10 +203,15 @@ class Lease:
             table.index_copy_(0, self.classes[start:stop], rows)
 
     def commit(self) -> None:
-        """All writes of this lease are made."""
+        """Write the staged rows back; nothing is written by the lease afterwards."""
 
     def release(self) -> None:
-        """The lease is given up without writes."""
+        """Release the lease without writing anything back."""
+
+    def exchanged(self, classes: Tensor) -> "Lease":
+        """A lease on other classes, sorted local ids on the host, for this one, which is released."""
+        self.release()
+        return self.store.lease(classes)
 
     def _widen(self, name: str, rows: Tensor) -> Tensor:
         if rows.dtype == torch.float32:
@@ -275,7 +280,7 @@ class StagedLease(Lease):
         self.store.submit(partial(self._write_back, ready))
 
     def release(self) -> None:
-        """Give the staging buffers back once the fetch is over."""
+        """Release the lease without writing anything back; its staging buffers are free after the fetch."""
         self.store.submit(partial(self.store.put_back, self._host))
 
     def _write_back(self, ready: "torch.cuda.Event | None") -> None:
@@ -293,7 +298,7 @@ class StagedLease(Lease):
 def map_table(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """A shared mapping of `path` as a tensor; its disk space is reserved, so a full disk shows here and not later.
 
-    Beside the file lies `path.json` with its shape and type. A file of the same shape is used again, but not its
+    Beside the file lies `path.json` with its shape and type. A file of the same shape is used again without its
     contents: the mapping starts with zeros, since a run continues from its checkpoint.
 
     Raises:

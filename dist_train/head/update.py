@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.head.logits import inverse_norms
 from dist_train.head.optimizers import RowOptimizer
-from dist_train.head.records import Pass, spans
-from dist_train.head.softmax import BlockSoftmax, inverse_norms
+from dist_train.head.sizes import spans
+from dist_train.head.step import Step
 from dist_train.head.storage import Lease, RowStore
 from dist_train.head.workspace import Workspace
 
@@ -15,25 +17,25 @@ class RowUpdate:
     """Applies the gradients of one or several micro-batches to the rows they chose.
 
     Args:
-        softmax: multiplies gradients out.
-        optimizer: turns them into updates.
+        optimizer: turns gradients into updates.
         store: holds the rows.
         weight_decay: applied to chosen rows.
         width: numbers D a center.
+        normalised: the margin normalises centers.
     """
 
     def __init__(
-        self, softmax: BlockSoftmax, optimizer: RowOptimizer, store: RowStore, weight_decay: float, width: int
+        self, optimizer: RowOptimizer, store: RowStore, weight_decay: float, width: int, normalised: bool
     ) -> None:
-        self.softmax = softmax
         self.optimizer = optimizer
         self.store = store
         self.decay = weight_decay if optimizer.decay_in_gradient else 0.0
         self.width = width
+        self.normalised = normalised
         self.workspace = Workspace(store.device)
         self._squares: Tensor | None = None
 
-    def apply(self, micro_batches: list[Pass], lr: float, measure: bool = False) -> Tensor | None:
+    def apply(self, micro_batches: list[Step], lr: float, measure: bool = False) -> Tensor | None:
         """Update every row that a micro-batch chose by the sum of its gradients; leases are used up.
 
         Returns:
@@ -46,46 +48,46 @@ class RowUpdate:
             self._apply_union(micro_batches, lr)
         return self._squares
 
-    def _apply_one(self, done: Pass, lr: float) -> None:
-        for start, stop in done.spans(0, done.lease.count):
-            stored = done.lease.read("centers", start, stop)
+    def _apply_one(self, step: Step, lr: float) -> None:
+        lease = step.rows.lease
+        for start, stop in step.weights.spans(0, lease.count):
+            stored = lease.read("centers", start, stop)
             rows = stored.view(-1, self.width)
             gradient = self.workspace.get("gradient", tuple(rows.shape))
-            self.softmax.row_gradient(done, rows, start, stop, gradient)
-            k = self.softmax.k
-            inverse = None if done.inverse is None else done.inverse[start * k : stop * k]
-            self._write(done.lease, start, stop, stored, inverse, gradient, lr)
-        done.lease.commit()
+            step.row_gradient(rows, start, stop, gradient)
+            self._write(lease, start, stop, stored, step.rows.inverse_of(start, stop), gradient, lr)
+        lease.commit()
 
-    def _apply_union(self, micro_batches: list[Pass], lr: float) -> None:
-        for done in micro_batches:
-            done.lease.release()
-        chosen = [done.classes for done in micro_batches if done.classes is not None]
+    def _apply_union(self, micro_batches: list[Step], lr: float) -> None:
+        for step in micro_batches:
+            step.rows.lease.release()
+        chosen = [step.rows.classes for step in micro_batches if step.rows.classes is not None]
         union = np.unique(np.concatenate(chosen)) if len(chosen) == len(micro_batches) else None
         lease = self.store.lease(None if union is None else torch.from_numpy(union))
-        for start, stop in spans(0, lease.count, micro_batches[0].block):
+        for start, stop in spans(0, lease.count, micro_batches[0].rows.block):
             stored = lease.read("centers", start, stop)
             rows = stored.view(-1, self.width)
             classes = np.arange(start, stop) if union is None else union[start:stop]
             gradient = self.workspace.get("gradient", tuple(rows.shape)).zero_()
-            for done in micro_batches:
-                self._add(done, classes, stored, gradient.view_as(stored))
-            inverse = inverse_norms(rows) if self.softmax.margin.normalised else None
+            for step in micro_batches:
+                self._add(step, classes, stored, gradient.view_as(stored))
+            inverse = inverse_norms(rows) if self.normalised else None
             self._write(lease, start, stop, stored, inverse, gradient, lr)
         lease.commit()
 
-    def _add(self, done: Pass, classes: np.ndarray, stored: Tensor, gradient: Tensor) -> None:
+    def _add(self, step: Step, classes: NDArray[np.int64], stored: Tensor, gradient: Tensor) -> None:
         """Add a micro-batch's gradient [n, K·D] of sorted `classes` [n], whose rows are `stored` [n, K·D]."""
-        own = np.arange(classes[0], classes[-1] + 1) if done.classes is None else done.classes
+        every = step.rows.classes
+        own = np.arange(classes[0], classes[-1] + 1) if every is None else every
         # Both lists are sorted, so what they share is one range of the micro-batch's.
         low, high = (int(i) for i in np.searchsorted(own, [classes[0], classes[-1] + 1]))
-        first = int(classes[0]) if done.classes is None else 0
-        for start, stop in done.spans(low + first, high + first):
+        first = int(classes[0]) if every is None else 0
+        for start, stop in step.weights.spans(low + first, high + first):
             shared = own[start - first : stop - first]
             places = torch.from_numpy(np.searchsorted(classes, shared)).to(self.store.device)
             rows = stored[places].view(-1, self.width)
             part = self.workspace.get("part", tuple(rows.shape))
-            self.softmax.row_gradient(done, rows, start, stop, part)
+            step.row_gradient(rows, start, stop, part)
             gradient.index_add_(0, places, part.view(len(places), -1))
 
     def _write(

@@ -100,7 +100,7 @@ class Trainer:
                 world_size=ranks.world_size,
                 device=ranks.device,
                 seed=config.seed,
-                class_counts=class_counts(config.data) if config.head.margin == "adaptive" else None,
+                class_counts=class_counts(config.data) if config.head.needs_class_counts else None,
             )
         )
         self._opened.callback(self.head.close)

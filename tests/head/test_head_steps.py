@@ -42,7 +42,7 @@ def train(rank: int, world_size: int, settings: dict, directory: str, budget: in
             if number % 2:  # a store must give the same with and without prefetching
                 head.prefetch(labels[mine])
             (head(embeddings[mine].requires_grad_(), labels[mine]) / count).backward()
-            classes = head._loss.micro_batches[-1].classes
+            classes = head._loss.micro_batches[-1].rows.classes
             masks.append(np.isin(np.arange(head.stop - head.start), np.arange(CLASSES) if classes is None else classes))
             number += 1
         head.step(LR)

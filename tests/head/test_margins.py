@@ -8,15 +8,17 @@ import torch
 from dist_train.errors import UserError
 from dist_train.head import HeadConfig
 from dist_train.head.config import AdaptiveConfig
-from dist_train.head.margins import build_margin
 from dist_train.head.margins.adaptive import class_margins
+from dist_train.head.margins.base import Classes
+from dist_train.head.margins.build import build_margin
+from dist_train.head.margins.table import MARGINS
 
 CPU = torch.device("cpu")
-NAMES = ["normface", "sphereface", "cosface", "arcface", "combined", "adaface", "curricularface", "magface", "adaptive"]
+NAMES = [name for name, spec in MARGINS.items() if spec.normalised]
 
 
 def margin(name, **settings):
-    return build_margin(HeadConfig(margin=name, **settings), 10, 0, 10, CPU, torch.arange(1, 11))
+    return build_margin(HeadConfig(margin=name, **settings), Classes(10, 0, 10, CPU, torch.arange(1, 11)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,6 +84,25 @@ def test_adaptive_margins_are_largest_for_the_rarest_class():
 
 def test_adaptive_margins_without_counts_are_refused():
     with pytest.raises(UserError, match="number of images of each class"):
-        build_margin(HeadConfig(margin="adaptive"), 10, 0, 10, CPU, None)
+        build_margin(HeadConfig(margin="adaptive"), Classes(10, 0, 10, CPU))
     with pytest.raises(UserError, match=r"shape \[3\] for 10 classes"):
-        build_margin(HeadConfig(margin="adaptive"), 10, 0, 10, CPU, torch.ones(3))
+        build_margin(HeadConfig(margin="adaptive"), Classes(10, 0, 10, CPU, torch.ones(3)))
+
+
+class Recorder:
+    """A configuration that remembers which of its keys were read."""
+
+    def __init__(self, config):
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_a_margin_reads_the_keys_that_its_row_names_and_no_other_margins(name):
+    config = Recorder(HeadConfig(margin=name))
+    build_margin(config, Classes(10, 0, 10, CPU, torch.arange(1, 11)))
+    keys = frozenset().union(*(spec.reads for spec in MARGINS.values()))
+    assert config.read & keys == MARGINS[name].reads

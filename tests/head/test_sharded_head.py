@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from dist_train.head import Head, HeadConfig
+from dist_train.head.margins.table import MARGINS as TABLE
 from tests.head.reference import solve
 from tests.ranks import run_ranks
 
 BATCH, DIM = 6, 16
+LOSS_WEIGHT = 8
 
 
 def class_counts(classes: int) -> torch.Tensor:
@@ -49,16 +51,16 @@ def one_step(rank: int, world_size: int, settings: dict, classes: int, cast: tor
     start = table.clone()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast != torch.float32):
         loss = head(local, labels[mine])
-    (loss * 8).backward()  # as a gradient scaler does
-    choice = head._loss.micro_batches[0].classes
-    head.step(0.5, grad_scale=8, measure=True)
+    (loss * LOSS_WEIGHT).backward()
+    choice = head._loss.micro_batches[0].rows.classes
+    head.step(0.5, measure=True)
     mask = np.ones(head.stop - head.start, dtype=bool)
     if choice is not None:
         mask[:] = False
         mask[choice] = True
     results = {
         "loss": float(loss),
-        "grad": local.grad.float().numpy() / 8,
+        "grad": local.grad.float().numpy() / LOSS_WEIGHT,
         "before": start.numpy(),
         "after": table.numpy().copy(),
         "chosen": mask,
@@ -86,7 +88,7 @@ def check(results: list[dict], settings: dict, classes: int, cast: torch.dtype) 
     exact = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[cast]  # what the gradient's type resolves
     np.testing.assert_allclose(grads / size, answer.embeddings_grad.numpy() / size, atol=exact)
     after = torch.from_numpy(np.concatenate([r["after"] for r in results])).view(rows.shape)
-    change = -0.5 * (answer.rows_grad + config.weight_decay * rows.double())
+    change = -0.5 * (LOSS_WEIGHT * answer.rows_grad + config.weight_decay * rows.double())
     change = torch.where(chosen[:, None, None], change, 0.0)
     size = change.abs().max().item()
     np.testing.assert_allclose((after - rows) / size, change / size, atol=1e-5)
@@ -125,6 +127,10 @@ CASES: list[tuple] = [
 CASES += [({"margin": "arcface", "sample_rate": 0.4}, 53, cast) for cast in (torch.bfloat16, torch.float16)]
 CASES += [({"margin": "arcface"}, 2, torch.float32)]  # fewer classes than three ranks
 CASES += [({"margin": "arcface", "sample_rate": 0.01}, 61, torch.float32)]  # more positives than the sample
+
+
+def test_every_margin_is_among_the_cases():
+    assert {margin["margin"] for margin in MARGINS} == set(TABLE)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -1,13 +1,10 @@
-"""Losses whose margin follows the class, or the hardness of negatives."""
-
-import math
+"""A loss whose margin follows the class: the fewer images, the larger."""
 
 import torch
 from torch import Tensor
 
-from dist_train.errors import UserError
 from dist_train.head.config import AdaptiveConfig, HeadConfig
-from dist_train.head.margins.base import Margin, arc_cosine, sine
+from dist_train.head.margins.base import Classes, Margin, arc_cosine
 
 
 def class_margins(config: AdaptiveConfig, counts: Tensor) -> Tensor:
@@ -29,53 +26,12 @@ class AdaptiveArcFace(Margin):
     range as by Ha et al. 2020 ("Google Landmark Recognition 2020 Competition Third Place Solution").
     """
 
-    def __init__(self, config: HeadConfig, counts: Tensor | None, start: int, stop: int, device: torch.device) -> None:
-        super().__init__(config)
-        if counts is None:
-            raise UserError("head.margin=adaptive needs the number of images of each class, and none were given")
-        self.margins = class_margins(config.adaptive, counts)[start:stop].to(device)
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
+        super().__init__(config, classes)
+        if classes.counts is None:
+            raise ValueError("the adaptive margin needs the number of images of each class")
+        self.margins = class_margins(config.adaptive, classes.counts)[classes.start : classes.stop].to(classes.device)
 
     def target_logits(self, cosines: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
         """See `Margin`."""
         return self.scale * arc_cosine(cosines, self.margins[classes])
-
-
-class CurricularFace(Margin):
-    """ArcFace's target with negatives weighted by hardness (Huang et al. 2020, "CurricularFace", section 3).
-
-    A negative with cos_j > cos(theta_y + m2) becomes s·cos_j·(t + cos_j), where t is the moving average of the global
-    batches' mean target cosine; s = 64, m2 = 0.5. No gradient passes through t or the comparison.
-    """
-
-    needs_target_cosines = True
-
-    def __init__(self, config: HeadConfig, device: torch.device) -> None:
-        super().__init__(config)
-        self.m2 = 0.5 if config.m2 is None else config.m2
-        self.momentum = config.curricular_momentum
-        self.t = torch.zeros((), device=device)
-        self._bounds = torch.empty(0, device=device)  # [G] scaled cosines beyond which a negative is hard
-
-    def observe(self, norms: Tensor, cosines: Tensor | None, training: bool) -> None:
-        """See `Margin`."""
-        if cosines is None:
-            raise ValueError("CurricularFace needs the target cosines")
-        if training:
-            self.t.lerp_(cosines.mean(), 1 - self.momentum)
-        self._bounds = self.scale * (cosines * math.cos(self.m2) - sine(cosines) * math.sin(self.m2))
-
-    def target_logits(self, cosines: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
-        """See `Margin`."""
-        return self.scale * arc_cosine(cosines, self.m2)
-
-    def negatives(self, logits: Tensor) -> Tensor:
-        """See `Margin`."""
-        hard = logits > self._bounds
-        lifted = self.t + logits / self.scale
-        slope = torch.where(hard, self.t + 2 * logits / self.scale, 1.0)
-        logits.copy_(torch.where(hard, logits * lifted, logits))
-        return slope
-
-    def state(self) -> dict[str, Tensor]:
-        """See `Margin`."""
-        return {"t": self.t}

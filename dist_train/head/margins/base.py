@@ -6,12 +6,14 @@ taken by autograd on the [T] target cosines: no straight-through shortcut.
 """
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dist_train.head.config import HeadConfig
+from dist_train.head.margins.table import MARGINS
 
 _TINY = 1e-6  # sin² is kept above: at angles closer than 0.001 to 0 or pi its derivative would not be finite
 
@@ -51,21 +53,45 @@ def arc_cosine(cosine: Tensor, margin: float | Tensor, easy: bool = False) -> Te
     return torch.where(cosine > -cos_m, turned, cosine - margin * sin_m)
 
 
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of a rank among all.
+
+    Attributes:
+        total: C, over all ranks.
+        start: this rank's first class.
+        stop: one past its last.
+        device: where embeddings are.
+        counts: [C] images of each class; None: not counted.
+    """
+
+    total: int
+    start: int
+    stop: int
+    device: torch.device
+    counts: Tensor | None = None
+
+
 class Margin:
     """Base of all losses: the plain scaled cosine.
 
+    Args:
+        config: the `head` section.
+        classes: this rank's.
+
     Attributes:
+        scale: s.
         normalised: logits are scaled cosines; otherwise inner products with raw embeddings.
         needs_target_cosines: negatives depend on every sample's target cosine, known to one rank only.
         default_scale: s where the configuration gives none.
     """
 
-    normalised: ClassVar[bool] = True
     needs_target_cosines: ClassVar[bool] = False
     default_scale: ClassVar[float] = 64.0
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
         self.scale = config.scale or self.default_scale
+        self.normalised = MARGINS[config.margin].normalised
 
     def target_logits(self, cosines: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
         """Logits of the targets that this rank owns.

@@ -3,13 +3,12 @@
 from torch import Tensor
 
 from dist_train.head.config import HeadConfig
-from dist_train.head.margins.base import Margin, angle, arc_cosine, falling_cosine
+from dist_train.head.margins.base import Classes, Margin, angle, arc_cosine, falling_cosine
 
 
 class Softmax(Margin):
     """Plain softmax: logit_j = w_j · x + b_j. Nothing is normalised; the bias is the rows' last number."""
 
-    normalised = False
     default_scale = 1.0
 
 
@@ -27,8 +26,8 @@ class SphereFace(Margin):
     Here embeddings are normalised, as in "SphereFace Revived" (Liu et al. 2022), with a constant s = 64.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
+        super().__init__(config, classes)
         self.m1 = 1.35 if config.m1 is None else config.m1
 
     def target_logits(self, cosines: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
@@ -39,8 +38,8 @@ class SphereFace(Margin):
 class CosFace(Margin):
     """s·(cos(theta) - m3) for the target (Wang et al. 2018, "CosFace", section 3.1); s = 64, m3 = 0.35."""
 
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
+        super().__init__(config, classes)
         self.m3 = 0.35 if config.m3 is None else config.m3
 
     def target_logits(self, cosines: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
@@ -54,8 +53,8 @@ class ArcFace(Margin):
     With `head.centers_per_class` = 3 it is sub-center ArcFace (Deng et al. 2020, section 3.3).
     """
 
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
+        super().__init__(config, classes)
         self.m2 = 0.5 if config.m2 is None else config.m2
         self.easy = config.easy_margin
 
@@ -70,8 +69,8 @@ class Combined(Margin):
     Past pi the cosine is continued falling as in SphereFace, for any m1 and m2.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
+        super().__init__(config, classes)
         self.m1 = 1.0 if config.m1 is None else config.m1
         self.m2 = 0.3 if config.m2 is None else config.m2
         self.m3 = 0.2 if config.m3 is None else config.m3

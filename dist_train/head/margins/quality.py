@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dist_train.head.config import HeadConfig
-from dist_train.head.margins.base import Margin, angle, arc_cosine
+from dist_train.head.margins.base import Classes, Margin, angle, arc_cosine
 
 
 class AdaFace(Margin):
@@ -16,14 +16,14 @@ class AdaFace(Margin):
 
     _EPS = 1e-3
 
-    def __init__(self, config: HeadConfig, device: torch.device) -> None:
-        super().__init__(config)
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
+        super().__init__(config, classes)
         self.m2 = 0.4 if config.m2 is None else config.m2
         self.h = config.adaface.concentration
         self.momentum = config.adaface.momentum
         # The reference code starts from these values: margins are near m·0 until the averages have settled.
-        self.mean = torch.tensor(20.0, device=device)
-        self.deviation = torch.tensor(100.0, device=device)
+        self.mean = torch.tensor(20.0, device=classes.device)
+        self.deviation = torch.tensor(100.0, device=classes.device)
 
     def observe(self, norms: Tensor, cosines: Tensor | None, training: bool) -> None:
         """See `Margin`."""
@@ -51,8 +51,8 @@ class MagFace(Margin):
     g(a) = a / u_a² + 1 / a. Gradients pass through m(a) and g(a).
     """
 
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HeadConfig, classes: Classes) -> None:
+        super().__init__(config, classes)
         self.config = config.magface
 
     def target_logits(self, cosines: Tensor, norms: Tensor, classes: Tensor) -> Tensor:
