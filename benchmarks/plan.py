@@ -24,6 +24,7 @@ from dense_head import DenseHead
 from line import print_line
 from traffic import Traffic
 
+from dist_train.backbones import BackboneConfig
 from dist_train.head import Head, HeadConfig
 from launch.plan_hardware import GPUS, backbone_cost
 from launch.plan_model import (
@@ -177,7 +178,7 @@ def published(case: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{directory}/ranks", rank=0, world_size=1)
         coefficients = dense_coefficients()
         dist.destroy_process_group()
-    gpu, backbone = GPUS["v100"], backbone_cost("iresnet50", 112, DIM)
+    gpu, backbone = GPUS["v100"], backbone_cost(BackboneConfig(name="iresnet50", embedding_dim=DIM), 112)
     for identities, rate, images_s in PUBLISHED:
         setup = Setup(
             identities=identities,

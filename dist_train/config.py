@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from dist_train.backbones.config import BackboneConfig
+from dist_train.backbones.config import AnyBackboneConfig, BackboneConfig, section_class
 from dist_train.data.config import DataConfig
 from dist_train.errors import UserError
 from dist_train.evaluate.config import EvaluateConfig
@@ -168,7 +168,7 @@ class RunConfig(Section):
     run_dir: Path = Field(description="directory to which the run writes everything")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     data: DataConfig
-    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    backbone: AnyBackboneConfig = Field(default_factory=BackboneConfig)
     head: HeadConfig = Field(default_factory=HeadConfig)
     train: TrainConfig
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -193,7 +193,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"config {path}:\n" + "\n".join(_explain(error))) from error
+        raise UserError(f"config {path}:\n" + "\n".join(_explain(error, tree))) from error
     for key, value in _flatten(config.model_dump()):
         if _is_unusable(value):
             raise UserError(
@@ -300,12 +300,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[str]:
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
         key = ".".join(location)
         if item["type"] == "extra_forbidden":
-            known = _keys_beside(location)
+            known = _keys_beside(location, tree)
             near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
             yield f"  {key}: unknown key; {hint}"
@@ -316,8 +316,10 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"  {key or 'config'}: {message[:1].lower() + message[1:]}; found {_short(item['input'])}"
 
 
-def _keys_beside(location: list[str]) -> list[str]:
-    """Keys that the section of the last key of `location` knows."""
+def _keys_beside(location: list[str], tree: dict[str, Any]) -> list[str]:
+    """Keys that the section of the last key of `location` knows, in a recipe like `tree`."""
+    if location[:-1] == ["backbone"]:
+        return list(section_class(tree["backbone"].get("name")).model_fields)
     model: type[BaseModel] = RunConfig
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None

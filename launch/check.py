@@ -40,7 +40,7 @@ def check(config: RunConfig) -> None:
     """
     echo("configuration: every key and value is valid")
     if config.train.strategy != "ddp":
-        check_options(config, torch.float16 if config.train.precision == "float16" else torch.bfloat16)
+        check_options(config.train, torch.float16 if config.train.precision == "float16" else torch.bfloat16)
     warnings = list(_missing(config))
     sources: Sources | None = None
     if not any(_absent(path) for path in _training_sets(config)):
@@ -158,7 +158,7 @@ def _setup(config: RunConfig, identities: int, image_size: int) -> Setup:
         gpu=gpu,
         memory_gib=gpu.memory_gib,
         network_gb_s=NETWORK_GB_S,
-        backbone=backbone_cost(config.backbone.name, image_size, config.backbone.embedding_dim),
+        backbone=backbone_cost(config.backbone, image_size),
         embedding_dim=config.backbone.embedding_dim,
         image_size=image_size,
         batch=config.train.global_batch_size // (gpus * accumulation),

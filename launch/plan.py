@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from dist_train.backbones.config import backbone_section
+from dist_train.backbones.registry import BACKBONES
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
 from dist_train.runtime.terminal import echo
-from launch.plan_hardware import BACKBONE_NAMES, GIB, GPUS, backbone_cost
+from launch.plan_hardware import GIB, GPUS, backbone_cost
 from launch.plan_model import (
     Setup,
     disk_bytes,
@@ -85,7 +87,9 @@ def plan(
     _one_of("--precision", precision, ("bfloat16", "float16", "float32"))
     _one_of("--strategy", strategy, ("ddp", "zero1", "zero2", "zero3"))
     try:
-        cost = backbone_cost(BACKBONE_NAMES.get(backbone, backbone), image_size, embedding_dim)
+        names = {spec.short_name: name for name, spec in BACKBONES.items()}
+        section = backbone_section({"name": names.get(backbone, backbone), "embedding_dim": embedding_dim})
+        cost = backbone_cost(section, image_size)
         head = HeadConfig.model_validate(
             {
                 "sample_rate": sample_rate,

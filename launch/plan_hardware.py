@@ -2,16 +2,9 @@
 
 from dataclasses import dataclass
 
-GIB = 2**30
+from dist_train.backbones.config import BackboneConfig
 
-# Short names that people use for the networks of this field.
-BACKBONE_NAMES = {
-    "r18": "iresnet18",
-    "r34": "iresnet34",
-    "r50": "iresnet50",
-    "r100": "iresnet100",
-    "r200": "iresnet200",
-}
+GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +53,24 @@ class BackboneCost:
     largest: int
 
 
-def backbone_cost(name: str, image_size: int, embedding_dim: int) -> BackboneCost:
-    """Count a network's costs by a forward pass on torch's `meta` device, which computes shapes and no numbers."""
-    import torch
-    from torch import Tensor, nn
+def backbone_cost(config: BackboneConfig, image_size: int) -> BackboneCost:
+    """Count a network's costs by a forward pass on torch's `meta` device, which computes shapes and no numbers.
 
-    from dist_train.backbones import BackboneConfig, build_backbone
+    torch counts every product that it knows: convolutions, linear layers, and those between activations, as attention
+    has them.
+
+    Raises:
+        UserError: pictures smaller or larger than the network takes.
+    """
+    import torch
+    from torch import Tensor
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dist_train.backbones import build_backbone
 
     pictures = 2  # BatchNorm refuses to train on one
-    macs = 0
     saved: dict[int, int] = {}
-
-    def count(module: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal macs
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            macs += output.numel() * module.weight[0].numel()
+    kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -82,21 +78,17 @@ def backbone_cost(name: str, image_size: int, embedding_dim: int) -> BackboneCos
         kept.append(tensor)  # so that no two of them have the same address
         return tensor
 
-    kept: list[Tensor] = []
+    counter = FlopCounterMode(display=False)
     with torch.device("meta"):
-        network = build_backbone(
-            BackboneConfig.model_validate({"name": name, "embedding_dim": embedding_dim}), image_size
-        )
-        for module in network.modules():
-            module.register_forward_hook(count)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            network.train()(torch.empty(pictures, 3, image_size, image_size))
+        network = build_backbone(config, image_size).train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
+            network(torch.empty(pictures, 3, image_size, image_size))
     for tensor in [*network.parameters(), *network.buffers()]:
         saved.pop(tensor.untyped_storage()._cdata, None)
     return BackboneCost(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         buffers=sum(buffer.numel() for buffer in network.buffers()),
-        macs=macs // pictures,
+        macs=counter.get_total_flops() // 2 // pictures,
         saved=sum(saved.values()) // pictures,
         largest=max(saved.values()) // pictures,
     )

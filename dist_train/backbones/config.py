@@ -1,23 +1,52 @@
 """The `backbone` section of a configuration."""
 
-from typing import Literal
+import pkgutil
+from typing import Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
+from pydantic_core import PydanticKnownError
 
+from dist_train.backbones.registry import BACKBONES
 from dist_train.section import Section
 
-BackboneName = Literal[
-    "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "mobilefacenet", "tiny", "nano"
-]
+
+def _known(name: str) -> str:
+    if name not in BACKBONES:
+        *names, last = map(repr, BACKBONES)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
+    return name
 
 
 class BackboneConfig(Section):
     """Which network turns images into embeddings."""
 
-    name: BackboneName = Field(
+    name: Annotated[str, AfterValidator(_known)] = Field(
         "iresnet50", description="the network; `tiny` is made for CPUs, `nano` for pictures of up to 64 px on CPUs"
     )
     embedding_dim: int = Field(512, ge=2, le=8192, description="how many numbers an embedding has (D)")
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="probability with which dropout zeroes a value before the last layer"
     )
+
+
+def section_class(name: object) -> type[BackboneConfig]:
+    """The class of the `backbone` section of recipes that name a network; the common one where there is none such."""
+    spec = BACKBONES.get(name) if isinstance(name, str) else None
+    return BackboneConfig if spec is None else cast(type[BackboneConfig], pkgutil.resolve_name(spec.section))
+
+
+def backbone_section(values: dict[str, Any]) -> BackboneConfig:
+    """The `backbone` section with these values, of the class that the network it names has.
+
+    Raises:
+        ValidationError: a key that the network does not have, or a value out of range.
+    """
+    return section_class(values.get("name")).model_validate(values)
+
+
+def _by_name(values: object) -> object:
+    return backbone_section(values) if isinstance(values, dict) else values
+
+
+AnyBackboneConfig = Annotated[SerializeAsAny[BackboneConfig], BeforeValidator(_by_name)]
+"""A `BackboneConfig` that keeps the keys that only the network named has."""

@@ -6,6 +6,7 @@ the form BN-Conv-BN-PReLU-Conv-BN, and BN-Dropout-FC-BN at the end, which makes 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dist_train.backbones.recompute import Blocks
@@ -51,6 +52,8 @@ class IResNet(nn.Module):
         dropout: share of features dropped before the last layer.
         stem_stride: 2 quarters the cost of the whole network, for CPUs.
     """
+
+    memory_format = torch.channels_last
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ Chen et al., "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verific
 table 1.
 """
 
+import torch
 from torch import Tensor, nn
 
 from dist_train.backbones.recompute import Blocks
@@ -40,6 +41,8 @@ class Bottleneck(nn.Module):
 
 class MobileFaceNet(nn.Module):
     """Images [B, 3, S, S] -> embeddings [B, D]; a depthwise convolution over the whole map replaces pooling."""
+
+    memory_format = torch.channels_last
 
     def __init__(self, image_size: int, embedding_dim: int, dropout: float) -> None:
         super().__init__()

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
+from dist_train.backbones import memory_format
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import read_bin
@@ -67,9 +67,10 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
     Raises:
         UserError | WorkError: a set that is missing, damaged or cannot be judged; the same on every rank.
     """
+    layout = memory_format(backbone)
 
     def embed(images: Tensor) -> Tensor:
-        embeddings: Tensor = backbone(images.to(ranks.device, memory_format=torch.channels_last))
+        embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
     # Results are compared on the host, where flags and messages go too.

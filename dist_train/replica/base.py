@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from dist_train.backbones import undecayed
 from dist_train.config import OptimizerConfig
 from dist_train.runtime.ranks import Ranks
 
@@ -32,7 +33,7 @@ class Replica(ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] -> embeddings [B, D], in the precision configured."""
+        """Images [B, 3, S, S] -> embeddings [B, D], in the dtype that `compute_dtype` gives."""
 
     @abstractmethod
     def embed_alone(self, images: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class Replica(ABC):
 
 
 def kept_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """What an optimizer keeps for a parameter; as zeros where it has not made a step yet."""
+    """The tensors that an optimizer keeps for a parameter; zeros where it has not made a step yet."""
     adam = isinstance(optimizer, torch.optim.AdamW)
     kept: dict[str, Tensor] = optimizer.state[parameter]
     for key in OPTIMIZER_STATE["adamw" if adam else "sgd"]:
@@ -100,23 +101,32 @@ def kept_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
     return kept
 
 
-def build_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
-    """The backbone's optimizer; norms and biases in a group of their own, without decay if so configured."""
-    weights = [p for p in backbone.parameters() if p.ndim > 1]
-    vectors = [p for p in backbone.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},
+def build_backbone_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
+    """The backbone's optimizer.
+
+    Norms and biases, which have one dimension, are a group of their own, without decay if so configured. Parameters
+    that the network never wants decayed (`undecayed`) are a third one, where there are any.
+    """
+    never = undecayed(backbone)
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "vectors": [], "never": []}
+    for name, parameter in backbone.named_parameters():
+        kind = "never" if name in never else "weights" if parameter.ndim > 1 else "vectors"
+        groups[kind].append(parameter)
+    settings = [
+        {"params": groups["weights"], "weight_decay": config.weight_decay},
+        {"params": groups["vectors"], "weight_decay": config.weight_decay if config.decay_norms else 0.0},
     ]
+    if never:
+        settings.append({"params": groups["never"], "weight_decay": 0.0})
     if config.name == "adamw":
-        return AdamW(groups, lr=config.lr)
-    return SGD(groups, lr=config.lr, momentum=config.momentum)
+        return AdamW(settings, lr=config.lr)
+    return SGD(settings, lr=config.lr, momentum=config.momentum)
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that `train.precision` means on `device`."""
-    if name == "auto":
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the backbone's arithmetic that a recipe's `train.precision` means on `device`."""
+    if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, precision)
     return dtype

@@ -1,4 +1,4 @@
-"""By DistributedDataParallel: the backbone whole on every rank."""
+"""The backbone whole on every rank, under DistributedDataParallel."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,30 +6,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_train.config import RunConfig
+from dist_train.config import OptimizerConfig, TrainConfig
 from dist_train.errors import NonFiniteError
-from dist_train.replica.base import OPTIMIZER_STATE, Replica, build_optimizer, kept_state, precision
+from dist_train.replica.base import OPTIMIZER_STATE, Replica, build_backbone_optimizer, compute_dtype, kept_state
 from dist_train.runtime.ranks import Ranks
 
 
 class DdpReplica(Replica):
-    """By DistributedDataParallel; alone, the plain module.
+    """The backbone under DistributedDataParallel; the plain module where the rank is alone.
 
     Args:
-        config: the whole configuration.
+        train: precision, and whether the backbone is compiled.
+        optimizer: the backbone's optimizer.
         backbone: on this rank's device, with equal weights on every rank.
         ranks: this process among the job's.
     """
 
-    def __init__(self, config: RunConfig, backbone: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, train: TrainConfig, optimizer: OptimizerConfig, backbone: nn.Module, ranks: Ranks) -> None:
         super().__init__(backbone, ranks)
-        self._config = config.optimizer
-        self._precision = precision(config.train.precision, ranks.device)
-        self._optimizer = build_optimizer(config.optimizer, backbone)
+        self._config = optimizer
+        self._dtype = compute_dtype(train.precision, ranks.device)
+        self._optimizer = build_backbone_optimizer(optimizer, backbone)
         # Embeddings' gradients are scaled rather than the loss, so that the head stays in plain float32.
-        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._precision == torch.float16)
+        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._dtype == torch.float16)
         self._forward: nn.Module = backbone
-        if config.train.compile:
+        if train.compile:
             backbone.compile()
         if ranks.group is not None:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
@@ -54,8 +55,8 @@ class DdpReplica(Replica):
         return embeddings
 
     def _autocast(self) -> torch.autocast:
-        half = self._precision != torch.float32
-        return torch.autocast(self.ranks.device.type, self._precision, enabled=half)
+        half = self._dtype != torch.float32
+        return torch.autocast(self.ranks.device.type, self._dtype, enabled=half)
 
     def accumulate(self, last: bool) -> AbstractContextManager[object]:
         """See `Replica.accumulate`."""

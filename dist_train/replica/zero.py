@@ -1,64 +1,43 @@
 """The backbone under DeepSpeed ZeRO: Rajbhandari et al., "ZeRO" (SC 2020), stages 1 to 3."""
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import ModuleType
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_train.config import RunConfig
+from dist_train.config import OptimizerConfig, TrainConfig
 from dist_train.errors import NonFiniteError, UserError
-from dist_train.replica.base import OPTIMIZER_STATE, Replica, build_optimizer, kept_state, precision
+from dist_train.replica.base import OPTIMIZER_STATE, Replica, build_backbone_optimizer, compute_dtype, kept_state
+from dist_train.replica.deepspeed_internals import (
+    check_internals,
+    forget_gradients,
+    import_deepspeed,
+    inner_optimizer,
+    link_optimizer_state,
+)
 from dist_train.runtime.ranks import Ranks
 
-SHM_OPERATOR = "deepspeed_shm_comm"
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
-def check_options(config: RunConfig, half: torch.dtype) -> None:
+def check_options(train: TrainConfig, dtype: torch.dtype) -> None:
     """Look whether a recipe asks ZeRO for what only DDP has.
 
     Args:
-        config: its `train.strategy` is a stage of ZeRO.
-        half: dtype of the backbone's arithmetic.
+        train: its `strategy` is a stage of ZeRO.
+        dtype: of the backbone's arithmetic.
 
     Raises:
         UserError: it does.
     """
-    if half == torch.float16:
+    if dtype == torch.float16:
         raise UserError("train.precision=float16 goes with train.strategy=ddp only; use bfloat16 or ddp")
-    if config.train.strategy == "zero3" and config.train.ema_decay is not None:
+    if train.strategy == "zero3" and train.ema_decay is not None:
         raise UserError("train.ema_decay needs whole weights on every rank; use zero2, or set it to null")
-    if config.train.compile:
+    if train.compile:
         raise UserError("train.compile goes with train.strategy=ddp only")
-
-
-def _import_deepspeed() -> ModuleType:
-    """DeepSpeed, told to be silent unless something fails, and not to compile what training does not use."""
-    with _without_hint_of_cuda():
-        import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # An operator for inference on CPUs: compiling it takes minutes at the first start, and a start that is killed
-    # meanwhile leaves a lock at which all later ones wait for ever.
-    deepspeed.ops.__compatible_ops__[SHM_OPERATOR] = False
-    return deepspeed
-
-
-@contextmanager
-def _without_hint_of_cuda() -> Iterator[None]:
-    """Keep torch from telling, on machines without a GPU, that it sees a compiler for GPUs."""
-    hinting = logging.getLogger("torch.utils.cpp_extension")
-    level = hinting.level
-    hinting.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hinting.setLevel(level)
 
 
 class ZeroReplica(Replica):
@@ -67,28 +46,30 @@ class ZeroReplica(Replica):
     State dicts are gathered whole, so that checkpoints are those of `DdpReplica`.
 
     Args:
-        config: the whole configuration.
+        train: strategy, precision and batch sizes.
+        optimizer: the backbone's optimizer.
         backbone: on this rank's device, with equal weights on every rank.
         accumulation: micro-batches per step.
         ranks: this process among the job's.
 
     Raises:
-        UserError: one rank only, or an option that does not go with ZeRO.
+        UserError: one rank only, an option that does not go with ZeRO, or a DeepSpeed that does not.
     """
 
-    def __init__(self, config: RunConfig, backbone: nn.Module, accumulation: int, ranks: Ranks) -> None:
+    def __init__(
+        self, train: TrainConfig, optimizer: OptimizerConfig, backbone: nn.Module, accumulation: int, ranks: Ranks
+    ) -> None:
         super().__init__(backbone, ranks)
-        train = config.train
         self._stage = STAGES[train.strategy]
         self.partitioned = self._stage == 3
-        self._names = OPTIMIZER_STATE[config.optimizer.name]
-        half = precision(train.precision, ranks.device)
+        self._names = OPTIMIZER_STATE[optimizer.name]
+        dtype = compute_dtype(train.precision, ranks.device)
         if ranks.group is None:
             raise UserError(f"train.strategy={train.strategy} splits over ranks, but there is one; use ddp")
-        check_options(config, half)
+        check_options(train, dtype)
         if ranks.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         backbone.to(memory_format=torch.contiguous_format)  # it broadcasts and cuts weights as flat memory
         micro = train.global_batch_size // (accumulation * ranks.world_size)
         settings = {
@@ -96,18 +77,19 @@ class ZeroReplica(Replica):
             "gradient_accumulation_steps": accumulation,
             "zero_optimization": {"stage": self._stage},
             # Said even when off: this library clips at 1.0 by itself.
-            "gradient_clipping": config.optimizer.clip_norm or 0.0,
+            "gradient_clipping": optimizer.clip_norm or 0.0,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "torch_autocast": {"enabled": half != torch.float32, "dtype": str(half).removeprefix("torch.")},
+            "torch_autocast": {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")},
         }
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=backbone,
-            optimizer=build_optimizer(config.optimizer, backbone),
+            optimizer=build_backbone_optimizer(optimizer, backbone),
             config=settings,
             dist_init_required=False,
         )
+        check_internals(self._engine, self._stage)
 
     def embed(self, images: Tensor) -> Tensor:
         """See `Replica.embed`."""
@@ -144,17 +126,7 @@ class ZeroReplica(Replica):
 
     def discard(self) -> None:
         """See `Replica.discard`."""
-        engine, zero = self._engine, self._engine.optimizer
-        zero.zero_grad(set_to_none=True)
-        # What the engine does itself when it sees an overflow in its own step.
-        if self._stage == 3:
-            zero.averaged_gradients = {}
-        else:
-            zero.micro_step_id = -1
-            for group in zero.averaged_gradients:
-                zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
-        # The micro-batches left out of this step must not begin the next one.
-        engine.micro_steps += -engine.micro_steps % engine.gradient_accumulation_steps()
+        forget_gradients(self._engine, self._stage)
 
     def backbone_state(self) -> dict[str, Tensor]:
         """See `Replica.backbone_state`."""
@@ -181,13 +153,9 @@ class ZeroReplica(Replica):
 
     def _begin_state(self) -> list[Tensor]:
         """Make the optimizer's tensors before its first step, and the engine find them; its counts of steps."""
-        zero = self._engine.optimizer
-        parts = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
-        kept = [kept_state(zero.optimizer, part) for part in parts]
-        if self._stage < 3:
-            # It looks them up once, before those of the later parameter groups are there.
-            zero._hp_optimizer_states_linked = False
-            zero._lazy_init_hp_params_optimizer_state()
+        inner, weights = inner_optimizer(self._engine, self._stage)
+        kept = [kept_state(inner, part) for part in weights]
+        link_optimizer_state(self._engine, self._stage)
         return [one.get("step", torch.zeros(())) for one in kept]
 
     def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from dist_train.backbones import build_backbone, recompute_activations
+from dist_train.backbones import build_backbone, memory_format, recompute_activations
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import Progress, check_same_data, committed_checkpoints, read_progress
 from dist_train.config import RunConfig
@@ -108,10 +108,12 @@ class Trainer:
         backbone = build_backbone(config.backbone, self.loader.image_size)
         if config.train.activation_checkpointing:
             recompute_activations(backbone)
-        self.backbone = backbone.to(ranks.device).to(memory_format=torch.channels_last)
+        self.backbone = backbone.to(ranks.device).to(memory_format=memory_format(backbone))
         decay = config.train.ema_decay
         self.average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.replica = ranks.agree(lambda: build_replica(config, self.backbone, self.accumulation, ranks))
+        self.replica = ranks.agree(
+            lambda: build_replica(config.train, config.optimizer, self.backbone, self.accumulation, ranks)
+        )
         self._statistics = KeptBuffers(self.backbone)
         self.meter = Meter(config.train.global_batch_size, ranks.device)
         self.bad_steps = BadSteps(config.train.max_bad_steps, ranks)
@@ -248,7 +250,7 @@ class Trainer:
 
     def _micro_step(self, batch: Batch, last: bool) -> Tensor:
         """Forward and backward of a part of the batch; its share of the step's loss."""
-        images = batch.images.contiguous(memory_format=torch.channels_last)
+        images = batch.images.contiguous(memory_format=memory_format(self.backbone))
         with self.replica.accumulate(last):
             with self.meter.time("head"):
                 self.head.prefetch(batch.labels)  # rows kept elsewhere come while the backbone computes

@@ -92,8 +92,8 @@ def test_planned_traffic_is_what_a_step_moves(settings, passes):
 @pytest.mark.parametrize("name", ["tiny", "mobilefacenet", "iresnet18"])
 @pytest.mark.parametrize("half", [False, True])
 def test_planned_activations_are_what_a_forward_pass_keeps(name, half):
-    cost = backbone_cost(name, 64, DIM)
-    network = build_backbone(BackboneConfig(name=name, embedding_dim=DIM), 64).train()
+    config = BackboneConfig(name=name, embedding_dim=DIM)
+    cost, network = backbone_cost(config, 64), build_backbone(config, 64).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in [*network.parameters(), *network.buffers()]}
     saved = {}
 
@@ -160,7 +160,7 @@ def setup(**changes):
         "gpu": GPUS["v100"],
         "memory_gib": 32,
         "network_gb_s": 12.5,
-        "backbone": backbone_cost("iresnet50", 112, 512),
+        "backbone": backbone_cost(BackboneConfig(name="iresnet50"), 112),
         "embedding_dim": 512,
         "image_size": 112,
         "batch": 128,

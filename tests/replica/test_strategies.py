@@ -1,6 +1,8 @@
 """A whole run under each way of replicating the backbone, with evaluation on the way, checkpoint, export and report."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -8,38 +10,59 @@ from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.store import read_best
 from dist_train.track.trackers import read_metrics
 from tests.evaluate.faces import write_role_set
-from tests.launch.recipes import headcount, write_recipe
+from tests.launch.recipes import environment, write_recipe
+from tests.ranks import free_port
 from tests.sets import write_pairs, write_set
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
+def runs(tmp_path_factory):
+    """The run directories by strategy, and all that two ranks said: the same two went through the runs in turn."""
+    path = tmp_path_factory.mktemp("runs")
     write_set(path / "set")
     write_pairs(path / "pairs.bin")
     # 33 pictures: two ranks make one and two forward passes of 16.
     write_role_set(path / "people", identities=11, views=3, size=32)
-    return path
+    recipes = [
+        write_recipe(
+            path / f"{strategy}.yaml",
+            path / "set",
+            path / strategy,
+            train__steps=4,
+            train__strategy=strategy,
+            checkpoint__every_steps=2,
+            evaluate__verification=[str(path / "pairs.bin")],
+            evaluate__identification=[str(path / "people")],
+            evaluate__every_steps=2,
+            evaluate__batch_size=16,
+            export__onnx=True,
+        )
+        for strategy in STRATEGIES
+    ]
+    command = [sys.executable, "-m", "tests.replica.whole_runs", *map(str, recipes)]
+    port = str(free_port())
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    logs = [path / f"rank-{rank}.log" for rank in range(2)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("wb") as file:
+                own = environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank))
+                processes.append(subprocess.Popen(command, env=own, stdout=file, stderr=subprocess.STDOUT))
+        statuses = [process.wait(timeout=270) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said = "".join(log.read_text() for log in logs)
+    assert statuses == [0, 0], said
+    return {strategy: path / strategy for strategy in STRATEGIES}, said
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
-def test_a_whole_run_of_two_ranks_comes_to_its_report(tmp_path, data, strategy):
-    recipe = write_recipe(
-        tmp_path / "a.yaml",
-        data / "set",
-        tmp_path / "run",
-        train__steps=4,
-        train__strategy=strategy,
-        checkpoint__every_steps=2,
-        evaluate__verification=[str(data / "pairs.bin")],
-        evaluate__identification=[str(data / "people")],
-        evaluate__every_steps=2,
-        evaluate__batch_size=16,
-        export__onnx=True,
-    )
-    done = headcount("launch", "local", recipe, "--ranks", 2)
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "run"
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_whole_run_of_two_ranks_comes_to_its_report(runs, strategy):
+    run = runs[0][strategy]
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["ranks"], summary["steps"]) == (2, 4)
     assert summary["onnx_max_abs_diff"] < 1e-3
@@ -48,8 +71,22 @@ def test_a_whole_run_of_two_ranks_comes_to_its_report(tmp_path, data, strategy):
     assert sorted(judged) == [2, 4]
     assert summary["rank1"] == pytest.approx(judged[4]["evaluate/people/rank1"], abs=1e-5)
     assert read_best(run)[0] in (2, 4)
-    assert load_backbone(run)[2].step == 4
+    _, config, progress = load_backbone(run)
+    assert (config.train.strategy, progress.step) == (strategy, 4)
     assert "rank-1" in (run / "report.html").read_text()
-    # Nothing that libraries say about themselves is in the log.
+
+
+def test_every_strategy_comes_to_the_losses_of_ddp(runs):
+    curves = {
+        strategy: [line["loss"] for line in read_metrics(run) if "loss" in line] for strategy, run in runs[0].items()
+    }
+    assert len(curves["ddp"]) == 4
+    for strategy in STRATEGIES:
+        assert curves[strategy] == pytest.approx(curves["ddp"], abs=1e-3)
+
+
+def test_nothing_that_libraries_say_about_themselves_is_in_the_log(runs):
+    said = runs[1]
+    assert said.count("report: ") == len(STRATEGIES)
     for word in ("Warning", "deprecated", "[INFO]", "DeepSpeed", "CUDA_HOME"):
-        assert word not in done.stderr + done.stdout, done.stderr
+        assert word not in said, said

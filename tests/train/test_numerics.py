@@ -10,7 +10,7 @@ from torch import nn
 from dist_train.backbones import BackboneConfig, build_backbone, recompute_activations
 from dist_train.backbones.iresnet import IResNet
 from dist_train.config import OptimizerConfig
-from dist_train.replica.base import build_optimizer
+from dist_train.replica.base import build_backbone_optimizer
 from tests.sets import write_set
 from tests.single import losses, trainer
 
@@ -120,7 +120,9 @@ def test_norms_and_biases_are_spared_weight_decay_by_option(name):
     backbone = build_backbone(BackboneConfig(name="tiny", embedding_dim=8), 32)
     matrices = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     for spare in (False, True):
-        optimizer = build_optimizer(OptimizerConfig(name=name, weight_decay=0.1, decay_norms=not spare), backbone)
+        optimizer = build_backbone_optimizer(
+            OptimizerConfig(name=name, weight_decay=0.1, decay_norms=not spare), backbone
+        )
         decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
         assert decayed == (matrices if spare else {id(p) for p in backbone.parameters()})
 

@@ -1,0 +1,71 @@
+"""The networks that a recipe may name, a row each; without torch, so that recipes are read in no time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+IRESNET = "dist_train.backbones.iresnet:IResNet"
+IRESNET_WIDTHS = (64, 64, 128, 256, 512)
+FIVE_HALVINGS_PX = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSpec:
+    """What is known of a network before it is built.
+
+    What the network itself knows stands on its class: see `conventions`.
+
+    Attributes:
+        network: its class as `module:name`, imported when one is built. It takes `image_size`, `arguments` and the keys
+            of its `section` but `name`, all by keyword.
+        arguments: what sets it apart from other networks of the class.
+        section: the class, as `module:name`, of the `backbone` section of recipes that name the network; a subclass of
+            `BackboneConfig` where the network has keys of its own.
+        min_image_size: side of the smallest pictures in pixels.
+        max_image_size: side of the largest; None for any.
+        larger: the network to use for pictures larger than that.
+        short_name: what people call it.
+    """
+
+    network: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    section: str = "dist_train.backbones.config:BackboneConfig"
+    min_image_size: int
+    max_image_size: int | None = None
+    larger: str | None = None
+    short_name: str | None = None
+
+
+def _iresnet(short_name: str, *blocks: int) -> BackboneSpec:
+    """The residual network of the face field, given the blocks of its four stages."""
+    return BackboneSpec(
+        network=IRESNET,
+        arguments={"blocks": blocks, "widths": IRESNET_WIDTHS},
+        min_image_size=FIVE_HALVINGS_PX,
+        short_name=short_name,
+    )
+
+
+def _small(*widths: int, max_image_size: int | None = None, larger: str | None = None) -> BackboneSpec:
+    """A network for CPUs: one block a stage, and a stem that halves the picture."""
+    return BackboneSpec(
+        network=IRESNET,
+        arguments={"blocks": (1, 1, 1, 1), "widths": widths, "stem_stride": 2},
+        min_image_size=FIVE_HALVINGS_PX,
+        max_image_size=max_image_size,
+        larger=larger,
+    )
+
+
+BACKBONES: dict[str, BackboneSpec] = {
+    "iresnet18": _iresnet("r18", 2, 2, 2, 2),
+    "iresnet34": _iresnet("r34", 3, 4, 6, 3),
+    "iresnet50": _iresnet("r50", 3, 4, 14, 3),
+    "iresnet100": _iresnet("r100", 3, 13, 30, 3),
+    "iresnet200": _iresnet("r200", 6, 26, 60, 6),
+    "mobilefacenet": BackboneSpec(
+        network="dist_train.backbones.mobilefacenet:MobileFaceNet", min_image_size=FIVE_HALVINGS_PX
+    ),
+    "tiny": _small(16, 32, 64, 128, 256),
+    # In torch 2.14 the backward pass of its convolutions of 8 channels crashes on CPUs at 112 px.
+    "nano": _small(8, 16, 32, 64, 128, max_image_size=64, larger="tiny"),
+}
