@@ -82,7 +82,7 @@ def run_ours(rank: int, settings: dict, classes: int, steps: int, trained: tuple
 
     def step(number: int) -> None:
         embeddings, labels = batches[number % len(batches)]
-        head.prefetch(labels)
+        head.prepare(labels)
         loss = head(embeddings, labels)
         loss.backward()
         head.step(1e-3 if trained is not None else 0.1)
