@@ -55,6 +55,17 @@ def test_rows_are_fetched_before_the_backbone_computes(tmp_path, tiny_set, monke
     assert calls == [first.tolist(), "embed", second.tolist(), "embed"]
 
 
+def test_labels_are_exchanged_once_for_a_micro_batch_and_before_the_backbone_computes(tmp_path, tiny_set, monkeypatch):
+    made = trainer(tmp_path, tiny_set)
+    calls = []
+    embed = made.program.replica.embed
+    monkeypatch.setattr("dist_train.head.head.check_labels", lambda *_: calls.append("labels"))
+    monkeypatch.setattr(made.program.replica, "embed", lambda images: (calls.append("embed"), embed(images))[1])
+    made.train_step(next(made.loader))
+    made.close()
+    assert calls == ["labels", "embed", "labels", "embed"]
+
+
 def test_rows_that_are_fetched_ahead_give_the_losses_of_rows_on_the_device(tmp_path, tiny_set):
     found = []
     for storage in ("device", "host"):
