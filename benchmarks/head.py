@@ -82,7 +82,7 @@ def run_ours(rank: int, settings: dict, classes: int, steps: int, trained: tuple
 
     def step(number: int) -> None:
         embeddings, labels = batches[number % len(batches)]
-        head.prefetch(labels)
+        head.prepare(labels)
         loss = head(embeddings, labels)
         loss.backward()
         head.step(1e-3 if trained is not None else 0.1)
@@ -155,27 +155,70 @@ def run_floor(_rank: int, rows: int, block: int) -> dict:
     return {"ms": timed(ours if block else step, 2, 9)}
 
 
-def _enter(rank: int, port_file: str, results: Any, function: Callable[..., dict], args: tuple) -> None:
+def run_overlap(_rank: int, settings: dict, classes: int, steps: int) -> dict:
+    """Milliseconds of a step whose rows are fetched while a forward computes, and of one that fetches them after it.
+
+    The forward is matrix products that take as long as the fetch. Both kinds of steps are made in turns.
+    """
+    head = Head(HeadConfig(**settings), classes, DIM, group=None, rank=0, world_size=1, device=CPU, seed=1)
+    embeddings, labels = random_batch(0, 0, classes)
+    left, right, out = torch.randn(BATCH, DIM), torch.randn(DIM, DIM), torch.empty(BATCH, DIM)
+    products = 1
+
+    def fetch(_number: int) -> None:
+        head.prepare(labels)
+        head.class_centers()  # waits for what is being fetched
+
+    def forward(_number: int) -> None:
+        for _ in range(products):
+            torch.mm(left, right, out=out)
+
+    def step(ahead: bool) -> None:
+        if ahead:
+            head.prepare(labels)
+        forward(0)
+        head(embeddings, labels).backward()
+        head.step(0.1)
+
+    fetch_ms = timed(fetch, 2, 7)
+    head.zero_grad()
+    products = 1000
+    products = max(1, round(1000 * fetch_ms / timed(forward, 1, 5)))
+    forward_ms = timed(forward, 1, 5)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(steps):
+        for ahead, found in times.items():
+            found.append(timed(lambda _, ahead=ahead: step(ahead), 0, 1))
+    peak = peak_mb()
+    head.close()
+    ahead_ms, after_ms = (statistics.median(found[2:]) for found in times.values())
+    return {"ms": ahead_ms, "after_ms": after_ms, "fetch_ms": fetch_ms, "forward_ms": forward_ms, "peak_mb": peak}
+
+
+def _enter(rank: int, ranks: int, port_file: str, results: Any, function: Callable[..., dict], args: tuple) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=ranks)
     results.put((rank, function(rank, *args)))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def on_ranks(function: Callable[..., dict], *args: Any) -> list[dict]:
+def on_ranks(function: Callable[..., dict], *args: Any, ranks: int = RANKS) -> list[dict]:
     """Results of `function(rank, *args)` in fresh processes."""
     context = mp.get_context("spawn")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as directory:
         meeting = str(Path(directory) / "ranks")
-        processes = [context.Process(target=_enter, args=(r, meeting, results, function, args)) for r in range(RANKS)]
+        processes = [
+            context.Process(target=_enter, args=(rank, ranks, meeting, results, function, args))
+            for rank in range(ranks)
+        ]
         for process in processes:
             process.start()
         values = dict(results.get() for _ in processes)
         for process in processes:
             process.join()
-    return [values[rank] for rank in range(RANKS)]
+    return [values[rank] for rank in range(ranks)]
 
 
 def growth(ranks: list[dict], classes: int) -> float:
@@ -293,6 +336,23 @@ def forty_million(case: str, classes: int = 40_000_000, rows: int = 20_000) -> N
     )
 
 
+def host_overlap(case: str, classes: int = 500_000) -> None:
+    """Rows in host memory fetched while a forward of the same length computes, beside a fetch at the loss."""
+    settings = {"storage": "host", "sample_rate": 0.1}
+    found = on_ranks(run_overlap, settings, classes, 11, ranks=1)[0]  # one rank: the fetch needs a core of its own
+    emit(
+        case,
+        round(found["ms"], 1),
+        round(found["after_ms"], 1),
+        "ms/step",
+        fetch_ms=round(found["fetch_ms"], 1),
+        forward_ms=round(found["forward_ms"], 1),
+        hidden=round((found["after_ms"] - found["ms"]) / found["fetch_ms"], 3),
+        peak_rss_mb=round(found["peak_mb"]),
+        run={"classes": classes, "ranks": 1, "dtype": "float32", "optimizer": "sgd, momentum", **settings},
+    )
+
+
 def curve(case: str) -> None:
     """Cost against the number of identities at rate 0.1, for the plot; float32 as far as memory carries it."""
     for classes in (10_000, 100_000, 1_000_000, 2_000_000, 4_000_000, 16_000_000):
@@ -321,6 +381,7 @@ CASES: dict[str, Callable[[str], None]] = {
     "bf16_rowwise": lean_memory,
     "c16m": sixteen_million,
     "c40m_mmap": forty_million,
+    "host_overlap": host_overlap,
     "curve": curve,
 }
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.multiprocessing as mp
@@ -30,7 +30,9 @@ from data_prep.shards import ShardWriter, write_set
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.config import RunConfig
 from dist_train.runtime.ranks import Ranks, join_ranks, leave_ranks
-from dist_train.train.loop import Trainer
+from dist_train.train.build import open_training
+from dist_train.train.loop import Loop
+from dist_train.train.recognition import Recognition
 
 BATCH, PICTURES, ROUNDS = 64, 1024, 3
 
@@ -75,13 +77,13 @@ def recipe(folder: Path, world_size: int, workers: int, **checkpoint: Any) -> Ru
     )
 
 
-def steps_of(trainer: Trainer, steps: int) -> list[float]:
-    """Seconds of each of the next steps of training, as `Trainer.fit` makes them."""
+def steps_of(loop: Loop, steps: int) -> list[float]:
+    """Seconds of each of the next steps of training, as `Loop.fit` makes them."""
     times = []
     for _ in range(steps):
         begin = time.perf_counter()
-        trainer.meter.add(trainer.train_step(next(trainer.loader)))
-        trainer.checkpointer.commit_if_written()
+        loop.meter.add(loop.train_step(next(loop.loader)))
+        loop.checkpointer.commit_if_written()
         times.append(time.perf_counter() - begin)
     return times
 
@@ -94,24 +96,24 @@ def parts(case: str, sizes: Sizes) -> None:
         config = recipe(folder, 1, workers=1)
         config.run_dir.mkdir()
         ranks = join_ranks("cpu", 1)
-        trainer = Trainer(config, ranks)
-        steps_of(trainer, 3)
-        batch = next(trainer.loader)
-        labels = batch.labels
-        embeddings = trainer.replica.embed(batch.images).detach()
+        loop = open_training(config, ranks)
+        steps_of(loop, 3)
+        batch = next(loop.loader)
+        program = cast(Recognition, loop.program)
+        embeddings = program.replica.embed(batch.images).detach()
 
         def backbone() -> None:
-            trainer.replica.backward(trainer.replica.embed(batch.images), torch.ones_like(embeddings) / BATCH)
-            trainer.replica.step(1e-9)
+            program.replica.backward(program.replica.embed(batch.images), torch.ones_like(embeddings) / BATCH)
+            program.replica.step(1e-9)
 
         def head() -> None:
             border = embeddings.clone().requires_grad_()
-            trainer.head(border, labels).backward()
-            trainer.head.step(1e-9)
+            program.head(border, batch).backward()
+            program.head.step(1e-9)
 
         works: dict[str, Callable[[], Any]] = {
-            "training": lambda: steps_of(trainer, 1),
-            "data": lambda: next(trainer.loader),
+            "training": lambda: steps_of(loop, 1),
+            "data": lambda: next(loop.loader),
             "backbone": backbone,
             "head": head,
         }
@@ -126,7 +128,7 @@ def parts(case: str, sizes: Sizes) -> None:
                     work()
                 rates[what].append(sizes.steps * BATCH / (time.perf_counter() - begin))
         found = {what: statistics.median(values) for what, values in rates.items()}
-        trainer.close()
+        loop.close()
     ours = found.pop("training")
     least = min(found, key=lambda what: found[what])
     # The backbone and the head work one after the other, so this is all that can be had of one core.
@@ -151,11 +153,11 @@ def speed_of_rank(rank: int, world_size: int, port: int, folder: Path, steps: in
         os.environ[name] = str(value)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": str(world_size)}
     ranks = join_ranks("cpu", 1)
-    trainer = Trainer(recipe(folder, world_size, workers=0), ranks)
-    steps_of(trainer, 2)
+    loop = open_training(recipe(folder, world_size, workers=0), ranks)
+    steps_of(loop, 2)
     ranks.barrier()
-    times = steps_of(trainer, steps)
-    trainer.close()
+    times = steps_of(loop, steps)
+    loop.close()
     if rank == 0:
         (folder / f"{world_size}.json").write_text(json.dumps(statistics.median(times)), encoding="utf-8")
     leave_ranks(ranks)
@@ -200,24 +202,24 @@ def checkpoint(case: str, sizes: Sizes) -> None:
         write_pictures(folder / "set", sizes.classes)
         config = recipe(folder, 1, workers=0)
         config.run_dir.mkdir()
-        trainer = Trainer(config, join_ranks("cpu", 1))
-        steps_of(trainer, 2)
-        plain = steps_of(trainer, sizes.steps)
-        trainer.save()  # the first one makes the buffers that later ones use again
-        trainer.checkpointer.wait()
-        steps_of(trainer, 1)
+        loop = open_training(config, join_ranks("cpu", 1))
+        steps_of(loop, 2)
+        plain = steps_of(loop, sizes.steps)
+        loop.save()  # the first one makes the buffers that later ones use again
+        loop.checkpointer.wait()
+        steps_of(loop, 1)
         begin = time.perf_counter()
-        trainer.save()
+        loop.save()
         blocked_s = time.perf_counter() - begin
         written = []
-        while trainer.checkpointer.writing:
-            written += steps_of(trainer, 1)
+        while loop.checkpointer.writing:
+            written += steps_of(loop, 1)
         step_s = statistics.median(plain)
         slowed_s = sum(written) - step_s * len(written)
-        trainer.close()
+        loop.close()
         newest = committed_checkpoints(config.run_dir)[-1]
         size = sum(path.stat().st_size for path in newest.iterdir())
-        del trainer
+        del loop
         begin = time.perf_counter()
         told = subprocess.run(
             [sys.executable, __file__, "--resume", name], check=True, capture_output=True, text=True, env=os.environ
@@ -246,10 +248,10 @@ def resume(name: str) -> None:
     begin = time.perf_counter()
     config = recipe(Path(name), 1, workers=0)
     ranks: Ranks = join_ranks("cpu", 1)
-    trainer = Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))
-    steps_of(trainer, 1)
+    loop = open_training(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))
+    steps_of(loop, 1)
     print(json.dumps(time.perf_counter() - begin))
-    trainer.close()
+    loop.close()
 
 
 def emit(case: str, ours: float, baseline: float | None, unit: str, **more: Any) -> None:

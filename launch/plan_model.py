@@ -274,7 +274,8 @@ def network_bytes(setup: Setup) -> dict[str, int]:
     others = setup.gpus - 1
     times = setup.accumulation
     return {
-        "embeddings gathered": times * others * setup.batch * 4 * (setup.embedding_dim + 3),
+        "labels gathered": times * others * setup.batch * 8,
+        "embeddings gathered": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
         "softmax statistics": times * others * 4 * 4 * setup.samples,
         "embeddings' gradient": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
         "backbone gradient": 2 * others * 4 * setup.backbone.parameters // setup.gpus,

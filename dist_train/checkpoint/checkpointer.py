@@ -7,18 +7,16 @@ tensors once, class-sharded ones as `DTensor`, so that the number of ranks may c
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from dist_train.checkpoint.errors import DCP_ERRORS, last_line
+from dist_train.checkpoint.part import Part, Snapshot
 from dist_train.checkpoint.reader import load_tensors
 from dist_train.checkpoint.store import (
     Progress,
@@ -32,8 +30,6 @@ from dist_train.checkpoint.store import (
     write_progress,
 )
 from dist_train.errors import WorkError
-from dist_train.head import Head, HeadSnapshot
-from dist_train.replica.base import Replica
 from dist_train.run_files import CHECKPOINTS_NAME, METADATA_NAME
 from dist_train.runtime.ranks import Ranks
 
@@ -60,7 +56,7 @@ class PendingSave:
 
 
 class Checkpointer:
-    """Saves and restores backbone, optimizer and head, and the moving average of weights where there is one.
+    """Saves and restores the parts of a program.
 
     Everything else that a step depends on (sample order, augmentation, sampled classes, dropout) is a pure function
     of the seed, the step and the rank, so there is no more to save.
@@ -68,9 +64,7 @@ class Checkpointer:
     Args:
         run_dir: directory of the run.
         keep: newest checkpoints kept, besides the best.
-        replica: backbone and optimizer.
-        head: the class-sharded head.
-        average: moving average of the backbone's weights, or None.
+        parts: what is saved, by the name under which a checkpoint holds it.
         ranks: this process among the job's.
         on_commit: told of each complete checkpoint, on rank 0.
 
@@ -82,27 +76,16 @@ class Checkpointer:
         self,
         run_dir: Path,
         keep: int,
-        replica: Replica,
-        head: Head,
-        average: nn.Module | None,
+        parts: Mapping[str, Part],
         ranks: Ranks,
         on_commit: Callable[[Path], None] | None = None,
     ) -> None:
         self._run_dir, self._keep = run_dir, keep
-        self._replica, self._head, self._average, self._ranks = replica, head, average, ranks
+        self._parts, self._ranks = parts, ranks
         self._on_commit = on_commit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: PendingSave | None = None
         self.lost: str | None = None
-
-    def _replicated_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "backbone": self._replica.backbone_state(),
-            "optimizer": self._replica.optimizer_state(),
-        }
-        if self._average is not None:
-            state["average"] = self._average.state_dict()
-        return state
 
     def is_best(self, score: float) -> bool:
         """Whether `score` is above the best checkpoint's, one that is being written included; for rank 0 to ask."""
@@ -111,9 +94,9 @@ class Checkpointer:
         return all(one is None or score > one for one in known)
 
     def save(self, progress: Progress, score: float | None = None) -> None:
-        """Begin to write a checkpoint; returns when the backbone's state is copied.
+        """Begin to write a checkpoint; returns when every part has taken its snapshot.
 
-        The head's rows are copied, and the files written, while training goes on. A collective. An earlier save that
+        Snapshots are completed, and files written, while training goes on. A collective. An earlier save that
         is still being written is waited for first. A save that fails is reported when it is found out; training goes
         on and older checkpoints stay.
 
@@ -128,8 +111,8 @@ class Checkpointer:
         begun = self._ranks.rank != 0 or self._begin(writing, final, progress)
         if self._ranks.any(not begun)[0]:
             return
-        state = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), self._replicated_state())
-        written = self._thread.submit(self._write, writing, state, self._head.snapshot())
+        snapshots = {name: part.snapshot() for name, part in self._parts.items()}
+        written = self._thread.submit(self._write, writing, snapshots)
         self._pending = PendingSave(progress.step, writing, final, score, written)
 
     def _begin(self, writing: Path, final: Path, progress: Progress) -> bool:
@@ -145,13 +128,16 @@ class Checkpointer:
             return False
         return True
 
-    def _write(self, writing: Path, state: dict[str, Any], head: HeadSnapshot) -> None:
-        """In the background: complete the state, write it, then the checksums of the files."""
+    def _write(self, writing: Path, snapshots: dict[str, Snapshot]) -> None:
+        """In the background: complete the snapshots, write them, then the checksums of the files."""
         try:
-            head.fill()
-            dcp.save(state | {"head": head.state}, checkpoint_id=writing, process_group=self._ranks.saving_group)
+            for snapshot in snapshots.values():
+                snapshot.fill()
+            state = {name: snapshot.state for name, snapshot in snapshots.items()}
+            dcp.save(state, checkpoint_id=writing, process_group=self._ranks.saving_group)
         finally:
-            head.close()
+            for snapshot in snapshots.values():
+                snapshot.close()
         try:
             write_checksums(writing, self._ranks.rank, self._ranks.world_size)
         except OSError:
@@ -221,20 +207,18 @@ class Checkpointer:
             self.wait()
 
     def restore(self, checkpoint: Path) -> None:
-        """Load `checkpoint`, written on whatever number of ranks, into backbone, optimizer and head. A collective.
+        """Load `checkpoint`, written on whatever number of ranks, into the parts. A collective.
 
         Raises:
             WorkError: the files cannot be read or hold another model.
         """
-        state = self._replicated_state() | {"head": self._head.state_dict()}
+        state = {name: part.state_dict() for name, part in self._parts.items()}
         try:
             load_tensors(state, checkpoint, self._ranks.control_group)
         except DCP_ERRORS as error:  # all mean that this checkpoint cannot be used
             raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
-        self._replica.load_state(state["backbone"], state["optimizer"])
-        self._head.load_state_dict(state["head"])
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
 
     def close(self) -> None:
         """Begin no more saves; safe to repeat. One under way is not waited for: its directory is not counted."""

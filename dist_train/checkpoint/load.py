@@ -1,12 +1,12 @@
 """Reading checkpoints: the newest sound one of a run, and the backbone of one."""
 
+import logging
 import warnings
 from pathlib import Path
 
 from torch import nn
 
 from dist_train.backbones import build_backbone
-from dist_train.checkpoint.checkpointer import logger
 from dist_train.checkpoint.errors import DCP_ERRORS, last_line
 from dist_train.checkpoint.metadata import read_tensors
 from dist_train.checkpoint.reader import load_tensors
@@ -15,6 +15,8 @@ from dist_train.config import RunConfig, load_config
 from dist_train.errors import UserError, WorkError
 from dist_train.run_files import CHECKPOINTS_NAME, CONFIG_NAME, METADATA_NAME
 from dist_train.runtime.ranks import Ranks
+
+logger = logging.getLogger(__name__)
 
 
 def newest_sound_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:

@@ -20,11 +20,17 @@ class Batch(NamedTuple):
         images: float32 [B, 3, S, S] in -1 .. 1, red first, on the device.
         labels: int64 [B], on the device.
         positions: int64 [B], their places in the sample order, on the CPU.
+        host_labels: the labels on the CPU, for whoever must know them before the device has worked off its queue.
     """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
+    host_labels: Tensor
+
+    def chunk(self, count: int) -> "list[Batch]":
+        """The batch cut into `count` micro-batches, in order."""
+        return [Batch(*fields) for fields in zip(*(field.chunk(count) for field in self), strict=True)]
 
 
 class _Pooled:
@@ -60,18 +66,18 @@ class Transfer:
     ) -> Batch:
         """A batch that shares no memory with `images` [B, 3, S, S], `labels` [B] or `positions` [B]."""
         pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
-        classes = torch.from_numpy(labels)
+        host_labels, places = torch.from_numpy(labels.copy()), torch.from_numpy(positions.copy())
         if self._device.type == "cpu":
             out = torch.from_numpy(self._array(tuple(images.shape)))
             for part, part_out in zip(pixels.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
                 normalise(part, part_out)
-            return Batch(out, classes.clone(), torch.from_numpy(positions.copy()))
+            return Batch(out, host_labels, places, host_labels)
         if self._device.type == "cuda" and pixels.device.type == "cpu":
             # The pinned copy may be dropped at once: its allocator waits for the transfer before reusing it.
             pixels = pixels.pin_memory()
         # Blocking where memory is not pinned: the caller's arrays may change as soon as this returns.
         pixels = pixels.to(self._device, non_blocking=pixels.is_pinned())
-        return Batch(normalise(pixels), classes.to(self._device), torch.from_numpy(positions.copy()))
+        return Batch(normalise(pixels), host_labels.to(self._device), places, host_labels)
 
     def _array(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         # A fresh array would cost ten times the normalisation, in page faults.

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from dist_train.data.batch import Batch
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
 from dist_train.head.exchange import HeadGroup, first_failure
@@ -17,7 +18,7 @@ from dist_train.head.margins.base import Classes
 from dist_train.head.margins.build import build_margin
 from dist_train.head.optimizers import build_row_optimizer, build_tables
 from dist_train.head.rounding import StochasticRounder
-from dist_train.head.sampling import ClassSampler
+from dist_train.head.sampling import ClassSampler, Indices
 from dist_train.head.sizes import class_range, row_width
 from dist_train.head.softmax import BlockSoftmax
 from dist_train.head.storage import RowStore, fill_normal
@@ -25,28 +26,32 @@ from dist_train.head.update import RowUpdate
 
 
 class Head:
-    """A margin-softmax classifier whose classes are split over ranks.
+    """A margin-softmax classifier whose classes are split over ranks; the first `Objective` of training.
 
     Usage, on every rank at once and with the same batch size B on each:
 
+        head.prepare(labels)               # optional, before the forward of the backbone
         loss = head(embeddings, labels)    # mean over the global batch of G = W·B samples, equal on all ranks
         loss.backward()                    # gradient of that mean with respect to the local rows, not times W
         head.step(lr)                      # updates the chosen rows; several backwards may come before it
 
-    Collectives of a training step, in order: one all-gather of embeddings, norms and labels [B, D + 3]; one
-    all-gather of softmax statistics [4, G]; in the backward one reduce-scatter of [G, D + 1]. `curricularface`
-    adds one all-reduce of [G] target cosines. Bad input is seen by all ranks in the first exchange and raised by
-    all. The rows' gradient needs none: each rank owns its rows and sees all samples.
+    Collectives of a training step, in order: one all-gather of labels [B] between hosts, in `prepare` where that is
+    called; one all-gather of embeddings and norms [B, D + 1]; one all-gather of softmax statistics [4, G]; in the
+    backward one reduce-scatter of [G, D + 1]. `curricularface` adds one all-reduce of [G] target cosines. Bad input is
+    seen by all ranks in these exchanges and raised by all. The rows' gradient needs none: each rank owns its rows and
+    sees all samples.
 
     Cosines, exponentials, sums and updates are float32 whatever the autocast outside. The loss is not
-    differentiable twice. On a CUDA device a call waits once for the batch's labels and norms, and with
-    `head.filter_eps` once a block that is not dropped.
+    differentiable twice. On a CUDA device a call waits once for the batch's norms, for labels only where they are not
+    on the host, and with `head.filter_eps` once a block that is not dropped.
 
     Args:
         config: the `head` section.
         num_classes: C, over all ranks.
         embedding_dim: D.
         group: the ranks; None: the default group, or none where world_size is 1.
+        control_group: the same ranks over gloo, through which labels go from host to host; None: they go through
+            `group`, and wait for the device.
         rank: this rank in `group`.
         world_size: its size W.
         device: where embeddings are and the head computes.
@@ -73,6 +78,7 @@ class Head:
         device: torch.device,
         seed: int,
         class_counts: Tensor | None = None,
+        control_group: dist.ProcessGroup | None = None,
     ) -> None:
         if num_classes < 1 or embedding_dim < 1:
             raise UserError(f"a head needs classes and dimensions, got {num_classes} classes x {embedding_dim}")
@@ -81,6 +87,7 @@ class Head:
         self.embedding_dim = embedding_dim
         self.device = device
         self.ranks = HeadGroup(group, rank, world_size)
+        self._hosts = None if control_group is None else HeadGroup(control_group, rank, world_size)
         self.start, self.stop = class_range(num_classes, rank, world_size)
         self.margin = build_margin(config, Classes(num_classes, self.start, self.stop, device, class_counts))
         # A constant 1 appended to each embedding makes plain softmax's bias one more number of each row.
@@ -98,6 +105,7 @@ class Head:
         self._gradient_norm: Tensor | None = None
         self._steps = torch.zeros((), dtype=torch.int64)
         self._before: dict[str, Tensor] | None = None  # what moves in a forward pass, as the present step found it
+        self._prepared: tuple[Tensor, Indices] | None = None  # this rank's labels, and those of all ranks
 
     def _open_store(self, seed: int) -> RowStore:
         config, ranks = self.config, self.ranks
@@ -119,7 +127,7 @@ class Head:
             centers.view(share, config.centers_per_class, self._width)[:, :, -1] = 0
         return store
 
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, embeddings: Tensor, batch: Batch | Tensor) -> Tensor:
         """Mean loss over the global batch.
 
         Rows are chosen and gradients formed where `embeddings` require a gradient; otherwise the result is the loss
@@ -127,7 +135,7 @@ class Head:
 
         Args:
             embeddings: [B, D] raw, of any float type, on the head's device.
-            labels: [B] int64 classes in [0, C).
+            batch: its labels are meant, [B] int64 classes in [0, C); or these alone.
 
         Returns:
             [] float32, equal on every rank.
@@ -136,11 +144,13 @@ class Head:
             UserError: shapes or labels that do not fit; nothing is updated.
             NonFiniteError: an embedding of any rank is not finite; nothing is updated.
         """
+        labels = _labels_of(batch)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim or labels.shape != embeddings.shape[:1]:
             raise UserError(
                 f"rank {self.ranks.rank}: embeddings {list(embeddings.shape)} and labels {list(labels.shape)}, "
                 f"expected [B, {self.embedding_dim}] and [B]"
             )
+        every = self._all_labels(labels)
         self._remember()
         with torch.autocast(self.device.type, enabled=False):
             embeddings = embeddings.float()
@@ -151,23 +161,40 @@ class Head:
                 queries = embeddings * (self.margin.scale * inverse)[:, None]
             else:
                 queries = torch.cat([embeddings, torch.ones_like(embeddings[:, :1])], dim=1)
-            return self._loss(queries, norms, labels)
+            return self._loss(queries, norms, every)
 
-    def prefetch(self, labels: Tensor) -> None:
-        """Start fetching the rows for a batch's labels [B] while its embeddings are computed.
+    def prepare(self, batch: Batch | Tensor) -> None:
+        """Exchange the labels of the batch of the next call and choose its rows, before its embeddings are computed.
 
-        Optional, for stores outside the device; best called before the backbone's forward. One all-gather of
-        labels, on all ranks or none.
+        Rows of stores outside the device are fetched meanwhile. Optional; on all ranks or none, and with the batch
+        that the next call has, unless `zero_grad` comes between.
+
+        Args:
+            batch: its labels are meant; or these alone, [B] int64. Those on a device are waited for.
 
         Raises:
-            UserError: a label out of range.
+            UserError: a label out of range; the same on all ranks.
         """
-        if not self._store.staged:
-            return
-        every = self.ranks.gather(labels.to(torch.int64)).cpu().numpy()
-        check_labels(every, self.num_classes, self.ranks.world_size)
+        self._prepared = None
+        labels = _labels_of(batch).to("cpu", torch.int64)
+        every = self._all_labels(labels)
+        self._prepared = (labels, every)
         self._remember()
-        self._sampler.prefetch(every)
+        self._sampler.choose_ahead(every)
+
+    def _all_labels(self, labels: Tensor) -> Indices:
+        """Labels [G] of all ranks, on the host, checked: those that `prepare` has exchanged, or exchanged now."""
+        labels = labels.to("cpu", torch.int64)
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and torch.equal(labels, prepared[0]):
+            return prepared[1]
+        if self._hosts is not None:
+            every = self._hosts.gather(labels)
+        else:
+            every = self.ranks.gather(labels.to(self.device)).cpu()
+        found: Indices = every.numpy()
+        check_labels(found, self.num_classes, self.ranks.world_size)
+        return found
 
     def step(self, lr: float, *, measure: bool = False) -> None:
         """Update the rows chosen since the last step by the sum of their gradients.
@@ -195,6 +222,7 @@ class Head:
         The margin's moving averages and the count of choices return to their values after that step.
         """
         self._sampler.forget()
+        self._prepared = None
         for name, value in self._moving().items():
             if self._before is not None:
                 value.copy_(self._before[name])
@@ -292,6 +320,10 @@ class Head:
         """Finish write-backs; the head is not used afterwards."""
         self.zero_grad()
         self._store.close()
+
+
+def _labels_of(batch: Batch | Tensor) -> Tensor:
+    return batch if isinstance(batch, Tensor) else batch.host_labels
 
 
 class HeadSnapshot:

@@ -91,22 +91,22 @@ class ShardedLoss:
         self.micro_batches: list[Step] = []
         self.observed: Observed | None = None
 
-    def __call__(self, queries: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and labels [B]."""
+    def __call__(self, queries: Tensor, norms: Tensor, labels: Indices) -> Tensor:
+        """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and all ranks' labels [G]."""
         loss: Tensor = _Border.apply(queries, norms, labels, self)
         return loss
 
     def forward(
-        self, queries: Tensor, norms: Tensor, labels: Tensor, training: bool
+        self, queries: Tensor, norms: Tensor, labels: Indices, training: bool
     ) -> tuple[Tensor, Exchanged | None]:
         """The mean loss [], and in training what the backward pass and the step need.
 
         The order of steps is the order of collectives, equal on all ranks; the margin sees the batch before it forms
         the first logit, and rows are filtered before gradients are formed.
         """
-        batch = len(labels)
-        queries, norms, host_labels = self._gather(queries, norms, labels)
-        choice = self._choose(host_labels, training)
+        batch = len(queries)
+        queries, norms = self._gather(queries, norms)
+        choice = self._choose(labels, training)
         passed = self._pass_over_rows(choice, queries, norms, training)
         loss, log_sum, cosines = self._exchange_statistics(passed)
         exchanged = self._exchanged(passed, log_sum, norms) if training else None
@@ -139,18 +139,13 @@ class ShardedLoss:
     def _near(self, values: Indices) -> Tensor:
         return torch.from_numpy(values).to(self.store.device, non_blocking=True)
 
-    def _gather(self, queries: Tensor, norms: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Indices]:
-        """Step 1: all ranks' queries [G, D], norms [G], and labels [G] on the host, checked."""
-        # One buffer of 32-bit words: the labels' 64 bits travel beside the floats without rounding.
-        words = [t.view(torch.int32) for t in (queries, norms[:, None], labels.to(torch.int64)[:, None].contiguous())]
-        every = self.ranks.gather(torch.cat(words, dim=1))
-        queries = every[:, :-3].contiguous().view(torch.float32)
-        norms = every[:, -3].contiguous().view(torch.float32)
+    def _gather(self, queries: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Step 1: all ranks' queries [G, D] and norms [G], checked."""
+        every = self.ranks.gather(torch.cat([queries, norms[:, None]], dim=1))
+        queries, norms = every[:, :-1].contiguous(), every[:, -1].contiguous()
         # The one wait of a forward on a CUDA device. A norm is finite exactly if its embedding and square are.
-        checked = torch.cat([every[:, -2:].contiguous().view(torch.int64)[:, 0], norms.isfinite().long()])
-        host_labels, finite = np.split(checked.cpu().numpy(), 2)
-        check_labels(host_labels, self.num_classes, self.ranks.world_size)
-        lost = np.flatnonzero(finite == 0)
+        finite = norms.isfinite().cpu().numpy()
+        lost = np.flatnonzero(~finite)
         if len(lost):
             per_rank = len(finite) // self.ranks.world_size
             raise NonFiniteError(
@@ -158,14 +153,14 @@ class ShardedLoss:
                 f"({len(lost)} of {len(finite)} over all ranks); the step is refused, no center was changed; "
                 "lower the learning rate or look at that input"
             )
-        return queries, norms, host_labels
+        return queries, norms
 
-    def _choose(self, host_labels: Indices, training: bool) -> _Choice:
-        """Step 2: the classes of the batch's labels [G] and sampled others; all classes where it is no training."""
-        mine = np.flatnonzero((host_labels >= self.start) & (host_labels < self.stop))
-        local = host_labels[mine] - self.start
+    def _choose(self, labels: Indices, training: bool) -> _Choice:
+        """Step 2: the classes of all ranks' labels [G] and sampled others; all classes where it is no training."""
+        mine = np.flatnonzero((labels >= self.start) & (labels < self.stop))
+        local = labels[mine] - self.start
         if training:
-            classes, lease = self.sampler.choose(host_labels, np.unique(local))
+            classes, lease = self.sampler.choose(labels, np.unique(local))
         else:
             classes, lease = None, self.store.lease(None)
         positions = local if classes is None else np.searchsorted(classes, local)
@@ -249,7 +244,7 @@ class _Border(torch.autograd.Function):
     """Where autograd meets the head: local queries [B, D] and norms [B] in, the global mean loss out."""
 
     @staticmethod
-    def forward(ctx: _Context, queries: Tensor, norms: Tensor, labels: Tensor, sharded: ShardedLoss) -> Tensor:
+    def forward(ctx: _Context, queries: Tensor, norms: Tensor, labels: Indices, sharded: ShardedLoss) -> Tensor:
         training = any(ctx.needs_input_grad)
         loss, ctx.exchanged = sharded.forward(queries.detach(), norms.detach(), labels, training)
         ctx.sharded = sharded

@@ -102,11 +102,9 @@ class ClassSampler:
         self.step = torch.zeros((), dtype=torch.int64)  # choices so far; a tensor, so that checkpoints restore it
         self._ahead: tuple[Indices, Indices | None, Lease] | None = None
 
-    def prefetch(self, labels: Indices) -> None:
+    def choose_ahead(self, labels: Indices) -> None:
         """Choose for the global batch's `labels` [G] now, so that rows are fetched while embeddings are computed."""
         self.forget()
-        if not self.store.staged:
-            return
         local = labels[(labels >= self.first) & (labels < self.first + self.store.num_classes)] - self.first
         self._ahead = (labels, *self._draw(np.unique(local)))
 

@@ -73,8 +73,12 @@ class Replica(ABC):
         """By parameter name, the optimizer's whole tensors, equal on every rank; zeros at first. A collective."""
 
     @abstractmethod
-    def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `backbone_state` and `optimizer_state` gave, on whatever number of ranks. A collective."""
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Take over what `backbone_state` gave, on whatever number of ranks. A collective."""
+
+    @abstractmethod
+    def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `optimizer_state` gave, on whatever number of ranks. A collective."""
 
     def average_buffers(self) -> None:
         """Make BatchNorm's running statistics the mean over ranks; a collective.

@@ -112,19 +112,22 @@ class DdpReplica(Replica):
         }
         return state
 
-    def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
-        """See `Replica.load_state`."""
-        self.backbone.load_state_dict(backbone)
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """See `Replica.load_backbone`."""
+        self.backbone.load_state_dict(state)
+
+    def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """See `Replica.load_optimizer`."""
         with torch.no_grad():
             for name, parameter in self.backbone.named_parameters():
                 kept = kept_state(self._optimizer, parameter)
                 for key in OPTIMIZER_STATE[self._config.name]:
-                    kept[key].copy_(optimizer[name][key])
+                    kept[key].copy_(state[name][key])
                 if "step" in kept:
-                    kept["step"].copy_(optimizer["scalars"]["steps"])
+                    kept["step"].copy_(state["scalars"]["steps"])
         if self._scaler.is_enabled():
             scaling = {
-                "scale": float(optimizer["scalars"]["scale"]),
-                "_growth_tracker": int(optimizer["scalars"]["growth"]),
+                "scale": float(state["scalars"]["scale"]),
+                "_growth_tracker": int(state["scalars"]["growth"]),
             }
             self._scaler.load_state_dict(self._scaler.state_dict() | scaling)

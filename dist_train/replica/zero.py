@@ -158,20 +158,27 @@ class ZeroReplica(Replica):
         link_optimizer_state(self._engine, self._stage)
         return [one.get("step", torch.zeros(())) for one in kept]
 
-    def load_state(self, backbone: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> None:
-        """See `Replica.load_state`."""
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """See `Replica.load_backbone`."""
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_fp32_param
 
         with deepspeed.zero.GatheredParameters(
             list(self.backbone.parameters()), modifier_rank=0, enabled=self._stage == 3
         ):
-            self.backbone.load_state_dict(backbone)
-        for steps in self._begin_state():
-            steps.copy_(optimizer["scalars"]["steps"])
+            self.backbone.load_state_dict(state)
+        self._begin_state()  # else the engine does not find its own copies of the weights
         for name, parameter in self.backbone.named_parameters():
-            safe_set_full_fp32_param(parameter, self._partitioned(backbone[name]))
-            for key, value in optimizer[name].items():
+            safe_set_full_fp32_param(parameter, self._partitioned(state[name]))
+
+    def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """See `Replica.load_optimizer`."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for steps in self._begin_state():
+            steps.copy_(state["scalars"]["steps"])
+        for name, parameter in self.backbone.named_parameters():
+            for key, value in state[name].items():
                 safe_set_full_optimizer_state(parameter, self._partitioned(value), key)
 
     def _partitioned(self, whole: Tensor) -> Tensor:

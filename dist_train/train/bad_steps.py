@@ -4,10 +4,8 @@ import logging
 
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError, WorkError
-from dist_train.head import Head
-from dist_train.replica.base import Replica
 from dist_train.runtime.ranks import Ranks
-from dist_train.train.diagnosis import diagnose
+from dist_train.train.program import Program
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class BadSteps:
         """A step went through."""
         self._in_a_row = 0
 
-    def bad(self, error: NonFiniteError, step: int, replica: Replica, head: Head, micro_batches: list[Batch]) -> None:
+    def bad(self, error: NonFiniteError, step: int, program: Program, micro_batches: list[Batch]) -> None:
         """A step was skipped. A collective when it was one too many.
 
         Raises:
@@ -44,7 +42,7 @@ class BadSteps:
             logger.warning("step %d skipped on all ranks (%d in a row): %s", step, self._in_a_row, error)
         if self._in_a_row < self._limit:
             return
-        found = self._ranks.gather(diagnose(replica, head, micro_batches, self._ranks))
+        found = self._ranks.gather(program.diagnose(micro_batches))
         if self._ranks.rank != 0:
             raise SystemExit(1)  # rank 0 speaks for all
         lines = [f"\n  rank {rank}: {text}" for rank, text in enumerate(found) if text]

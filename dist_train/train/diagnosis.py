@@ -7,29 +7,30 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.data.batch import Batch
-from dist_train.head import Head
 from dist_train.replica.base import Replica
-from dist_train.runtime.ranks import Ranks
 
 SHOWN = 8  # samples that are listed
 
 
-def diagnose(replica: Replica, head: Head, micro_batches: list[Batch], ranks: Ranks) -> str | None:
+Loss = Callable[[Tensor, Batch], Tensor]
+"""Of embeddings [B, D] and the batch that they were made from: [], the mean over all ranks' samples."""
+
+
+def diagnose(replica: Replica, loss: Loss, micro_batches: list[Batch]) -> str | None:
     """What is wrong on this rank, None where nothing is. A collective; the run is over afterwards.
 
     Args:
         replica: the backbone, with the weights that the step began with.
-        head: the head.
+        loss: what embeddings are trained by; a collective.
         micro_batches: this rank's share of the step.
-        ranks: this process among the job's.
     """
     found = None
     for batch in micro_batches:
         found = found or _in_input_or_weights(replica.backbone, batch) or _in_forward(replica, batch)
-    if ranks.any(found is not None)[0]:
+    if replica.ranks.any(found is not None)[0]:
         return found
-    # Every rank goes through all of them, since the head needs all ranks.
-    lost = [_in_backward(replica, head, batch) for batch in micro_batches]
+    # Every rank goes through all of them, since the loss needs all ranks.
+    lost = [_in_backward(replica, loss, batch) for batch in micro_batches]
     return next((one for one in lost if one), None)
 
 
@@ -55,7 +56,7 @@ def _in_forward(replica: Replica, batch: Batch) -> str | None:
     return first[0] if first else None
 
 
-def _in_backward(replica: Replica, head: Head, batch: Batch) -> str | None:
+def _in_backward(replica: Replica, loss: Loss, batch: Batch) -> str | None:
     """As in a step; but gradients with respect to what lies between layers, which ranks do not exchange."""
     first: list[str] = []
 
@@ -73,7 +74,7 @@ def _in_backward(replica: Replica, head: Head, batch: Batch) -> str | None:
     with _watched(replica.backbone, look):
         embeddings = replica.embed_alone(images)
     border = embeddings.detach().float().requires_grad_()
-    gradient = torch.autograd.grad(head(border, batch.labels), border)[0]
+    gradient = torch.autograd.grad(loss(border, batch), border)[0]
     if rows := _bad_rows(gradient):
         return f"the head's gradient of embeddings is not finite: {_samples(batch, rows)}"
     weights = {name: p for name, p in replica.backbone.named_parameters() if p.numel()}
@@ -107,7 +108,7 @@ def _samples(batch: Batch, rows: list[int]) -> str:
     shown = rows[:SHOWN]
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return (
-        f"samples at positions {batch.positions[shown].tolist()}, labels {batch.labels.cpu()[shown].tolist()}{more}, "
+        f"samples at positions {batch.positions[shown].tolist()}, labels {batch.host_labels[shown].tolist()}{more}, "
         f"of {len(batch.labels)}"
     )
 

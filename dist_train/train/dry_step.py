@@ -23,7 +23,7 @@ from dist_train.errors import WorkError
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.ranks import Ranks
-from dist_train.train.loop import Trainer
+from dist_train.train.build import open_training
 
 SHARD_NAME = "dry-000000.tar"
 CLASSES = 100
@@ -65,15 +65,14 @@ def dry_step(config: RunConfig, image_size: int) -> DryStep:
         small = _small(config, Path(name), image_size)
         pictures = small.train.global_batch_size
         _write_set(Path(small.data.path), image_size, pictures, small.data.images_per_class or 1)
-        with closing(Trainer(small, Ranks(0, 0, 1, torch.device("cpu")))) as trainer:
-            batch = next(iter(trainer.loader))
+        with closing(open_training(small, Ranks(0, 0, 1, torch.device("cpu")))) as loop:
+            batch = next(iter(loop.loader))
             began = time.monotonic()
-            loss = float(trainer.train_step(batch))
+            loss = float(loop.train_step(batch))
             seconds = time.monotonic() - began
-            trainer.head.close()
             if not math.isfinite(loss):
                 raise WorkError(f"dry step: loss {loss}, expected a finite number; what was not finite stands above")
-            return DryStep(pictures, loss, float(trainer.gradient_norm), seconds)
+            return DryStep(pictures, loss, float(loop.gradient_norm), seconds)
 
 
 @contextmanager

@@ -4,68 +4,68 @@ import json
 import logging
 import statistics
 import time
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor, nn
-
+from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.report import RunReport, Sample, write_report
 from dist_train.evaluate.suite import Evaluation, evaluate_backbone
 from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
 from dist_train.runtime import extras
+from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.written import write_json
-from dist_train.track.trackers import pixels, read_metrics
-from dist_train.train.loop import Trainer
+from dist_train.track.trackers import Trackers, pixels, read_metrics
+from dist_train.train.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
 SHEET_PICTURES = 24
 
 
-def finish_run(trainer: Trainer, started: float) -> None:
+def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trackers, started: float) -> list[str]:
     """Evaluate on all ranks; on rank 0 write `summary.json` and `report.html`, then export. A collective.
 
     The export comes last and what it gives is added, so that a network without an ONNX form does not cost the results.
-    What cannot be made is noted in `trainer.lost`.
 
     Args:
-        trainer: at its last step.
+        config: the whole recipe.
+        outcome: what was trained.
+        ranks: this process among the job's.
+        trackers: of the evaluation's figures.
         started: `time.monotonic()` when the run began, or went on.
+
+    Returns:
+        What could not be made, a line each.
     """
-    config, ranks = trainer.config, trainer.ranks
-    backbone = trainer.evaluated_backbone()
-    found = _evaluate(trainer, backbone)
+    lost: list[str] = []
+    try:
+        found = evaluate_backbone(outcome.backbone, config.evaluate, outcome.image_size, ranks)
+    except (UserError, WorkError) as error:
+        lost.append(f"the evaluation at the end: {error}")
+        found = Evaluation([], [])
+    if figures := found.figures():
+        trackers.log(outcome.step, figures)
     if ranks.rank == 0:
-        summary = _summary(trainer, found)
-        missing = _publish(trainer, summary, found, started)
+        summary = _summary(config, outcome, found, ranks.world_size)
+        missing = _publish(config, outcome, summary, found, started)
         if config.export.onnx:
             try:
-                summary |= _export(trainer, backbone)
+                summary |= _export(config, outcome)
             except Exception as error:  # whatever stops an exporter costs the export alone
                 missing[ONNX_NAME] = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
             else:
-                missing = _publish(trainer, summary, found, started)
-        trainer.lost += [f"{name}: {reason}" for name, reason in missing.items()]
+                missing = _publish(config, outcome, summary, found, started)
+        lost += [f"{name}: {reason}" for name, reason in missing.items()]
         logger.info("%s", json.dumps(summary, indent=1))
         if lack := extras.missing("report"):
             logger.info("no %s: its plots are an extra; it %s", REPORT_NAME, lack)
         elif REPORT_NAME not in missing:
             logger.info("report: %s", config.run_dir / REPORT_NAME)
     ranks.barrier()
+    return lost
 
 
-def _evaluate(trainer: Trainer, backbone: nn.Module) -> Evaluation:
-    try:
-        found = evaluate_backbone(backbone, trainer.config.evaluate, trainer.loader.image_size, trainer.ranks)
-    except (UserError, WorkError) as error:
-        trainer.lost.append(f"the evaluation at the end: {error}")
-        return Evaluation([], [])
-    if figures := found.figures():
-        trainer.trackers.log(trainer.step, figures)
-    return found
-
-
-def _export(trainer: Trainer, backbone: nn.Module) -> dict[str, float]:
+def _export(config: RunConfig, outcome: Outcome) -> dict[str, float]:
     """Write the network for deployment; how far its embeddings are from the backbone's.
 
     Raises:
@@ -73,22 +73,23 @@ def _export(trainer: Trainer, backbone: nn.Module) -> dict[str, float]:
     """
     from dist_train.export.onnx import compare_onnx, export_onnx
 
-    config, samples = trainer.config, cast(Tensor, trainer.samples)
+    backbone = outcome.backbone.cpu()
     exported = export_onnx(
-        backbone.cpu(),
-        trainer.loader.image_size,
+        backbone,
+        outcome.image_size,
         config.run_dir / ONNX_NAME,
         normalize_inside=config.export.normalize_inside,
         opset=config.export.opset,
-        origin={"run": config.run_dir.name, "step": str(trainer.step)},
+        origin={"run": config.run_dir.name, "step": str(outcome.step)},
     )
-    difference, cosine = compare_onnx(exported.path, backbone, samples[: config.export.check_images].cpu())
+    difference, cosine = compare_onnx(exported.path, backbone, outcome.samples[: config.export.check_images].cpu())
     return {"onnx_max_abs_diff": difference, "onnx_min_cosine": cosine}
 
 
-def _publish(trainer: Trainer, summary: dict[str, Any], found: Evaluation, started: float) -> dict[str, str]:
+def _publish(
+    config: RunConfig, outcome: Outcome, summary: dict[str, Any], found: Evaluation, started: float
+) -> dict[str, str]:
     """Write summary and report; for each that could not be written the reason."""
-    config, samples = trainer.config, cast(Tensor, trainer.samples)
     summary["seconds"] = round(time.monotonic() - started, 1)
     missing: dict[str, str] = {}
     try:
@@ -103,7 +104,7 @@ def _publish(trainer: Trainer, summary: dict[str, Any], found: Evaluation, start
         history=read_metrics(config.run_dir),
         verification=found.verification,
         identification=found.identification,
-        samples=[Sample(picture, "") for picture in pixels(samples[:SHEET_PICTURES])],
+        samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
     )
     try:
         write_report(config.run_dir / REPORT_NAME, report)
@@ -112,13 +113,13 @@ def _publish(trainer: Trainer, summary: dict[str, Any], found: Evaluation, start
     return missing
 
 
-def _summary(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
-    speeds = [line["images_per_s"] for line in read_metrics(trainer.config.run_dir) if line.get("images_per_s")]
+def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size: int) -> dict[str, Any]:
+    speeds = [line["images_per_s"] for line in read_metrics(config.run_dir) if line.get("images_per_s")]
     summary: dict[str, Any] = {
-        "identities": trainer.manifest.num_classes,
-        "images": trainer.manifest.samples,
-        "ranks": trainer.ranks.world_size,
-        "steps": trainer.step,
+        "identities": outcome.identities,
+        "images": outcome.images,
+        "ranks": world_size,
+        "steps": outcome.step,
         "images_per_s": round(statistics.median(speeds), 1) if speeds else None,
     }
     first = next((result for result in found.verification if result.accuracy is not None), None)

@@ -15,8 +15,9 @@ from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
 from dist_train.runtime.quiet import quiet_libraries
 from dist_train.runtime.ranks import join_ranks, leave_ranks
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
+from dist_train.train.build import open_training
 from dist_train.train.finish import finish_run
-from dist_train.train.loop import Trainer
+from dist_train.train.loop import Loop
 from dist_train.train.run_dir import claim_run_dir, open_run_dir, release_run_dir
 
 logger = logging.getLogger(__name__)
@@ -47,19 +48,19 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         # Held until the end.
         ranks.agree(lambda: check_exporter(config.export) if ranks.rank == 0 else None)
         lock = ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
-        with closing(Trainer(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as trainer:
+        with closing(open_training(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as loop:
             ranks.agree(lambda: claim_run_dir(config) if ranks.rank == 0 else None)
-            done = trainer.fit()
+            done = loop.fit()
             if done:
-                finish_run(trainer, started)
-            _say_losses(trainer)
+                loop.lost += finish_run(config, loop.outcome(), ranks, loop.trackers, started)
+            _say_losses(loop)
             if done:
                 return 0
             if ranks.rank == 0:
                 logger.warning(
                     "stopped at step %d of %d, checkpoint written; go on with the same command and --resume",
-                    trainer.step,
-                    trainer.total_steps,
+                    loop.step,
+                    loop.total_steps,
                 )
             return INTERRUPTED_STATUS
     finally:
@@ -68,19 +69,19 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
             release_run_dir(config.run_dir, lock)
 
 
-def _say_losses(trainer: Trainer) -> None:
+def _say_losses(loop: Loop) -> None:
     """Raise a WorkError on all ranks where results of the run are missing. A collective."""
-    run_dir = trainer.config.run_dir
-    lost = trainer.ranks.gather(trainer.lost)[0]  # rank 0 writes, so it knows
+    run_dir = loop.config.run_dir
+    lost = loop.ranks.gather(loop.lost)[0]  # rank 0 writes, so it knows
     if not lost:
         return
-    if trainer.ranks.rank != 0:
+    if loop.ranks.rank != 0:
         raise SystemExit(1)
     there = [path.name for path in committed_checkpoints(run_dir)[-1:]]
     made = (name for name in (SUMMARY_NAME, REPORT_NAME, ONNX_NAME) if (run_dir / name).exists())
     there += [name for name in made if not any(line.startswith(name) for line in lost)]
     raise WorkError(
-        f"run {run_dir}: stopped at step {trainer.step} of {trainer.total_steps}, but not all is there:"
+        f"run {run_dir}: stopped at step {loop.step} of {loop.total_steps}, but not all is there:"
         + "".join(f"\n  lost: {line}" for line in lost)
         + f"\nthere are: {', '.join(there) or 'no results'}; mend what is named and give the same command with "
         "--resume, which goes on from the newest checkpoint and makes the results anew"

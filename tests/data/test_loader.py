@@ -70,7 +70,7 @@ def test_batches_stay_as_they_are_when_later_ones_come(path):
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_ranks_together_get_what_one_rank_gets(path, world_size):
     values = config(path, augment=FIELD)
-    images, labels, positions = load(values, 4, batch_size=24)
+    images, labels, positions, _ = load(values, 4, batch_size=24)
     parts = [load(values, 4, 24 // world_size, rank, world_size) for rank in range(world_size)]
     joined = [np.concatenate([np.split(part[i], 4)[step] for step in range(4) for part in parts]) for i in range(3)]
     assert np.array_equal(joined[2], positions)

@@ -67,17 +67,17 @@ def test_a_bad_batch_on_one_rank_is_refused_on_all_and_changes_nothing():
     assert said["afterwards"] == "accepted"
 
 
-def prefetched(rank: int, world_size: int, directory: str) -> str:
+def prepared(rank: int, world_size: int, directory: str) -> str:
     head = build(rank, world_size, storage="mmap", storage_dir=Path(directory))
     try:
-        head.prefetch(torch.tensor([0, 9 if rank else 1, 2]))
+        head.prepare(torch.tensor([0, 9 if rank else 1, 2]))
     except UserError as error:
         return str(error)
     return "accepted"
 
 
-def test_prefetch_refuses_labels_out_of_range_on_all_ranks(tmp_path):
-    ranks = run_ranks(2, prefetched, str(tmp_path))
+def test_prepare_refuses_labels_out_of_range_on_all_ranks(tmp_path):
+    ranks = run_ranks(2, prepared, str(tmp_path))
     assert ranks[0] == ranks[1]
     assert ranks[0].startswith("rank 1: label 9 at place 1 of the batch")
 

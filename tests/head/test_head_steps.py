@@ -40,7 +40,7 @@ def train(rank: int, world_size: int, settings: dict, directory: str, budget: in
             embeddings, labels = micro_batch(number, world_size)
             mine = slice(rank * BATCH, (rank + 1) * BATCH)
             if number % 2:  # a store must give the same with and without prefetching
-                head.prefetch(labels[mine])
+                head.prepare(labels[mine])
             (head(embeddings[mine].requires_grad_(), labels[mine]) / count).backward()
             classes = head._loss.micro_batches[-1].rows.classes
             masks.append(np.isin(np.arange(head.stop - head.start), np.arange(CLASSES) if classes is None else classes))

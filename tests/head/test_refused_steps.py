@@ -20,7 +20,7 @@ def batch(number):
 def forward(head, number, prefetch):
     embeddings, labels = batch(number)
     if prefetch:
-        head.prefetch(labels)
+        head.prepare(labels)
     head(embeddings, labels).backward()
     return embeddings.grad.clone()
 
@@ -43,7 +43,7 @@ def test_a_refused_step_leaves_averages_and_choices_as_they_were(margin, storage
     if margin != "arcface":
         assert any(name.startswith("margin.") for name in moved)
     if prefetch:
-        head.prefetch(batch(5)[1])  # its embeddings were not finite, so it is not used
+        head.prepare(batch(5)[1])  # its embeddings were not finite, so it is not used
     head.zero_grad()
     for name, value in state(head).items():
         assert torch.equal(value, before[name]), name

@@ -148,7 +148,8 @@ def test_planned_network_bytes_are_what_the_collectives_carry():
     found = run_ranks(3, received, {"sample_rate": 0.5})
     planned = network_bytes(dataclasses.replace(setup(), gpus=3, batch=6, embedding_dim=16))
     for counted in found:
-        assert counted["gathered"] == planned["embeddings gathered"] + planned["softmax statistics"]
+        parts = ("labels gathered", "embeddings gathered", "softmax statistics")
+        assert counted["gathered"] == sum(planned[name] for name in parts)
         assert counted["scattered"] == planned["embeddings' gradient"]
 
 

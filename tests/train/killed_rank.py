@@ -80,10 +80,10 @@ def install(killer: Killer) -> None:
     from torch.distributed.checkpoint import FileSystemWriter
 
     import dist_train.checkpoint.checkpointer as checkpointer
-    from dist_train.train.loop import Trainer
+    from dist_train.train.loop import Loop
 
     step, write, sums, replace = (
-        Trainer.train_step,
+        Loop.train_step,
         FileSystemWriter.write_data,
         checkpointer.write_checksums,
         Path.replace,
@@ -114,7 +114,7 @@ def install(killer: Killer) -> None:
             killer.at("prune")
         return result
 
-    Trainer.train_step, FileSystemWriter.write_data = train_step, write_data
+    Loop.train_step, FileSystemWriter.write_data = train_step, write_data
     checkpointer.write_checksums, Path.replace = write_checksums, replace_and_maybe_die
 
 

@@ -6,7 +6,7 @@ from dist_train.config import load_config
 from dist_train.data.loader import Loader
 from dist_train.errors import WorkError
 from dist_train.train import loop as trainer_module
-from dist_train.train.loop import Trainer
+from dist_train.train.build import open_training
 from tests.launch.recipes import write_recipe
 from tests.ranks import run_ranks
 from tests.sets import write_set
@@ -16,7 +16,7 @@ from tests.train.test_training import ranks_of_test
 def open_trainer(rank, world_size, recipe):
     config = load_config(recipe)
     config.run_dir.mkdir(exist_ok=True)
-    return Trainer(config, ranks_of_test(rank, world_size))
+    return open_training(config, ranks_of_test(rank, world_size))
 
 
 def lose_data(rank, world_size, recipe):

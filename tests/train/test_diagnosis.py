@@ -62,7 +62,7 @@ def spoil_weight(backbone):
 )
 def test_the_message_names_the_layer_where_numbers_are_lost_first_and_the_samples(tmp_path, tiny_set, spoil, message):
     made = trainer(tmp_path, tiny_set, train__max_bad_steps=1)
-    spoil(made.backbone)
+    spoil(made.program.backbone)
     with pytest.raises(WorkError) as caught:
         losses(made, 1)
     assert re.search(message, str(caught.value)), str(caught.value)

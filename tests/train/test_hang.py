@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from dist_train.config import load_config
-from dist_train.train.loop import Trainer
+from dist_train.train.build import open_training
 from tests.launch.recipes import write_recipe
 from tests.ranks import run_ranks
 from tests.sets import write_set
@@ -15,7 +15,7 @@ from tests.train.test_training import ranks_of_test
 def hang(rank, world_size, recipe):
     config = load_config(recipe)
     config.run_dir.mkdir(exist_ok=True)
-    trainer = Trainer(config, ranks_of_test(rank, world_size))
+    trainer = open_training(config, ranks_of_test(rank, world_size))
     step = trainer.train_step
 
     def waits_for_nothing(batch):

@@ -13,7 +13,7 @@ from dist_train.config import load_config
 from dist_train.errors import WorkError
 from dist_train.track.trackers import read_metrics
 from dist_train.train import finish
-from dist_train.train.loop import Trainer
+from dist_train.train.loop import Loop
 from dist_train.train.run import run
 from tests.launch.recipes import write_recipe
 from tests.sets import write_pairs, write_set
@@ -72,27 +72,27 @@ def test_a_disk_that_has_room_again_at_the_end_gets_the_last_checkpoint(tmp_path
 
 def test_a_stopped_run_without_its_checkpoint_does_not_say_that_it_was_written(tmp_path, tiny_set, monkeypatch, caplog):
     monkeypatch.setattr(FileSystemWriter, "write_data", full)
-    step = Trainer.train_step
+    step = Loop.train_step
 
     def asked(self, batch):
         os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "train_step", asked)
+    monkeypatch.setattr(Loop, "train_step", asked)
     with pytest.raises(WorkError, match=r"(?s)stopped at step 1 of 4.*lost: the checkpoint of step 1.*no older one"):
         run(recipe(tmp_path, tiny_set), resume=False)
     assert "checkpoint written" not in caplog.text
 
 
 def test_whoever_asks_to_stop_in_the_last_step_does_not_wait_for_evaluation_and_export(tmp_path, tiny_set, monkeypatch):
-    step = Trainer.train_step
+    step = Loop.train_step
 
     def asked(self, batch):
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "train_step", asked)
+    monkeypatch.setattr(Loop, "train_step", asked)
     assert run(recipe(tmp_path, tiny_set), resume=False) == 130
     assert results(tmp_path) == set()
     monkeypatch.undo()

@@ -28,7 +28,7 @@ def plain_network(_config, _size):
 
 
 def test_accumulation_in_two_and_in_four_equals_the_large_batch(tmp_path, tiny_set, monkeypatch):
-    monkeypatch.setattr("dist_train.train.loop.build_backbone", plain_network)
+    monkeypatch.setattr("dist_train.train.build.build_backbone", plain_network)
     curves = {}
     for micro in (48, 24, 12):
         made = trainer(tmp_path, tiny_set, train__micro_batch_size=micro, optimizer__clip_norm=0.5)
@@ -40,33 +40,36 @@ def test_accumulation_in_two_and_in_four_equals_the_large_batch(tmp_path, tiny_s
 
 
 def test_float16_learns_as_float32_and_an_overflow_halves_its_scale_and_nothing_else(tmp_path, tiny_set, monkeypatch):
-    monkeypatch.setattr("dist_train.train.loop.build_backbone", plain_network)
+    monkeypatch.setattr("dist_train.train.build.build_backbone", plain_network)
     plain = losses(trainer(tmp_path, tiny_set), 4)
     half = trainer(tmp_path, tiny_set, train__precision="float16")
-    scaler = half.replica._scaler
+    scaler = half.program.replica._scaler
     scaler.load_state_dict(scaler.state_dict() | {"scale": 1024.0})
     np.testing.assert_allclose(losses(half, 4), plain, rtol=1e-2)
     scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
-    before = copy.deepcopy(half.backbone.state_dict())
-    centers = half.head.class_centers().clone()
+    before = copy.deepcopy(half.program.backbone.state_dict())
+    centers = half.program.head.class_centers().clone()
     assert np.isnan(losses(half, 1)).all()
     assert half.bad_steps.count == 1
     assert scaler.get_scale() == 2.0**39
-    assert all(torch.equal(value, before[name]) for name, value in half.backbone.state_dict().items())
-    assert torch.equal(half.head.class_centers(), centers)
+    assert all(torch.equal(value, before[name]) for name, value in half.program.backbone.state_dict().items())
+    assert torch.equal(half.program.head.class_centers(), centers)
 
 
 def test_a_resumed_float16_run_has_the_scale_and_its_count_of_good_steps(tmp_path, tiny_set, monkeypatch):
-    monkeypatch.setattr("dist_train.train.loop.build_backbone", plain_network)
+    monkeypatch.setattr("dist_train.train.build.build_backbone", plain_network)
     first = trainer(tmp_path, tiny_set, train__precision="float16")
-    first.replica._scaler.load_state_dict(first.replica._scaler.state_dict() | {"scale": 512.0})
+    first.program.replica._scaler.load_state_dict(first.program.replica._scaler.state_dict() | {"scale": 512.0})
     losses(first, 3)
     first.save()
     first.checkpointer.wait()
-    state = first.replica._scaler.state_dict()
+    state = first.program.replica._scaler.state_dict()
     assert (state["scale"], state["_growth_tracker"]) == (512.0, 3)
     checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert trainer(tmp_path, tiny_set, checkpoint, train__precision="float16").replica._scaler.state_dict() == state
+    assert (
+        trainer(tmp_path, tiny_set, checkpoint, train__precision="float16").program.replica._scaler.state_dict()
+        == state
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny", "mobilefacenet"])
@@ -130,13 +133,13 @@ def test_norms_and_biases_are_spared_weight_decay_by_option(name):
 def test_the_moving_average_is_what_is_evaluated_and_goes_on_after_a_resume(tmp_path, tiny_set):
     option = {"train__ema_decay": 0.5}
     whole = trainer(tmp_path, tiny_set, **option)
-    weight = next(whole.backbone.parameters())
+    weight = next(whole.program.backbone.parameters())
     expected = None
     batches = iter(whole.loader)
     for _ in range(2):
         whole.train_step(next(batches))
         expected = weight.detach().clone() if expected is None else 0.5 * expected + 0.5 * weight.detach()
-    average = whole.evaluated_backbone()
+    average = whole.program.evaluated()
     assert not average.training
     torch.testing.assert_close(next(average.parameters()), expected)
     whole.save()
@@ -145,5 +148,5 @@ def test_the_moving_average_is_what_is_evaluated_and_goes_on_after_a_resume(tmp_
     resumed = trainer(tmp_path, tiny_set, checkpoint, **option)
     for one in (whole, resumed):
         losses(one, 1)
-    states = [one.evaluated_backbone().state_dict() for one in (whole, resumed)]
+    states = [one.program.evaluated().state_dict() for one in (whole, resumed)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

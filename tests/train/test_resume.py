@@ -211,6 +211,6 @@ def test_a_resumed_run_has_the_weights_of_the_run_that_was_never_stopped(finishe
     whole = trainer(tmp_path, tiny_set, run_dir / "checkpoints" / "step-00000006")
     resumed = trainer(tmp_path, tiny_set, run_dir / "checkpoints" / "step-00000002", train__steps=6)
     losses(resumed, 4)
-    for name, tensor in whole.backbone.state_dict().items():
-        assert torch.equal(resumed.backbone.state_dict()[name], tensor), name
-    assert torch.equal(whole.head.class_centers(), resumed.head.class_centers())
+    for name, tensor in whole.program.backbone.state_dict().items():
+        assert torch.equal(resumed.program.backbone.state_dict()[name], tensor), name
+    assert torch.equal(whole.program.head.class_centers(), resumed.program.head.class_centers())

@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_train.errors import UserError
 from dist_train.track.trackers import JsonlTracker, read_metrics
-from dist_train.train import loop as trainer_module
+from dist_train.train import build as build_module
 from dist_train.train.kept_buffers import KeptBuffers
 from tests.sets import write_set
 from tests.single import losses, trainer
@@ -43,14 +43,27 @@ def ended(threads):
 def test_rows_are_fetched_before_the_backbone_computes(tmp_path, tiny_set, monkeypatch):
     made = trainer(tmp_path, tiny_set, head__storage="host", head__sample_rate=0.5)
     calls = []
-    prefetch, embed = made.head.prefetch, made.replica.embed
-    monkeypatch.setattr(made.head, "prefetch", lambda labels: (calls.append(labels.tolist()), prefetch(labels)))
-    monkeypatch.setattr(made.replica, "embed", lambda images: (calls.append("embed"), embed(images))[1])
+    prepare, embed = made.program.head.prepare, made.program.replica.embed
+    monkeypatch.setattr(
+        made.program.head, "prepare", lambda batch: (calls.append(batch.labels.tolist()), prepare(batch))
+    )
+    monkeypatch.setattr(made.program.replica, "embed", lambda images: (calls.append("embed"), embed(images))[1])
     batch = next(iter(made.loader))
     made.train_step(batch)
     made.close()
     first, second = batch.labels.chunk(2)
     assert calls == [first.tolist(), "embed", second.tolist(), "embed"]
+
+
+def test_labels_are_exchanged_once_for_a_micro_batch_and_before_the_backbone_computes(tmp_path, tiny_set, monkeypatch):
+    made = trainer(tmp_path, tiny_set)
+    calls = []
+    embed = made.program.replica.embed
+    monkeypatch.setattr("dist_train.head.head.check_labels", lambda *_: calls.append("labels"))
+    monkeypatch.setattr(made.program.replica, "embed", lambda images: (calls.append("embed"), embed(images))[1])
+    made.train_step(next(made.loader))
+    made.close()
+    assert calls == ["labels", "embed", "labels", "embed"]
 
 
 def test_rows_that_are_fetched_ahead_give_the_losses_of_rows_on_the_device(tmp_path, tiny_set):
@@ -79,7 +92,7 @@ def test_a_start_that_fails_half_way_closes_what_it_had_opened(tmp_path, tiny_se
     def fails(*_, **__):
         raise UserError("no such thing")
 
-    monkeypatch.setattr(trainer_module, part, fails)
+    monkeypatch.setattr(build_module, part, fails)
     with pytest.raises(UserError, match="no such thing"):
         trainer(tmp_path, tiny_set, data__workers=1, head__storage="host")
     assert not workers()

@@ -20,7 +20,7 @@ from dist_train.config import load_config
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.ranks import Ranks
 from dist_train.track.trackers import read_metrics
-from dist_train.train.loop import Trainer
+from dist_train.train.build import open_training
 from tests.ranks import run_ranks
 from tests.sets import write_set
 
@@ -63,7 +63,7 @@ def train_steps(rank, world_size, recipe, steps, checkpoint=None):
     """Losses of the next `steps` steps; the state is saved at the end."""
     config = load_config(recipe)
     config.run_dir.mkdir(exist_ok=True)
-    trainer = Trainer(config, ranks_of_test(rank, world_size), checkpoint)
+    trainer = open_training(config, ranks_of_test(rank, world_size), checkpoint)
     with trainer.loader:
         batches = iter(trainer.loader)
         losses = [float(trainer.train_step(next(batches))) for _ in range(steps)]
@@ -172,7 +172,7 @@ def spoil(rank, world_size, recipe):
     """Five steps: rank 1 sees NaN in a later micro-batch of the second, the fourth and the fifth."""
     config = load_config(recipe)
     config.run_dir.mkdir(exist_ok=True)
-    trainer = Trainer(config, ranks_of_test(rank, world_size))
+    trainer = open_training(config, ranks_of_test(rank, world_size))
     found = {"losses": [], "states": []}
     with trainer.loader:
         for spoiled in (False, True, False, True, True):
@@ -183,7 +183,7 @@ def spoil(rank, world_size, recipe):
                 found["losses"].append(float(trainer.train_step(batch)))
             except (WorkError, SystemExit) as error:
                 found["end"] = str(error)
-            state = trainer.replica.backbone_state()
+            state = trainer.program.replica.backbone_state()
             found["states"].append({name: value.clone().numpy() for name, value in state.items()})
     found["count"] = trainer.bad_steps.count
     return found
@@ -213,7 +213,7 @@ def without_data(rank, world_size, recipe):
     config = load_config(recipe, ["data.path=/nowhere"] if rank == 1 else [])
     config.run_dir.mkdir(exist_ok=True)
     try:
-        Trainer(config, ranks_of_test(rank, world_size))
+        open_training(config, ranks_of_test(rank, world_size))
     except (UserError, SystemExit) as error:
         return str(error)
 

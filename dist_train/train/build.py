@@ -1,0 +1,175 @@
+"""From a recipe to a loop that is ready to train: every part opened, or none."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dist_train.backbones import build_backbone, memory_format, recompute_activations
+from dist_train.checkpoint.checkpointer import Checkpointer
+from dist_train.checkpoint.store import check_same_data, read_progress
+from dist_train.config import RunConfig
+from dist_train.data.class_counts import class_counts
+from dist_train.data.loader import Loader, build_loader
+from dist_train.evaluate.suite import check_sets
+from dist_train.head import Head
+from dist_train.objectives.objective import Objective
+from dist_train.replica.build import build_replica
+from dist_train.run_files import BAD_SAMPLES_NAME
+from dist_train.runtime.ranks import Ranks
+from dist_train.track.meter import Meter
+from dist_train.track.stopwatch import Stopwatch
+from dist_train.track.trackers import Trackers
+from dist_train.train.batching import check_one_set, micro_batches, total_steps
+from dist_train.train.loop import Loop
+from dist_train.train.program import Program
+from dist_train.train.recognition import Recognition
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a program is built in.
+
+    Attributes:
+        config: the whole recipe.
+        ranks: this process among the job's.
+        loader: of the batches that will come.
+        accumulation: micro-batches per step.
+        stopwatch: takes the times of a step's parts, for the figures.
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    loader: Loader
+    accumulation: int
+    stopwatch: Stopwatch
+
+
+def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
+    """The program that trains a backbone by a head over all identities. A collective.
+
+    Args:
+        setting: what it is built in.
+        objectives: further terms of the loss with their weights; the program closes them.
+
+    Raises:
+        UserError: values of the recipe that do not go together.
+    """
+    config, ranks, loader = setting.config, setting.ranks, setting.loader
+    with ExitStack() as opened:
+        head = ranks.agree(
+            lambda: Head(
+                config.head,
+                loader.manifest.num_classes,
+                config.backbone.embedding_dim,
+                group=ranks.group,
+                control_group=ranks.control_group,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                device=ranks.device,
+                seed=config.seed,
+                class_counts=class_counts(config.data) if config.head.needs_class_counts else None,
+            )
+        )
+        opened.callback(head.close)
+        torch.manual_seed(config.seed)  # the same initial backbone on every rank
+        backbone = build_backbone(config.backbone, loader.image_size)
+        if config.train.activation_checkpointing:
+            recompute_activations(backbone)
+        backbone = backbone.to(ranks.device).to(memory_format=memory_format(backbone))
+        decay = config.train.ema_decay
+        # A copy of the plain backbone: a strategy changes what it replicates.
+        average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        program = Recognition(
+            ranks.agree(lambda: build_replica(config.train, config.optimizer, backbone, setting.accumulation, ranks)),
+            head,
+            average=average,
+            accumulation=setting.accumulation,
+            empty_backbone=lambda: build_backbone(config.backbone, loader.image_size),
+            stopwatch=setting.stopwatch,
+            objectives=objectives,
+        )
+        opened.pop_all()
+    return program
+
+
+def open_training(
+    config: RunConfig,
+    ranks: Ranks,
+    checkpoint: Path | None = None,
+    build_program: Callable[[Setting], Program] = build_recognition,
+) -> Loop:
+    """A run on this rank, to be closed; what was opened is closed again where the start fails. A collective.
+
+    Args:
+        config: the whole recipe.
+        ranks: this process among the job's.
+        checkpoint: where to go on from; None for a fresh start.
+        build_program: makes what is trained, on every rank.
+
+    Raises:
+        UserError: batch sizes that do not divide, or a dataset that cannot be trained on.
+        WorkError: a checkpoint that cannot be loaded.
+    """
+    ranks.agree(lambda: check_sets(config.evaluate))
+    accumulation = ranks.agree(lambda: micro_batches(config, ranks.world_size))
+    before = None if checkpoint is None else ranks.agree(lambda: read_progress(checkpoint))
+    step, position = (before.step, before.position) if before else (0, 0)
+    # Another global batch than before (--allow-changes) goes on at the next whole one.
+    position += -position % config.train.global_batch_size
+    with ExitStack() as opened:
+        loader = ranks.agree(lambda: _open_loader(config, ranks, position))
+        opened.callback(loader.close)
+        digests = ranks.gather(loader.manifest.digest)
+        ranks.agree(lambda: check_one_set(digests, ranks.rank, config.data.path))
+        if checkpoint is not None and before is not None:
+            manifest = loader.manifest
+            data = (loader.image_size, manifest.num_classes, manifest.digest)
+            ranks.agree(lambda: check_same_data(checkpoint, before, *data))
+        meter = Meter(config.train.global_batch_size, ranks.device)
+        program = build_program(Setting(config, ranks, loader, accumulation, meter.time))
+        opened.callback(program.close)
+        trackers = Trackers(config, ranks.rank, step)
+        opened.callback(trackers.close)
+        checkpointer = Checkpointer(
+            config.run_dir, config.checkpoint.keep, program.parts, ranks, on_commit=trackers.checkpoint
+        )
+        opened.callback(checkpointer.close)
+        steps = total_steps(config, loader.steps_per_epoch)
+        if checkpoint is not None:
+            ranks.agree(lambda: checkpointer.restore(checkpoint))
+            if ranks.rank == 0:
+                logger.info("resumed from %s at step %d of %d", checkpoint, step, steps)
+        return Loop(
+            program,
+            loader,
+            checkpointer,
+            trackers,
+            meter,
+            config,
+            ranks,
+            accumulation=accumulation,
+            total_steps=steps,
+            step=step,
+            position=position,
+            opened=opened.pop_all(),
+        )
+
+
+def _open_loader(config: RunConfig, ranks: Ranks, position: int) -> Loader:
+    return build_loader(
+        config.data,
+        batch_size=config.train.global_batch_size // ranks.world_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.seed,
+        start_position=position,
+        device=ranks.device,
+        bad_samples_path=config.run_dir / BAD_SAMPLES_NAME,
+    )

@@ -1,0 +1,150 @@
+"""Training to recognise: a backbone whose embeddings a head tells apart, and further terms of the loss."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from dist_train.backbones import memory_format
+from dist_train.checkpoint.part import CopiedPart, Part
+from dist_train.data.batch import Batch
+from dist_train.errors import NonFiniteError
+from dist_train.head import Head
+from dist_train.objectives.objective import Objective
+from dist_train.replica.base import Replica
+from dist_train.track.stopwatch import Stopwatch
+from dist_train.train.diagnosis import diagnose
+from dist_train.train.kept_buffers import KeptBuffers
+
+
+class Recognition:
+    """The program of a recognition run.
+
+    Args:
+        replica: the backbone and its optimizer.
+        head: the classifier over all identities, with weight 1 in the loss.
+        average: moving average of the backbone's weights, which is then what is evaluated; None for none.
+        accumulation: micro-batches per step.
+        empty_backbone: makes the backbone's structure, for a whole copy where ranks have parts of the weights only.
+        stopwatch: takes the times of head and backbone.
+        objectives: by name, further terms of the loss with their weights; one of weight 0 is left out.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        head: Head,
+        *,
+        average: AveragedModel | None,
+        accumulation: int,
+        empty_backbone: Callable[[], nn.Module],
+        stopwatch: Stopwatch,
+        objectives: Mapping[str, tuple[float, Objective]] | None = None,
+    ) -> None:
+        self.replica, self.head, self.average = replica, head, average
+        self._accumulation, self._empty_backbone, self._time = accumulation, empty_backbone, stopwatch
+        self._further = {name: term for name, term in (objectives or {}).items() if term[0]}
+        self._terms: dict[str, Objective] = {"head": head} | {name: term for name, (_, term) in self._further.items()}
+        self._opened: list[Objective] = [head, *(term for _, term in (objectives or {}).values())]
+        self._kept = KeptBuffers(replica.backbone)
+        self._memory_format = memory_format(replica.backbone)
+        self.parts: dict[str, Part] = {
+            "backbone": CopiedPart(replica.backbone_state, replica.load_backbone, replica.average_buffers),
+            "optimizer": CopiedPart(replica.optimizer_state, replica.load_optimizer),
+        }
+        if average is not None:  # after the backbone, whose statistics it takes over
+            self.parts["average"] = CopiedPart(average.state_dict, average.load_state_dict, self._sync_average)
+        self.parts |= {name: term for name, term in self._terms.items() if isinstance(term, Part)}
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network that is trained; under ZeRO-3 this rank's part of it."""
+        return self.replica.backbone
+
+    def begin(self) -> None:
+        """See `Program`."""
+        self.backbone.train()
+        self._kept.keep()
+
+    def micro_step(self, batch: Batch, *, last: bool) -> Tensor:
+        """See `Program`."""
+        images = batch.images.contiguous(memory_format=self._memory_format)
+        with self.replica.accumulate(last):
+            with self._time("head"):
+                for term in self._terms.values():
+                    term.prepare(batch)  # e.g. rows kept elsewhere come while the backbone computes
+            with self._time("backbone"):
+                embeddings = self.replica.embed(images)
+            # The border: every term sees a leaf, and one backward pass through the backbone takes what they give.
+            border = embeddings.detach().float().requires_grad_()
+            try:
+                with self._time("head"):
+                    loss = self.loss(border, batch) / self._accumulation
+                    loss.backward()
+            except NonFiniteError:
+                # The gradient exchange that this forward pass announced must still happen.
+                self.replica.backward(embeddings, torch.zeros_like(border))
+                raise
+            with self._time("backbone"):
+                self.replica.backward(embeddings, cast(Tensor, border.grad))
+        return loss.detach()
+
+    def loss(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """The sum of all terms [], for this rank's embeddings [B, D]: a mean over the global micro-batch."""
+        total = self.head(embeddings, batch)
+        for weight, term in self._further.values():
+            total = total + weight * term(embeddings, batch)
+        return total
+
+    def update(self, lr: float, *, measure: bool) -> Tensor:
+        """See `Program`."""
+        norm = self.replica.step(lr)
+        for term in self._terms.values():
+            term.step(lr, measure=measure)
+        if self.average is not None:
+            self.average.update_parameters(self.backbone)
+        return norm
+
+    def discard(self) -> None:
+        """See `Program`."""
+        self.replica.discard()
+        for term in self._terms.values():
+            term.zero_grad()
+        self._kept.restore()  # a forward pass with NaN leaves NaN in BatchNorm's
+
+    def evaluated(self) -> nn.Module:
+        """See `Program`; with the statistics of all ranks."""
+        self.replica.average_buffers()
+        if self.average is not None:
+            self._sync_average()
+            return self.average.module.eval()
+        if not self.replica.partitioned:
+            return self.backbone.eval()
+        with torch.device("meta"):  # its weights are those that come
+            whole = self._empty_backbone()
+        whole.load_state_dict(self.replica.backbone_state(), assign=True)
+        return whole.eval()
+
+    def _sync_average(self) -> None:
+        """Give the moving average, which is of weights, the backbone's statistics."""
+        average = cast(AveragedModel, self.average)
+        for own, source in zip(average.module.buffers(), self.backbone.buffers(), strict=True):
+            own.copy_(source)
+
+    def figures(self) -> dict[str, float]:
+        """See `Program`: statistics of each term under its name."""
+        terms = self._terms.items()
+        return {f"{name}/{key}": value for name, term in terms for key, value in term.statistics().items()}
+
+    def diagnose(self, micro_batches: list[Batch]) -> str | None:
+        """See `Program`."""
+        return diagnose(self.replica, self.loss, micro_batches)
+
+    def close(self) -> None:
+        """See `Program`."""
+        with ExitStack() as opened:
+            for term in self._opened:
+                opened.callback(term.close)
