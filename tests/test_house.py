@@ -21,6 +21,7 @@ ORDER = (
     "config",
     "data",
     "backbones",
+    "objectives",
     "head",
     "replica",
     "checkpoint",
@@ -32,7 +33,7 @@ ORDER = (
 )
 # Modules that stand below their rooms: sections of recipes, whose base the recipe is, and what a file states of itself.
 SECTIONS = {f"dist_train.{room}.config" for room in ("backbones", "data", "evaluate", "export", "head")}
-SECTIONS |= {"dist_train.export.convention"}
+SECTIONS |= {"dist_train.export.convention", "dist_train.backbones.registry", "dist_train.head.margins.table"}
 # Imports inside of functions that lead up, or in a circle: what is opened is known only by its name.
 UPWARDS = {("dist_train.evaluate.models", "dist_train.export.runtime")}
 

@@ -142,8 +142,8 @@ def test_the_network_of_a_row_trains_is_stored_and_goes_on(tmp_path, tiny_set, t
 def test_pictures_come_in_the_memory_format_that_the_network_names(tmp_path, tiny_set):
     made = trainer(tmp_path, tiny_set)
     seen = []
-    made.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    made.program.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     losses(made, 1)
-    assert memory_format(made.backbone) == torch.channels_last
+    assert memory_format(made.program.backbone) == torch.channels_last
     assert all(images.is_contiguous(memory_format=torch.channels_last) for images in seen)
     assert not any(images.is_contiguous() for images in seen)

@@ -124,7 +124,7 @@ def test_a_failed_export_costs_neither_summary_nor_report(tmp_path, tiny_set, mo
         assert results(tmp_path) == {"summary.json", "report.html"}, "written before the export"
         raise RuntimeError("z3 has no attribute Solver")
 
-    monkeypatch.setattr(finish, "export_onnx", fails)
+    monkeypatch.setattr("dist_train.export.onnx.export_onnx", fails)
     config = recipe(tmp_path, tiny_set, export__onnx=True, evaluate__verification=[str(tmp_path / "pairs.bin")])
     with pytest.raises(WorkError) as caught:
         run(config, resume=False)
