@@ -12,8 +12,7 @@ from dist_train.data.manifest import Manifest
 from dist_train.data.remote import is_remote
 from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError, WorkError
-from dist_train.evaluate.config import EvaluateConfig
-from dist_train.evaluate.suite import check_sets
+from dist_train.evaluate.suite import absent_sets, check_sets, present_sets
 from dist_train.replica.zero import check_options
 from dist_train.runtime.extras import missing
 from dist_train.runtime.terminal import echo
@@ -25,7 +24,6 @@ from launch.plan_model import Setup, fits, gpu_memory
 
 IMAGE_SIZE_PX = 112  # where neither the recipe nor a set says another
 GPUS_PER_NODE = 8
-EVALUATION_SETS = ("verification", "identification")
 NETWORK_GB_S = 25.0  # between machines; memory does not depend on it
 
 
@@ -48,7 +46,7 @@ def check(config: RunConfig) -> None:
             sources = open_sources(config.data)
         except WorkError as error:  # a server that cannot be reached from here
             warnings.append(f"{error}; the rest is checked without it")
-    check_sets(_present_sets(config))
+    check_sets(present_sets(config.evaluate))
     steps = _steps(config, sources) if sources else None
     every = config.train.steps or (steps and total_steps(config, steps))
     if every and config.optimizer.warmup_steps >= every:
@@ -86,21 +84,14 @@ def _missing(config: RunConfig) -> Iterator[str]:
         if _absent(path):
             key = f"data.mix, set {number}: " if number else "data.path "
             yield f"{key}{path}: no such directory; the rest is checked without it"
-    for key in EVALUATION_SETS:
-        for path in getattr(config.evaluate, key):
-            if not path.exists():
-                yield f"evaluate.{key} {path}: not there; a run does not start without it"
+    for key, path in absent_sets(config.evaluate):
+        yield f"{key} {path}: not there; a run does not start without it"
     if config.train.device == "cuda" and not torch.cuda.is_available():
         yield "train.device=cuda: no GPU on this machine"
     if config.export.onnx and (lack := missing("export")):
         yield f"export.onnx {lack}; a run with export.onnx=true does not start without it"
     if config.train.strategy != "ddp":
         yield f"train.strategy={config.train.strategy} works on several ranks only; the dry step leaves it out"
-
-
-def _present_sets(config: RunConfig) -> EvaluateConfig:
-    there = {key: tuple(path for path in getattr(config.evaluate, key) if path.exists()) for key in EVALUATION_SETS}
-    return config.evaluate.model_copy(update=there)
 
 
 def _steps(config: RunConfig, sources: Sources) -> int | None:

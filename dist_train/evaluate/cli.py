@@ -1,7 +1,6 @@
 """`headcount eval`."""
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +18,9 @@ from dist_train.evaluate.options import (
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
+    from dist_train.evaluate.config import EvaluateConfig
     from dist_train.evaluate.models import Model
     from dist_train.evaluate.tables import ModelScores
-    from dist_train.runtime.ranks import Ranks
 
 
 def evaluate(
@@ -66,9 +65,10 @@ def evaluate(
     """
     from dist_train.errors import UserError
     from dist_train.evaluate.config import check_names
+    from dist_train.evaluate.kinds import Judging, result_tables
     from dist_train.evaluate.models import load_models
     from dist_train.evaluate.report import write_comparison
-    from dist_train.evaluate.tables import tables
+    from dist_train.evaluate.suite import evaluate_sets
     from dist_train.runtime.extras import require
     from dist_train.runtime.ranks import join_ranks, leave_ranks
 
@@ -84,10 +84,12 @@ def evaluate(
     try:
         with ranks.first_speaks():
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
-            scores = [_score(model, sets, distractors, batch_size, flip, ranks) for model in opened]
+            by_kind = _by_kind(sets, distractors)
+            ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip) for model in opened]
+            scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
             return
-        echo("\n\n".join(map(str, tables(scores))))
+        echo("\n\n".join(map(str, result_tables(scores))))
         if json_path:
             _write_json(json_path, scores)
         if report:
@@ -107,42 +109,30 @@ def _named(models: list["Model"]) -> list["Model"]:
     ]
 
 
-def _score(
-    model: "Model", sets: list[Path], distractors: Path | None, batch_size: int, flip: bool, ranks: "Ranks"
-) -> "ModelScores":
-    from dist_train.evaluate.bin import read_bin
-    from dist_train.evaluate.distractors import evaluate_distractors
-    from dist_train.evaluate.identification import evaluate_identification
-    from dist_train.evaluate.ijb import evaluate_ijb
+def _by_kind(sets: list[Path], distractors: Path | None) -> "EvaluateConfig":
+    """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
+    from dist_train.evaluate.config import DistractorConfig, EvaluateConfig
     from dist_train.evaluate.ijb_layout import ijb_kind
-    from dist_train.evaluate.tables import ModelScores
-    from dist_train.evaluate.verification import evaluate_verification
 
-    scores = ModelScores(model.name)
-    where = (model.image_size, batch_size, ranks)
-    for path in sets:
-        if path.suffix == ".bin" or path.is_file():
-            dataset = ranks.agree(partial(read_bin, path))
-            scores.verification.append(evaluate_verification(model.embed, dataset, *where, flip=flip))
-        elif ijb_kind(path):
-            scores.ijb.append(evaluate_ijb(model.embed, path, *where, flip=flip))
-        elif distractors:
-            scores.distractors.append(evaluate_distractors(model.embed, path, distractors, *where, flip=flip))
-        else:
-            scores.identification.append(evaluate_identification(model.embed, path, *where, flip=flip))
-    return scores
+    files = [path for path in sets if path.suffix == ".bin" or path.is_file()]
+    layouts = [path for path in sets if path not in files and ijb_kind(path)]
+    shards = [path for path in sets if path not in files and path not in layouts]
+    return EvaluateConfig(
+        verification=tuple(files),
+        ijb=tuple(layouts),
+        identification=() if distractors else tuple(shards),
+        distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards) if distractors else (),
+    )
 
 
 def _write_json(path: Path, scores: list["ModelScores"]) -> None:
+    from dist_train.evaluate.kinds import KINDS
     from dist_train.runtime.written import write_failures, write_json
 
     body: list[dict[str, Any]] = [
         {
             "model": model.name,
-            "verification": [result.summary() for result in model.verification],
-            "identification": [result.summary() for result in model.identification],
-            "ijb": [result.summary() for result in model.ijb],
-            "distractors": [result.summary() for result in model.distractors],
+            **{kind.name: [result.summary() for result in getattr(model, kind.name)] for kind in KINDS},
         }
         for model in scores
     ]

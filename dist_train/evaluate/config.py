@@ -27,6 +27,13 @@ def check_names(sets: Sequence[Path]) -> None:
             raise UserError(f"sets {other} and {path} are both called {set_name(path)!r} in figures; rename one")
 
 
+class DistractorConfig(Section):
+    """A set whose mates are hidden among the pictures of strangers."""
+
+    set: Path = Field(description="directory of shards with two or more pictures of each identity")
+    strangers: Path = Field(description="directory of shards among whose pictures the mates are hidden")
+
+
 class EvaluateConfig(Section):
     """On what, and how, a model is evaluated."""
 
@@ -34,13 +41,17 @@ class EvaluateConfig(Section):
     identification: tuple[Path, ...] = Field(
         (), description="identification sets: directories of shards with a gallery and probes"
     )
+    ijb: tuple[Path, ...] = Field((), description="IJB-B and IJB-C: directories with meta and loose_crop")
+    distractors: tuple[DistractorConfig, ...] = Field(
+        (), description="searches among strangers, as MegaFace's: each a set and the strangers it is searched among"
+    )
     every_steps: int | None = Field(
         None, ge=1, description="steps between evaluations in training; null evaluates only at the end"
     )
     batch_size: int = Field(64, ge=1, le=8192, description="pictures in one forward pass of a rank")
     flip: bool = Field(True, description="whether the mirrored picture's embedding is added, as in published figures")
 
-    @field_validator("verification", "identification")
+    @field_validator("verification", "identification", "ijb")
     @classmethod
     def _told_apart(cls, sets: tuple[Path, ...]) -> tuple[Path, ...]:
         try:
@@ -48,3 +59,13 @@ class EvaluateConfig(Section):
         except UserError as error:
             raise ValueError(str(error)) from error
         return sets
+
+    @field_validator("distractors")
+    @classmethod
+    def _pairs_told_apart(cls, pairs: tuple[DistractorConfig, ...]) -> tuple[DistractorConfig, ...]:
+        named: dict[tuple[str, str], DistractorConfig] = {}
+        for pair in pairs:
+            both = set_name(pair.set), set_name(pair.strangers)
+            if named.setdefault(both, pair) is not pair:
+                raise ValueError(f"two entries are both called '{both[0]} + {both[1]}' in figures; rename a directory")
+        return pairs

@@ -68,15 +68,32 @@ def ijb_kind(root: Path) -> str | None:
     return next((kind for kind in KINDS if (root / "meta" / f"{kind}_face_tid_mid.txt").exists()), None)
 
 
+def check_layout(root: Path) -> None:
+    """Look whether a set's lists and pictures are there, without reading them.
+
+    Raises:
+        UserError: something is missing.
+    """
+    kind = _known_kind(root)
+    for part in (f"meta/{kind}_name_5pts_score.txt", f"meta/{kind}_template_pair_label.txt", "loose_crop"):
+        if not (root / part).exists():
+            raise UserError(f"{root}: {part} of {kind} is not there; fetch the whole set, or correct the path")
+
+
+def _known_kind(root: Path) -> str:
+    kind = ijb_kind(root)
+    if kind is None:
+        raise UserError(f"{root}: no IJB set: meta/ijbb_face_tid_mid.txt or meta/ijbc_face_tid_mid.txt is not there")
+    return kind
+
+
 def read_layout(root: Path) -> Layout:
     """Read which pictures a set has, where the faces in them are, and their templates.
 
     Raises:
         UserError: a file is missing, empty or malformed, or a template's picture is not listed.
     """
-    kind = ijb_kind(root)
-    if kind is None:
-        raise UserError(f"{root}: no IJB set: meta/ijbb_face_tid_mid.txt or meta/ijbc_face_tid_mid.txt is not there")
+    kind = _known_kind(root)
     faces = root / "meta" / f"{kind}_name_5pts_score.txt"
     names, values = [], []
     for number, words in _lines(faces, 12):

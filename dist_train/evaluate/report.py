@@ -10,8 +10,11 @@ import cv2
 import numpy as np
 
 from dist_train.evaluate import plots
+from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.identification import IdentificationResult
-from dist_train.evaluate.sections import Section, data_uri, result_sections
+from dist_train.evaluate.ijb import IjbResult
+from dist_train.evaluate.kinds import result_sections
+from dist_train.evaluate.sections import Section, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
 from dist_train.runtime.written import write_failures, write_text
@@ -51,6 +54,8 @@ class RunReport:
         identification: results by set.
         samples: pictures as the network saw them.
         subtitle: a line under the headline.
+        ijb: results by set.
+        distractors: results by set.
     """
 
     title: str
@@ -60,6 +65,8 @@ class RunReport:
     identification: Sequence[IdentificationResult] = ()
     samples: Sequence[Sample] = ()
     subtitle: str = ""
+    ijb: Sequence[IjbResult] = ()
+    distractors: Sequence[DistractorResult] = ()
 
 
 def write_report(path: Path, run: RunReport) -> None:
@@ -68,7 +75,7 @@ def write_report(path: Path, run: RunReport) -> None:
     Raises:
         WorkError: the file cannot be written.
     """
-    scores = [ModelScores("", list(run.verification), list(run.identification))]
+    scores = [ModelScores("", *map(list, (run.verification, run.identification, run.ijb, run.distractors)))]
     curves = [plots.plot_history(run.history, *entry) for entry in _HISTORY]
     sections = [
         Section("Training", plots=[drawn] if (drawn := [curve for curve in curves if curve]) else []),

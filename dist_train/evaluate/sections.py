@@ -22,18 +22,8 @@ class Section:
     pictures: list[dict[str, str]] = field(default_factory=list)
 
 
-def result_sections(models: Sequence[ModelScores]) -> list[Section]:
-    """All sections about results, in order."""
-    return [
-        *_verification_sections(models),
-        *_ijb_sections(models),
-        *_identification_sections(models),
-        *_distractor_sections(models),
-        *hard_sections(models),
-    ]
-
-
-def _verification_sections(models: Sequence[ModelScores]) -> list[Section]:
+def verification_sections(models: Sequence[ModelScores]) -> list[Section]:
+    """Accuracy, TAR and error curves of the verification sets."""
     table = tables.verification_table(models)
     if table is None:
         return []
@@ -50,7 +40,8 @@ def _verification_sections(models: Sequence[ModelScores]) -> list[Section]:
     return [Section("Verification", note, [table], drawn)]
 
 
-def _ijb_sections(models: Sequence[ModelScores]) -> list[Section]:
+def ijb_sections(models: Sequence[ModelScores]) -> list[Section]:
+    """TAR and error curves of IJB-B and IJB-C."""
     table = tables.ijb_table(models)
     if table is None:
         return []
@@ -70,7 +61,8 @@ def _error_plots(name: str, curves: Sequence[tuple[str, Roc]], spreads: Sequence
     ]
 
 
-def _identification_sections(models: Sequence[ModelScores]) -> list[Section]:
+def identification_sections(models: Sequence[ModelScores]) -> list[Section]:
+    """Searches of galleries, those of IJB among them."""
     table = tables.identification_table(models)
     if table is None:
         return []
@@ -83,7 +75,8 @@ def _identification_sections(models: Sequence[ModelScores]) -> list[Section]:
     return [Section(table.title, note, [table], [drawn])]
 
 
-def _distractor_sections(models: Sequence[ModelScores]) -> list[Section]:
+def distractor_sections(models: Sequence[ModelScores]) -> list[Section]:
+    """Searches among distractors."""
     table = tables.distractor_table(models)
     if table is None:
         return []

@@ -1,71 +1,99 @@
-"""A backbone judged on every set that a configuration names, the work split over ranks."""
+"""A model judged on every set that a configuration names, the work split over ranks."""
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from dist_train.backbones import memory_format
-from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
-from dist_train.evaluate.bin import read_bin
-from dist_train.evaluate.config import EvaluateConfig
-from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
-from dist_train.evaluate.verification import VerificationResult, evaluate_verification
+from dist_train.evaluate.config import EvaluateConfig, set_name
+from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.identification import IdentificationResult
+from dist_train.evaluate.ijb import IjbResult
+from dist_train.evaluate.ijb_layout import ijb_kind
+from dist_train.evaluate.kinds import KINDS, Judging
+from dist_train.evaluate.tables import ModelScores
+from dist_train.evaluate.verification import VerificationResult
 from dist_train.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Results on all sets, equal on every rank."""
+    """Results on all sets, a list for each kind, equal on every rank."""
 
-    verification: list[VerificationResult]
-    identification: list[IdentificationResult]
+    verification: list[VerificationResult] = field(default_factory=list)
+    identification: list[IdentificationResult] = field(default_factory=list)
+    ijb: list[IjbResult] = field(default_factory=list)
+    distractors: list[DistractorResult] = field(default_factory=list)
 
     @property
     def score(self) -> float:
-        """One number to choose a checkpoint by: mean verification accuracy, or mean rank-1 without such sets; 0..1.
+        """One number to choose a checkpoint by, 0..1: the mean over the sets of the first kind that has a say.
 
-        Sets with one kind of pairs have no accuracy, and no say.
+        The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
+        identification, rank-1 among all distractors. Sets with one kind of pairs have no accuracy, and no say.
         """
-        values = [result.accuracy for result in self.verification if result.accuracy is not None]
-        values = values or [result.rank1 for result in self.identification]
-        return float(sum(values) / len(values)) if values else 0.0
+        for kind in KINDS:
+            values = [value for each in getattr(self, kind.name) if (value := kind.score(each)) is not None]
+            if values:
+                return float(sum(values) / len(values))
+        return 0.0
 
     def figures(self) -> dict[str, float]:
-        """The results under the names that trackers use."""
-        if not (self.verification or self.identification):
+        """The results under the names that trackers use; empty where no set was judged."""
+        results = [(kind, result) for kind in KINDS for result in getattr(self, kind.name)]
+        if not results:
             return {}
         figures = {"evaluate/score": self.score}
-        for one in self.verification:
-            if one.accuracy is not None:
-                figures[f"evaluate/{one.name}/accuracy"] = one.accuracy
-            figures |= {f"evaluate/{one.name}/tar_at_far_{far:g}": tar.tar for far, tar in one.tar_at_far.items()}
-        for other in self.identification:
-            figures[f"evaluate/{other.name}/rank1"] = other.rank1
+        for kind, result in results:
+            figures |= {f"evaluate/{name}": value for name, value in kind.figures(result).items()}
         return figures
+
+    def named(self, name: str) -> ModelScores:
+        """The results as those of a model called `name`, for tables and reports."""
+        return ModelScores(name, self.verification, self.identification, self.ijb, self.distractors)
 
 
 def check_sets(config: EvaluateConfig) -> None:
     """Look whether the sets of `config` are there, before hours of training end in their absence.
 
     Raises:
-        UserError: one is not.
+        UserError: one is not, or figures of two could not be told apart.
     """
-    for path in config.verification:
-        if not path.is_file():
-            raise UserError(
-                f"evaluate.verification: {path}: no such file; correct the path, or remove it from the list"
-            )
-    for path in config.identification:
-        load_manifest(path)
+    for kind in KINDS:
+        for entry in getattr(config, kind.name):
+            kind.check(entry)
+    # An IJB set is called by its kind in figures, whatever its directory is called.
+    named: dict[str | None, Path] = {set_name(path): path for path in config.verification}
+    for path in config.ijb:
+        other = named.setdefault(called := ijb_kind(path), path)
+        if other is not path:
+            raise UserError(f"evaluate.ijb: {other} and {path} are both called {called!r} in figures; name one of them")
+
+
+def absent_sets(config: EvaluateConfig) -> Iterator[tuple[str, Path]]:
+    """The key in a recipe and the path of every set that is not there."""
+    for kind in KINDS:
+        for entry in getattr(config, kind.name):
+            yield from ((f"evaluate.{kind.name}", path) for path in kind.paths(entry) if not path.exists())
+
+
+def present_sets(config: EvaluateConfig) -> EvaluateConfig:
+    """The configuration without the entries of which something is not there."""
+    there = {
+        kind.name: tuple(each for each in getattr(config, kind.name) if all(p.exists() for p in kind.paths(each)))
+        for kind in KINDS
+    }
+    return config.model_copy(update=there)
 
 
 def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: int, ranks: Ranks) -> Evaluation:
     """Judge `backbone`, which is in evaluation mode, on the sets of `config`. A collective.
 
     Raises:
-        UserError | WorkError: a set that is missing, damaged or cannot be judged; the same on every rank.
+        UserError | WorkError: as `evaluate_sets`.
     """
     layout = memory_format(backbone)
 
@@ -73,10 +101,13 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
-    # Results are compared on the host, where flags and messages go too.
-    shared = (image_size, config.batch_size, ranks)
-    pairs = (ranks.agree(partial(read_bin, path), "all") for path in config.verification)
-    return Evaluation(
-        [evaluate_verification(embed, each, *shared, flip=config.flip) for each in pairs],
-        [evaluate_identification(embed, path, *shared, flip=config.flip) for path in config.identification],
-    )
+    return evaluate_sets(config, Judging(embed, image_size, config.batch_size, ranks, config.flip))
+
+
+def evaluate_sets(config: EvaluateConfig, how: Judging) -> Evaluation:
+    """Judge a model on the sets of `config`, kind by kind. A collective.
+
+    Raises:
+        UserError | WorkError: a set that is missing, damaged or cannot be judged; the same on every rank.
+    """
+    return Evaluation(**{kind.name: [kind.judge(each, how) for each in getattr(config, kind.name)] for kind in KINDS})

@@ -64,12 +64,6 @@ class Table:
         return "\n".join([self.title, *(line.rstrip() for line in lines), *self.notes])
 
 
-def tables(models: Sequence[ModelScores]) -> list[Table]:
-    """Every table that has rows."""
-    made = [make(models) for make in (verification_table, ijb_table, identification_table, distractor_table)]
-    return [table for table in made if table is not None]
-
-
 def verification_table(models: Sequence[ModelScores]) -> Table | None:
     """Accuracy, TAR at FAR, threshold and norm by set."""
     results = by_set([(model.name, each) for model in models for each in model.verification])

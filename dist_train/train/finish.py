@@ -104,6 +104,8 @@ def _publish(
         history=read_metrics(config.run_dir),
         verification=found.verification,
         identification=found.identification,
+        ijb=found.ijb,
+        distractors=found.distractors,
         samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
     )
     try:
@@ -129,4 +131,9 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
         summary["tar_at_far"] = {f"{far:g}": round(tar.tar, 5) for far, tar in first.tar_at_far.items()}
     if found.identification:
         summary["rank1"] = round(found.identification[0].rank1, 5)
+    if found.ijb:
+        summary["ijb_tar_at_far"] = {f"{far:g}": round(tar.tar, 5) for far, tar in found.ijb[0].tar_at_far.items()}
+    if found.distractors:
+        first_search = found.distractors[0]
+        summary["rank1_among_distractors"] = {str(n): round(share, 5) for n, share in first_search.rank1.items()}
     return summary

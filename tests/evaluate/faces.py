@@ -29,10 +29,10 @@ def embed_color(images):
     return images.mean(dim=(2, 3)) @ mixer
 
 
-def write_role_set(directory, identities=12, views=3, size=16, shard_samples=10, roles=("gallery", "probe")):
+def write_role_set(directory, identities=12, views=3, size=16, shard_samples=10, roles=("gallery", "probe"), seed=1):
     """A set of `identities` colours; the first view is the gallery's, the others are probes a few levels off."""
     directory.mkdir(parents=True, exist_ok=True)
-    base = colors(identities, seed=1)
+    base = colors(identities, seed)
     noise = np.random.default_rng(2).integers(-6, 7, (identities, views, 3))
     samples = [(i, v) for i in range(identities) for v in range(views)]
     shards = []
