@@ -35,7 +35,7 @@ class Photo(NamedTuple):
     shrink: int
 
 
-class Head(NamedTuple):
+class PhotoHead(NamedTuple):
     """What the head of an encoded picture says.
 
     Attributes:
@@ -86,13 +86,13 @@ def decode(data: bytes, least_side_px: int | None = None, max_pixels: int = MAX_
     return by_pillow if isinstance(by_pillow, Reject) else Photo(by_pillow, 1)
 
 
-def read_head(data: bytes) -> Head | Reject:
+def read_head(data: bytes) -> PhotoHead | Reject:
     """Format and size of an encoded picture, without decoding it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                return Head(image.format or "", image.mode, *image.size)
+                return PhotoHead(image.format or "", image.mode, *image.size)
     except Image.DecompressionBombError as error:
         return Reject("too large", first_line(error))
     except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
@@ -101,7 +101,7 @@ def read_head(data: bytes) -> Head | Reject:
         return Reject("not a picture", f"{_start(data)}: {first_line(error)}")
 
 
-def _shrink(head: Head, least_side_px: int | None) -> int:
+def _shrink(head: PhotoHead, least_side_px: int | None) -> int:
     if head.format not in JPEGS or least_side_px is None:
         return 1
     longer = max(head.width, head.height)
@@ -112,12 +112,12 @@ def _too_large(width: int, height: int, most: int) -> Reject:
     return Reject("too large", f"{width}x{height} pixels, at most {most} in all are decoded")
 
 
-def _is_usual(head: Head) -> bool:
+def _is_usual(head: PhotoHead) -> bool:
     """Whether OpenCV treats a picture as is wanted here."""
     return head.format in (*JPEGS, "PNG", "WEBP", "BMP") and head.mode in ("RGB", "L")
 
 
-def _by_opencv(data: bytes, head: Head, shrink: int) -> NDArray[np.uint8] | None:
+def _by_opencv(data: bytes, head: PhotoHead, shrink: int) -> NDArray[np.uint8] | None:
     """The usual cases, at OpenCV's speed; None for the others, and where it fails."""
     if not _is_usual(head):
         return None

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.data.levels import normalise
+
 _POOLED = 4  # arrays that are kept for further batches
 _IN_CACHE = 8  # pictures that are normalised at once: the floats of so many stay in a core's cache
 
@@ -86,9 +88,3 @@ class Transfer:
         if pooled not in self._pool and len(self._pool) < _POOLED:
             self._pool.append(pooled)
         return pooled.lend()
-
-
-def normalise(images: Tensor, out: Tensor | None = None) -> Tensor:
-    """Grey levels 0 .. 255 to float32 -1 .. 1 (mean 0.5, standard deviation 0.5), where the tensor is."""
-    floats = images.to(torch.float32) if out is None else out.copy_(images)
-    return floats.mul_(1 / 127.5).sub_(1)

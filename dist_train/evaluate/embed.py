@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_train.data.levels import normalise
 from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.ranks import ALONE, Ranks
@@ -93,7 +94,7 @@ def decoding(read: Callable[[int], bytes], image_size: int, name: str) -> LoadFn
 def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
     """Pictures uint8 [S, S, 3] -> float32 [B, 3, S, S] in [-1, 1]."""
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # [B, S, S, 3] -> [B, 3, S, S]
-    return batch.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
+    return normalise(batch, torch.empty(batch.shape))
 
 
 def rank_slice(count: int, rank: int, world_size: int) -> tuple[int, int]:

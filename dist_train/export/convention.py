@@ -188,9 +188,11 @@ class Convention:
         """Images float32 [B, 3, S, S] in [-1, 1], red first, as the model takes them."""
         import torch  # the command line reads the options' names without it
 
+        from dist_train.data.levels import grey_levels
+
         values = images
         if (self.mean, self.std) != ((127.5,) * 3, (127.5,) * 3) or self.input_type == "uint8":
-            levels = images.add(1).mul(127.5).round().clamp(0, 255)
+            levels = grey_levels(images)
             values = levels.flip(1) if self.color == "bgr" else levels
             if self.input_type == "uint8":
                 values = values.to(torch.uint8)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.config import RunConfig
+from dist_train.data.levels import grey_levels
 from dist_train.run_files import METRICS_NAME
 from dist_train.runtime.written import write_text
 from dist_train.track.wandb import WandbTracker
@@ -95,8 +96,7 @@ class Trackers:
 
 def pixels(images: Tensor) -> NDArray[np.uint8]:
     """[B, 3, S, S] in [-1, 1] -> grey levels [B, S, S, 3]."""
-    levels = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
-    return levels.numpy().astype(np.uint8)
+    return grey_levels(images.cpu()).permute(0, 2, 3, 1).numpy().astype(np.uint8)
 
 
 def picture_sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
