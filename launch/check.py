@@ -84,8 +84,8 @@ def _missing(config: RunConfig) -> Iterator[str]:
         if _absent(path):
             key = f"data.mix, set {number}: " if number else "data.path "
             yield f"{key}{path}: no such directory; the rest is checked without it"
-    for key, path in absent_sets(config.evaluate):
-        yield f"{key} {path}: not there; a run does not start without it"
+    for key, absent in absent_sets(config.evaluate):
+        yield f"{key} {absent}: not there; a run does not start without it"
     if config.train.device == "cuda" and not torch.cuda.is_available():
         yield "train.device=cuda: no GPU on this machine"
     if config.export.onnx and (lack := missing("export")):

@@ -19,7 +19,7 @@ class StageBars:
     def __init__(self, quiet: bool = False, run: WandbRun | None = None) -> None:
         self._quiet = quiet
         self._run = run
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._what = ""
         self._done = self._kept = self._rejected = 0  # of the stage
         self._now = 0  # of this start, without what was done before
@@ -51,7 +51,7 @@ class StageBars:
             self._bar.close()
             self._bar = None
 
-    def _show(self, bar: tqdm, given: int, before: bool) -> None:
+    def _show(self, bar: "tqdm[Any]", given: int, before: bool) -> None:
         if self._kept or self._rejected:
             bar.set_postfix(kept=self._kept, rejected=self._rejected, refresh=False)
         if before:

@@ -100,7 +100,7 @@ class Detector:
         load_weights(pnet=self._pnet, rnet=self._rnet, onet=self._onet)
         for network in (self._pnet, self._rnet, self._onet):
             network.eval().requires_grad_(False).to(self.device, self.precision)
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+            network.to(memory_format=torch.channels_last)
         self._buffer = np.empty((0, CHANNELS), np.int32)
         if self.device.type == "cpu":
             keep_heap()

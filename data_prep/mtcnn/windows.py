@@ -100,7 +100,7 @@ class SumTables:
 def cells(picture: NDArray[np.uint8]) -> int:
     """Size of a picture's table."""
     height, width = picture.shape[:2]
-    return (height + 1) * (width + 1)
+    return int((height + 1) * (width + 1))
 
 
 @lru_cache(maxsize=1024)  # sets have many pictures of one size

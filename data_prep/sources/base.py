@@ -8,7 +8,7 @@ accounted for. Archives (`.rec`, tar) are in `archives.py`, tables of paths and 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
@@ -117,5 +117,5 @@ def display(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _column(values: Iterable | pa.Array, kind: pa.DataType) -> pa.Array:
+def _column(values: Iterable[Any] | pa.Array, kind: pa.DataType) -> pa.Array:
     return values if isinstance(values, pa.Array) else pa.array(values, kind)

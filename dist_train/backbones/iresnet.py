@@ -38,7 +38,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels_in, S, S] -> [B, channels_out, S/stride, S/stride]."""
-        return self.residual(x) + self.shortcut(x)
+        changed: Tensor = self.residual(x) + self.shortcut(x)
+        return changed
 
 
 class IResNet(nn.Module):
@@ -89,4 +90,5 @@ class IResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""
-        return self.embed(self.stages(self.stem(images)))
+        embeddings: Tensor = self.embed(self.stages(self.stem(images)))
+        return embeddings

@@ -36,7 +36,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels_in, S, S] -> [B, channels_out, S/stride, S/stride]."""
-        return x + self.residual(x) if self.same_shape else self.residual(x)
+        change: Tensor = self.residual(x)
+        return x + change if self.same_shape else change
 
 
 class MobileFaceNet(nn.Module):
@@ -71,4 +72,5 @@ class MobileFaceNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""
-        return self.embed(self.features(images))
+        embeddings: Tensor = self.embed(self.features(images))
+        return embeddings

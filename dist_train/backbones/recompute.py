@@ -24,7 +24,8 @@ class Blocks(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """What the last module makes of what the one before it gave."""
         if not (self.recompute and self.training and torch.is_grad_enabled()):
-            return super().forward(x)
+            whole: Tensor = super().forward(x)  # type: ignore[no-untyped-call]  # torch states no types there
+            return whole
         for block in self:
             x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_contexts, block))
         return x

@@ -104,7 +104,7 @@ def _finish(filesystem: Any, transfer: Awaitable[Any], timeout_s: float) -> Any:
     return fsspec.asyn.sync(filesystem.loop, limited)
 
 
-class _Bound(Callback):
+class _Bound(Callback):  # type: ignore[misc]  # fsspec has no types
     """Is told by a file system of each block that it has written; ends the transfer by raising."""
 
     def __init__(self, limit: int) -> None:

@@ -4,7 +4,7 @@ The rows, not the pictures, are what backends share: OpenCV and DALI apply the s
 All geometry is one affine map and all colour is one matrix, so a picture is resampled once.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ def identity(count: int, size_px: int) -> Augmentation:
     return Augmentation(eye2, np.zeros((count, 2)), ints + size_px, zeros, ints, eye3, zeros, box)
 
 
-def pixel_maps(parameters: Augmentation, input_px: NDArray, centre: float = 0.5) -> Floats:
+def pixel_maps(parameters: Augmentation, input_px: NDArray[Any], centre: float = 0.5) -> Floats:
     """Affine maps from output to input pixels, [n, 2, 3].
 
     Args:

@@ -225,7 +225,13 @@ class _Collected:
 
 
 def _embed_parts(
-    parts: Parts, todo: Sequence[int], model: Model, source: PictureSource, batch_size: int, flip: bool, bar: tqdm
+    parts: Parts,
+    todo: Sequence[int],
+    model: Model,
+    source: PictureSource,
+    batch_size: int,
+    flip: bool,
+    bar: "tqdm[Any]",
 ) -> None:
     left_out, judged = 0, False
     for part, chunks in groupby(_read_ahead(parts, todo, source, batch_size), key=itemgetter(0)):
@@ -259,7 +265,7 @@ def _read_ahead(
             yield pending[0], pending[1].result()
 
 
-def _bar(parts: Parts, todo: Sequence[int], mine: Sequence[int], ranks: Ranks, quiet: bool) -> tqdm:
+def _bar(parts: Parts, todo: Sequence[int], mine: Sequence[int], ranks: Ranks, quiet: bool) -> "tqdm[Any]":
     """A bar over this rank's parts and those done before."""
     undone = frozenset(todo)
     before = sum(parts.inputs(part).num_rows for part in range(len(parts)) if part not in undone)

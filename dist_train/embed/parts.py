@@ -103,7 +103,7 @@ class Parts:
             raise WorkError(f"{self.home / _INPUTS}: {error}; all ranks must see the same disk") from error
 
     def __len__(self) -> int:
-        return self._inputs.num_record_batches
+        return int(self._inputs.num_record_batches)
 
     def inputs(self, part: int) -> pa.RecordBatch:
         """The listed inputs of a part."""

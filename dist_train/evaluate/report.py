@@ -75,7 +75,7 @@ def write_report(path: Path, run: RunReport) -> None:
     Raises:
         WorkError: the file cannot be written.
     """
-    scores = [ModelScores("", *map(list, (run.verification, run.identification, run.ijb, run.distractors)))]
+    scores = [ModelScores("", list(run.verification), list(run.identification), list(run.ijb), list(run.distractors))]
     curves = [plots.plot_history(run.history, *entry) for entry in _HISTORY]
     sections = [
         Section("Training", plots=[drawn] if (drawn := [curve for curve in curves if curve]) else []),

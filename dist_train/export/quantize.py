@@ -48,7 +48,7 @@ def quantize_static(source: Path, target: Path, convention: Convention, images: 
     from onnxruntime.quantization import quantize_static as quantize
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Pictures(CalibrationDataReader):
+    class Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         """Hands out the batches one by one."""
 
         def __init__(self) -> None:

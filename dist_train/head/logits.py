@@ -12,7 +12,7 @@ from dist_train.runtime.matmul import matmul
 
 def inverse_norms(rows: Tensor, out: Tensor | None = None) -> Tensor:
     """1 / norm of each row [n, D] -> [n]; 0 for a zero row, so its cosines are 0 and it gets no update."""
-    norms = torch.linalg.vector_norm(rows, dim=1, out=out)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, out=out)
     return norms.reciprocal_().nan_to_num_(posinf=0.0)
 
 

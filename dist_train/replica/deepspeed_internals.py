@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
@@ -60,7 +60,7 @@ def import_deepspeed() -> ModuleType:
     # An operator for inference on CPUs: compiling it takes minutes at the first start, and a start that is killed
     # meanwhile leaves a lock at which all later ones wait for ever.
     deepspeed.ops.__compatible_ops__[SHM_OPERATOR] = False
-    return deepspeed
+    return cast(ModuleType, deepspeed)
 
 
 @contextmanager
