@@ -31,9 +31,15 @@ ORDER = (
     "embed",
     "train",
 )
-# Modules that stand below their rooms: sections of recipes, whose base the recipe is, and what a file states of itself.
+# Modules that stand below their rooms: sections of recipes, whose base the recipe is, their registries, what a file
+# states of itself, and the arithmetic of grey levels.
 SECTIONS = {f"dist_train.{room}.config" for room in ("backbones", "data", "evaluate", "export", "head")}
-SECTIONS |= {"dist_train.export.convention", "dist_train.backbones.registry", "dist_train.head.margins.table"}
+SECTIONS |= {
+    "dist_train.export.convention",
+    "dist_train.backbones.registry",
+    "dist_train.head.margins.table",
+    "dist_train.data.levels",
+}
 # Imports inside of functions that lead up, or in a circle: what is opened is known only by its name.
 UPWARDS = {("dist_train.evaluate.models", "dist_train.export.runtime")}
 

@@ -113,7 +113,8 @@ def test_a_command_that_is_starting_ends_at_once(tmp_path, data, command):
 def test_evaluation_and_export_end_at_once_with_what_was_made(tmp_path, data, name, signals):
     options = {"train__steps": 2, "export__onnx": True, "evaluate__verification": [str(data / "pairs.bin")]}
     recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", **options)
-    process = start("-c", PATCHED, "dist_train.train.finish", name, 30, "train", recipe)
+    module = "dist_train.export.onnx" if name == "export_onnx" else "dist_train.train.finish"
+    process = start("-c", PATCHED, module, name, 30, "train", recipe)
     at(process, READY)
     assert interrupted(process, signals) == "interrupted\n"
     assert committed_checkpoints(tmp_path / "run")[-1].name == "step-00000002"
