@@ -15,6 +15,13 @@ os.environ.update(ONE_THREAD)  # before a test module loads torch
 CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/launch/test_two_hosts.py")
 WHOLE = (  # a whole run, export or cascade in the test's own process: seconds each
     "tests/prep/test_mtcnn.py",
+    "tests/prep/test_align_cli.py",
+    "tests/embed/test_cli.py",
+    "tests/evaluate/test_cli.py",
+    "tests/evaluate/test_report.py",
+    "tests/train/test_numerics.py",
+    "tests/train/test_resume.py",
+    "tests/track/test_trackers.py",
     "tests/data/test_bad_samples.py",
     "tests/export/",
     "tests/head/test_snapshot.py",
