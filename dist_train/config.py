@@ -17,6 +17,7 @@ from dist_train.evaluate.config import EvaluateConfig
 from dist_train.export.config import ExportConfig
 from dist_train.head.config import HeadConfig
 from dist_train.section import Section
+from dist_train.start.config import StartConfig
 
 MOST_BYTES = 1 << 18
 """Largest size of a recipe; the largest known ones have 4 kB. YAML is read at about 100 kB a second."""
@@ -98,6 +99,16 @@ class OptimizerConfig(Section):
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer of the backbone; the head has its own")
     lr: float = Field(0.1, gt=0, description="highest learning rate, reached after the warm-up")
+    backbone_lr_scale: float = Field(
+        1.0, gt=0, le=1000, description="the backbone's learning rate is that of the schedule times this factor"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="what the learning rate is multiplied by from each part of the backbone to the one before it, "
+        "seen from the embedding; for transformers",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; adamw does not read it")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of the backbone's weights")
     decay_norms: bool = Field(
@@ -168,6 +179,7 @@ class RunConfig(Section):
     run_dir: Path = Field(description="directory to which the run writes everything")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     data: DataConfig
+    start: StartConfig = Field(default_factory=StartConfig)
     backbone: AnyBackboneConfig = Field(default_factory=BackboneConfig)
     head: HeadConfig = Field(default_factory=HeadConfig)
     train: TrainConfig

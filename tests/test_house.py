@@ -25,6 +25,8 @@ ORDER = (
     "head",
     "replica",
     "checkpoint",
+    "weights",
+    "start",
     "track",
     "evaluate",
     "export",
@@ -33,7 +35,7 @@ ORDER = (
 )
 # Modules that stand below their rooms: sections of recipes, whose base the recipe is, their registries, what a file
 # states of itself, and the arithmetic of grey levels.
-SECTIONS = {f"dist_train.{room}.config" for room in ("backbones", "data", "evaluate", "export", "head")}
+SECTIONS = {f"dist_train.{room}.config" for room in ("backbones", "data", "evaluate", "export", "head", "start")}
 SECTIONS |= {
     "dist_train.export.convention",
     "dist_train.backbones.registry",
