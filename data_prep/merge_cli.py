@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 def merge(
     sets: Annotated[
-        list[Path], typer.Argument(metavar="SET SET ...", exists=True, file_okay=False, help="sets of shards")
+        list[Path], typer.Argument(metavar="SET", exists=True, file_okay=False, help="two or more sets of shards")
     ],
     out: Annotated[
-        Path, typer.Argument(file_okay=False, help="directory of the new set; an unfinished merge in it is continued")
+        Path,
+        typer.Argument(
+            metavar="OUT", file_okay=False, help="directory of the new set; an unfinished merge in it is continued"
+        ),
     ],
     identities: Annotated[
         Sameness,
