@@ -21,6 +21,7 @@ from dist_train.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_MOST_BYTES = (1 << 31) - 1  # of text in an Arrow array
 _MOST_SHOWN = 80  # characters of a name in a message
 
 
@@ -61,11 +62,14 @@ def join_identities(sources: Sequence[MergeSource], sameness: Sameness) -> Joine
             _warn_of_numbers(source, own, is_new)
         new = np.where(is_new, len(names) + np.cumsum(is_new) - 1, at.fill_null(-1).to_numpy())
         labels.append(new.astype(np.int64))
+        if len(names) + is_new.sum() > MAX_CLASSES or names.nbytes + own.nbytes > _MOST_BYTES:
+            raise UserError(
+                f"the sets have more than {MAX_CLASSES:,} identities together, or than {_MOST_BYTES:,} bytes of names; "
+                "merge fewer"
+            )
         kept = pa.array(is_new)
         names = pa.concat_arrays([names, own.filter(kept)])
         known = pa.concat_arrays([known, forms.filter(kept)])
-        if len(names) > MAX_CLASSES:
-            raise UserError(f"the sets have more than {MAX_CLASSES} identities together; merge fewer of them")
     return Joined(names, labels, met)
 
 

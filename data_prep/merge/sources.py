@@ -27,6 +27,7 @@ class MergeSource(NamedTuple):
         label_key: key of the label in samples that have no `.cls`.
         names: of its identities [num_classes], null where there is none.
         counts: pictures of its identities [num_classes]; None where no table says it.
+        key_prefix: what tells its keys from those of other sets. It follows from the content, not from where it lies.
     """
 
     path: Path
@@ -35,11 +36,7 @@ class MergeSource(NamedTuple):
     label_key: str
     names: pa.Array
     counts: Ints | None
-
-    @property
-    def key_prefix(self) -> str:
-        """What tells its keys from those of other sets: it follows from the content, not from where the set lies."""
-        return f"{self.manifest.digest[:_PREFIX_DIGITS]}-"
+    key_prefix: str
 
 
 def open_merge_sources(paths: Sequence[Path], out: Path, label_key: str) -> list[MergeSource]:
@@ -59,7 +56,8 @@ def open_merge_sources(paths: Sequence[Path], out: Path, label_key: str) -> list
         manifest = load_manifest(place) if has_manifest else adopt_set(place, label_key)
         _check_sizes(place, manifest)
         names, counts = _read_table(place, manifest)
-        sources.append(MergeSource(place, name, manifest, manifest.label_key or label_key, names, counts))
+        prefix = f"{manifest.digest[:_PREFIX_DIGITS]}-"
+        sources.append(MergeSource(place, name, manifest, manifest.label_key or label_key, names, counts, prefix))
     _refuse_unlike(sources)
     return sources
 

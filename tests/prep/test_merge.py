@@ -10,7 +10,9 @@ import unicodedata
 import pytest
 import webdataset
 
+from data_prep import merge_cli
 from data_prep.merge import move
+from data_prep.merge.sameness import Sameness
 from dist_train.data.manifest import load_manifest
 from dist_train.data.verify import verify_shard
 from dist_train.errors import UserError, WorkError
@@ -266,6 +268,17 @@ def test_a_missing_or_wrong_index_is_made_anew(given, tmp_path):
     merge(tmp_path / "a", given / "b", tmp_path / "out", "--identities", "distinct")
     assert problems(tmp_path / "out") == []
     assert len(pictures(tmp_path / "out")) == 3 + 9
+
+
+def test_an_interrupted_merge_says_how_to_go_on(given, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(move.ShardWriter, "write_members", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        merge_cli.merge([given / "a", given / "b"], tmp_path / "out", Sameness.SAME_NAME, "label", 1)
+    assert "out is not complete; the same command goes on where it was" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").glob("x-*.tar")) == ["x-000000.tar", "x-000001.tar"]
 
 
 def test_after_a_full_disk_the_same_command_goes_on_and_writes_no_shard_twice(given, tmp_path, monkeypatch):
