@@ -9,20 +9,17 @@ from pathlib import Path
 
 from tests.prep.merging import content, made, merge
 
-
-def killed(out: Path, *arguments: object) -> None:
-    """Start a merge into `out` with two workers, and kill it once a few shards are done; its workers end by themselves."""
-    job = subprocess.Popen(
-        [sys.executable, "-m", "launch", "prep", "merge", *map(str, arguments), "--workers", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    while job.poll() is None and len(done(out)) < 5:
-        time.sleep(0.002)
-    job.kill()
-    said = job.communicate(timeout=120)[1]  # at its end the workers have ended, too: they have its standard error
-    assert job.returncode == -signal.SIGKILL, said
+# The command, in no hurry between a shard and its mark.
+SLOW = """
+import time
+from data_prep.merge import move
+from launch.__main__ import main
+def slowly(path, body):
+    time.sleep(0.1)
+    at_once(path, body)
+at_once, move.write_json = move.write_json, slowly
+main()
+"""
 
 
 def done(out: Path) -> dict[str, int]:
@@ -32,9 +29,15 @@ def done(out: Path) -> dict[str, int]:
 
 
 def test_a_merge_that_was_killed_ends_with_the_same_bytes_and_writes_no_shard_twice(tmp_path):
-    a, b, out = made(tmp_path / "a", ["ann"]), made(tmp_path / "b", ["ann", "bo"], 40, 9, shards=80), tmp_path / "out"
+    a, b, out = made(tmp_path / "a", ["ann"]), made(tmp_path / "b", ["ann", "bo"], seed=9, shards=6), tmp_path / "out"
     merge(a, b, tmp_path / "unbroken", "--identities", "same-name")
-    killed(out, a, b, out, "--identities", "same-name")
+    words = ["prep", "merge", a, b, out, "--identities", "same-name", "--workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    job = subprocess.Popen([sys.executable, "-c", SLOW, *words], stderr=subprocess.PIPE, text=True, env=environment)
+    while job.poll() is None and len(done(out)) < 4:
+        time.sleep(0.005)
+    job.kill()
+    assert job.wait() == -signal.SIGKILL, job.communicate()[1]
     first = done(out)
     assert not (out / "manifest.json").exists()
     merge(a, b, out, "--identities", "same-name")
