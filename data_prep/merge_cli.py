@@ -71,10 +71,11 @@ def _told(out: Path, done: "Merge", sameness: Sameness) -> str:
     identities, shards = manifest.num_classes, len(manifest.shards)
     lines = [f"{out}: {manifest.samples:,} pictures of {identities:,} identities in {shards:,} shards"]
     meant = "as in sets before" if sameness is Sameness.SAME_NAME else "written with the set's name in front"
-    for number, (source, met) in enumerate(zip(done.sources, done.joined.met, strict=True)):
-        classes = source.manifest.num_classes
-        what = f", {met:,} of the names {meant}" if number else ", which keep their labels"
-        lines.append(f"  {source.name}: {source.manifest.samples:,} pictures of {classes:,} identities{what}")
+    notes = [f", {met:,} of the names {meant}" if met else "" for met in done.joined.met]
+    notes[0] = ", which keep their labels"
+    for source, note in zip(done.sources, notes, strict=True):
+        classes, samples = source.manifest.num_classes, source.manifest.samples
+        lines.append(f"  {source.name}: {samples:,} pictures of {classes:,} identities{note}")
     if done.left_out:
         lines.append(f"left out: {done.left_out:,} samples that cannot be used, see above")
     return "\n".join(lines)

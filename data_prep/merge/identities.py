@@ -94,8 +94,8 @@ def _refuse_twice(source: MergeSource, own: pa.Array, forms: pa.Array) -> None:
     one, other = np.flatnonzero(pc.equal(forms, twice[0]).to_numpy(zero_copy_only=False))[:2].tolist()
     told = [f"label {label}, {_shown(own[label].as_py())}" for label in (one, other)]
     raise UserError(
-        f"{source.path / IDENTITIES_NAME}: two identities of one name: {told[0]}, and {told[1]}; {len(twice)} names in "
-        "all. Give each identity a name of its own, or one label, and write the set again"
+        f"{source.path / IDENTITIES_NAME}: two identities of one name: {told[0]}, and {told[1]} (such names: "
+        f"{len(twice)}). Give each identity a name of its own, or one label, and write the set again"
     )
 
 

@@ -179,20 +179,18 @@ def _move(files: JobFiles, sources: Sequence[MergeSource], joined: Joined, worke
 
 def _origins(sources: Sequence[MergeSource]) -> list[Origin]:
     """The shards of all sets in their order, without those that are empty."""
-    return [
-        Origin(
-            source.path,
-            number,
-            shard,
-            source.label_key,
-            prefix=source.key_prefix if number else "",
-            stays=not number and source.manifest.label_key is None,
-            counted=bool(number) or source.manifest.label_key is not None or source.counts is None,
-        )
-        for number, source in enumerate(sources)
-        for shard in source.manifest.shards
-        if shard.samples
-    ]
+    origins = []
+    for number, source in enumerate(sources):
+        prefix = source.key_prefix if number else ""
+        stays = not number and source.manifest.label_key is None
+        # A table that accounts for every sample says that every label is one of the set's.
+        counted = not stays or source.counts is None or source.counts.sum() != source.manifest.samples
+        origins += [
+            Origin(source.path, number, shard, source.label_key, prefix, stays, counted)
+            for shard in source.manifest.shards
+            if shard.samples
+        ]
+    return origins
 
 
 def _outcomes(task: MoveShard, units: Sequence[int], workers: int) -> Generator[Outcome]:

@@ -31,6 +31,7 @@ from dist_train.runtime.written import write_failures, write_json, written, writ
 
 _MOST_BYTES = 256 << 20  # of a sample; training reads no larger one either
 _MOST_MARK_BYTES = 1 << 20
+_WAY_OUT = "get the shard again, or write the set again"
 _MOST_TOLD = 1000  # characters
 
 
@@ -114,13 +115,11 @@ class MoveShard:
         except OSError as error:
             raise WorkError(f"{tar}: {error.strerror}") from error
         if mismatch:
-            raise WorkError(f"{tar}: {mismatch}; get the shard again, or write the set again")
+            raise WorkError(f"{tar}: {mismatch}; {_WAY_OUT}")
         labels: Ints = map_array(labels_path(self._files, origin.number), "r")
         with write_failures(f"shard {target}"):
-            if origin.stays:
-                moved, counts = self._link(unit, tar, target, labels)
-            else:
-                moved, counts = self._write_again(unit, tar, target, labels)
+            linked = self._link(unit, tar, target, labels) if origin.stays else None
+            moved, counts = linked or self._write_again(unit, tar, target, labels)
             if origin.counted:
                 with written(counts_path(self._files, unit)) as file:
                     np.save(file, counts)
@@ -151,7 +150,8 @@ class MoveShard:
             raise ValueError(f"{counts_path(self._files, unit)}: {counts.dtype} {counts.shape}")
         return counts
 
-    def _link(self, unit: int, tar: Path, target: Path, labels: Ints) -> tuple[Moved, Ints]:
+    def _link(self, unit: int, tar: Path, target: Path, labels: Ints) -> tuple[Moved, Ints] | None:
+        """None where a sample cannot be used: its label might be that of somebody in another set."""
         shard = self._origins[unit].shard
         index = target.with_suffix(".idx")
         try:
@@ -160,31 +160,34 @@ class MoveShard:
             _open(tar, index, shard).close()
         except (FileNotFoundError, WorkError):  # none there, or one of another tar
             write_index(tar, index)
-            _open(tar, index, shard).close()
+        counts = self._count(unit, tar, index, labels)
+        if counts is None:
+            return None
         target.unlink(missing_ok=True)
         try:
             os.link(tar.resolve(), target)
         except OSError:  # another file system, one without links, or somebody else's file
             with written_path(target) as temporary:
                 shutil.copyfile(tar, temporary)
-        counts = self._count(unit, target, labels) if self._origins[unit].counted else _tally([])
         return Moved(target.name, shard.samples, shard.bytes, shard.sha256, 0, ""), counts
 
-    def _count(self, unit: int, tar: Path, labels: Ints) -> Ints:
-        origin, found = self._origins[unit], []
-        with closing(_open(tar, tar.with_suffix(".idx"), origin.shard)) as opened:
-            for number in range(origin.shard.samples):
-                try:
-                    found.append(_new_label(opened, number, origin.label_key, labels)[1])
-                except BadSampleError:
-                    continue  # as it was in its own set
-        return _tally(found)
+    def _count(self, unit: int, tar: Path, index: Path, labels: Ints) -> Ints | None:
+        """The tally of a shard's labels, empty where it is not asked for; None where a sample cannot be used."""
+        origin = self._origins[unit]
+        with closing(_open(tar, index, origin.shard)) as opened:
+            numbers = range(origin.shard.samples if origin.counted else 0)
+            try:
+                return _tally([_new_label(opened, number, origin.label_key, labels)[1] for number in numbers])
+            except BadSampleError:
+                return None
 
     def _write_again(self, unit: int, tar: Path, target: Path, labels: Ints) -> tuple[Moved, Ints]:
         origin = self._origins[unit]
         # An index has no digest: what belongs to a sample is read from the tar itself.
         index = self._files.sealed(unit).with_suffix(".idx")
         samples = write_index(tar, index).samples
+        if len(samples) != origin.shard.samples:
+            raise WorkError(f"{tar}: {len(samples)} samples, the manifest says {origin.shard.samples}; {_WAY_OUT}")
         found: list[int] = []
         examples: list[str] = []
         with (
@@ -276,7 +279,7 @@ def _open(tar: Path, index: Path, shard: Shard) -> OpenShard:
     try:
         return OpenShard(tar, index, shard)
     except BadSampleError as error:
-        raise WorkError(f"{error}; get the shard again, or write the set again") from error
+        raise WorkError(f"{error}; {_WAY_OUT}") from error
 
 
 def _new_label(opened: OpenShard, number: int, label_key: str, labels: Ints) -> tuple[int, int]:

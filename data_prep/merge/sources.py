@@ -1,5 +1,6 @@
 """The sets that are to become one: opened, and refused where they do not go together."""
 
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,9 @@ from dist_train.data.survey import adopt_set
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.text import first_line
 
+# Classes that a set may have: any number up to the first, and up to so many for each of its samples.
+_ALWAYS, _SPARSEST = 1 << 24, 100
+_LEAST_BYTES = 2 * tarfile.BLOCKSIZE  # of a sample: a header, and a picture
 _PREFIX_DIGITS = 8  # of a set's digest, in front of its keys
 
 
@@ -55,6 +59,7 @@ def open_merge_sources(paths: Sequence[Path], out: Path, label_key: str) -> list
         has_manifest = (place / MANIFEST_NAME).exists()
         manifest = load_manifest(place) if has_manifest else adopt_set(place, label_key)
         _check_sizes(place, manifest)
+        _check_classes(place, manifest)
         names, counts = _read_table(place, manifest)
         prefix = f"{manifest.digest[:_PREFIX_DIGITS]}-"
         sources.append(MergeSource(place, name, manifest, manifest.label_key or label_key, names, counts, prefix))
@@ -93,6 +98,16 @@ def _check_sizes(place: Path, manifest: Manifest) -> None:
                 continue
             found = f"{size} bytes, the manifest says {shard.bytes}"
         raise WorkError(f"{place}: shard {shard.name}: {found}; get the shard again, or write the set again")
+
+
+def _check_classes(place: Path, manifest: Manifest) -> None:
+    """Whether there may be so many identities: tables of them are held in memory."""
+    samples = sum(shard.bytes for shard in manifest.shards) // _LEAST_BYTES
+    if manifest.num_classes > max(_ALWAYS, _SPARSEST * samples):
+        raise UserError(
+            f"{place / MANIFEST_NAME}: {manifest.num_classes:,} identities, but at most {samples:,} pictures can be in "
+            "its shards; write the set again"
+        )
 
 
 def _read_table(place: Path, manifest: Manifest) -> tuple[pa.Array, Ints | None]:

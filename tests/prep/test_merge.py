@@ -223,7 +223,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(given, 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["ann", "bo", "ann"], r"two identities of one name: label 0, 'ann', and label 2, 'ann'; 1 names in all"),
+        (["ann", "bo", "ann"], r"two identities of one name: label 0, 'ann', and label 2, 'ann' \(such names: 1\)"),
         (["Zoe\u0308", "bo", "Zo\xeb"], r"label 0, 'Zoe\\u0308', and label 2, 'Zo\\xeb'"),
         (["ann", "bo"], r"1 of 3 identities have no name in identities.parquet"),
         (["ann", "bo", "cy", "dot"], r"4 rows for 3 identities"),
@@ -234,6 +234,22 @@ def test_a_table_of_identities_that_does_not_fit_is_refused(given, tmp_path, nam
     table(tmp_path / "bad", names, [1] * len(names))
     with pytest.raises(UserError, match=message):
         merge(given / "a", tmp_path / "bad", tmp_path / "out", "--identities", "same-name")
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "message"),
+    [
+        ({"num_classes": 1 << 27}, UserError, r"134,217,728 identities, but at most \d+ pictures can be in its shards"),
+        ({"samples": 4}, WorkError, r"bad/x-000000\.tar: 3 samples, the manifest says 4"),
+    ],
+)
+def test_a_manifest_that_says_more_than_there_is_is_refused(given, tmp_path, entries, error, message):
+    path = made(tmp_path / "bad", ["x"], seed=9, shards=1) / "manifest.json"
+    body = json.loads(path.read_text())
+    body["shards"][0] |= {key: value for key, value in entries.items() if key in body["shards"][0]}
+    path.write_text(json.dumps({**body, **{key: value for key, value in entries.items() if key in body}}))
+    with pytest.raises(error, match=message):
+        merge(given / "a", tmp_path / "bad", tmp_path / "out", "--identities", "distinct")
 
 
 def test_a_damaged_table_is_refused(given, tmp_path):
@@ -259,6 +275,16 @@ def test_shards_that_were_cut_or_changed_are_named(given, tmp_path, place):
     tar.write_bytes(sound)
     merge(*sets, tmp_path / "out", "--identities", "distinct")
     assert problems(tmp_path / "out") == []
+
+
+def test_a_first_set_with_labels_beyond_its_classes_gives_nobody_else_their_pictures(given, tmp_path):
+    made(tmp_path / "a", ["x", "y"], seed=9, shards=1)
+    path = tmp_path / "a" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_classes": 1}))
+    table(tmp_path / "a", ["x"], [3])
+    assert "left out: 3 samples" in merge(tmp_path / "a", given / "b", tmp_path / "out", "--identities", "same-name")
+    assert identities(tmp_path / "out") == [(0, "x", 3), (1, "eve", 3), (2, "ann", 3), (3, "cy", 3)]
+    assert pictures(tmp_path / "out").keys() == {jpeg(9), jpeg(11), jpeg(13)} | pictures(given / "b").keys()
 
 
 def test_a_missing_or_wrong_index_is_made_anew(given, tmp_path):
