@@ -173,6 +173,8 @@ def _move(files: JobFiles, sources: Sequence[MergeSource], joined: Joined, worke
     _tell_of_left_out(sources, origins, moved)
     counts = _counts(task, sources, origins, len(joined.names))
     shards = [moved[unit].shard for unit in sorted(moved) if moved[unit].samples]
+    if not shards:
+        raise WorkError(f"{files.out}: no sample of any set can be used; see `headcount data verify`")
     write_set(files.out, sources[0].manifest.image_size, joined.names, pa.array(counts), shards)
     return sum(each.left_out for each in moved.values())
 

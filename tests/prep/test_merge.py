@@ -1,6 +1,7 @@
 """`headcount prep merge`: several sets become one, joined by names."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import webdataset
 from data_prep import merge_cli
 from data_prep.merge import move
 from data_prep.merge.sameness import Sameness
-from dist_train.data.manifest import load_manifest
+from dist_train.data.manifest import Manifest, Shard, load_manifest
 from dist_train.data.verify import verify_shard
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.sets import RoleSet
@@ -285,6 +286,16 @@ def test_a_first_set_with_labels_beyond_its_classes_gives_nobody_else_their_pict
     assert "left out: 3 samples" in merge(tmp_path / "a", given / "b", tmp_path / "out", "--identities", "same-name")
     assert identities(tmp_path / "out") == [(0, "x", 3), (1, "eve", 3), (2, "ann", 3), (3, "cy", 3)]
     assert pictures(tmp_path / "out").keys() == {jpeg(9), jpeg(11), jpeg(13)} | pictures(given / "b").keys()
+
+
+def test_sets_without_any_sample_that_can_be_used_become_no_set(tmp_path):
+    for folder in ("a", "b"):
+        tar_of(tmp_path / folder / "t.tar", [("1.jpg", jpeg(ord(folder)))])
+        entry = Shard("t.tar", 1, 10240, hashlib.sha256((tmp_path / folder / "t.tar").read_bytes()).hexdigest())
+        Manifest(32, 1, (entry,)).save(tmp_path / folder)
+    with pytest.raises(WorkError, match="no sample of any set can be used"):
+        merge(tmp_path / "a", tmp_path / "b", tmp_path / "out", "--identities", "distinct")
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_missing_or_wrong_index_is_made_anew(given, tmp_path):
