@@ -5,7 +5,6 @@ two sets may share a shard: whoever writes a shard again gives its name to a new
 There every label is a `.cls`, and the keys of samples begin with digits that stand for their set.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,13 +16,14 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from data_prep.job.plan import JobFiles
+from data_prep.merge.relabel import relabelled
 from data_prep.shards import ShardWriter
 from dist_train.data.counters import Ints
 from dist_train.data.foreign import write_index
 from dist_train.data.index import Member
 from dist_train.data.manifest import Shard
 from dist_train.data.shards import BadSampleError, OpenShard
-from dist_train.data.tar_samples import Sample, parts_of
+from dist_train.data.tar_samples import Sample
 from dist_train.errors import WorkError
 from dist_train.runtime.files import map_array, read_bounded
 from dist_train.runtime.text import shown_name
@@ -211,52 +211,6 @@ class MoveShard:
         example = examples[0][:_MOST_TOLD] if examples else ""
         shard = writer.shard
         return Moved(target.name, shard.samples, shard.bytes, shard.sha256, len(examples), example), _tally(found)
-
-
-def relabelled(
-    sample: Sample, contents: Sequence[bytes], labels: tuple[int, int], label_key: str, prefix: str
-) -> list[tuple[str, bytes]]:
-    """Names and contents of the members of a sample under a new label and key; all else is as it was.
-
-    Args:
-        sample: as it is.
-        contents: of its members.
-        labels: its label, and the new one.
-        label_key: the entry of its `.json` that is the label, where the `.json` has it.
-        prefix: of its key.
-    """
-    old, new = labels
-    parts = parts_of(sample.members)
-    stated, record = parts.beside.get("cls"), parts.beside.get("json")
-    if sample.archive:  # of tars that were joined, whose keys may be those of the first
-        prefix = f"{prefix}{sample.archive}-"
-    files = []
-    for member, data in zip(sample.members, contents, strict=True):
-        if member is stated:
-            data = b"%d" % new
-        elif member is record:
-            data = _relabelled_record(data, label_key, old, new)
-        files.append((_renamed(member.name, prefix), data))
-        if stated is None and member is parts.pictures[0]:
-            files.append((_renamed(f"{sample.key}.cls", prefix), b"%d" % new))
-    return files
-
-
-def _relabelled_record(data: bytes, label_key: str, old: int, new: int) -> bytes:
-    """A `.json` with its label changed; without one it keeps its bytes."""
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        return data
-    label = body.get(label_key) if isinstance(body, dict) else None
-    if old == new or isinstance(label, bool) or not isinstance(label, int) or label != old:
-        return data
-    return json.dumps({**body, label_key: new}).encode()
-
-
-def _renamed(name: str, prefix: str) -> str:
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{prefix}{base}"
 
 
 def _contents(fd: int, sample: Sample) -> list[bytes]:
