@@ -25,7 +25,7 @@ _HEADER_SUM = sum(_HEADER) - sum(_HEADER[_CHECKSUM]) - sum(_HEADER[_SIZE]) + 8 *
 
 def tar_header(name: str, size: int) -> bytes:
     """Header of a tar's member, ustar, all but name and size at tarfile's constants."""
-    encoded, digits = name.encode(), b"%011o" % size
+    encoded, digits = name.encode("utf-8", "surrogateescape"), b"%011o" % size
     if len(encoded) > _NAME.stop or len(digits) > 11:
         raise ValueError(f"member {name}, {size} bytes: names have at most 100 bytes, members less than 8 GiB")
     header = bytearray(_HEADER)
@@ -33,6 +33,15 @@ def tar_header(name: str, size: int) -> bytes:
     header[_SIZE] = digits
     header[_CHECKSUM] = b"%06o\0 " % (_HEADER_SUM + sum(encoded) + sum(digits))
     return bytes(header)
+
+
+def _any_header(name: str, size: int) -> bytes:
+    """As `tar_header`; a name that does not fit goes before it in a header of its own, in GNU's form."""
+    if len(name.encode("utf-8", "surrogateescape")) <= _NAME.stop:
+        return tar_header(name, size)
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 class _HashingFile:
@@ -102,11 +111,23 @@ class ShardWriter:
         files = [(extension, image), ("cls", str(label).encode())]
         if record is not None:
             files.append(("json", json.dumps(record, ensure_ascii=True, sort_keys=True).encode()))
+        named = [(f"{key}.{suffix}", data) for suffix, data in files]
+        self._add(named, [tar_header(name, len(data)) for name, data in named])
+
+    def write_members(self, files: Sequence[tuple[str, bytes]]) -> None:
+        """Add a sample as it was made elsewhere.
+
+        Args:
+            files: whole name, of any length, and content of each member. Bytes that are not UTF-8 are surrogates.
+        """
+        self._add(files, [_any_header(name, len(data)) for name, data in files])
+
+    def _add(self, files: Sequence[tuple[str, bytes]], headers: Sequence[bytes]) -> None:
         members = []
-        for suffix, data in files:
-            name = f"{key}.{suffix}"
-            members.append(Member(suffix, self._file.bytes + tarfile.BLOCKSIZE, len(data), name))
-            self._file.write(b"".join((tar_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))))
+        for (name, data), header in zip(files, headers, strict=True):
+            suffix = name.rpartition("/")[2].partition(".")[2].lower()
+            members.append(Member(suffix, self._file.bytes + len(header), len(data), name))
+            self._file.write(b"".join((header, data, bytes(-len(data) % tarfile.BLOCKSIZE))))
         self._samples.append(members)
 
     @property
@@ -115,7 +136,7 @@ class ShardWriter:
         return Shard(self._path.name, len(self._samples), self._file.bytes, self._file.sha256.hexdigest())
 
 
-def write_identities(directory: Path, names: Sequence[str], counts: Sequence[int]) -> None:
+def write_identities(directory: Path, names: Sequence[str] | pa.Array, counts: Sequence[int] | pa.Array) -> None:
     """Write `identities.parquet`: label (the place in `names`), name, number of pictures."""
     table = pa.table(
         {
@@ -129,7 +150,11 @@ def write_identities(directory: Path, names: Sequence[str], counts: Sequence[int
 
 
 def write_set(
-    directory: Path, image_size: int, names: Sequence[str], counts: Sequence[int], shards: Sequence[Shard]
+    directory: Path,
+    image_size: int,
+    names: Sequence[str] | pa.Array,
+    counts: Sequence[int] | pa.Array,
+    shards: Sequence[Shard],
 ) -> None:
     """Complete a set whose shards are written: identities, then the manifest, which makes it a set."""
     write_identities(directory, names, counts)

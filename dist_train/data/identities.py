@@ -33,6 +33,8 @@ def read_identities(path: Path, column: str, num_classes: int | None = None) -> 
         if sorted(table.column_names) != sorted(["label", column]):
             raise UserError(f"{path}: columns {', '.join(table.column_names)}, expected label and {column}, once each")
         table = table.cast(pa.schema([(name, _KINDS[name]) for name in table.column_names]))
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: cannot be read: it is not there") from error
     except OSError as error:

@@ -1,0 +1,1 @@
+"""One set from several, joined by the names of their identities."""
