@@ -90,8 +90,14 @@ class Assembler:
         config = self._plan.config.augment
         return draw(config, self._plan.seed, places.epoch, places.place, self._plan.image_size)
 
-    def fill(self, positions: Ints, images: Pixels, labels: Ints) -> list[BadSample]:
-        """Write the samples at `positions` [n] into `images` [n, 3, size, size] (red first) and `labels` [n].
+    def fill(self, positions: Ints, images: Pixels, labels: Ints, sources: Ints) -> list[BadSample]:
+        """Write the samples at `positions` [n], and where they come from.
+
+        Args:
+            positions: in the sample order, [n].
+            images: takes the pictures, [n, 3, size, size], red first.
+            labels: takes their classes, [n].
+            sources: takes the numbers of the sets that they were read from, [n].
 
         Returns:
             The bad samples among them, which have been replaced; see `walk`.
@@ -105,7 +111,7 @@ class Assembler:
         def put(row: int, shard: int, sample: int) -> None:
             raw = self.reader.read(shard, sample)
             self._augmenter.apply(decode(raw.image, raw.set_px), row, images[row])
-            labels[row] = raw.label
+            labels[row], sources[row] = raw.label, raw.source
 
         return self.walk(positions, places, put)
 

@@ -37,6 +37,7 @@ class _Gathered(NamedTuple):
     encoded: list[Pixels]
     labels: Ints
     positions: Ints
+    sources: Ints
     bad: list[BadSample]
     inputs: dict[str, NDArray[Any]]
     samples: set[tuple[int, int]]
@@ -99,7 +100,7 @@ class DaliProducer:
             return self._fall_back(batch, error)
         images = torch.from_dlpack(output.as_tensor())  # uint8 [B, 3, S, S]; it keeps DALI's buffer alive
         self._pipeline.release_outputs()
-        return Finished(images, batch.labels, batch.positions, batch.bad)
+        return Finished(images, batch.labels, batch.positions, batch.sources, batch.bad)
 
     def _wait(self, future: "Future[_Gathered]") -> _Gathered:
         begin = time.monotonic()
@@ -131,30 +132,29 @@ class DaliProducer:
         for each in rest:
             self._schedule(each)
         images = np.empty((self._batch_size, 3, self._plan.image_size, self._plan.image_size), dtype=np.uint8)
-        labels = np.empty(self._batch_size, dtype=np.int64)
+        labels, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(2))
         assembler = Assembler(self._plan)  # the thread that reads ahead uses the other one
-        bad = assembler.fill(batch.positions, images, labels)
+        bad = assembler.fill(batch.positions, images, labels, sources)
         assembler.close()
-        return Finished(images, labels, batch.positions, bad)
+        return Finished(images, labels, batch.positions, sources, bad)
 
     def _gather(self, first: int) -> _Gathered:
         positions = positions_of(first, 0, self._batch_size)
         encoded: list[Pixels] = [np.empty(0, dtype=np.uint8)] * self._batch_size
-        sides = np.empty(self._batch_size, dtype=np.int64)
-        labels = np.empty(self._batch_size, dtype=np.int64)
+        sides, labels, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(3))
         samples = set()
 
         def put(row: int, shard: int, sample: int) -> None:
             raw = self._assembler.reader.read(shard, sample)
             encoded[row], sides[row] = _prepare(raw, (shard, sample) in self._difficult)
-            labels[row] = raw.label
+            labels[row], sources[row] = raw.label, raw.source
             samples.add((shard, sample))
 
         places = self._assembler.order.locate(positions)
         bad = self._assembler.walk(positions, places, put)
         parameters = self._assembler.draw(places)
         inputs = _inputs(self._plan.config.augment, parameters, sides, self._plan.image_size)
-        return _Gathered(encoded, labels, positions, bad, inputs, samples)
+        return _Gathered(encoded, labels, positions, sources, bad, inputs, samples)
 
     def close(self) -> None:
         """Give back the pipeline and the shards; safe to repeat."""

@@ -74,7 +74,7 @@ class Loader:
         begin = time.perf_counter()
         finished = self._producer.collect()
         self._bad_samples.add(len(finished.labels), finished.bad)
-        batch = self._transfer(finished.images, finished.labels, finished.positions)
+        batch = self._transfer(finished.images, finished.labels, finished.positions, finished.sources)
         ahead = self._plan.config.prefetch * self._plan.global_batch
         self._producer.submit(self._position + ahead + self._offset)
         self._position += self._plan.global_batch

@@ -47,7 +47,8 @@ def _serve(plan: Plan, board: Board, tasks: int, results: int, number: int) -> N
         first, slot, start, count = TASK.unpack(record)
         board.working[number] = (first + start, time.monotonic_ns())
         rows = slice(start, start + count)
-        bad = assembler.fill(positions_of(first, start, count), board.images[slot, rows], board.labels[slot, rows])
+        arrays = (board.images[slot, rows], board.labels[slot, rows], board.sources[slot, rows])
+        bad = assembler.fill(positions_of(first, start, count), *arrays)
         for each in bad:
             _send(results, ["bad", slot, *_shortened(each)])
         board.working[number] = (-1, 0)
