@@ -135,7 +135,8 @@ def open_training(
         meter = Meter(config.train.global_batch_size, ranks.device)
         program = build_program(Setting(config, ranks, loader, accumulation, meter.time))
         opened.callback(program.close)
-        trackers = Trackers(config, ranks.rank, step)
+        recipe = config.model_dump(mode="json")
+        trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)
         opened.callback(trackers.close)
         checkpointer = Checkpointer(
             config.run_dir, config.checkpoint.keep, program.parts, ranks, on_commit=trackers.checkpoint
