@@ -16,7 +16,6 @@ from dist_train.data.bad_samples import BadSampleLog
 from dist_train.data.batch import Batch, Transfer
 from dist_train.data.class_index import build_class_index
 from dist_train.data.config import DataConfig
-from dist_train.data.manifest import Manifest
 from dist_train.data.order import Order
 from dist_train.data.pool import LocalProducer, Producer, WorkerPool
 from dist_train.data.remote import Prefetcher, cache_policy, is_remote
@@ -33,7 +32,8 @@ class Loader:
     """Iterates over a rank's batches for ever; see `build_loader`.
 
     Attributes:
-        manifest: of the data that are read.
+        sources: the sets that are read.
+        manifest: of all of them together.
         image_size: side of the pictures in pixels.
         steps_per_epoch: global batches in an epoch, the same on every rank.
     """
@@ -42,7 +42,7 @@ class Loader:
         self,
         plan: Plan,
         order: Order,
-        manifest: Manifest,
+        sources: Sources,
         producer: Producer,
         transfer: Transfer,
         bad_samples: BadSampleLog,
@@ -51,7 +51,7 @@ class Loader:
         rank: int,
         start: int,
     ) -> None:
-        self.manifest = manifest
+        self.sources, self.manifest = sources, sources.manifest
         self.image_size = plan.image_size
         self.steps_per_epoch = order.epoch_length // plan.global_batch
         self._plan = plan
@@ -165,7 +165,7 @@ def build_loader(
         opened.callback(producer.close)
         transfer = Transfer(device)
         loader = Loader(
-            plan, order, sources.manifest, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
+            plan, order, sources, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
         )
         opened.pop_all()
     return loader

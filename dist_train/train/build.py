@@ -74,7 +74,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
                 world_size=ranks.world_size,
                 device=ranks.device,
                 seed=config.seed,
-                class_counts=class_counts(config.data) if config.head.needs_class_counts else None,
+                class_counts=class_counts(loader.sources) if config.head.needs_class_counts else None,
             )
         )
         opened.callback(head.close)

@@ -123,7 +123,7 @@ def _read_index(home: Path) -> None:
 
 def _read_identities(home: Path) -> None:
     _embed_origin(home)
-    class_counts(DataConfig(path=str(home)))
+    class_counts(open_sources(DataConfig(path=str(home), check_at_start=False)))
     looking.describe(home, load_manifest(home))
 
 
