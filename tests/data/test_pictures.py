@@ -17,7 +17,7 @@ from dist_train.data.opencv import decode
 from dist_train.data.reject import Reject
 from dist_train.data.shards import BadSampleError, RawSample
 from dist_train.errors import WorkError
-from dist_train.evaluate.embed import decoding
+from dist_train.evaluate.pictures import decoding
 from launch.embed.crops import Centre
 from tests.data.tars import drawn
 

@@ -8,7 +8,7 @@ import torch
 
 from dist_train.errors import WorkError
 from dist_train.evaluate import report as report_module
-from dist_train.evaluate.embed import Embeddings
+from dist_train.evaluate.embeddings import Embeddings
 from dist_train.evaluate.identification import judge_search, search_gallery
 from dist_train.evaluate.report import RunReport, Sample, write_comparison, write_report
 from dist_train.evaluate.tables import ModelScores
