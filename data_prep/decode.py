@@ -1,8 +1,8 @@
-"""Encoded photos of all kinds to RGB pixels, upright, or the reason why not.
+"""The decoder of photos: encoded photos of all kinds become upright RGB pixels, or a reason why not.
 
-The size is read from the head before anything is decoded, so that a small file cannot claim all memory. Greyscale,
-alpha (over black), 16 bits, CMYK, animated GIF (first frame) and EXIF orientation are taken care of. JPEGs come out at
-1/2, 1/4 or 1/8 of their size where that is asked for, by libjpeg in the frequency domain: most of decoding is saved.
+The size is read from the header before anything is decoded, so that a small file cannot claim all memory. Greyscale,
+alpha (over black), 16 bits, CMYK, animated GIF (first frame) and EXIF orientation are handled. On request libjpeg
+decodes a JPEG at 1/2, 1/4 or 1/8 of its size in the frequency domain, which saves most of the decoding.
 """
 
 import io
@@ -36,13 +36,13 @@ class Photo(NamedTuple):
 
 
 class PhotoHead(NamedTuple):
-    """What the head of an encoded picture says.
+    """The header of an encoded picture.
 
     Attributes:
         format: as Pillow names it.
-        mode: of its pixels, as Pillow names it.
+        mode: pixel format, as Pillow names it.
         width: in pixels, before any rotation.
-        height: likewise.
+        height: in pixels, before any rotation.
     """
 
     format: str
@@ -52,19 +52,19 @@ class PhotoHead(NamedTuple):
 
 
 def decode(data: bytes, least_side_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Photo | Reject:
-    """Decode a photo.
+    """The decoded photo.
 
     Args:
         data: the encoded photo.
-        least_side_px: a JPEG may come out smaller, as long as its longer side stays at least this; None: at
-            its full size.
-        max_pixels: a larger photo is rejected; half as large a one where Pillow has to decode it, which takes more
-            memory, and a quarter with 16 bits.
+        least_side_px: least longer side of the result, in pixels, down to which a JPEG may be shrunk; None: no
+            shrinking.
+        max_pixels: largest photo that is decoded; half of it where Pillow has to decode, which takes more memory,
+            and a quarter for 16 bits.
     """
     if not data:
         return Reject("empty", "0 bytes")
     plain = pictures.read_head(data)
-    if plain is not None and plain.width * plain.height > max_pixels:  # before Pillow takes memory for a WebP's canvas
+    if plain is not None and plain.width * plain.height > max_pixels:  # Pillow would take memory for a WebP's canvas
         return _too_large(plain.width, plain.height, max_pixels)
     head = read_head(data)
     if isinstance(head, Reject):
@@ -95,9 +95,9 @@ def read_head(data: bytes) -> PhotoHead | Reject:
                 return PhotoHead(image.format or "", image.mode, *image.size)
     except Image.DecompressionBombError as error:
         return Reject("too large", first_line(error))
-    except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
+    except UnidentifiedImageError:  # the text of the error holds a memory address, which differs from run to run
         return Reject("not a picture", _start(data))
-    except Exception as error:  # whatever a broken file makes one of Pillow's readers stumble over
+    except Exception as error:  # a broken file can raise anything inside of Pillow's readers
         return Reject("not a picture", f"{_start(data)}: {first_line(error)}")
 
 
@@ -113,12 +113,12 @@ def _too_large(width: int, height: int, most: int) -> Reject:
 
 
 def _is_usual(head: PhotoHead) -> bool:
-    """Whether OpenCV treats a picture as is wanted here."""
+    """Whether OpenCV decodes a picture to the pixels that this module promises."""
     return head.format in (*JPEGS, "PNG", "WEBP", "BMP") and head.mode in ("RGB", "L")
 
 
 def _by_opencv(data: bytes, head: PhotoHead, shrink: int) -> NDArray[np.uint8] | None:
-    """The usual cases, at OpenCV's speed; None for the others, and where it fails."""
+    """A usual picture, decoded by OpenCV, faster than by Pillow; None for others, and where OpenCV fails."""
     if not _is_usual(head):
         return None
     flags = SHRINKS.get(shrink, cv2.IMREAD_COLOR)  # both apply the EXIF orientation

@@ -1,4 +1,4 @@
-"""What a job makes of an encoded photo: nothing (it is aligned already), or aligned crops of its faces.
+"""Transforms of encoded photos: photos that are aligned already stay as they are, others give crops of their faces.
 
 A transform is a set of options, stored in the plan; opened in a worker it becomes a function from encoded photos to
 pictures. It may depend on its options and the photos alone, so that every engine makes the same bytes.
@@ -22,15 +22,15 @@ class Crop(NamedTuple):
     """One picture made of a photo.
 
     Attributes:
-        data: encoded.
-        extension: of the member that holds it.
-        record: what its `.json` says besides the source; None for no `.json`.
-        face_px: longer side of the face in the photo, in its pixels; None where no face was looked for.
-        score: certainty of the detector, 0 to 1; None likewise.
-        lead: of the chosen face over the next by the rule, see `data_prep.align.RunnerUp`; None where there was no
-            choice.
-        found: all faces of the photo, in its pixels; None where no face was looked for.
-        taken: number of the face that was cut out, among these.
+        data: the encoded picture.
+        extension: of the tar member with the picture.
+        record: content of the sample's `.json` beside the source; None for no `.json`.
+        face_px: longer side of the face, in pixels of the photo; None where no face was looked for.
+        score: certainty of the detector, 0 to 1; None where no face was looked for.
+        lead: lead of the chosen face over the second best, see `data_prep.align.RunnerUp`; None where the photo has
+            one face, or all faces are taken.
+        found: all faces of the photo, in pixels of the photo; None where no face was looked for.
+        taken: number of the face that was cut out, in `found`.
     """
 
     data: bytes
@@ -55,11 +55,11 @@ class Transform(Section, ABC):
 
     @abstractmethod
     def open(self) -> Process:
-        """The function from encoded photos to what is made of each. Called once, in the worker."""
+        """The function from encoded photos to the crops or the reject of each. Called once, in the worker."""
 
 
 class Keep(Transform):
-    """Aligned pictures stay as they are, byte for byte; only their heads are looked at."""
+    """The transform of pictures that are aligned already: bytes stay the same, and only headers are read."""
 
     batch: int = 256
 
