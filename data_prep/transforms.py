@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_head, too_many_scans
+from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_header, too_many_scans
 from dist_train.data.reject import Reject
 from dist_train.section import Section
 
@@ -68,13 +68,13 @@ class Keep(Transform):
         return lambda photos: [self._keep(photo) for photo in photos]
 
     def _keep(self, photo: bytes) -> Made:
-        head = read_head(photo)
-        if head is None:
+        header = read_header(photo)
+        if header is None:
             return Reject("not a picture", described(photo))
-        if (head.width, head.height) != (self.image_size, self.image_size):
-            return Reject("wrong size", f"{head.width}x{head.height}, expected {self.image_size}x{self.image_size}")
-        if reason := cut_off(photo, head):
+        if (header.width, header.height) != (self.image_size, self.image_size):
+            return Reject("wrong size", f"{header.width}x{header.height}, expected {self.image_size}x{self.image_size}")
+        if reason := cut_off(photo, header):
             return Reject("truncated", reason)
-        if reason := too_many_scans(photo, head):
+        if reason := too_many_scans(photo, header):
             return Reject("damaged", reason)
-        return [Crop(photo, EXTENSIONS[head.kind])]
+        return [Crop(photo, EXTENSIONS[header.kind])]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
-from dist_train.data.assemble import Assembler, Plan
+from dist_train.data.assemble import Assembler, BatchPlan
 from dist_train.data.augment import Augmentation, pixel_maps
 from dist_train.data.bad_samples import BadSample
 from dist_train.data.config import AugmentConfig
@@ -51,7 +51,7 @@ class DaliProducer:
     OpenCV.
     """
 
-    def __init__(self, plan: Plan, batch_size: int, device: torch.device, timeout_s: float) -> None:
+    def __init__(self, plan: BatchPlan, batch_size: int, device: torch.device, timeout_s: float) -> None:
         self._plan = plan
         self._batch_size = batch_size
         self._device = device
@@ -166,12 +166,12 @@ class DaliProducer:
 
 def _prepare(raw: RawSample, difficult: bool) -> tuple[Pixels, int]:
     """What to give to DALI for a sample's picture, and the picture's side in pixels."""
-    head = check_square(raw.image, raw.set_px)
-    if difficult or head.kind != "JPEG" or (head.bits, head.channels) != (8, 3):
+    header = check_square(raw.image, raw.set_px)
+    if difficult or header.kind != "JPEG" or (header.bits, header.channels) != (8, 3):
         picture = decode(raw.image, raw.set_px)
         _, packed = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 0])
         return packed.reshape(-1), picture.shape[0]
-    return raw.image, head.width
+    return raw.image, header.width
 
 
 def _inputs(config: AugmentConfig, rows: Augmentation, sides: Ints, size_px: int) -> dict[str, NDArray[Any]]:

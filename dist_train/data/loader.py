@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from dist_train.data.assemble import Plan, build_order, open_reader
+from dist_train.data.assemble import BatchPlan, build_order, open_reader
 from dist_train.data.bad_samples import BadSampleLog
 from dist_train.data.batch import Batch, Transfer
 from dist_train.data.class_index import build_class_index
@@ -40,7 +40,7 @@ class Loader:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BatchPlan,
         order: Order,
         sources: Sources,
         producer: Producer,
@@ -145,7 +145,7 @@ def build_loader(
         UserError: no set there, or one that is smaller than a global batch.
     """
     sources = open_sources(config)
-    plan = Plan(
+    plan = BatchPlan(
         sources.sets,
         config,
         seed,
@@ -171,7 +171,7 @@ def build_loader(
     return loader
 
 
-def _make_producer(plan: Plan, batch_size: int, device: torch.device) -> Producer:
+def _make_producer(plan: BatchPlan, batch_size: int, device: torch.device) -> Producer:
     config = plan.config
     # DALI's CPU operators are slower than OpenCV's, so it is worth its start only where there is a GPU.
     if config.backend == "dali" or (config.backend == "auto" and device.type == "cuda"):
@@ -199,7 +199,7 @@ def _class_index(config: DataConfig, sources: Sources, batch_size: int) -> str:
     return str(build_class_index(sources.sets[0], config.label_key, cache_policy(config).directory))
 
 
-def _prefetcher(plan: Plan, order: Order) -> Prefetcher | None:
+def _prefetcher(plan: BatchPlan, order: Order) -> Prefetcher | None:
     remote = [each for each in plan.sets if is_remote(each.path)]
     if not remote:
         return None

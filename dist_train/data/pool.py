@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.data.assemble import Assembler, Plan, build_order
+from dist_train.data.assemble import Assembler, BatchPlan, build_order
 from dist_train.data.bad_samples import BadSample
 from dist_train.data.counters import Ints
 from dist_train.data.exchange import TASK, Board, anonymous_file, make_memory, positions_of
@@ -61,7 +61,7 @@ class Producer(Protocol):
 class LocalProducer:
     """Makes batches in the calling process."""
 
-    def __init__(self, plan: Plan, batch_size: int) -> None:
+    def __init__(self, plan: BatchPlan, batch_size: int) -> None:
         self._assembler = Assembler(plan)
         self._firsts: deque[int] = deque()
         self._images = np.empty((batch_size, 3, plan.image_size, plan.image_size), dtype=np.uint8)
@@ -94,7 +94,7 @@ class _Pending:
 class WorkerPool:
     """Makes batches in processes of its own, up to `slots` at a time."""
 
-    def __init__(self, plan: Plan, batch_size: int, workers: int, slots: int, timeout_s: float) -> None:
+    def __init__(self, plan: BatchPlan, batch_size: int, workers: int, slots: int, timeout_s: float) -> None:
         self._plan = plan
         self._batch_size = batch_size
         self._timeout_s = timeout_s
