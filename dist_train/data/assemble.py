@@ -88,7 +88,7 @@ class Assembler:
     def draw(self, places: SamplePlaces) -> Augmentation:
         """Augmentation parameters of some places."""
         config = self._plan.config.augment
-        return draw(config, self._plan.seed, places.epoch, places.index, self._plan.image_size)
+        return draw(config, self._plan.seed, places.epoch, places.offset, self._plan.image_size)
 
     def fill(self, positions: Ints, images: Pixels, labels: Ints, sources: Ints) -> list[BadSample]:
         """Write the samples at `positions` [n], and where they come from.

@@ -26,13 +26,13 @@ class SamplePlaces(NamedTuple):
         shard: number of the shard, counted through the sets.
         sample: number of the sample in the shard.
         epoch: pass over the data that the position belongs to.
-        index: index of the position within that pass; (epoch, index) keys the augmentation.
+        offset: offset of the position in that pass; (epoch, offset) keys the augmentation.
     """
 
     shard: Ints
     sample: Ints
     epoch: Ints
-    index: Ints
+    offset: Ints
 
 
 class Order(Protocol):
