@@ -27,7 +27,7 @@ from line import print_line
 from pictures import SIDE, jpeg
 
 from data_prep.shards import ShardWriter, write_set
-from dist_train.data.assemble import Plan
+from dist_train.data.assemble import BatchPlan
 from dist_train.data.bench import USUAL
 from dist_train.data.config import DataConfig
 from dist_train.data.manifest import Manifest, Shard
@@ -110,7 +110,7 @@ def workers(case: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         write_pictures(Path(name), SAMPLES)
         config = DataConfig(path=name, augment=USUAL)
-        plan = Plan(open_sources(config).sets, config, 0, BATCH, SIDE)
+        plan = BatchPlan(open_sources(config).sets, config, 0, BATCH, SIDE)
         for count in (1, 2):
             pool = WorkerPool(plan, BATCH, count, 4, 60.0)
             for step in range(4):

@@ -1,1 +1,1 @@
-"""From raw pictures to sharded WebDataset tars."""
+"""Data preparation: sharded WebDataset tars made of raw pictures."""

@@ -1,4 +1,4 @@
-"""From the faces of a picture to its crops: which faces, and how they are cut out.
+"""Crops of faces: the rules that choose among the faces of a picture, and the ways to cut one out.
 
 By landmarks: the similarity transform that brings the five points nearest to the template (Umeyama), bilinear, black
 where the picture ends. By box: the square around the box with a margin, as older sets were made.
@@ -21,9 +21,9 @@ class RunnerUp(NamedTuple):
     """The face that would have been chosen if the chosen one were not there.
 
     Attributes:
-        number: of it among the picture's faces.
-        lead: by how much the chosen face was better: in areas of the chosen face's box, for `surest` in score. Near 0
-            the two were nearly alike, and a slightly different box would have chosen the other.
+        number: its number among the picture's faces.
+        lead: by how much the chosen face was better, in areas of the chosen face's box (for `surest` in score). Near
+            0 both faces were nearly alike, and a slightly different box would have reversed the choice.
     """
 
     number: int
@@ -31,7 +31,7 @@ class RunnerUp(NamedTuple):
 
 
 def choose(faces: Faces, choice: Choice, height: int, width: int) -> list[int]:
-    """Which of a picture's faces to keep.
+    """Numbers of the faces of a picture that are kept.
 
     `main` is the face with the largest box, where distance from the picture's centre counts against it: area minus
     twice the squared distance of the box's centre from the picture's. So InsightFace chooses one face of several
@@ -39,14 +39,14 @@ def choose(faces: Faces, choice: Choice, height: int, width: int) -> list[int]:
     and CASIA-WebFace (davidsandberg/facenet, `align_dataset_mtcnn.py`). The choice does not depend on the scale.
 
     Args:
-        faces: of the picture.
+        faces: all faces of the picture.
         choice: `main`, `largest` box, `surest` by score, most `central` (nearest centre of box to the picture's
             centre), or `all`; equals are decided by score.
-        height: of the picture, pixels.
-        width: likewise.
+        height: of the picture in pixels.
+        width: of the picture in pixels.
 
     Returns:
-        Numbers of the faces, for `all` the surest first; nothing where there is no face.
+        Numbers of the faces; for `all` the most certain first, and none where the picture has no face.
     """
     if choice == "all" or not len(faces.boxes):
         return list(range(len(faces.boxes)))
@@ -54,7 +54,7 @@ def choose(faces: Faces, choice: Choice, height: int, width: int) -> list[int]:
 
 
 def runner_up(faces: Faces, choice: Choice, height: int, width: int) -> RunnerUp | None:
-    """The second best face by a rule, arguments as `choose`; None where there was nothing to choose between."""
+    """The second best face by a rule, arguments as `choose`; None for `all` and with fewer than two faces."""
     if choice == "all" or len(faces.boxes) < 2:
         return None
     merits = _merits(faces, choice, height, width)
@@ -64,7 +64,7 @@ def runner_up(faces: Faces, choice: Choice, height: int, width: int) -> RunnerUp
 
 
 def _merits(faces: Faces, choice: SingleChoice, height: int, width: int) -> NDArray[np.float64]:
-    """What a rule compares, float64 [n]; the highest is chosen."""
+    """Merits of the faces by a rule, float64 [n]; the face with the highest is chosen."""
     if choice == "surest":
         return faces.scores.astype(np.float64)
     if choice == "largest":
@@ -75,7 +75,7 @@ def _merits(faces: Faces, choice: SingleChoice, height: int, width: int) -> NDAr
 
 
 def _areas(faces: Faces) -> NDArray[np.float64]:
-    """Square pixels of the boxes, float64 [n]."""
+    """Areas of the boxes in square pixels, float64 [n]."""
     sides = faces.boxes[:, 2:].astype(np.float64) - faces.boxes[:, :2]
     areas: NDArray[np.float64] = sides.prod(1)
     return areas
@@ -94,7 +94,7 @@ def crop_box(picture: Picture, box: NDArray[np.floating], image_size: int, margi
         picture: [H, W, 3].
         box: [4], left, top, right, bottom in pixels.
         image_size: side of the result in pixels.
-        margin: on each side, as a share of the box's longer side.
+        margin: width of the margin on each side, as a share of the box's longer side.
 
     Returns:
         [image_size, image_size, 3], black where the picture ends.

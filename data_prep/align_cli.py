@@ -1,4 +1,4 @@
-"""`headcount prep align` and `headcount prep resume`."""
+"""The commands `headcount prep align` and `headcount prep resume`."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class EngineName(StrEnum):
-    """Who does the work."""
+    """Engines that carry a job's units to workers."""
 
     LOCAL = "local"
     SLURM = "slurm"
@@ -24,7 +24,7 @@ class EngineName(StrEnum):
 
 
 class WandbMode(StrEnum):
-    """Where figures go besides."""
+    """Ways to send a job's figures to Weights & Biases."""
 
     DISABLED = "disabled"
     OFFLINE = "offline"
@@ -49,7 +49,7 @@ _Wandb = Annotated[WandbMode, typer.Option(help="whether figures and report also
 
 
 class FaceChoice(StrEnum):
-    """Which of a photo's faces."""
+    """Rules that choose among the faces of a photo; see `data_prep.align.choose`."""
 
     MAIN = "main"
     LARGEST = "largest"
@@ -59,14 +59,14 @@ class FaceChoice(StrEnum):
 
 
 class CropKind(StrEnum):
-    """What crops follow."""
+    """What a crop is cut along."""
 
     LANDMARKS = "landmarks"
     BOX = "box"
 
 
 class NoFace(StrEnum):
-    """What becomes of a photo without a face."""
+    """Fates of a photo without a face."""
 
     DROP = "drop"
     CENTRE = "centre"
@@ -228,7 +228,7 @@ def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[
 
 
 def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Callable[[StageBars], object]") -> None:
-    """Do `work`, draw the report, say what came out."""
+    """Do `work`, draw the report, print the summary."""
     from data_prep.job.progress import StageBars
     from data_prep.job.report import write_report
     from data_prep.job.wandb_run import WandbRun
@@ -248,7 +248,7 @@ def _carry_out(out: Path, wandb: WandbMode, options: dict[str, Any], work: "Call
 
 
 def summary(out: Path) -> str:
-    """What a complete set holds, and why inputs were left out."""
+    """Text with the counts of a complete set, and the reasons why inputs were left out."""
     from collections import Counter
 
     from data_prep.job.unit_files import REJECTS_NAME, read_rejects

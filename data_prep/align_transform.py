@@ -15,7 +15,7 @@ from data_prep.mtcnn.faces import Faces, Picture
 from data_prep.transforms import Crop, Made, Process, Transform
 from dist_train.data.reject import Reject
 
-DECODED_PX = 32_000_000  # pixels of decoded photos that are held at once, 3 bytes each
+DECODED_PX = 32_000_000  # pixels of the decoded photos in memory at one time, 3 bytes each
 
 
 class Align(Transform):
@@ -38,7 +38,7 @@ class Align(Transform):
 
 class _Aligner:
     def __init__(self, options: Align) -> None:
-        from data_prep.mtcnn.cascade import Detector  # seconds of imports, which the job itself need not wait for
+        from data_prep.mtcnn.cascade import Detector  # importing torch takes seconds, and only workers need it
 
         self._options = options
         self._detector = Detector(
@@ -59,7 +59,7 @@ class _Aligner:
         return made
 
     def _decoded(self, photos: Sequence[bytes]) -> Iterator[list[Photo | Reject]]:
-        """The photos in their order, in batches whose pixels are bounded."""
+        """Batches of decoded photos, in order; the number of pixels in a batch is bounded."""
         batch: list[Photo | Reject] = []
         held = 0
         for data in photos:

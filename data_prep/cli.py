@@ -1,4 +1,4 @@
-"""`headcount prep`."""
+"""The command group `headcount prep`."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Encoded photos of all kinds to RGB pixels, upright, or the reason why not.
+"""The decoder of photos: encoded photos of all kinds become upright RGB pixels, or a reason why not.
 
-The size is read from the head before anything is decoded, so that a small file cannot claim all memory. Greyscale,
-alpha (over black), 16 bits, CMYK, animated GIF (first frame) and EXIF orientation are taken care of. JPEGs come out at
-1/2, 1/4 or 1/8 of their size where that is asked for, by libjpeg in the frequency domain: most of decoding is saved.
+The size is read from the header before anything is decoded, so that a small file cannot claim all memory. Greyscale,
+alpha (over black), 16 bits, CMYK, animated GIF (first frame) and EXIF orientation are handled. On request libjpeg
+decodes a JPEG at 1/2, 1/4 or 1/8 of its size in the frequency domain, which saves most of the decoding.
 """
 
 import io
@@ -35,14 +35,14 @@ class Photo(NamedTuple):
     shrink: int
 
 
-class PhotoHead(NamedTuple):
-    """What the head of an encoded picture says.
+class PhotoHeader(NamedTuple):
+    """The header of an encoded picture.
 
     Attributes:
         format: as Pillow names it.
-        mode: of its pixels, as Pillow names it.
+        mode: pixel format, as Pillow names it.
         width: in pixels, before any rotation.
-        height: likewise.
+        height: in pixels, before any rotation.
     """
 
     format: str
@@ -52,59 +52,61 @@ class PhotoHead(NamedTuple):
 
 
 def decode(data: bytes, least_side_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Photo | Reject:
-    """Decode a photo.
+    """The decoded photo.
 
     Args:
         data: the encoded photo.
-        least_side_px: a JPEG may come out smaller, as long as its longer side stays at least this; None: at
-            its full size.
-        max_pixels: a larger photo is rejected; half as large a one where Pillow has to decode it, which takes more
-            memory, and a quarter with 16 bits.
+        least_side_px: least longer side of the result, in pixels, down to which a JPEG may be shrunk; None: no
+            shrinking.
+        max_pixels: largest photo that is decoded; half of it where Pillow has to decode, which takes more memory,
+            and a quarter for 16 bits.
     """
     if not data:
         return Reject("empty", "0 bytes")
-    plain = pictures.read_head(data)
-    if plain is not None and plain.width * plain.height > max_pixels:  # before Pillow takes memory for a WebP's canvas
+    plain = pictures.read_header(data)
+    if plain is not None and plain.width * plain.height > max_pixels:  # Pillow would take memory for a WebP's canvas
         return _too_large(plain.width, plain.height, max_pixels)
-    head = read_head(data)
-    if isinstance(head, Reject):
-        return head
-    deep = head.mode.startswith(("I", "F")) or (plain is not None and plain.bits > 8)
-    most = max_pixels // (4 if deep else 1 if _is_usual(head) else 2)
-    if head.width * head.height > most:
-        return _too_large(head.width, head.height, most)
-    if max(head.width, head.height) > pictures.MAX_SIDE:
-        return Reject("too large", f"{head.width}x{head.height} pixels, no side may have more than {pictures.MAX_SIDE}")
+    header = read_header(data)
+    if isinstance(header, Reject):
+        return header
+    deep = header.mode.startswith(("I", "F")) or (plain is not None and plain.bits > 8)
+    most = max_pixels // (4 if deep else 1 if _is_usual(header) else 2)
+    if header.width * header.height > most:
+        return _too_large(header.width, header.height, most)
+    if max(header.width, header.height) > pictures.MAX_SIDE:
+        return Reject(
+            "too large", f"{header.width}x{header.height} pixels, no side may have more than {pictures.MAX_SIDE}"
+        )
     if plain is not None and (reason := pictures.cut_off(data, plain)):
         return Reject("truncated", reason)
     if plain is not None and (reason := pictures.too_many_scans(data, plain)):
         return Reject("damaged", reason)
-    shrink = _shrink(head, least_side_px)
-    if (pixels := _by_opencv(data, head, shrink)) is not None:
+    shrink = _shrink(header, least_side_px)
+    if (pixels := _by_opencv(data, header, shrink)) is not None:
         return Photo(pixels, shrink)
     by_pillow = _by_pillow(data)
     return by_pillow if isinstance(by_pillow, Reject) else Photo(by_pillow, 1)
 
 
-def read_head(data: bytes) -> PhotoHead | Reject:
+def read_header(data: bytes) -> PhotoHeader | Reject:
     """Format and size of an encoded picture, without decoding it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                return PhotoHead(image.format or "", image.mode, *image.size)
+                return PhotoHeader(image.format or "", image.mode, *image.size)
     except Image.DecompressionBombError as error:
         return Reject("too large", first_line(error))
-    except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
+    except UnidentifiedImageError:  # the text of the error holds a memory address, which differs from run to run
         return Reject("not a picture", _start(data))
-    except Exception as error:  # whatever a broken file makes one of Pillow's readers stumble over
+    except Exception as error:  # a broken file can raise anything inside of Pillow's readers
         return Reject("not a picture", f"{_start(data)}: {first_line(error)}")
 
 
-def _shrink(head: PhotoHead, least_side_px: int | None) -> int:
-    if head.format not in JPEGS or least_side_px is None:
+def _shrink(header: PhotoHeader, least_side_px: int | None) -> int:
+    if header.format not in JPEGS or least_side_px is None:
         return 1
-    longer = max(head.width, head.height)
+    longer = max(header.width, header.height)
     return next((by for by in SHRINKS if longer // by >= least_side_px), 1)
 
 
@@ -112,14 +114,14 @@ def _too_large(width: int, height: int, most: int) -> Reject:
     return Reject("too large", f"{width}x{height} pixels, at most {most} in all are decoded")
 
 
-def _is_usual(head: PhotoHead) -> bool:
-    """Whether OpenCV treats a picture as is wanted here."""
-    return head.format in (*JPEGS, "PNG", "WEBP", "BMP") and head.mode in ("RGB", "L")
+def _is_usual(header: PhotoHeader) -> bool:
+    """Whether OpenCV decodes a picture to the pixels that this module promises."""
+    return header.format in (*JPEGS, "PNG", "WEBP", "BMP") and header.mode in ("RGB", "L")
 
 
-def _by_opencv(data: bytes, head: PhotoHead, shrink: int) -> NDArray[np.uint8] | None:
-    """The usual cases, at OpenCV's speed; None for the others, and where it fails."""
-    if not _is_usual(head):
+def _by_opencv(data: bytes, header: PhotoHeader, shrink: int) -> NDArray[np.uint8] | None:
+    """A usual picture, decoded by OpenCV, faster than by Pillow; None for others, and where OpenCV fails."""
+    if not _is_usual(header):
         return None
     flags = SHRINKS.get(shrink, cv2.IMREAD_COLOR)  # both apply the EXIF orientation
     try:
@@ -138,7 +140,7 @@ def _by_pillow(data: bytes) -> NDArray[np.uint8] | Reject:
                 return np.asarray(_rgb(upright), np.uint8)
     except MemoryError:
         raise
-    except Exception as error:  # as in `read_head`
+    except Exception as error:  # as in `read_header`
         reason = "truncated" if "truncated" in str(error) else "damaged"
         return Reject(reason, f"{_start(data)}: {first_line(error)}")
 

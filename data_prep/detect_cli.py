@@ -1,4 +1,4 @@
-"""`headcount prep detect`."""
+"""The command `headcount prep detect`."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -12,7 +12,7 @@ from dist_train.runtime.terminal import echo
 if TYPE_CHECKING:
     from data_prep.mtcnn.faces import Faces, Picture
 
-BATCH = 16  # photos held at once
+BATCH = 16  # photos in memory at one time
 GREEN, RED = (0, 200, 0), (255, 0, 0)
 
 
@@ -82,7 +82,7 @@ def draw(picture: "Picture", faces: "Faces") -> "Picture":
 
 
 def _targets(photos: list[Path], out: Path) -> Iterator[Path]:
-    """A picture's path for each photo; photos of equal names get numbers."""
+    """Output paths, one for each photo; photos of equal names get numbers."""
     taken: set[Path] = set()
     for photo in photos:
         names = (f"{photo.stem}{f'-{number}' if number else ''}.jpg" for number in count())

@@ -23,8 +23,8 @@ class Pair(NamedTuple):
     """Two photos of a list.
 
     Attributes:
-        left: path of the one; LFW's have no suffix, `Name/Name_0001`.
-        right: path of the other.
+        left: path of the first photo; paths of LFW's lists have no suffix, `Name/Name_0001`.
+        right: path of the second photo.
         same: whether they show the same person.
     """
 
@@ -46,15 +46,15 @@ _NUMBER = re.compile("0*[1-9][0-9]{0,8}")
 
 
 def read_pairs(path: Path, columns: Columns = COLUMNS) -> list[Pair]:
-    """The pairs in a list, in its order; of a list without folds in turn, one person and two.
+    """The pairs in a list, in its order; a list without folds alternates between pairs of one person and of two.
 
     A `.csv`, `.tsv` or `.parquet` is a table, anything else LFW's form: `pairs.txt`, whose head has the number of folds
-    and of pairs of each kind in a fold, or `pairsDevTest.txt`, whose head has the latter alone; then tab separated
-    `NAME I J` (the same person) or `NAME1 I NAME2 J`, in every fold first those, then these. The latter has all of one
-    kind first; a protocol that cuts folds by position would find one kind alone in each of them.
+    and of pairs of each kind in a fold, or `pairsDevTest.txt`, whose head has the number of pairs alone. Then come tab
+    separated lines, in every fold first `NAME I J` (the same person), then `NAME1 I NAME2 J`. A list without folds has
+    all pairs of one kind first: a protocol that cuts folds by position would find a single kind in each fold.
 
     Raises:
-        UserError: it cannot be read, or a line is not what it should be; the message has its number.
+        UserError: the list cannot be read, or a line has another form; the message has the line's number.
     """
     pairs = list(_table(path, columns) if path.suffix in SUFFIXES else _lfw(path))
     if not pairs:

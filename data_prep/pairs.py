@@ -1,4 +1,4 @@
-"""A verification set out of a list of pairs and a set of aligned faces, in InsightFace's `.bin` form.
+"""Verification sets in InsightFace's `.bin` form, made of a list of pairs and a set of aligned faces.
 
 Every sample of a set that `headcount prep align` made says in its `.json` which photo it is from, and `rejects.parquet`
 which photos are not in it and why. So each photo of the list is in the set, rejected, or unknown to it.
@@ -36,7 +36,7 @@ _PICKLE_PROTOCOL = 3  # the first with bytes; read by every Python 3
 
 
 class Sample(NamedTuple):
-    """Where a photo's picture is in the set: numbers of its shard and of the sample in it."""
+    """The place of a photo's picture in the set: number of its shard, and number of the sample in the shard."""
 
     source: str
     shard: int
@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Why a photo has no picture in the set."""
+    """A photo of the list without a picture in the set, and the reason."""
 
     source: str
     reason: str
@@ -52,11 +52,11 @@ class Missing(NamedTuple):
 
 
 class PairsMade(NamedTuple):
-    """What became of a list.
+    """The outcome of `make_pairs`.
 
     Attributes:
-        pairs: written, in the order of the list.
-        asked: pairs of the list.
+        pairs: the pairs that were written, in the order of the list.
+        asked: number of pairs in the list.
         missing: photos of the list that have no picture in the set.
     """
 
@@ -65,7 +65,7 @@ class PairsMade(NamedTuple):
     missing: dict[str, Missing]
 
     def reasons(self) -> Counter[str]:
-        """How many photos are missing for which reason."""
+        """Number of missing photos by reason."""
         return Counter(each.reason for each in self.missing.values())
 
 
@@ -75,12 +75,13 @@ def make_pairs(pairs: Sequence[Pair], directory: Path, out: Path) -> PairsMade:
     Memory grows with the number of photos in the list, not with their pictures nor with the set.
 
     Args:
-        pairs: of a list.
-        directory: of the set.
-        out: the `.bin`; photos without a picture go to `OUT.rejects.csv`.
+        pairs: the pairs of a list.
+        directory: the directory of the set.
+        out: the `.bin` file; photos without a picture go to `OUT.rejects.csv`.
 
     Raises:
-        UserError: not a set that names its photos, a photo that could be several, or no pair left of either kind.
+        UserError: the set does not name its photos, a photo of the list could be any of several, or one kind has no
+            pair left.
         WorkError: the set is damaged, or the output cannot be written.
     """
     manifest = load_manifest(directory)
@@ -137,7 +138,7 @@ def _check_kinds(made: PairsMade, directory: Path) -> None:
 
 def _write_missing(missing: dict[str, Missing], path: Path) -> None:
     if not missing:
-        path.unlink(missing_ok=True)  # of an earlier call
+        path.unlink(missing_ok=True)  # left by an earlier call
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -150,7 +151,7 @@ def _write_missing(missing: dict[str, Missing], path: Path) -> None:
 def _find(
     wanted: Iterable[str], directory: Path, reader: SampleReader, samples: Sequence[int]
 ) -> dict[str, Sample | Missing]:
-    """Where each wanted photo is, or why it is not there."""
+    """The place of each wanted photo in the set, or the reason why it has none."""
     search = _Search(wanted)
     named, damaged = 0, ""
     for shard, count in enumerate(samples):
@@ -187,10 +188,10 @@ def _rejects(path: Path) -> Iterator[Missing]:
 
 
 class _Search:
-    """Matches photos of a list with sources of a set, which may be named from another folder.
+    """Search for the photos of a list among the sources of a set, whose paths may begin in another folder.
 
-    Equal names match, and names of which the one ends with the other at a slash, with or without a picture's suffix:
-    `Ann/Ann_0001` is `lfw.tar:lfw/Ann/Ann_0001.jpg`. Equal names come first.
+    Two names match if they are equal, or if one ends with a slash and the other, with or without a picture's suffix:
+    `Ann/Ann_0001` matches `lfw.tar:lfw/Ann/Ann_0001.jpg`. Equal names win over endings.
     """
 
     def __init__(self, wanted: Iterable[str]) -> None:
@@ -200,7 +201,7 @@ class _Search:
         for photo, stem in self._stems.items():
             self._by_stem.setdefault(stem, []).append(photo)
             for ending in _endings(stem)[1:]:
-                if "/" in ending:  # a bare name is too little to tell whose photo it is
+                if "/" in ending:  # a bare file name can belong to photos of several people
                     self._by_ending.setdefault(ending, []).append(photo)
         self._matches: dict[str, tuple[int, list[Sample | Missing]]] = {}
 
@@ -223,7 +224,7 @@ class _Search:
         """The place of each photo.
 
         Raises:
-            UserError: a photo could be several, or several are one.
+            UserError: a photo matches several sources, or several photos match one source.
         """
         result: dict[str, Sample | Missing] = {}
         taken: dict[Sample | Missing, str] = {}
@@ -259,6 +260,6 @@ def _stem(name: str) -> str:
 
 
 def _endings(stem: str) -> list[str]:
-    """The stem, and what is left of it after each slash."""
+    """The stem, and its endings after each slash."""
     parts = stem.strip("/").split("/")
     return ["/".join(parts[at:]) for at in range(len(parts))]

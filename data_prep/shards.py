@@ -1,4 +1,4 @@
-"""Writing shards: deterministic bytes, an index beside each, nothing half-written under its final name."""
+"""The writer of shards: deterministic bytes, an index beside each tar, no half-written file under a final name."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ from dist_train.data.index import Member, format_index
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
 from dist_train.runtime.written import write_failures, write_text, written
 
-# A member's header as tarfile makes it, without name and size. Only those and the checksum differ between members, and
-# tarfile would take longer for the header than all else that is done for a small picture.
+# A member's header as tarfile makes it, without name and size. Only name, size and checksum differ between members, and
+# tarfile would spend more time on the header than a small picture costs in all.
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 135), slice(148, 156)  # POSIX.1-1988, ustar
 _HEADER_SUM = sum(_HEADER) - sum(_HEADER[_CHECKSUM]) - sum(_HEADER[_SIZE]) + 8 * ord(" ")
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """Header of a tar's member, ustar, all but name and size at tarfile's constants."""
+    """Header of a tar's member in ustar format; all fields but name and size have tarfile's constants."""
     encoded, digits = name.encode("utf-8", "surrogateescape"), b"%011o" % size
     if len(encoded) > _NAME.stop or len(digits) > 11:
         raise ValueError(f"member {name}, {size} bytes: names have at most 100 bytes, members less than 8 GiB")
@@ -45,7 +45,7 @@ def _any_header(name: str, size: int) -> bytes:
 
 
 class _HashingFile:
-    """A file that is only written forwards, with the number and SHA-256 of the bytes that went in."""
+    """A file that is written forwards only, with the count and SHA-256 of the written bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -59,7 +59,7 @@ class _HashingFile:
 
 
 class ShardWriter:
-    """Writes one shard, as a context manager: tar and index appear by rename; left by an exception, it leaves no tar.
+    """The writer of one shard, a context manager: tar and index appear by rename, after an exception no tar does.
 
     The same samples give the same bytes: times, owners and modes in the tar are constants.
 
@@ -93,7 +93,7 @@ class ShardWriter:
                 raise error
             end = self._file.bytes + 2 * tarfile.BLOCKSIZE  # two blocks of zeros, then zeros up to a whole record
             self._file.write(bytes(end + -end % tarfile.RECORDSIZE - self._file.bytes))
-            # The tar comes last: where it stands, its index does too.
+            # The tar is renamed last: where there is a tar, its index is there too.
             write_text(self._path.with_suffix(".idx"), format_index(self._samples))
 
     def write(
@@ -105,8 +105,8 @@ class ShardWriter:
             key: unique in the set; letters, digits, `-` and `_`, at most 80.
             image: encoded picture.
             label: its class.
-            record: what is known of it besides, stored as JSON.
-            extension: of the picture, without dot.
+            record: further facts about the sample, stored as JSON.
+            extension: of the picture's file name, without dot.
         """
         files = [(extension, image), ("cls", str(label).encode())]
         if record is not None:
@@ -132,12 +132,12 @@ class ShardWriter:
 
     @property
     def shard(self) -> Shard:
-        """The manifest's entry, after the writer was left."""
+        """The shard's entry in the manifest; known after the context has ended."""
         return Shard(self._path.name, len(self._samples), self._file.bytes, self._file.sha256.hexdigest())
 
 
 def write_identities(directory: Path, names: Sequence[str] | pa.Array, counts: Sequence[int] | pa.Array) -> None:
-    """Write `identities.parquet`: label (the place in `names`), name, number of pictures."""
+    """Write `identities.parquet`: label (index into `names`), name, number of pictures."""
     table = pa.table(
         {
             "label": pa.array(range(len(names)), pa.int64()),

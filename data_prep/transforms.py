@@ -1,4 +1,4 @@
-"""What a job makes of an encoded photo: nothing (it is aligned already), or aligned crops of its faces.
+"""Transforms of encoded photos: photos that are aligned already stay as they are, others give crops of their faces.
 
 A transform is a set of options, stored in the plan; opened in a worker it becomes a function from encoded photos to
 pictures. It may depend on its options and the photos alone, so that every engine makes the same bytes.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_head, too_many_scans
+from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_header, too_many_scans
 from dist_train.data.reject import Reject
 from dist_train.section import Section
 
@@ -22,15 +22,15 @@ class Crop(NamedTuple):
     """One picture made of a photo.
 
     Attributes:
-        data: encoded.
-        extension: of the member that holds it.
-        record: what its `.json` says besides the source; None for no `.json`.
-        face_px: longer side of the face in the photo, in its pixels; None where no face was looked for.
-        score: certainty of the detector, 0 to 1; None likewise.
-        lead: of the chosen face over the next by the rule, see `data_prep.align.RunnerUp`; None where there was no
-            choice.
-        found: all faces of the photo, in its pixels; None where no face was looked for.
-        taken: number of the face that was cut out, among these.
+        data: the encoded picture.
+        extension: of the tar member with the picture.
+        record: content of the sample's `.json` beside the source; None for no `.json`.
+        face_px: longer side of the face, in pixels of the photo; None where no face was looked for.
+        score: certainty of the detector, 0 to 1; None where no face was looked for.
+        lead: lead of the chosen face over the second best, see `data_prep.align.RunnerUp`; None where the photo has
+            one face, or all faces are taken.
+        found: all faces of the photo, in pixels of the photo; None where no face was looked for.
+        taken: number of the face that was cut out, in `found`.
     """
 
     data: bytes
@@ -55,11 +55,11 @@ class Transform(Section, ABC):
 
     @abstractmethod
     def open(self) -> Process:
-        """The function from encoded photos to what is made of each. Called once, in the worker."""
+        """The function from encoded photos to the crops or the reject of each. Called once, in the worker."""
 
 
 class Keep(Transform):
-    """Aligned pictures stay as they are, byte for byte; only their heads are looked at."""
+    """The transform of pictures that are aligned already: bytes stay the same, and only headers are read."""
 
     batch: int = 256
 
@@ -68,13 +68,13 @@ class Keep(Transform):
         return lambda photos: [self._keep(photo) for photo in photos]
 
     def _keep(self, photo: bytes) -> Made:
-        head = read_head(photo)
-        if head is None:
+        header = read_header(photo)
+        if header is None:
             return Reject("not a picture", described(photo))
-        if (head.width, head.height) != (self.image_size, self.image_size):
-            return Reject("wrong size", f"{head.width}x{head.height}, expected {self.image_size}x{self.image_size}")
-        if reason := cut_off(photo, head):
+        if (header.width, header.height) != (self.image_size, self.image_size):
+            return Reject("wrong size", f"{header.width}x{header.height}, expected {self.image_size}x{self.image_size}")
+        if reason := cut_off(photo, header):
             return Reject("truncated", reason)
-        if reason := too_many_scans(photo, head):
+        if reason := too_many_scans(photo, header):
             return Reject("damaged", reason)
-        return [Crop(photo, EXTENSIONS[head.kind])]
+        return [Crop(photo, EXTENSIONS[header.kind])]

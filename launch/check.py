@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dist_train.config import RunConfig
-from dist_train.data.assemble import Plan, build_order
+from dist_train.data.assemble import BatchPlan, build_order
 from dist_train.data.manifest import Manifest
 from dist_train.data.remote import is_remote
 from dist_train.data.sources import Sources, open_sources
@@ -103,7 +103,7 @@ def _steps(config: RunConfig, sources: Sources) -> int | None:
     if config.data.images_per_class:
         return None
     batch = config.train.global_batch_size
-    order = build_order(Plan(sources.sets, config.data, config.seed, batch, sources.manifest.image_size))
+    order = build_order(BatchPlan(sources.sets, config.data, config.seed, batch, sources.manifest.image_size))
     return order.epoch_length // batch
 
 

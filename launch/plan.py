@@ -1,4 +1,4 @@
-"""What a job will need and how fast it will be, before it is started: `headcount launch plan`."""
+"""The command `headcount launch plan`: memory, traffic and speed of a job, before it is started."""
 
 import dataclasses
 import json
@@ -126,10 +126,10 @@ def plan(
 
 
 def whole_number(option: str, text: str) -> int:
-    """A number of things, which people like to write as `100e6`.
+    """The whole number in a text such as `100e6` or `1000`.
 
     Raises:
-        UserError: not a whole number of at least 1.
+        UserError: the text is no whole number of at least 1.
     """
     try:
         value = float(text.replace("_", "").replace(",", ""))
@@ -141,7 +141,7 @@ def whole_number(option: str, text: str) -> int:
 
 
 def largest(setup: Setup) -> int:
-    """The largest number of identities that fits into the GPUs, everything else as it is; 0 where none does."""
+    """The largest number of identities that fits into the GPUs, with all else as in the setup; 0 if none does."""
     low, high = 0, MOST_IDENTITIES
     while low < high:
         middle = (low + high + 1) // 2
@@ -153,7 +153,7 @@ def largest(setup: Setup) -> int:
 
 
 def figures(setup: Setup, pictures: int) -> dict[str, Any]:
-    """Everything that is planned, as JSON values; bytes are of one rank, seconds of one step."""
+    """All figures of a plan as JSON values; bytes are of one rank, seconds of one step."""
     rate, memory = images_per_second(setup), gpu_memory(setup)
     return {
         "fits": fits(setup),
@@ -172,12 +172,12 @@ def figures(setup: Setup, pictures: int) -> dict[str, Any]:
 
 
 def report(setup: Setup, pictures: int, assumed: bool) -> str:
-    """The plan for people.
+    """The text of a plan, for people.
 
     Args:
         setup: the job.
-        pictures: of the set.
-        assumed: nobody said how many pictures there are.
+        pictures: number of pictures in the set.
+        assumed: whether that number is a guess, because none was given.
     """
     memory, seconds, rate = gpu_memory(setup), step_seconds(setup), images_per_second(setup)
     network, host = network_bytes(setup), host_memory(setup)
@@ -208,7 +208,7 @@ def report(setup: Setup, pictures: int, assumed: bool) -> str:
 
 
 def advice(setup: Setup) -> Iterator[str]:
-    """What to change, each with what it brings."""
+    """Advice: changes of the setup, each with its gain."""
     if not fits(setup):
         yield from _ways_to_fit(setup)
         return
@@ -274,7 +274,7 @@ def _ways_to_speed(setup: Setup) -> Iterator[tuple[str, Setup]]:
     if head.storage != "device":
         yield "head.storage=device", _with_head(setup, storage="device")
     budget = head.logits_budget_mb
-    while budget < 65536:  # twice as much until it changes something
+    while budget < 65536:  # doubled until the plan changes
         budget *= 2
         other = _with_head(setup, logits_budget_mb=budget)
         if images_per_second(other) > 1.05 * images_per_second(setup):

@@ -1,4 +1,4 @@
-"""What a training job runs on, and what its network costs: the figures that the planner counts with."""
+"""The planner's basic figures: data sheets of GPUs, and the costs of a network."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class Gpu:
     """Peak figures of a GPU, from its vendor's data sheet (SXM form, no sparsity).
 
     Attributes:
-        memory_gib: memory.
+        memory_gib: size of its memory, GiB.
         half_tflops: matrix products in bfloat16 or float16 on tensor cores, 10**12 operations/s.
-        float32_tflops: in float32 without TF32.
+        float32_tflops: arithmetic in float32 without TF32, 10**12 operations/s.
         memory_gb_s: bandwidth of its memory, 10**9 bytes/s.
         link_gb_s: bandwidth to the GPUs of the same node in one direction, 10**9 bytes/s.
     """
@@ -36,14 +36,14 @@ GPUS = {
 
 @dataclass(frozen=True, slots=True)
 class BackboneCost:
-    """What a network costs, counted on the network itself.
+    """The costs of a network, counted on the network.
 
     Attributes:
-        parameters: numbers.
-        buffers: numbers of BatchNorm statistics.
-        macs: multiplications and additions of one picture's forward pass, in pairs.
-        saved: numbers kept for the backward pass of one picture.
-        largest: numbers of the largest of them.
+        parameters: number of parameters.
+        buffers: number of BatchNorm's statistics.
+        macs: multiply-adds of one picture's forward pass.
+        saved: number of values that one picture's backward pass needs from the forward pass.
+        largest: number of values of the largest saved activation.
     """
 
     parameters: int
@@ -54,13 +54,12 @@ class BackboneCost:
 
 
 def backbone_cost(config: BackboneConfig, image_size: int) -> BackboneCost:
-    """Count a network's costs by a forward pass on torch's `meta` device, which computes shapes and no numbers.
+    """The costs of a network, counted in a forward pass on torch's `meta` device, which computes shapes alone.
 
-    torch counts every product that it knows: convolutions, linear layers, and those between activations, as attention
-    has them.
+    torch counts the multiply-adds of convolutions, of linear layers, and of products of activations as in attention.
 
     Raises:
-        UserError: pictures smaller or larger than the network takes.
+        UserError: the network does not take pictures of this size.
     """
     import torch
     from torch import Tensor
@@ -68,14 +67,14 @@ def backbone_cost(config: BackboneConfig, image_size: int) -> BackboneCost:
 
     from dist_train.backbones import build_backbone
 
-    pictures = 2  # BatchNorm refuses to train on one
+    pictures = 2  # two pictures, because BatchNorm refuses to train on one
     saved: dict[int, int] = {}
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         saved[storage._cdata] = storage.nbytes() // tensor.element_size()
-        kept.append(tensor)  # so that no two of them have the same address
+        kept.append(tensor)  # kept alive, so that no two have the same address
         return tensor
 
     counter = FlopCounterMode(display=False)

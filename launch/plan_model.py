@@ -1,4 +1,4 @@
-"""What a step costs: memory by part, bytes over the network, seconds.
+"""The model of a training step's costs: memory by part, bytes over the network, seconds.
 
 Memory and traffic follow from what the code stores and does, and are under test against it (`tests/launch`,
 `benchmarks/plan.py`). Seconds follow from data sheets and the efficiencies below. Shapes: W ranks, B pictures a rank
@@ -17,23 +17,23 @@ from launch.plan_hardware import GIB, BackboneCost, Gpu
 if TYPE_CHECKING:
     from dist_train.head.storage import TableSpec
 
-# Shares of the peak figures that are reached. Large float32 products come to about three quarters of the data sheet
+# Reached shares of the peak figures. Large float32 products come to about three quarters of the data sheet
 # and streaming kernels to about four fifths of the bandwidth; convolutions of this field's widths to less than half.
 HEAD_FLOPS_SHARE = 0.75
 BANDWIDTH_SHARE = 0.8
 CONV_FLOPS_SHARE = 0.45
 LINK_SHARE = 0.7
-# How often what a picture's forward pass keeps is read or written in a whole step: convolutions, two passes of each
-# BatchNorm forward and two backward, PReLU, shortcuts, all their gradients. Set so that the published figure of
-# arcface_torch for R50 on V100 at 125,000 identities comes out (5,004 images/s on 8); every other is a prediction.
+# Reads and writes of the saved activations in a whole step: convolutions, two passes of each BatchNorm forward and two
+# backward, PReLU, shortcuts, all their gradients. The value is fitted to one published figure, arcface_torch with R50
+# on 8 V100 at 125,000 identities (5,004 images/s); all other figures are predictions.
 ACTIVATION_PASSES = 18.6
 
-LATENCY_S = 50e-6  # of a collective on many GPUs
+LATENCY_S = 50e-6  # latency of a collective on many GPUs
 PCIE_GB_S = 20.0  # host to GPU, PCIe 4.0 x16 in practice
 HOST_ROWS_GB_S = 8.0  # one thread's copy of scattered rows in host memory
-DISK_ROWS_GB_S = 2.0  # the same from NVMe through the page cache
+DISK_ROWS_GB_S = 2.0  # one thread's copy of scattered rows from NVMe through the page cache
 
-# CUDA's context, NCCL's buffers, cuDNN's workspace; and the share of the rest that allocators lose to gaps.
+# CUDA's context, NCCL's buffers and cuDNN's workspace; and the share of all other memory that allocators lose to gaps.
 GPU_FIXED_BYTES = 2 * GIB
 GAPS_SHARE = 0.04
 HOST_FIXED_BYTES = 4 * GIB  # libraries, data workers, batches in flight
@@ -46,16 +46,16 @@ class Setup:
     Attributes:
         identities: C, classes over all ranks.
         gpus: W, a rank each.
-        gpus_per_node: of a machine.
-        gpu: what they are.
-        memory_gib: memory of one.
+        gpus_per_node: GPUs of a machine.
+        gpu: their data sheet.
+        memory_gib: memory of a GPU, GiB.
         network_gb_s: bandwidth between machines of one GPU in one direction, 10**9 bytes/s.
-        backbone: its costs.
+        backbone: costs of the network.
         embedding_dim: D.
         image_size: side of a picture in pixels.
         batch: B, pictures a rank and forward pass.
         accumulation: forward passes of a step.
-        half: the backbone computes in 16 bits.
+        half: whether the backbone computes in 16 bits.
         strategy: `train.strategy`.
         moments: numbers that the backbone's optimizer keeps for a weight: 1 for SGD, 2 for AdamW.
         head: the head's section of the recipe.
@@ -89,17 +89,17 @@ class Setup:
         return self.gpus * self.batch
 
 
-@dataclass(frozen=True)  # without slots, which leave no room for what is cached
+@dataclass(frozen=True)  # no slots: cached properties need a __dict__
 class HeadShape:
     """The sizes that the head's costs depend on.
 
     Attributes:
         config: the head's section of the recipe.
-        rows: n.
-        dim: D.
-        samples: G.
+        rows: n, classes of a rank.
+        dim: D, width of an embedding.
+        samples: G, pictures of a forward pass over all ranks.
         accumulation: forward passes of a step.
-        cpu: it computes on a CPU.
+        cpu: whether the head computes on a CPU.
     """
 
     config: HeadConfig
@@ -111,8 +111,8 @@ class HeadShape:
 
     @cached_property
     def tables(self) -> "list[TableSpec]":
-        """The head's tables, the centers' first."""
-        from dist_train.head.optimizers import build_tables  # takes seconds to import, and torch with it
+        """The head's tables; the table of centers comes first."""
+        from dist_train.head.optimizers import build_tables  # imports torch, which takes seconds
 
         return build_tables(self.config, row_width(self.config, self.dim))
 
@@ -123,27 +123,27 @@ class HeadShape:
 
     @property
     def number_bytes(self) -> int:
-        """Of a stored number."""
+        """Bytes of a stored number."""
         return self.tables[0].dtype.itemsize
 
     @cached_property
     def class_bytes(self) -> int:
-        """Of all that is stored for a class."""
+        """Bytes of a class in all tables."""
         return sum(table.width * table.dtype.itemsize for table in self.tables)
 
     @property
     def state_bytes(self) -> int:
-        """Of a class's optimizer state."""
+        """Bytes of a class's optimizer state."""
         return self.class_bytes - self.width * self.number_bytes
 
     @property
     def wide_tables(self) -> int:
-        """Tables as wide as the centers, which count too."""
+        """Number of tables as wide as the centers, the centers included."""
         return sum(table.width == self.width for table in self.tables)
 
     @cached_property
     def update_passes(self) -> int:
-        """Times that the optimizer reads or writes a row's numbers."""
+        """Number of times that the optimizer reads or writes a row's numbers."""
         from dist_train.head.optimizers import build_row_optimizer
 
         return build_row_optimizer(self.config).row_passes
@@ -155,34 +155,34 @@ class HeadShape:
 
     @property
     def updated(self) -> int:
-        """Classes that a step updates, as expected: the union of what its passes choose."""
+        """Expected number of classes that a step updates: the union of the classes that its passes choose."""
         share = self.chosen / self.rows if self.rows else 0.0
         return round(self.rows * (1 - (1 - share) ** self.accumulation))
 
     @property
     def staged(self) -> bool:
-        """Rows are stored elsewhere than they are computed with."""
+        """Whether rows are stored outside of the memory that the head computes in."""
         return self.config.storage != "device"
 
     @property
     def block(self) -> int:
-        """Classes handled at a time."""
+        """Classes in a block of the softmax."""
         device_type = "cpu" if self.cpu else "cuda"
         return min(self.chosen, block_classes(self.config, self.samples, device_type, self.config.logits_budget))
 
     @property
     def logits_bytes(self) -> int:
-        """Of one forward pass, all classes together."""
+        """Bytes of the logits of one forward pass, over all chosen classes."""
         return logits_bytes(self.config, self.chosen, self.samples)
 
     @property
     def passes_kept(self) -> int:
-        """Forward passes of a step whose logits stay until its end; those of the others are formed twice."""
+        """Forward passes of a step whose logits are kept until its end; logits of other passes are computed twice."""
         return min(self.accumulation, self.config.logits_budget // max(1, self.logits_bytes))
 
 
 def head_memory(shape: HeadShape) -> dict[str, int]:
-    """Bytes of the head where it computes, by part."""
+    """Bytes of the head in the memory that it computes in, by part."""
     config, block, times = shape.config, shape.block, shape.accumulation
     again = shape.passes_kept < times
     kept = shape.passes_kept * shape.logits_bytes
@@ -192,26 +192,26 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
         parts["class centers"] = shape.rows * shape.width * shape.number_bytes
         parts["centers' optimizer state"] = shape.rows * shape.state_bytes
     elif not shape.cpu:
-        # Each forward pass holds its rows until the step; the step of several holds their union besides.
+        # Each forward pass holds its rows until the step; a step of several passes holds the union of their rows too.
         union = shape.updated if times > 1 else 0
         parts["copies of chosen rows"] = (times * shape.chosen + union) * shape.class_bytes
-    # Where passes are added up, a block is of their union, and each of them chose a part of it.
+    # With several passes a block is one of the union of their classes, of which each pass chose a part.
     part = shape.chosen / max(1, shape.updated)
     parts["logits"] = kept + (round((1 + part) * block_logits) if again else 0)
-    # Queries stay for every pass; their gradient's two forms and buffers of the exchange for one.
+    # Embeddings are kept for every pass; two forms of their gradient and buffers of the exchange for one pass.
     parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (times + 6)
     reads = config.sample_rate < 1 and not shape.staged
     tables = shape.wide_tables
     wide = 0 if shape.number_bytes == 4 else tables
     narrow = tables * shape.number_bytes if reads else 0
-    gradients = 2 + (part if times > 1 else 0)  # with its projection, and a pass's own
+    gradients = 2 + (part if times > 1 else 0)  # the sum, its projection, and the gradient of a pass
     parts["blocks of rows"] = round(block * shape.width * (4 * (gradients + wide) + narrow))
     parts["norms and indices"] = times * shape.chosen * (4 * config.centers_per_class + 8)
     return parts
 
 
 def host_memory(setup: Setup) -> dict[str, int]:
-    """Bytes of a rank's host memory, by part; memory-mapped rows are disk and count only while they are cached."""
+    """Bytes of a rank's host memory, by part; memory-mapped rows count as disk, but for staged copies."""
     shape = head_shape(setup)
     parts = {"libraries and data": HOST_FIXED_BYTES}
     if setup.head.storage == "host":
@@ -224,21 +224,21 @@ def host_memory(setup: Setup) -> dict[str, int]:
 
 
 def staged_rows(shape: HeadShape) -> int:
-    """Rows in the host's buffers between the store and the GPU, at most."""
+    """Largest number of rows in the host's buffers between the store and the GPU."""
     if shape.accumulation == 1:
-        return 2 * shape.chosen  # some are fetched while those of the step before are written back
-    # A pass's buffer may grow to hold the union, if it is given back in time; otherwise the union gets its own.
+        return 2 * shape.chosen  # a fetch overlaps the write-back of the step before
+    # The union of rows grows a pass's buffer if one is free in time; otherwise it takes a buffer of its own.
     return shape.accumulation * shape.chosen + shape.updated
 
 
 def disk_bytes(setup: Setup) -> int:
-    """Of a rank's memory-mapped rows."""
+    """Bytes of a rank's memory-mapped rows."""
     shape = head_shape(setup)
     return shape.rows * shape.class_bytes if setup.head.storage == "mmap" else 0
 
 
 def head_shape(setup: Setup) -> HeadShape:
-    """The head of a rank."""
+    """Sizes of the head of the fullest rank."""
     return HeadShape(setup.head, setup.rows, setup.embedding_dim, setup.samples, setup.accumulation)
 
 
@@ -253,9 +253,9 @@ def gpu_memory(setup: Setup) -> dict[str, int]:
         "backbone gradients": numbers // ranks if stage >= 2 else numbers,
         "backbone optimizer": setup.moments * numbers // (ranks if stage >= 1 else 1),
         "backbone weights in 16 bits": numbers // 2 if setup.half else 0,
-        # Kept for the backward pass; and the gradients under way at its widest place, in and out of a block.
+        # Activations that the backward pass needs, and the gradients at its widest layer, into and out of a block.
         "activations": setup.batch * (backbone.saved + 4 * backbone.largest) * activation,
-        # This batch, and the next one under way.
+        # This batch, and the next one on its way.
         "pictures": 2 * setup.batch * setup.accumulation * 3 * setup.image_size**2 * 4,
         **head_memory(head_shape(setup)),
         "CUDA, NCCL, cuDNN": GPU_FIXED_BYTES,
@@ -270,7 +270,7 @@ def fits(setup: Setup) -> bool:
 
 
 def network_bytes(setup: Setup) -> dict[str, int]:
-    """Bytes that a rank receives in a step, by exchange; rings, as NCCL makes them for large messages."""
+    """Bytes that a rank receives in a step, by exchange; in rings, which NCCL uses for large messages."""
     others = setup.gpus - 1
     times = setup.accumulation
     return {
@@ -283,12 +283,12 @@ def network_bytes(setup: Setup) -> dict[str, int]:
 
 
 def head_traffic(shape: HeadShape) -> int:
-    """Bytes that a step's head reads and writes where it computes."""
+    """Bytes that the head reads and writes in a step, in the memory that it computes in."""
     config, times, samples = shape.config, shape.accumulation, shape.samples
     numbers = shape.chosen * shape.width
-    # A pass over a block's logits is one of 13; of 22 where they are formed a second time.
+    # Logits are read or written 13 times; 22 times where they are computed twice.
     logits = (13 * shape.passes_kept + 22 * (times - shape.passes_kept)) * shape.chosen * config.centers_per_class
-    tables = shape.wide_tables  # each read and written once in an update
+    tables = shape.wide_tables  # an update reads and writes each once
     each = 3.0  # products and norms of a forward pass
     once = 9.0 + shape.update_passes  # the gradient, its projection, the update
     if config.sample_rate < 1:  # rows are gathered, and scattered when written
@@ -297,19 +297,19 @@ def head_traffic(shape: HeadShape) -> int:
     if shape.number_bytes == 2:  # widened when read, rounded stochastically when written
         each += 1.5
         once += (1.5 + 8.5) * tables
-    if times > 1:  # gradients of the passes are added up
+    if times > 1:  # the passes' gradients are added up
         each += 6.0
     return round(4 * (logits * samples + each * times * numbers + once * shape.updated * shape.width))
 
 
 def head_flops(shape: HeadShape) -> int:
     """Operations of the products of a step's head: logits, embeddings' gradient, rows' gradient."""
-    products = 3 * shape.accumulation + (shape.accumulation - shape.passes_kept)  # logits formed again
+    products = 3 * shape.accumulation + (shape.accumulation - shape.passes_kept)  # logits that are computed twice
     return products * 2 * shape.chosen * shape.width * shape.samples
 
 
 def step_seconds(setup: Setup) -> dict[str, float]:
-    """Seconds of a step, by part; their sum is the step."""
+    """Seconds of a step, by part; the step takes the sum."""
     gpu, backbone, times = setup.gpu, setup.backbone, setup.accumulation
     shape = head_shape(setup)
     bandwidth = BANDWIDTH_SHARE * gpu.memory_gb_s * 1e9
@@ -333,9 +333,9 @@ def step_seconds(setup: Setup) -> dict[str, float]:
         "head, products": products,
         "head, rows and logits": rows,
         "exchange of embeddings": 0.0 if alone else sum(exchanged.values()) / link + 3 * times * LATENCY_S,
-        # Overlapped with the last backward pass, two thirds of a pass's time; what is left over is waited for.
+        # It overlaps the last backward pass, two thirds of a pass's time; the step waits for the remainder.
         "exchange of gradients": max(0.0, gradients - network / times * 2 / 3),
-        # Fetched while the backbone computes, written back while the next step's does.
+        # The fetch overlaps the backbone of this step, the write-back the backbone of the next.
         "rows from host or disk": max(0.0, moved - network),
     }
 

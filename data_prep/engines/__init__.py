@@ -1,1 +1,1 @@
-"""Who works on the units of a job: processes of this machine, a Slurm array, a Ray cluster."""
+"""Engines, which carry the units of a job to workers: processes of this machine, a Slurm array, a Ray cluster."""

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Do units until none is left."""
+    """Do units until the queue is empty."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     queue = UnitQueue(Path(sys.argv[1]))
     worker = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

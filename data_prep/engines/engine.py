@@ -1,6 +1,6 @@
-"""What an engine is: it has a task done for every unit, once, and says how each ended.
+"""The interface of engines: an engine has a task done once for every unit and yields the outcome of each.
 
-Trying again, setting aside and stopping are the job's business (`data_prep/job/run.py`), the same for all engines.
+A job decides what is tried again or set aside, and when to stop (`data_prep/job/run.py`), in one way for all engines.
 """
 
 import errno
@@ -8,20 +8,20 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 Task = Callable[[int], dict[str, Any]]
-"""Does one unit and sums it up in JSON values. Picklable; what it opens it opens on its first call."""
+"""Function that does one unit and returns a summary of JSON values. Picklable; it opens files on its first call."""
 
-# Trouble that the next unit would meet as well.
+# Errors that every further unit would meet as well.
 _FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class Outcome(NamedTuple):
-    """How a unit ended.
+    """The outcome of a unit.
 
     Attributes:
         unit: its number.
-        summary: what the task returned; None if it failed.
-        error: why it failed; empty if it did not.
-        fatal: no other unit can succeed either.
+        summary: result of the task; None if it failed.
+        error: reason of a failure; empty if the task succeeded.
+        fatal: whether no other unit can succeed either.
     """
 
     unit: int
@@ -31,25 +31,25 @@ class Outcome(NamedTuple):
 
 
 class Engine(Protocol):
-    """Has tasks done."""
+    """An engine, which has a task done for units."""
 
     def run(self, task: Task, units: Sequence[int]) -> Generator[Outcome]:
-        """The outcome of every unit in `units`, in the order in which they end.
+        """Outcomes of all `units`, in the order in which they end.
 
         A unit whose worker dies has failed. Closing the generator stops the work.
         """
 
 
 def attempt(task: Task, unit: int) -> Outcome:
-    """Do `unit`; whatever it raises becomes its outcome."""
+    """The outcome of `task` for `unit`, with any exception as its error."""
     try:
         return Outcome(unit, task(unit))
-    except Exception as error:  # a unit may fail in any way, and the job goes on
+    except Exception as error:  # a unit may fail in any way, and the job continues
         return Outcome(unit, None, f"{type(error).__name__}: {error}", is_fatal(error))
 
 
 def is_fatal(error: BaseException | None) -> bool:
-    """Whether the disk is full or may not be written, here or in what caused `error`."""
+    """Whether `error` or one of its causes says that the disk is full or may not be written."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FATAL:
             return True

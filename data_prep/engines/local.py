@@ -1,4 +1,4 @@
-"""Processes of this machine, one thread each."""
+"""The engine of this machine: processes with one thread each."""
 
 import contextlib
 import signal
@@ -14,7 +14,7 @@ from dist_train.runtime.processes import ONE_THREAD, child_environment
 
 
 class LocalEngine:
-    """`workers` processes. One that dies fails its unit alone, and is replaced."""
+    """The engine of `workers` processes; a process that dies fails its unit alone and is replaced."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -47,13 +47,13 @@ class LocalEngine:
 
 
 class _Worker:
-    """One process and the unit that it has."""
+    """A worker process and its current unit."""
 
     def __init__(self, task: Task) -> None:
         self.connection, theirs = Pipe()
         self.unit: int | None = None
         self.alive = True
-        with theirs:  # closed here, so that a dead worker is an end of file
+        with theirs:  # closed in this process, so that a dead worker shows as an end of file
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "data_prep.engines.local_worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -84,7 +84,7 @@ class _Worker:
         self.connection.close()
 
     def _send(self, message: Task | int) -> None:
-        with contextlib.suppress(OSError):  # it died idle: `take` will find that out
+        with contextlib.suppress(OSError):  # it died idle, which `take` notices
             self.connection.send(message)
 
 

@@ -1,7 +1,7 @@
 """A process of `LocalEngine`: `python -m data_prep.engines.local_worker FD`, where FD is its end of a connection.
 
-A program of its own: what `multiprocessing` spawns imports the parent's program first, and with it seconds of
-libraries that no worker needs.
+It is a program of its own, because a process that `multiprocessing` spawns imports the parent's program first, and with
+it libraries that no worker needs and that take seconds.
 """
 
 import os
@@ -23,14 +23,14 @@ def main() -> None:
         task = connection.recv()
         while True:
             connection.send(attempt(task, connection.recv()))
-    except (EOFError, OSError):  # of the connection; what a unit raises is its outcome
+    except (EOFError, OSError):  # of the connection; an exception of a unit is its outcome
         return
 
 
 def _follow_job(fd: int) -> None:
-    """End with the job, however it ends and whatever the unit is at: nobody would take its result."""
+    """End this process when the job has ended in any way, even within a unit, whose result nobody would take."""
     hung_up = select.poll()
-    hung_up.register(fd, 0)  # that, and errors, are always told
+    hung_up.register(fd, 0)  # hang-ups and errors are always reported
     hung_up.poll()
     os._exit(1)
 

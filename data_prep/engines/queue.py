@@ -1,11 +1,11 @@
-"""Units handed out through a shared directory, to workers that share nothing else.
+"""A queue of units in a shared directory, for workers that share nothing else.
 
-    task.json      what is to be done: the name of a task, and the directory of the job
+    task.json      the name of a task, and the directory of the job
     todo/UNIT      an empty file for each unit that nobody has
     taken/UNIT@W   the same file, while worker W has it: taking a unit is a rename, which only one worker can win
-    ended/UNIT     how it ended, as JSON; empty where the disk was too full even for that
+    ended/UNIT     the unit's outcome as JSON; empty where the disk was too full to write it
 
-A worker that finds the directory gone has nothing more to do: so a job that starts anew gets rid of old workers.
+A worker ends when the directory is gone: so a job that starts again gets rid of old workers.
 """
 
 import contextlib
@@ -49,14 +49,14 @@ class UnitQueue:
         return queue
 
     def remove(self) -> None:
-        """Take the queue away: workers end after the unit that they are at."""
+        """Delete the queue: each worker ends after its current unit."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def task(self) -> Task:
-        """What is to be done.
+        """The task of the queue.
 
         Raises:
-            WorkError: the queue does not say so.
+            WorkError: `task.json` is missing or damaged.
         """
         try:
             body = json.loads(read_bounded(self.directory / _TASK, _MAX_TASK_BYTES))
@@ -77,38 +77,38 @@ class UnitQueue:
                 try:
                     (self._todo / name).rename(self._taken / f"{name}@{worker}")
                 except FileNotFoundError:
-                    continue  # another has it
+                    continue  # another worker has it
                 yield int(name)
 
     def end(self, worker: str, outcome: Outcome) -> None:
-        """Tell how a unit of `worker` ended."""
+        """Record the outcome of a unit of `worker`."""
         name = f"{outcome.unit:06d}"
         mine, target = self._taken / f"{name}@{worker}", self._ended / name
         try:
             write_text(target, json.dumps(outcome))
-        except FileNotFoundError:  # the job has taken the queue away
+        except FileNotFoundError:  # the job has deleted the queue
             return
         except OSError as error:
             if not is_fatal(error):
                 raise
-            mine.replace(target)  # a rename takes no room
+            mine.replace(target)  # a rename takes no disk space
             return
         with contextlib.suppress(FileNotFoundError):
             mine.unlink()
 
     def ended(self) -> list[Outcome]:
-        """Outcomes that were not given yet."""
+        """Outcomes since the last call."""
         new = sorted(path.name for path in self._ended.iterdir() if path.name not in self._told and path.name[0] != ".")
         self._told.update(new)
         return [self._outcome(name) for name in new]
 
     def taken(self) -> dict[int, str]:
-        """Units that have not ended, and who has them."""
+        """Units in work, with their workers."""
         found = dict(path.name.split("@", 1) for path in self._taken.iterdir())
         return {int(name): worker for name, worker in found.items() if not (self._ended / name).exists()}
 
     def give_up(self, unit: int, worker: str) -> None:
-        """Forget a unit whose worker is dead."""
+        """Drop a unit whose worker is dead."""
         (self._taken / f"{unit:06d}@{worker}").unlink()
 
     def _outcome(self, name: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""A Ray cluster: the one that RAY_ADDRESS names, or that this machine belongs to."""
+"""The engine of a Ray cluster: the cluster that RAY_ADDRESS names, or that this machine belongs to."""
 
 import os
 import pickle
@@ -19,14 +19,14 @@ _ANSWER_S = 10.0
 
 
 class RayEngine:
-    """At most `workers` units at a time; without it one on each CPU of the cluster, as the cluster grows and shrinks.
+    """The engine of a Ray cluster, with at most `workers` units at a time; by default one on each CPU at any time.
 
     A unit whose worker or node dies has failed. Every node needs this package and sees the source and the set's
     directory under the same paths.
 
     Args:
-        workers: units at a time.
-        gpus: share of a GPU that a unit takes.
+        workers: most units at a time; None: as many as the cluster has CPUs, while it grows and shrinks.
+        gpus: number of GPUs for a unit, or a share of one.
     """
 
     def __init__(self, workers: int | None = None, gpus: float = 0) -> None:
@@ -51,7 +51,7 @@ class RayEngine:
                 while waiting and len(busy) < (self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))):
                     unit = waiting.popleft()
                     busy[remote.remote(pickled, unit, unsafe)] = unit
-                for reference in ray.wait(list(busy), timeout=5.0)[0]:  # seconds; then the cluster may have grown
+                for reference in ray.wait(list(busy), timeout=5.0)[0]:  # seconds between looks at the cluster's size
                     yield _outcome(ray, reference, busy.pop(reference))
         finally:
             for reference in busy:
@@ -71,13 +71,13 @@ def _library() -> ModuleType:
 
 
 def _connect(ray: ModuleType) -> bool:
-    """Join the cluster; whether that was still to be done."""
+    """Join the cluster; whether this process had not joined it before."""
     if ray.is_initialized():
         return False
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
-        try:  # Ray itself would wait for minutes
+        try:  # Ray would wait for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
         except OSError as error:
             raise UserError(
@@ -102,22 +102,22 @@ def _outcome(ray: ModuleType, reference: Any, unit: int) -> Outcome:  # noqa: AN
 
 
 def _attempt(pickled: bytes, unit: int, unsafe: str) -> Outcome:
-    """Do a unit in a worker of the cluster, in one thread.
+    """The outcome of a unit, in a worker of the cluster and one thread.
 
     Args:
         pickled: the task.
         unit: number of the unit.
-        unsafe: the job's working directory, where Ray would have its workers look for modules before all else; empty
-            where the job itself does.
+        unsafe: the job's working directory, which Ray puts first in its workers' search path of modules; empty where
+            the job's own search path begins with it.
     """
     if unsafe in sys.path:
         sys.path.remove(unsafe)
-    os.environ.update(ONE_THREAD)  # no library that reads it has been loaded: the task loads them
+    os.environ.update(ONE_THREAD)  # the task loads the libraries that read it, after this line
     return attempt(_opened(pickled), unit)
 
 
 @lru_cache(maxsize=1)
 def _opened(pickled: bytes) -> Task:
-    """The task, which stays open for the next unit."""
+    """The unpickled task, which stays open for the next unit."""
     task: Task = pickle.loads(pickled)
     return task

@@ -1,9 +1,9 @@
-"""An array job of Slurm: every task of it takes units from a queue on the shared file system.
+"""The engine of a Slurm array: every task of the array takes units from a queue on the shared file system.
 
 Tasks are workers, not units: a job may have more units than an array may have tasks, and a worker loads the detector
-once. The job itself waits where it was started; killed there, it leaves the array at work, and its next start stops
-that first. A task that dies fails its unit alone. When all tasks are gone (a time limit, preemption) and units are
-left, another array is submitted.
+once. The job waits in the process that started it. If that process is killed the array works on, and the next start of
+the job stops it first. A task that dies fails its unit alone. When all tasks are gone (a time limit, preemption) and
+units are left, another array is submitted.
 """
 
 import logging
@@ -31,13 +31,13 @@ _STOPPING_S = 120.0
 
 
 class SlurmEngine:
-    """An array of `tasks` tasks, one core each.
+    """The engine of a Slurm array of `tasks` tasks, one core each.
 
     Args:
         home: directory for queues and logs, which all nodes see.
-        tasks: of the array.
+        tasks: number of tasks in the array.
         options: further options of sbatch, without dashes, e.g. `partition=cpu`.
-        ask_every_s: how often Slurm is asked which tasks are left.
+        ask_every_s: seconds between questions to Slurm for the tasks that are left.
     """
 
     def __init__(self, home: Path, tasks: int, options: Sequence[str] = (), ask_every_s: float = _ASK_EVERY_S) -> None:
@@ -79,7 +79,7 @@ class SlurmEngine:
             f"--array=0-{tasks - 1}",
             "--ntasks=1",
             "--cpus-per-task=1",
-            "--no-requeue",  # the job decides what is tried again
+            "--no-requeue",  # the job decides which units are tried again
             f"--output={self._log('%a')}",
             "--open-mode=append",
             *(f"--{option}" for option in self._options),
@@ -95,7 +95,7 @@ class SlurmEngine:
         asked = -self._ask_every_s
         active: set[str] = set()
         while left:
-            # Slurm is asked first: what a task did before its end is then there to be seen.
+            # Slurm is asked before the queue is read: files of a task that has ended are then complete.
             known = time.monotonic() - asked < self._ask_every_s
             if not known:
                 active, asked = _tasks(queue.directory.name), time.monotonic()
@@ -112,12 +112,12 @@ class SlurmEngine:
 
 
 def stop_left_over(home: Path) -> None:
-    """Stop the arrays that an earlier start of the job left at work.
+    """Stop the arrays that an earlier start of the job left running.
 
     Raises:
         UserError: Slurm is not on this machine.
     """
-    # A name of another form, such as one with a comma, could name jobs that are not this one's.
+    # A name of another form, such as one with a comma, could name other people's jobs.
     for directory in sorted(path for path in home.glob("*") if _TOKEN.fullmatch(path.name) and path.is_dir()):
         try:
             _stop(directory.name)
@@ -139,11 +139,11 @@ def _stop(token: str) -> None:
 
 
 def _tasks(token: str) -> set[str]:
-    """Tasks that wait, run or end, as JOB_TASK."""
+    """Tasks of an array that wait, run or are about to end, as JOB_TASK."""
     while True:
         try:
             return set(_slurm("squeue", "--noheader", "--array", f"--name={NAME}{token}", "--format=%F_%K").split())
-        except WorkError as error:  # a controller that is restarted
+        except WorkError as error:  # the controller may be restarting
             logger.warning("%s", error)
             time.sleep(_ASK_EVERY_S)
 

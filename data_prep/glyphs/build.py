@@ -1,4 +1,4 @@
-"""The job: survey the fonts, split, render, and write the training set and the held-out sets."""
+"""The job of `headcount prep glyphs`: survey fonts, split, render, write the training set and the held-out sets."""
 
 import json
 import multiprocessing
@@ -30,13 +30,13 @@ Out = TypeVar("Out")
 
 SHEET = (12, 20)
 """Rows (identities) and columns (views) of the contact sheet."""
-# First view numbers of the parts that share characters and fonts, so that no picture occurs in two of them.
+# First view numbers of the parts that share characters and fonts, so that no picture occurs in two parts.
 HELDOUT_VIEW, PAIR_VIEW = 1 << 20, 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
 class GlyphOptions:
-    """What `headcount prep glyphs` was asked for; see its help."""
+    """The options of `headcount prep glyphs`; see its help."""
 
     output: Path
     font_dirs: tuple[Path, ...] = ()
@@ -56,7 +56,7 @@ class GlyphOptions:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture to make: what it shows, and what is told about it."""
+    """A picture that is to be made: what it shows, and its record."""
 
     character: int
     font: int
@@ -66,10 +66,10 @@ class Sample:
 
 
 def build_glyphs(options: GlyphOptions) -> dict[str, Any]:
-    """Make the sets; the counts, which are also in `stats.json`.
+    """Make the sets; return the counts, which are also in `stats.json`.
 
     Raises:
-        UserError: the output holds something already, or the fonts do not suffice.
+        UserError: the output is not empty, or the fonts do not suffice.
         WorkError: the output cannot be written.
     """
     with _new_directory(options.output) as writing:
@@ -101,7 +101,7 @@ def build_glyphs(options: GlyphOptions) -> dict[str, Any]:
 
 @contextmanager
 def _new_directory(output: Path) -> Iterator[Path]:
-    """A directory to write in, which becomes `output` at the end; an end before that removes it."""
+    """A context with a new directory, which is renamed to `output` at the end, or deleted after an exception."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output {output} exists and is not empty; remove it, or name another directory")
     with write_failures(f"output {output}", "nothing is left of it"), ExitStack() as stack:
@@ -113,7 +113,7 @@ def _new_directory(output: Path) -> Iterator[Path]:
 
 
 def _map(workers: int, function: Callable[[In], Out], items: Iterable[In], name: str, unit: str) -> Iterator[Out]:
-    """`function` of each item in order, by `workers` processes, under a progress bar."""
+    """Values of `function` for each item in order, from `workers` processes, under a progress bar."""
     todo = list(items)
     bar = tqdm(total=len(todo), desc=name, unit=unit)
     with bar:
@@ -133,18 +133,18 @@ def _random(options: GlyphOptions, purpose: int) -> np.random.Generator:
 
 
 def _train_samples(split: Split, options: GlyphOptions) -> list[Sample]:
-    """Every identity in each of its fonts, or in `views` pictures: fonts in turn, again with other nuisances."""
+    """Training samples: every identity once in each of its fonts, or `views` times, its fonts in turn."""
     samples = []
     for label, (character, fonts) in enumerate(split.train.items()):
         count = options.views or len(fonts)
-        # Starts at another font for each character, so that a cap does not always meet the same fonts.
+        # Each character starts at another font, so that few views do not always mean the same fonts.
         samples += [Sample(character, fonts[(label + view) % len(fonts)], view, label) for view in range(count)]
     order = _random(options, 1).permutation(len(samples))
     return [samples[index] for index in order]
 
 
 def _heldout_samples(split: Split, options: GlyphOptions) -> list[Sample]:
-    """Every held-out identity in each of its fonts: one picture for the gallery, the others as probes."""
+    """Held-out samples: every identity in each of its fonts, one picture for the gallery and the others as probes."""
     random = _random(options, 2)
     samples = []
     for label, (character, fonts) in enumerate(split.heldout.items()):
@@ -194,7 +194,7 @@ def _write_shards(
 
 
 def _write_pairs(path: Path, split: Split, fonts: list[Font], options: GlyphOptions) -> None:
-    """A verification set in InsightFace's form: in each fold as many pairs of one identity as of two."""
+    """Write a verification set in InsightFace's form: each fold has as many pairs of one identity as of two."""
     random = _random(options, 3)
     characters = np.array(list(split.heldout), dtype=np.int64)
     spec, renderer = _picture_spec(options), Renderer(fonts)
@@ -215,7 +215,7 @@ def _write_pairs(path: Path, split: Split, fonts: list[Font], options: GlyphOpti
 
 
 def _write_sheet(path: Path, samples: list[Sample], fonts: list[Font], options: GlyphOptions) -> None:
-    """A look at the set: an identity a row."""
+    """Write a contact sheet of the set, with an identity a row."""
     rows, columns = SHEET
     renderer, spec = Renderer(fonts), _picture_spec(options)
     labels = np.linspace(0, max(sample.label for sample in samples), rows).astype(int)

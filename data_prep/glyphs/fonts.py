@@ -1,4 +1,4 @@
-"""Which fonts there are, and which characters each covers."""
+"""Fonts of this machine, and the characters that each covers."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ MIN_CHARACTERS = 500
 CATEGORIES = frozenset(
     ["Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So"]
 )
-# Words of a name that mean another weight or width of the same design, not another design.
+# Words of a font's name that mean a weight or width of a design, not another design.
 STYLE_WORDS = re.compile(
     r"\b(thin|extra|ultra|semi|demi|light|book|regular|medium|bold|heavy|black|condensed|expanded|narrow|wide|italic|"
     r"oblique|jp|kr|sc|tc|hk|tw|cn|\d+)\b|[-_]",
@@ -37,8 +37,8 @@ class Font:
     Attributes:
         path: the file.
         face: its number in a collection.
-        family: design it belongs to; weights and widths of one design are one family.
-        name: family and style as the font gives them.
+        family: name of its design; weights and widths of one design are one family.
+        name: family and style as the font states them.
         characters: code points that it maps to a glyph, ascending.
     """
 
@@ -51,7 +51,7 @@ class Font:
 
 @dataclass(frozen=True, slots=True)
 class FontSearch:
-    """Fonts found, and how many were left out for which reason."""
+    """Fonts that were found, and numbers of fonts that were left out by reason."""
 
     fonts: list[Font]
     counts: dict[str, int]
@@ -66,7 +66,7 @@ def find_fonts(directories: Iterable[Path]) -> FontSearch:
     """All usable fonts below `directories`, one per family and style, in an order that depends on names alone.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no usable font.
     """
     directories = list(directories)
     counts = {"found": 0, "unreadable": 0, "small": 0, "duplicate": 0, "used": 0}

@@ -1,4 +1,4 @@
-"""What makes a glyph hard to recognise: seeded, so that the same picture always gets the same trouble."""
+"""Nuisances that make a glyph hard to recognise; seeded, so that a picture always gets the same ones."""
 
 from dataclasses import dataclass
 
@@ -27,16 +27,16 @@ class PictureSpec:
 
 
 def picture(mask: np.ndarray, em_px: int, spec: PictureSpec, key: tuple[int, int, int]) -> bytes:
-    """A JPEG of a glyph in trouble.
+    """A JPEG of a glyph with nuisances.
 
     Args:
         mask: clean coverage, uint8 [h, w].
-        em_px: size of the em square at which it was drawn.
+        em_px: size of the em square at which the mask was drawn, in pixels.
         spec: size and difficulty.
-        key: (character, font, view): with the seed, all that the random choices depend on.
+        key: (character, font, view); random choices depend on key and seed alone.
     """
     character, font, view = key
-    # Philox takes a key of 128 bits: who is drawn, and under which seed.
+    # Philox takes a key of 128 bits: the seed, and the numbers of character, font and view.
     word = (character << 40) | (font << 24) | view
     random = np.random.Generator(np.random.Philox(key=np.array([spec.seed, word], dtype=np.uint64)))
     ink = _place(_stroke(mask, spec, random), em_px, spec, random)
@@ -55,7 +55,7 @@ def picture(mask: np.ndarray, em_px: int, spec: PictureSpec, key: tuple[int, int
 
 
 def _stroke(mask: np.ndarray, spec: PictureSpec, random: np.random.Generator) -> np.ndarray:
-    """Thicker or thinner strokes; never so thin that the glyph breaks up."""
+    """The mask with thicker or thinner strokes, never so thin that the glyph breaks up."""
     choice, size = random.random(), 1 + random.integers(1, 3)
     padded = cv2.copyMakeBorder(mask, 4, 4, 4, 4, cv2.BORDER_CONSTANT)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (int(size), int(size)))
@@ -83,7 +83,7 @@ def _place(mask: np.ndarray, em_px: int, spec: PictureSpec, random: np.random.Ge
     placed += random.uniform(-0.025, 0.025, (4, 2)) * size * hard
     source = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
     warp = cv2.getPerspectiveTransform(source, placed.astype(np.float32))
-    # Halved first where it shrinks a lot: bilinear sampling alone would lose thin strokes.
+    # Large masks are halved first: bilinear sampling alone would lose thin strokes.
     if scale < 0.6:
         mask = cv2.resize(mask, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         warp = warp @ np.diag([width / mask.shape[1], height / mask.shape[0], 1.0])
@@ -92,7 +92,7 @@ def _place(mask: np.ndarray, em_px: int, spec: PictureSpec, random: np.random.Ge
 
 
 def _occlude(ink: np.ndarray, spec: PictureSpec, random: np.random.Generator) -> np.ndarray:
-    """Strokes drawn across, or a patch wiped out."""
+    """The ink with strokes drawn across it, or a patch wiped out."""
     size = spec.image_size
     if random.random() < 0.15 * spec.difficulty:
         ends = random.integers(0, size, (2, 2))

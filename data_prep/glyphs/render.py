@@ -10,11 +10,11 @@ from data_prep.glyphs.fonts import Font
 EM_PX = 72
 """Size of the em square at which masks are drawn."""
 MAX_EMS = 1.6
-"""Larger glyphs (long ligatures, whole words) are left out: at picture size nothing of them could be read."""
+"""Largest glyphs in ems; larger ones (long ligatures, whole words) could not be read at picture size."""
 
 
 class Renderer:
-    """Draws characters; keeps fonts open, so use one a process."""
+    """A renderer of characters, which keeps fonts open: one for each process."""
 
     def __init__(self, fonts: list[Font]) -> None:
         self._fonts = fonts
@@ -43,5 +43,5 @@ class Renderer:
 
 
 def fingerprint(mask: np.ndarray) -> bytes:
-    """Equal for glyphs that look the same wherever they stand on the line."""
+    """A fingerprint of a mask, equal for glyphs that look the same wherever they stand on the line."""
     return hashlib.blake2b(mask.tobytes(), digest_size=12, key=repr(mask.shape).encode()).digest()

@@ -1,4 +1,4 @@
-"""Which characters and fonts are trained on, and which are held out: disjoint in both."""
+"""The split of characters and fonts into a training part and a held-out part, disjoint in both."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from data_prep.glyphs.fonts import Font
 from dist_train.errors import UserError
 
 LARGEST_FAMILY = 1 / 3
-"""A family with a larger share of all drawings is never held out: too little would be left to train on."""
+"""Largest share of all drawings of a family that may be held out; beyond it too little is left to train on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """By character (code point), the fonts (numbers) that draw it; characters and fonts of both parts are disjoint."""
+    """Both parts: by character (code point) the numbers of the fonts that draw it; parts share neither."""
 
     train: dict[int, tuple[int, ...]]
     heldout: dict[int, tuple[int, ...]]
@@ -32,15 +32,15 @@ def split_by_identity_and_font(
     heldout_identities: int,
     heldout_fonts: float,
 ) -> Split:
-    """Split the drawable (font, character) pairs.
+    """The split of the drawable (font, character) pairs.
 
-    Whole families are held out, those first that add most characters with `min_fonts` held-out fonts, until
-    `heldout_fonts` of the fonts are.
+    Whole families are held out until the share `heldout_fonts` of the fonts is reached, each time the family that adds
+    most characters with `min_fonts` held-out fonts.
 
     Args:
         fonts: all fonts.
-        drawable: for each the characters that it draws, conflicts already dropped.
-        seed: of the choice of characters.
+        drawable: characters that each font draws, without conflicts.
+        seed: seed of the choice of characters.
         min_fonts: fonts that an identity needs in its part.
         identities: most identities to train on; None: all.
         heldout_identities: most identities held out.

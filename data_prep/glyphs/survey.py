@@ -1,4 +1,4 @@
-"""Which (character, font) pairs can be drawn, and which characters nobody could tell apart."""
+"""A survey of fonts: the (character, font) pairs that can be drawn, and the characters that look the same."""
 
 import logging
 from collections import defaultdict
@@ -9,14 +9,14 @@ from data_prep.glyphs.fonts import Font
 from data_prep.glyphs.render import Renderer, fingerprint
 
 PLACEHOLDER_CHARACTERS = 20
-"""A font that draws so many characters the same draws its sign for 'missing' there."""
+"""Number of characters with one drawing from which the drawing is the font's sign for 'missing'."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class FontSurvey:
-    """What one font draws.
+    """The survey of one font.
 
     Attributes:
         looks: fingerprint by character.
@@ -32,13 +32,13 @@ class FontSurvey:
 
 
 def survey_font(fonts: list[Font], number: int) -> FontSurvey:
-    """Draw every character of font `number` once."""
+    """The survey of font `number`, which draws each of its characters once."""
     renderer, survey = Renderer(fonts), FontSurvey()
     drawn: dict[bytes, list[int]] = defaultdict(list)
     for character in fonts[number].characters:
         try:
             mask = renderer.mask(number, character)
-        except OSError:  # FreeType's word for a broken glyph
+        except OSError:  # FreeType raises it for a broken glyph
             survey.failed += 1
             continue
         if mask is None:

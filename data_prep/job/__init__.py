@@ -1,1 +1,1 @@
-"""A job from a source to a set."""
+"""Preparation jobs: from a source of photos to a set."""

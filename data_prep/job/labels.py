@@ -1,11 +1,11 @@
-"""From finished units to a set: who is kept, under which label, and the set's own files.
+"""Labels of a job's inputs: the identities that are kept, their numbers, and the files of the set beside its shards.
 
-All of it follows from the units' statistics, whatever the order in which they were made.
+Labels follow from the units' statistics alone, whatever the order in which units were made.
 
 - Of photos with the same bytes the first in the source's list is kept.
 - Then identities with fewer than `min_images` pictures are dropped.
-- Labels number the rest by sorted name; names that are whole numbers come first, by value. With `labels_from`, the
-  names of that set keep their labels, those without pictures now too, and new names follow after them.
+- Labels number the other identities by sorted name; names that are whole numbers come first, by value. With
+  `labels_from`, all names of the older set keep their labels, with or without pictures, and new names follow.
 """
 
 import logging
@@ -42,13 +42,13 @@ _NO_FIRST = -1
 
 
 class Decision(NamedTuple):
-    """Who is kept, over the inputs of which pictures were made.
+    """The decision about a job's inputs: identities, labels and counts of pictures.
 
     Attributes:
         names: name of each label.
-        counts: pictures of each label [labels].
-        few: pictures of each identity that has too few.
-        digests: of each unit's labels.
+        counts: pictures of each label, [labels].
+        few: pictures of each dropped identity by name.
+        digests: digest of the labels of each unit.
     """
 
     names: list[str]
@@ -58,22 +58,22 @@ class Decision(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """Inputs of which pictures were made, from all units, as columns [inputs]."""
+    """Inputs with pictures, from all units, as columns [inputs]."""
 
     names: list[str]
     unit: np.ndarray
     row: np.ndarray
     position: np.ndarray
-    code: np.ndarray  # into `names`
+    code: np.ndarray  # index into `names`
     pictures: np.ndarray
     digest: np.ndarray  # [inputs, 2] uint64
 
 
 def decide(plan: JobPlan) -> Decision:
-    """Label every input, or leave it out; write that to `labels.arrow`.
+    """Label every input, or leave it out; write the labels to `labels.arrow`.
 
     Raises:
-        WorkError: nothing is left.
+        WorkError: no input is left.
     """
     made = _gather(plan)
     first = _first_copies(made)
@@ -106,13 +106,13 @@ def decide(plan: JobPlan) -> Decision:
 
 
 def number_names(kept: Sequence[str] | dict[str, int], old: Sequence[str]) -> list[str]:
-    """Names in the order of their labels: `old` ones as they were, then the new ones of `kept`, sorted."""
+    """Names in the order of their labels: first `old` in its order, then the new names of `kept`, sorted."""
     return [*old, *sorted(set(kept) - set(old), key=sort_key)]
 
 
 def sort_key(name: str) -> tuple[int, int, str, str]:
-    """Whole numbers by value, before all other names."""
-    digits = name.lstrip("0")  # compared as text: a name may have more digits than Python makes a number of
+    """Sort key of a name: whole numbers by value, before all other names."""
+    digits = name.lstrip("0")  # digits are compared as text: Python refuses to parse very long numbers
     return (0, len(digits), digits, name) if name.isascii() and name.isdigit() else (1, 0, "", name)
 
 
@@ -121,8 +121,8 @@ def write_set(plan: JobPlan, decision: Decision, shards: Sequence[dict[str, Any]
 
     Args:
         plan: the job's plan.
-        decision: what `decide` gave.
-        shards: what `SealUnit` gave, for every unit that was not set aside, by unit.
+        decision: the result of `decide`.
+        shards: results of `SealUnit` by unit, for every unit that was not set aside.
     """
     write_table(_rejects(plan, decision.few), plan.layout.out / REJECTS_NAME)
     write_identities(plan.layout.out, decision.names, decision.counts.tolist())
@@ -133,7 +133,7 @@ def write_set(plan: JobPlan, decision: Decision, shards: Sequence[dict[str, Any]
 
 
 def manifest_exists(plan: JobPlan) -> bool:
-    """Whether the job came to its end."""
+    """Whether the job is complete."""
     return (plan.layout.out / MANIFEST_NAME).exists()
 
 
@@ -169,7 +169,7 @@ def _gather(plan: JobPlan) -> _Made:
 
 
 def _first_copies(made: _Made) -> np.ndarray:
-    """For an input with the same bytes as one before it in the list: that one's position; else `_NO_FIRST`."""
+    """Position of the first input in the list with the same bytes, for each later copy; `_NO_FIRST` for others."""
     order = np.lexsort((made.position, made.digest[:, 1], made.digest[:, 0]))
     same = np.zeros(len(order), dtype=bool)
     same[1:] = (made.digest[order[1:]] == made.digest[order[:-1]]).all(axis=1)
@@ -228,7 +228,7 @@ def _unit_rejects(
 
 
 def _sources_at(plan: JobPlan, positions: np.ndarray) -> dict[int, str]:
-    """Text of the inputs at `positions`."""
+    """Sources of the inputs at `positions`, as text."""
     found: dict[int, str] = {}
     for unit in range(plan.units if len(positions) else 0):
         batch = plan.batch(unit)
@@ -241,7 +241,7 @@ def _sources_at(plan: JobPlan, positions: np.ndarray) -> dict[int, str]:
 
 
 def _reasons(plan: JobPlan, few: np.ndarray) -> str:
-    """Why inputs were left out, the most frequent reason first; `few`: pictures of identities with too few [names]."""
+    """Counts of rejects by reason, the most frequent first; `few`: pictures of dropped identities, [names]."""
     reasons: Counter[str] = Counter()
     for unit in range(plan.units):
         if plan.layout.done(unit).exists():
@@ -255,7 +255,7 @@ def _reasons(plan: JobPlan, few: np.ndarray) -> str:
 
 
 def _example(plan: JobPlan) -> str:
-    """The first input of which nothing could be made, for messages."""
+    """The first rejected input with its reason, for messages."""
     for unit in range(plan.units):
         if not plan.layout.done(unit).exists():
             continue

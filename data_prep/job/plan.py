@@ -1,11 +1,11 @@
 """The plan of a job: its options and its units of work, made once and stored.
 
-A unit is a fixed list of inputs. Training shuffles within windows of shards, so an identity's pictures must not lie in
-one shard, as they lie together in every source. The plan permutes the source's list by a seed; runs of `RUN` neighbours
-stay together, so that reading a large `.rec` or tar costs as many times fewer seeks.
+A unit is a fixed list of inputs. Every source lists an identity's pictures side by side; training shuffles within
+windows of shards, so they must be spread over many shards. The plan permutes the source's list by a seed. Runs of `RUN`
+neighbours stay together, which divides the seeks in a large `.rec` or tar by `RUN`.
 
-The list is sorted into units through files, in memory that does not grow with it: 10 million rows take the memory of
-half a million.
+The list is sorted into units through files, in memory that does not grow with the list: 10 million rows take the
+memory of half a million.
 """
 
 import importlib
@@ -30,9 +30,9 @@ from dist_train.runtime.written import write_json, written
 from dist_train.section import Section
 
 PLAN_VERSION = 1
-# The sources and transforms that a plan may name, and where their classes are. The names stay when a class moves, so
-# that jobs begun before go on. Others are looked for among the classes that the program has loaded by itself: what
-# is imported is never for a file to say.
+# The sources and transforms that a plan may name, and the modules of their classes. A name stays when its class moves,
+# so that older jobs can continue. Any other name must be a class that the program has loaded already: a file never
+# decides what is imported.
 COMPONENTS = {
     "data_prep.sources:FolderSource": "data_prep.sources.folder:FolderSource",
     "data_prep.archives:RecSource": "data_prep.sources.archives:RecSource",
@@ -49,13 +49,13 @@ _MAX_PLAN_BYTES = 1 << 20
 _MOST_ROWS = 1 << 40
 _UNITS_WANTED = 64
 _BUCKET_ROWS = 1 << 19
-_MOST_BUCKETS = 256  # each is an open file
+_MOST_BUCKETS = 256  # each bucket is an open file
 _UNITS = LISTING.insert(0, pa.field("position", pa.int64(), nullable=False))
 _SLOTS = _UNITS.insert(0, pa.field("slot", pa.int64(), nullable=False))
 
 
 class JobOptions(Section):
-    """What a job makes. All of it decides the result, nothing of it says how the work is spread."""
+    """Options of a job. Every option decides the result, none says how the work is spread."""
 
     source: Source
     transform: Transform
@@ -66,7 +66,7 @@ class JobOptions(Section):
     identities: NameList | None = Field(None, description="only photos of these are inputs; default: all")
 
     def described(self) -> dict[str, Any]:
-        """The options as JSON values, with the classes of source and transform named."""
+        """The options as JSON values, with the names of the classes of source and transform."""
         return {
             **self.model_dump(mode="json", exclude={"source", "transform"}),
             "source": _describe(self.source),
@@ -76,18 +76,18 @@ class JobOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Where a job keeps what. The set itself lies in `out`, the job's own files in `out/.prep`."""
+    """Paths of a job's files: the set lies in `out`, the job's own files in `out/.prep`."""
 
     out: Path
 
     @property
     def home(self) -> Path:
-        """The job's own files."""
+        """Directory of the job's own files."""
         return self.out / ".prep"
 
     @property
     def lock(self) -> Path:
-        """Held by the job that works on the output."""
+        """Lock of the job that works on the output."""
         return self.home / "lock"
 
     @property
@@ -120,7 +120,7 @@ class JobFiles:
         return self.home / "units" / f"{unit:06d}.tar"
 
     def statistics(self, unit: int) -> Path:
-        """What became of each input of a unit."""
+        """Statistics of a unit: the outcome of each input."""
         return self.home / "units" / f"{unit:06d}.parquet"
 
     def done(self, unit: int) -> Path:
@@ -128,7 +128,7 @@ class JobFiles:
         return self.home / "units" / f"{unit:06d}.json"
 
     def set_aside(self, unit: int) -> Path:
-        """Why a unit was given up."""
+        """Error of a unit that was given up."""
         return self.home / "units" / f"{unit:06d}.failed"
 
     def shard(self, unit: int) -> Path:
@@ -160,11 +160,11 @@ class JobPlan:
         """Open the plan in `layout`.
 
         Args:
-            layout: of the job.
-            options: as the job has them; default: as the plan's file has them.
+            layout: files of the job.
+            options: of the job; default: the options in the plan's file.
 
         Raises:
-            UserError: none there, one of another version, or a damaged one.
+            UserError: there is no plan, or it is damaged or of another version.
         """
         self.layout = layout
         try:
@@ -199,7 +199,7 @@ class JobPlan:
         """
         try:
             batch = self._file.get_batch(unit)
-            batch.validate(full=True)  # Arrow itself follows whatever offsets a file has
+            batch.validate(full=True)  # Arrow does not check the offsets in a file
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.layout.rows}: unit {unit}: {error}; use another OUT") from error
         return batch
@@ -213,7 +213,7 @@ def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     """List the source, deal its rows into units, store both.
 
     Raises:
-        UserError: the source is not what it was taken for, or is empty.
+        UserError: the source has another format than its name says, or is empty.
     """
     layout.home.mkdir(parents=True, exist_ok=True)
     (layout.home / "units").mkdir(exist_ok=True)
@@ -243,7 +243,7 @@ def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
 
 
 def default_unit_rows(total: int) -> int:
-    """Inputs per unit where none is asked for: at most 10,000, and in a small job enough units for many workers.
+    """Default number of inputs per unit: at most 10,000, and in a small job enough units for many workers.
 
     It depends on the number of inputs alone, so that the set does not depend on the number of workers.
     """
@@ -251,18 +251,18 @@ def default_unit_rows(total: int) -> int:
 
 
 def slots(total: int, seed: int) -> np.ndarray:
-    """Where each run of `RUN` neighbours in the list goes: run r of the list is run `slots[r]` of the plan (int64).
+    """New places of the runs of `RUN` neighbours, int64: run r of the list is run `slots[r]` of the plan.
 
-    The last, shorter run is not in it: it stays last.
+    The last, shorter run stays last and has no entry.
     """
     return np.random.default_rng(seed).permutation(total // RUN)
 
 
 def restore_options(described: dict[str, Any]) -> JobOptions:
-    """Options out of what `JobOptions.described` gave.
+    """Options restored from the values of `JobOptions.described`.
 
     Raises:
-        UserError: a source or transform that is not known.
+        UserError: an unknown source or transform.
     """
     return JobOptions(
         **{key: value for key, value in described.items() if key not in ("source", "transform")},
@@ -318,9 +318,9 @@ def _write_listing(path: Path, options: JobOptions) -> int:
 
 
 def _deal(scratch: Path, total: int, unit_rows: int, seed: int) -> list[Path]:
-    """Write each row of the listing, with its slot, to the bucket of its unit; the buckets in order."""
+    """Write each row of the listing, with its slot, to the bucket of its unit; return the buckets in order."""
     wanted = max(_BUCKET_ROWS, -(-total // _MOST_BUCKETS))
-    bucket_rows = unit_rows * max(1, wanted // unit_rows)  # whole units
+    bucket_rows = unit_rows * max(1, wanted // unit_rows)  # a bucket holds whole units
     paths = [scratch / f"bucket-{i:03d}" for i in range(-(-total // bucket_rows))]
     run_slots = slots(total, seed)
     sinks = [pa.OSFile(str(path), "wb") for path in paths]

@@ -1,4 +1,4 @@
-"""What a running job tells of itself: a bar on standard error with rate, time left, kept and rejected."""
+"""Progress of a running job: a bar on standard error with rate, time left, counts of kept and rejected inputs."""
 
 import time
 from typing import Any
@@ -12,8 +12,8 @@ class StageBars:
     """A bar per stage.
 
     Args:
-        quiet: show none, for tests and for tasks whose output is a log.
-        run: is told the same after every unit.
+        quiet: whether to show no bar, for tests and for tasks whose output is a log.
+        run: the Weights & Biases run that takes the same figures after every unit.
     """
 
     def __init__(self, quiet: bool = False, run: WandbRun | None = None) -> None:
@@ -21,8 +21,8 @@ class StageBars:
         self._run = run
         self._bar: tqdm[Any] | None = None
         self._what = ""
-        self._done = self._kept = self._rejected = 0  # of the stage
-        self._now = 0  # of this start, without what was done before
+        self._done = self._kept = self._rejected = 0  # inputs of this stage
+        self._now = 0  # inputs since this start of the job
         self._began_s = 0.0
 
     def start(self, what: str, total: int) -> None:
@@ -33,7 +33,7 @@ class StageBars:
         self._began_s = time.perf_counter()
 
     def add(self, summary: dict[str, Any], before: bool = False) -> None:
-        """Count a unit, by its summary; `before`: it was done by an earlier run and does not count for the rate."""
+        """Count a unit by its summary; with `before` an earlier start did it, and it does not count for the rate."""
         given = summary["given"]
         self._done += given
         if "kept" in summary:

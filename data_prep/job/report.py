@@ -1,4 +1,4 @@
-"""A look at what a job made: photos with what was found in them, their crops, and what the figures are."""
+"""The picture `report.png` of a job: photos with the faces in them, their crops, and the job's figures."""
 
 import warnings
 from collections import Counter
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 REPORT_NAME = "report.png"
-COLUMNS, ROWS = 5, 3  # of samples on the sheet
-BAR_REASONS = 3  # as many reasons and more are drawn as bars, fewer are told in words
+COLUMNS, ROWS = 5, 3  # pairs of photo and crop on the sheet
+BAR_REASONS = 3  # from this number of reasons on they are drawn as bars; fewer are written in words
 _GAP_PX = 6
 _BINS = 40
-_WIDE_RANGE = 20  # from here on, greatest over least, a histogram's bins grow with the value
+_WIDE_RANGE = 20  # ratio of largest to least value from which a histogram's bins grow with the value
 _COLOR = "#2457a6"
 
 
 class Figures(NamedTuple):
-    """What is drawn of a job.
+    """The figures that the report draws.
 
     Attributes:
-        sides: longer sides of the faces that were cut out, pixels of their photos.
-        scores: of these faces.
-        reasons: of all rejects.
+        sides: longer sides of the faces that were cut out, in pixels of their photos.
+        scores: scores of the faces that were cut out.
+        reasons: counts of all rejects by reason.
     """
 
     sides: NDArray[np.float64]
@@ -47,20 +47,20 @@ class Figures(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """How fast a job was: inputs a second while anything worked, and how many processes worked at once at most."""
+    """Speed of a job: inputs a second while any process worked, and the largest number of processes at work at once."""
 
     inputs_per_s: float
     processes: int
 
 
 def write_report(out: Path) -> Path:
-    """Draw `report.png` into the directory of a complete set: the file."""
+    """Draw `report.png` into the directory of a complete set; return its path."""
     from matplotlib.figure import Figure
 
     plan, manifest = JobPlan(JobFiles(out)), load_manifest(out)
     pairs, found = shown_pairs(plan, manifest, COLUMNS * ROWS), figures(plan)
     rows = -(-len(pairs) // COLUMNS)
-    heights = [0.66, 1.62 * rows, 2.6]  # inches
+    heights = [0.66, 1.62 * rows, 2.6]  # size in inches
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     head, sheet, charts = np.asarray(figure.subfigures(3, 1, height_ratios=heights)).tolist()
     _write_head(head, plan, manifest, found.reasons, close=any(pair.close_call for pair in pairs))
@@ -68,13 +68,13 @@ def write_report(out: Path) -> Path:
     _draw_charts(charts, plan, found)
     path = out / REPORT_NAME
     with warnings.catch_warnings(), written(path) as file:
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in other scripts are shown as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # characters that the font lacks are boxes
         figure.savefig(file, dpi=150, format="png")
     return path
 
 
 def _write_head(head: "SubFigure", plan: JobPlan, manifest: Manifest, reasons: Counter[str], close: bool) -> None:
-    """What came out of how many inputs and how fast, and what was left out where the reasons are few."""
+    """Write the headline: counts of inputs and pictures, speed, and the reasons of rejects where they are few."""
     speed = pace(plan)
     workers = f"{speed.processes} worker{'' if speed.processes == 1 else 's'}"
     told = f" at {speed.inputs_per_s:,.3g} a second ({workers})" if speed.processes else ""
@@ -134,7 +134,7 @@ def _draw_charts(charts: "SubFigure", plan: JobPlan, found: Figures) -> None:
 def histogram(
     axes: "Axes", values: NDArray[np.float64], title: str, unit: str, nothing: str, step: float | None = None
 ) -> None:
-    """Numbers of values on a logarithmic scale, so that few are seen beside many; `step`: between possible values."""
+    """Draw a histogram with logarithmic counts, so that rare values are visible; `step`: between possible values."""
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(unit, fontsize=9)
@@ -146,7 +146,7 @@ def histogram(
     least, most = float(values.min()), float(values.max())
     if least > 0 and most >= _WIDE_RANGE * least:
         edges = np.geomspace(least, most, _BINS + 1)
-        if step:  # no bin without a possible value in it
+        if step:  # every bin holds a possible value
             edges = np.append(np.unique(np.ceil(edges[:-1] / step)) * step, most + step) - step / 2
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -174,13 +174,13 @@ def figures(plan: JobPlan) -> Figures:
 
 
 def pace(plan: JobPlan) -> Pace:
-    """Inputs a second of the whole job, over the time in which at least one process worked on a unit.
+    """Speed of the whole job, over the time in which at least one process worked on a unit.
 
-    So the pause before a job was taken up again does not count, and processes that worked at the same time count once.
+    A pause before the job was continued does not count, and processes that worked at the same time count once.
     """
     marks = [plan.layout.done(unit) for unit in range(plan.units)]
     done = [read_mark(mark, MADE) for mark in marks if mark.exists()]
-    timed = [unit for unit in done if "ended" in unit]  # units of before that was noted have no place in time
+    timed = [unit for unit in done if "ended" in unit]  # marks of older units hold no time
     events = sorted(event for unit in timed for event in ((unit["ended"] - unit["seconds"], 1), (unit["ended"], -1)))
     busy_s, at_work, most, before = 0.0, 0, 0, 0.0
     for at, change in events:

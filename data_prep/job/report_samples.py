@@ -1,6 +1,6 @@
-"""The samples that a job's report shows: photos with what was found in them, beside their crops.
+"""The samples in a job's report: photos with their faces marked, beside their crops.
 
-First come the photos where another face was nearly chosen: there a wrong person is most likely.
+The photos where another face was nearly chosen come first: a wrong person is most likely in them.
 """
 
 import heapq
@@ -26,10 +26,10 @@ from dist_train.data.reject import Reject
 from dist_train.data.shards import RawSample
 from dist_train.errors import UserError
 
-CLOSE_CALLS = 5  # samples at most that are shown because another face was nearly chosen
-CLOSE_LEAD = 0.5  # below which one was: half the chosen face's area, by the usual rules
-PHOTO_PX = 200  # longer side of a photo on the sheet; about as many pixels as it gets there
-UNITS_READ = 1000  # whose statistics are looked at, spread over the job
+CLOSE_CALLS = 5  # most samples that are shown because another face was nearly chosen
+CLOSE_LEAD = 0.5  # lead below which another face was nearly chosen: half the chosen face's area, by the usual rules
+PHOTO_PX = 200  # longer side of a photo, about its size on the sheet
+UNITS_READ = 1000  # most units whose statistics are read, spread over the job
 _NAME_CHARACTERS = 32
 _ORANGE = (255, 140, 0)
 
@@ -37,12 +37,12 @@ Pixels = NDArray[np.uint8]
 
 
 class Pair(NamedTuple):
-    """A sample as it is shown.
+    """A sample of the report.
 
     Attributes:
-        photo: with its face marked, RGB; None where it cannot be read any more.
-        crop: RGB.
-        title: where it is from, and how its face was chosen.
+        photo: the photo with its face marked, RGB; None where the photo is gone.
+        crop: the picture in the set, RGB.
+        title: source of the photo, and how its face was chosen.
         close_call: whether it is shown because another face was nearly chosen.
     """
 
@@ -60,7 +60,7 @@ class _Sample(NamedTuple):
 
 
 def shown_pairs(plan: JobPlan, manifest: Manifest, count: int) -> list[Pair]:
-    """Close calls first, then samples spread evenly over the set, each with the photo that it is from."""
+    """Samples with their photos: close calls first, then samples spread evenly over the set."""
     reader = SampleReader([ImageSet(str(plan.layout.out), manifest)], "label", open_shards=1)
     photos = _reader(plan)
     close = close_calls(plan, manifest)
@@ -89,7 +89,7 @@ def close_calls(plan: JobPlan, manifest: Manifest) -> list[_Sample]:
     closest: list[tuple[float, int, int]] = []
     for unit in units_read(plan):
         file = pq.ParquetFile(plan.layout.statistics(unit))
-        if unit not in shard_of or "lead" not in file.schema_arrow.names:  # units made before leads were noted
+        if unit not in shard_of or "lead" not in file.schema_arrow.names:  # statistics of older units hold no leads
             continue
         lead = file.read(columns=["lead"])["lead"].combine_chunks()
         kept = labels.get_batch(unit).column("label").to_numpy() != LEFT_OUT
@@ -122,7 +122,7 @@ def _row_at(plan: JobPlan, unit: int, position: int) -> Row:
 
 
 def _title(raw: RawSample) -> str:
-    """Where a sample is from, and how its face was chosen."""
+    """Source of a sample, and how its face was chosen."""
     record = raw.record or {}
     name = drawable(str(record.get("source", raw.key)).rpartition("/")[2])
     if len(name) > _NAME_CHARACTERS:
@@ -134,19 +134,19 @@ def _title(raw: RawSample) -> str:
 
 
 def drawable(name: str) -> str:
-    """A name without characters that no font draws."""
+    """The drawable part of a name: without characters that no font draws."""
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def units_read(plan: JobPlan) -> Iterator[int]:
-    """Units that were made; of very many, some spread over the job."""
+    """Units whose statistics are read: all that were made, or of very many some that are spread over the job."""
     for unit in np.unique(np.linspace(0, plan.units - 1, min(plan.units, UNITS_READ)).astype(int)).tolist():
         if plan.layout.done(unit).exists():
             yield unit
 
 
 def _reader(plan: JobPlan) -> Reader | None:
-    """A reader of the source; None where the source was taken away after the work."""
+    """A reader of the source; None where the source is gone."""
     try:
         return plan.options.source.reader()
     except UserError:
@@ -154,7 +154,7 @@ def _reader(plan: JobPlan) -> Reader | None:
 
 
 def marked(photo: Photo, record: dict[str, Any]) -> Pixels:
-    """The photo, small, with the box and landmarks of a sample's record, and the runner-up's box, where it has some."""
+    """The shrunken photo with the box and landmarks of a sample's record, and the runner-up's box if there is one."""
     height, width = photo.pixels.shape[:2]
     share = PHOTO_PX / max(height, width)
     size = max(1, round(width * share)), max(1, round(height * share))

@@ -2,9 +2,9 @@
 
     plan ──► make every unit ──► decide labels ──► seal every unit ──► rejects, identities, manifest
 
-Every arrow ends in files that appear by rename, so that a job that was stopped anywhere goes on where it was: it looks
-at what exists. The engines (`data_prep/engines/`) only carry units to workers; what a unit is, how often it is tried
-and what becomes of it is decided here, so the set is the same to the byte whoever did the work.
+Every arrow ends in files that appear by rename, so that a stopped job continues from the files that exist. The engines
+(`data_prep/engines/`) only carry units to workers. This module decides what a unit is, how often it is tried and when
+it is set aside, so the set is the same to the byte with every engine.
 """
 
 import logging
@@ -33,17 +33,17 @@ TRIES = 3
 
 
 def run_job(out: Path, options: JobOptions, engine: Engine, progress: StageBars, tries: int = TRIES) -> Manifest:
-    """Plan a job, or take up the one that is in `out`, and bring it to its end.
+    """Run a job to its end: plan it, or continue the job that is in `out`.
 
     Args:
         out: the set's directory.
-        options: what is to be made; an unfinished job in `out` must have been planned with the same.
-        engine: who does the work.
-        progress: is told of every unit.
+        options: of the job; an unfinished job in `out` must have the same.
+        engine: carries units to workers.
+        progress: bars that count every unit.
         tries: how often a failing unit is tried before it is set aside.
 
     Raises:
-        UserError: another job works on `out`, or other options were used there.
+        UserError: another job works on `out`, or the job in `out` has other options.
         WorkError: the disk is full, nothing succeeds, or units had to be set aside (the set is complete without them).
     """
     layout = JobFiles(out)
@@ -52,10 +52,10 @@ def run_job(out: Path, options: JobOptions, engine: Engine, progress: StageBars,
 
 
 def open_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
-    """The plan in `layout`, made now if there is none. The caller holds the lock.
+    """The plan in `layout`, made if there is none. The caller holds the lock.
 
     Raises:
-        UserError: there is one with other options, or a set that no job made.
+        UserError: the plan has other options, or no job made the set in the directory.
     """
     if layout.plan.exists():
         plan = JobPlan(layout)
@@ -71,17 +71,17 @@ def open_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
 
 
 def resume_job(out: Path, engine: Engine, progress: StageBars, tries: int = TRIES, retry: bool = False) -> Manifest:
-    """Bring the job in `out` to its end, with the options that it was planned with.
+    """Run the job in `out` to its end, with the options in its plan.
 
     Args:
         out: the set's directory.
-        engine: who does the work; need not be the engine that began.
-        progress: is told of every unit.
+        engine: carries units to workers; may be another engine than at the start.
+        progress: bars that count every unit.
         tries: how often a failing unit is tried.
-        retry: try the units that were set aside again, even when the set is complete.
+        retry: whether to try units again that were set aside, even when the set is complete.
 
     Raises:
-        UserError: no job there, or another job works on it.
+        UserError: there is no job, or another process works on it.
         WorkError: as `run_job`.
     """
     layout = JobFiles(out)
@@ -96,7 +96,7 @@ def resume_job(out: Path, engine: Engine, progress: StageBars, tries: int = TRIE
 
 
 def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = TRIES) -> Manifest:
-    """Do what is left of a planned job. The caller holds the lock."""
+    """Do the remaining work of a planned job. The caller holds the lock."""
     if manifest_exists(plan):
         logger.info("%s is complete already", plan.layout.out)
         return load_manifest(plan.layout.out)
@@ -108,7 +108,7 @@ def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = 
         _seal(plan, decision.digests, engine, progress, tries)
     finally:
         progress.end()
-    _remove_temporaries(plan.layout)  # of workers that were killed, and whose units others did
+    _remove_temporaries(plan.layout)  # left by workers that were killed
     shards = [
         read_mark(plan.layout.sealed(unit), SEALED) for unit in range(plan.units) if plan.layout.done(unit).exists()
     ]
@@ -117,7 +117,7 @@ def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = 
 
 
 def make_units(plan: JobPlan, units: Sequence[int], engine: Engine, progress: StageBars, tries: int = TRIES) -> None:
-    """Make those of `units` that are neither made nor set aside. The caller holds the lock.
+    """Make all of `units` that are neither made nor set aside. The caller holds the lock.
 
     Raises:
         WorkError: the disk is full, or no unit at all can be made.
@@ -175,16 +175,16 @@ def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: Stage
 def _work(
     engine: Engine, task: Task, units: Iterable[int], tries: int, done: Callable[[int, dict[str, Any]], None]
 ) -> dict[int, str]:
-    """Have `task` done for `units`; the error of those that failed every time.
+    """Do `task` for `units`; return the errors of the units that failed in every try, by unit.
 
-    Failed units wait for the others before they are tried again: what made them fail may have passed by then.
+    A failed unit is tried again after all other units: the cause may have passed by then.
     """
     failed = dict.fromkeys(units, "")
     for _ in range(tries):
         todo, failed = list(failed), {}
         if not todo:
             break
-        with closing(engine.run(task, todo)) as outcomes:  # whatever happens here, no worker goes on
+        with closing(engine.run(task, todo)) as outcomes:  # workers stop however this ends
             for outcome in outcomes:
                 if outcome.fatal:
                     raise WorkError(f"{outcome.error}; {MAKE_ROOM}")
@@ -211,7 +211,7 @@ def _conclude(plan: JobPlan, manifest: Manifest) -> Manifest:
 
 
 def _alone(layout: JobFiles) -> AbstractContextManager[None]:
-    """Hold the job's lock: one job works on one output."""
+    """A context that holds the job's lock: one job at a time works on an output."""
     layout.home.mkdir(parents=True, exist_ok=True)
     return only_job(layout.lock, layout.out)
 

@@ -1,4 +1,4 @@
-"""Reading what units of work left, and the set's list of rejects: a damaged file is named, with the way out."""
+"""Readers of the files of units, and of a set's list of rejects; errors name a damaged file and the way out."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from dist_train.errors import WorkError
 from dist_train.runtime.text import kind_and_line
 
-REJECTS_NAME = "rejects.parquet"  # in a set: its inputs without a picture
+REJECTS_NAME = "rejects.parquet"  # the file in a set that lists its inputs without a picture
 MADE = {"given": int, "kept": int, "pictures": int, "reasons": dict, "seconds": int | float}
 SEALED = {"name": str, "samples": int, "bytes": int, "sha256": str, "labels": str}
 SET_ASIDE = {"error": str}
-_MOST_BYTES = 1 << 20  # of a mark
+_MOST_BYTES = 1 << 20  # largest file of a mark
 
 
 def read_mark(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def read_rejects(path: Path) -> pa.Table:
 
 def _damaged(path: Path, error: Exception) -> WorkError:
     reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {kind_and_line(error)}"
-    # A shard is written from pictures that may be gone by now.
+    # The shard was written from a file that may be deleted already.
     unit = path.parents[1] / "units" / f"{path.stem}.json"
     marks = f"{unit} and {path}" if path.parent.name == "shards" else unit
     return WorkError(f"{path}: {reason}; remove {marks} and run the same command again: its unit is made anew")

@@ -1,4 +1,4 @@
-"""A job's figures in Weights & Biases. Whatever goes wrong with it is said once, and the job goes on without."""
+"""A job's figures in Weights & Biases; the first failure is logged once, and the job continues without them."""
 
 import logging
 from pathlib import Path
@@ -10,7 +10,7 @@ PROJECT = "headcount-prep"
 
 
 class WandbRun:
-    """One start of a job.
+    """The Weights & Biases run of one start of a job.
 
     Args:
         out: directory of the set; the run's files go into `wandb` there.
@@ -33,7 +33,7 @@ class WandbRun:
             logger.warning("W&B could not start (%s); the job goes on without it", error)
 
     def log(self, figures: dict[str, float]) -> None:
-        """Record figures."""
+        """Send figures."""
         if self._run is None:
             return
         try:

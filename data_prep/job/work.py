@@ -1,8 +1,9 @@
-"""The two tasks of a job: a unit's pictures are made, and later sealed as a shard.
+"""The two tasks of a job: to make a unit's pictures, and later to seal them as a shard.
 
-Labels follow from all units: who has enough pictures left, which pictures are there twice. So a unit first makes its
-pictures and its statistics (`MakeUnit`), and becomes a shard when the labels are known (`SealUnit`). Both are commits
-by rename, with a small JSON file as the mark of completion, written last. Doing either twice gives the same bytes.
+Labels follow from all units: which identities have enough pictures, which pictures are duplicates. So a unit first
+makes its pictures and statistics (`MakeUnit`), and becomes a shard when labels are known (`SealUnit`). Both tasks
+commit by rename and write a small JSON file, the mark of completion, last. A task that is done twice gives the same
+bytes.
 """
 
 import hashlib
@@ -27,14 +28,14 @@ from dist_train.errors import WorkError
 from dist_train.runtime.written import write_json, written
 
 DIGEST_BYTES = 16
-LEFT_OUT = -1  # instead of a label
+LEFT_OUT = -1  # stands for a label where the input is left out
 
 STATISTICS = pa.schema(
     [
-        pa.field("position", pa.int64()),  # in the source's list
-        pa.field("identity", pa.string()),  # null where it is not known
-        pa.field("digest", pa.binary(DIGEST_BYTES)),  # of the photo's bytes; null where it was not read
-        pa.field("reason", pa.string()),  # null where pictures were made
+        pa.field("position", pa.int64()),  # index in the source's list
+        pa.field("identity", pa.string()),  # null: unknown
+        pa.field("digest", pa.binary(DIGEST_BYTES)),  # of the photo's bytes; null: not read
+        pa.field("reason", pa.string()),  # reason of a reject; null: pictures were made
         pa.field("detail", pa.string()),
         # One entry per picture:
         pa.field("sizes", pa.list_(pa.int32())),  # bytes
@@ -42,17 +43,17 @@ STATISTICS = pa.schema(
         pa.field("records", pa.list_(pa.string())),  # JSON or null
         pa.field("face_px", pa.list_(pa.float32())),
         pa.field("score", pa.list_(pa.float32())),
-        pa.field("lead", pa.list_(pa.float32())),  # of the chosen face over the next; null where there was no choice
+        pa.field("lead", pa.list_(pa.float32())),  # lead of the chosen face over the second best; null: no choice
     ]
 )
 
 
 class MakeUnit:
-    """Reads and transforms the inputs of a unit; leaves pictures, statistics, and the mark.
+    """The task that reads and transforms the inputs of a unit, and writes pictures, statistics and the mark.
 
     Args:
         out: the set's directory.
-        options: of the job; default: as its plan has them.
+        options: of the job; default: the options in its plan.
     """
 
     def __init__(self, out: Path, options: JobOptions | None = None) -> None:
@@ -64,10 +65,10 @@ class MakeUnit:
         return {**vars(self), "_opened": None}
 
     def __call__(self, unit: int) -> dict[str, Any]:
-        """Make `unit`.
+        """Make `unit`; the content of its mark.
 
         Raises:
-            WorkError: the source's storage failed, or the disk did.
+            WorkError: the source's storage or the disk failed.
         """
         if self._opened is None:
             plan = JobPlan(JobFiles(self.out), self._options)
@@ -91,14 +92,14 @@ class MakeUnit:
             "pictures": sum(len(sizes) for sizes in statistics["sizes"]),
             "reasons": dict(sorted(reasons.items())),
             "seconds": round(time.perf_counter() - started, 3),
-            "ended": round(time.time(), 3),  # seconds since 1970: where the unit lies in the job's time
+            "ended": round(time.time(), 3),  # seconds since 1970, for the speed in the job's report
         }
         write_json(plan.layout.done(unit), summary)
         return summary
 
 
 class SealUnit:
-    """Writes the shard of a unit whose labels are known."""
+    """The task that writes the shard of a unit whose labels are known."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -108,7 +109,7 @@ class SealUnit:
         return {**vars(self), "_opened": None}
 
     def __call__(self, unit: int) -> dict[str, Any]:
-        """Seal `unit`; the entry of its shard in the manifest, with the digest of its labels.
+        """Seal `unit`; return the manifest's entry of its shard, with the digest of its labels.
 
         Raises:
             WorkError: the disk failed.
@@ -130,7 +131,7 @@ class SealUnit:
 
 
 def label_digest(labels: pa.Array) -> str:
-    """Digest of a unit's labels: a shard sealed with other labels is out of date."""
+    """Digest of a unit's labels; a shard with another digest is out of date."""
     return hashlib.sha256(labels.to_numpy(zero_copy_only=False).tobytes()).hexdigest()
 
 
@@ -180,7 +181,7 @@ def _record(plan: JobPlan, row: Row, crop: Crop) -> str | None:
 
 
 def _labelled(layout: JobFiles, unit: int, labels: list[int]) -> Iterator[tuple[str, int, Crop]]:
-    """Key, label and picture of every sample of a unit that is not left out."""
+    """Key, label and picture of every sample in a unit, without inputs that are left out."""
     columns = ["position", "sizes", "extensions", "records"]
     table = read_statistics(layout.statistics(unit), columns, STATISTICS)
     offset = 0

@@ -1,7 +1,7 @@
-"""What happens to boxes between the networks: suppression, regression, squaring, clipping.
+"""Operations on boxes between the networks: suppression, regression, squaring, clipping.
 
-Boxes are [n, 4] float32: left, top, right, bottom in pixels. Widths count a pixel more (right - left + 1) wherever the
-published models were made so.
+Boxes are [n, 4] float32: left, top, right, bottom in pixels. Widths count a pixel more (right - left + 1) where the
+authors' programs do.
 """
 
 from functools import cache
@@ -11,27 +11,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_TOGETHER = 256  # boxes in a call of `nms`, which compares each with each; fewer, and the call itself costs more
+_TOGETHER = 256  # boxes in a call of `nms`, which compares all pairs; smaller calls cost more in all
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> Tensor:
-    """Non-maximum suppression within groups by intersection over union.
+    """Numbers of the boxes that survive non-maximum suppression within groups, by intersection over union.
 
     Args:
         boxes: [n, 4].
         scores: [n].
         groups: [n] integers.
-        overlap: above it, the less certain box goes.
+        overlap: intersection over union above which the less certain of two boxes is dropped.
 
     Returns:
-        Numbers of the boxes that stay, the most certain first.
+        [m] int64, the most certain first.
     """
     _load_nms()
     if not len(boxes):
         return groups.new_empty(0, dtype=torch.long)
     order = groups.argsort(stable=True)
     _, rank, counts = groups[order].unique_consecutive(return_inverse=True, return_counts=True)
-    # Groups are moved apart, so that several go through one call; float64, as how far must not count.
+    # Groups are shifted apart, so that one call takes several; in float64 the shifts do not change the overlaps.
     apart = boxes[order].double()
     apart += (rank * (apart.max() - apart.min() + 1))[:, None]
     sure = scores[order].double()
@@ -46,10 +46,9 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> T
 
 @cache
 def _load_nms() -> None:
-    """Have torchvision's `nms` in `torch.ops`.
+    """Load torchvision's library, so that `nms` is in `torch.ops`.
 
-    Importing torchvision takes as long as importing torch, and all but this one function of its library would be for
-    nothing in every worker of a job.
+    To import torchvision itself would take every worker of a job as long as to import torch, for one function.
     """
     package = find_spec("torchvision")
     folders = package.submodule_search_locations if package else None
@@ -61,7 +60,7 @@ def _load_nms() -> None:
 
 
 def suppress_nested(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> Tensor:
-    """The same by intersection over the smaller of two areas, which a box inside another does not survive."""
+    """As `suppress`, by intersection over the smaller of two areas: a box inside another one is dropped."""
     kept = []
     for group in groups.unique():
         members = torch.where(groups == group)[0]
@@ -77,7 +76,7 @@ def suppress_nested(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: floa
 
 
 def _overlap_of_smaller(boxes: Tensor) -> Tensor:
-    """Intersection over the smaller area, [n, n] of `boxes` [n, 4]."""
+    """Intersection over the smaller area, [n, n], for all pairs of `boxes` [n, 4]."""
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low + 1).clamp_(min=0).prod(2)
@@ -86,13 +85,13 @@ def _overlap_of_smaller(boxes: Tensor) -> Tensor:
 
 
 def regress(boxes: Tensor, offsets: Tensor, extra_px: int) -> Tensor:
-    """Sides moved by `offsets` [n, 4], in units of width and height, which count `extra_px` more pixels."""
+    """Boxes with sides moved by `offsets` [n, 4] in units of width and height, which count `extra_px` more pixels."""
     size = boxes[:, 2:] - boxes[:, :2] + extra_px
     return boxes + offsets * size.repeat(1, 2)
 
 
 def square(boxes: Tensor) -> Tensor:
-    """The shorter side made as long as the longer, about the same centre."""
+    """Squares about the centres of the boxes, with the longer side of each."""
     size = boxes[:, 2:] - boxes[:, :2]
     side = size.amax(1, keepdim=True)
     start = boxes[:, :2] + size * 0.5 - side * 0.5

@@ -1,10 +1,10 @@
-"""The cascade: from pictures of mixed sizes to faces.
+"""The cascade of three networks, from pictures of mixed sizes to faces.
 
     pictures ──► all levels of all pictures, packed on canvases ──► P-Net ──► boxes, suppressed per level and picture
              ──► their 24x24 crops ──► R-Net ──► fewer boxes ──► their 48x48 crops ──► O-Net ──► faces, five landmarks
 
-Every step works on the candidates of the whole batch. Memory is bounded: pictures are taken in groups of so many
-pixels, canvases have a fixed size, crops go through the networks in chunks.
+Every step works on the candidates of the whole batch. Memory is bounded: pictures are taken in groups with a limited
+number of pixels, canvases have a fixed size, crops go through the networks in chunks.
 """
 
 import math
@@ -28,12 +28,12 @@ from dist_train.runtime.heap import keep_heap
 
 
 class Limits(NamedTuple):
-    """What goes through at once on a kind of device: enough to keep it busy, little enough for its memory.
+    """Sizes of a network's input on a kind of device: enough to keep it busy, little enough for its memory.
 
     Attributes:
         canvas_px: height and width of P-Net's input, even.
-        rnet: candidates of R-Net.
-        onet: candidates of O-Net.
+        rnet: candidates in a call of R-Net.
+        onet: candidates in a call of O-Net.
     """
 
     canvas_px: tuple[int, int]
@@ -41,12 +41,12 @@ class Limits(NamedTuple):
     onet: int
 
 
-# On CPU every tensor is smaller than what `keep_heap` keeps.
+# On CPU every tensor is smaller than the blocks that `keep_heap` keeps.
 LIMITS = {"cpu": Limits((200, 640), 128, 24), "cuda": Limits((2048, 2048), 8192, 4096)}
 
 
 class _Candidates(NamedTuple):
-    """Boxes of the whole batch: picture [n], boxes [n, 4], scores [n]."""
+    """Candidates of the whole batch: pictures [n], boxes [n, 4], scores [n]."""
 
     picture: Tensor
     boxes: Tensor
@@ -54,7 +54,7 @@ class _Candidates(NamedTuple):
 
 
 class Detector:
-    """Finds faces in batches of pictures of mixed sizes. To be used by one thread at a time."""
+    """A detector of faces in batches of pictures of mixed sizes, for one thread at a time."""
 
     def __init__(
         self,
@@ -69,17 +69,17 @@ class Detector:
         """A detector with the pretrained networks.
 
         Args:
-            device: where networks run.
+            device: device of the networks.
             min_face_px: side of the smallest face to be found, in pixels.
             thresholds: of the three networks' scores.
-            factor: from one scale of a picture to the next.
-            overlaps: above which the less certain of two boxes goes: within a scale, across scales, after R-Net (as
-                intersection over union), after O-Net (over the smaller box).
-            precision: of the networks; default float32 on CPU, float16 on GPU.
-            batch_px: pixels of pictures that are in work at once, at 16 bytes each; a larger picture goes alone.
+            factor: ratio of one scale of a picture to the scale before.
+            overlaps: overlaps above which the less certain of two boxes is dropped: within a scale, across scales,
+                after R-Net (intersection over union), after O-Net (intersection over the smaller box).
+            precision: type of the networks' numbers; default float32 on CPU, float16 on GPU.
+            batch_px: most pixels in work at a time, at 16 bytes each; a larger picture is a group of its own.
 
         Raises:
-            UserError: a value makes no sense, or there is no such device.
+            UserError: a value is out of range, or there is no such device.
         """
         if min_face_px < CELL:
             raise UserError(f"min_face_px is {min_face_px}, expected at least {CELL}, the smallest window")
@@ -113,7 +113,7 @@ class Detector:
             images: uint8 [height, width, 3], RGB, of any sizes.
 
         Raises:
-            UserError: one of them is not that.
+            UserError: an image has another type or shape.
         """
         for number, image in enumerate(images):
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
@@ -138,7 +138,7 @@ class Detector:
         ]
 
     def _propose(self, tables: SumTables) -> _Candidates:
-        """P-Net over all levels."""
+        """Candidates of P-Net over all levels."""
         height, width = self._limits.canvas_px
         todo = [
             piece
@@ -161,7 +161,7 @@ class Detector:
         self, tables: SumTables, canvas: Canvas, content: list[tuple[Piece, Place]]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Picture [n], level [n], box [n, 4], score [n] and regression [n, 4] of the windows above the threshold."""
-        # What no piece covers stays zero; windows there belong to nobody.
+        # Pixels outside of all pieces stay zero; windows in them belong to no picture.
         canvas_pixels = torch.zeros(canvas.height, canvas.width, CHANNELS, device=self.device)
         owner = np.full((canvas.height // STRIDE, canvas.width // STRIDE), -1, np.int64)
         for number, (piece, at) in enumerate(content):
@@ -193,7 +193,7 @@ class Detector:
         )
 
     def _refine(self, tables: SumTables, given: _Candidates) -> _Candidates:
-        """R-Net over the candidates of P-Net."""
+        """The candidates of P-Net that R-Net accepts, with new boxes."""
         kept, (logits, offsets) = self._ask(self._rnet, tables, given, 24, self._limits.rnet, (2, 4))
         scores = (logits[:, 1] - logits[:, 0]).sigmoid()
         sure = torch.where(scores > self.thresholds[1])[0]
@@ -202,7 +202,7 @@ class Detector:
         return _Candidates(picture[best], square(regress(boxes[best], offsets[sure][best], 1)), scores[best])
 
     def _output(self, tables: SumTables, given: _Candidates) -> tuple[_Candidates, Tensor]:
-        """O-Net over the candidates of R-Net: faces and landmarks [n, 5, 2]."""
+        """The candidates of R-Net that O-Net accepts, and their landmarks [n, 5, 2]."""
         kept, (logits, offsets, points) = self._ask(self._onet, tables, given, 48, self._limits.onet, (2, 4, 10))
         scores = (logits[:, 1] - logits[:, 0]).sigmoid()
         sure = torch.where(scores > self.thresholds[2])[0]
@@ -216,18 +216,18 @@ class Detector:
     def _ask(
         self, network: nn.Module, tables: SumTables, given: _Candidates, size: int, chunk: int, widths: tuple[int, ...]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Answers of `network` about candidates.
+        """Outputs of `network` for candidates.
 
         Args:
             network: R-Net or O-Net.
-            tables: of the pictures.
+            tables: summed-area tables of the pictures.
             given: the candidates.
-            size: of the network's input.
-            chunk: candidates at once.
-            widths: numbers in each of the network's answers.
+            size: side of the network's input in pixels.
+            chunk: candidates in a call.
+            widths: width of each of the network's outputs.
 
         Returns:
-            Numbers of those candidates that have a pixel in their picture, and the answers [n, width] about them.
+            Numbers [n] of the candidates that have a pixel in their picture, and their outputs, each [n, width].
         """
         heights, widths_px = torch.tensor(tables.shapes, device=self.device)[given.picture].unbind(1)
         inside = pixels(given.boxes, heights, widths_px)
@@ -265,13 +265,13 @@ def _groups(images: Sequence[Picture], batch_px: int) -> Iterator[list[Picture]]
         yield group
 
 
-@lru_cache(maxsize=16)  # sets have many pictures of one size; the canvases are only looked at
+@lru_cache(maxsize=16)  # sets have many pictures of one size, and nothing changes the canvases
 def _packed(sizes: tuple[tuple[int, int], ...], height: int, width: int) -> tuple[list[Place], list[Canvas]]:
     return pack(sizes, height, width)
 
 
 def _nothing(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `Detector._propose_on` finds on no canvas."""
+    """The empty result of `Detector._propose_on`."""
     numbers = torch.empty(0, dtype=torch.long, device=device)
     boxes = torch.empty(0, 4, device=device)
     return numbers, numbers, boxes, boxes[:, 0], boxes

@@ -1,11 +1,11 @@
-"""Makes `weights.npz` out of the wheel `mtcnn-1.0.0-py3-none-any.whl` of PyPI; needed once, kept for the record.
+"""The converter that made `weights.npz` of the wheel `mtcnn-1.0.0-py3-none-any.whl` of PyPI; kept for the record.
 
     pip download --no-deps mtcnn==1.0.0 && pip install joblib lz4
     python -m data_prep.mtcnn.convert mtcnn-1.0.0-py3-none-any.whl
 
 The wheel holds a list of arrays per network, in the order of its Keras layers: convolution kernels as [rows, columns,
 in, out], dense ones as [in, out], inputs of the first dense layer as [columns, rows, channels]: the networks were
-trained on transposed pictures. Only that order changes here; channels that networks.py adds are zeros.
+trained on transposed pictures. This program changes the order alone; channels that networks.py adds are zeros.
 """
 
 import argparse
@@ -34,11 +34,11 @@ def convert(wheel: Path) -> dict[str, Array]:
     """The arrays of all networks, named as in their state dictionaries after `pnet.`, `rnet.`, `onet.`.
 
     Raises:
-        UserError: another file than the wheel that this was written for.
+        UserError: the file is another than the wheel named above.
     """
     import joblib
 
-    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != WHEEL_SHA256:  # a pickle is in it
+    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != WHEEL_SHA256:  # the wheel holds a pickle
         raise UserError(f"{wheel}: sha256 is {found}, expected {WHEEL_SHA256} (mtcnn 1.0.0)")
     arrays: dict[str, Array] = {}
     with zipfile.ZipFile(wheel) as archive:

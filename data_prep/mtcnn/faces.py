@@ -1,4 +1,4 @@
-"""What a detector takes and gives; without torch, which takes seconds to import."""
+"""Input and output types of a detector, without torch, which takes seconds to import."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class Faces(NamedTuple):
     """The faces of a picture, the most certain first.
 
     Attributes:
-        boxes: [n, 4] float32: left, top, right, bottom in pixels; may reach out of the picture.
+        boxes: [n, 4] float32: left, top, right, bottom in pixels; a box may extend beyond the picture.
         scores: [n] float32, certainty from 0 to 1.
         landmarks: [n, 5, 2] float32: x, y of left eye, right eye (as seen by the viewer), nose, left and right corner
             of the mouth, in pixels.

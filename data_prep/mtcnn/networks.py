@@ -3,10 +3,10 @@
 Zhang, Zhang, Li, Qiao: Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks (IEEE Signal
 Processing Letters, 2016), figure 2, with the channel counts of the authors' published models.
 
-Inputs are RGB with pixel values mapped from 0..255 to (x - 127.5) / 128, and a fourth channel that is not looked at: a
-pixel's four sums are gathered as one word of 16 bytes (`windows.py`), and to drop one would cost more than to carry it.
-A regression gives the four sides of the box as offsets in units of the box's own width and height; landmarks are places
-within the box in the same units.
+Inputs are RGB with pixel values mapped from 0..255 to (x - 127.5) / 128, and a fourth channel with weights of zero: a
+pixel's four sums are gathered as one word of 16 bytes (`windows.py`), and to drop one would cost more than to keep it.
+A regression gives the four sides of the box as offsets in units of the box's own width and height; landmarks are
+positions within the box in the same units.
 """
 
 import torch
@@ -32,7 +32,7 @@ class PNet(nn.Module):
         self.box = nn.Linear(32, 4)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """What is known about every window.
+        """Logits and features of every window.
 
         Args:
             pictures: [n, INPUT, H, W], H and W even, channels last in memory.
@@ -44,7 +44,7 @@ class PNet(nn.Module):
         x = _pool2(self.prelu1(self.conv1(pictures)))
         x = self.prelu2(self.conv2(x))
         x = self.prelu3(self.conv3(x)).permute(0, 2, 3, 1)
-        # Of the two classes' logits only the difference counts, and one product is cheaper than two.
+        # The softmax over two classes needs the difference of their logits alone: one product in place of two.
         logits = x @ (self.score.weight[1] - self.score.weight[0]) + (self.score.bias[1] - self.score.bias[0])
         return logits, x
 
@@ -61,7 +61,7 @@ def _pool3(x: Tensor) -> Tensor:
 
 
 def _thrice(x: Tensor) -> Tensor:
-    """The same over height alone; the last window of an even height has two pixels."""
+    """`_pool3` over the height alone; the last window of an even height has two pixels."""
     pooled = torch.maximum(x[:, :, 0 : x.shape[2] // 2 * 2 : 2], x[:, :, 1::2])
     third = x[:, :, 2::2]
     pooled[:, :, : third.shape[2]].clamp_(min=third)
@@ -113,7 +113,7 @@ class ONet(nn.Module):
         self.landmarks = nn.Linear(256, 10)
 
     def forward(self, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is said of `candidates` [n, INPUT, 48, 48].
+        """Outputs for `candidates` [n, INPUT, 48, 48].
 
         Returns:
             Logits [n, 2] of no face and face, the box regression [n, 4], and landmarks [n, 5, 2] as x, y.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Where a rectangle is."""
+    """The place of a rectangle: number of the canvas, top and left in pixels."""
 
     canvas: int
     top: int
@@ -24,7 +24,7 @@ class _Step(NamedTuple):
 
 @dataclass
 class Canvas:
-    """A canvas that fills from its top; `height` and `width` are what is covered so far."""
+    """A canvas that is filled from its top; `height` and `width` of the covered part grow with it."""
 
     max_height: int
     max_width: int
@@ -36,7 +36,7 @@ class Canvas:
         self._skyline = [_Step(0, self.max_width, 0)]
 
     def put(self, height: int, width: int) -> tuple[int, int] | None:
-        """Top and left of the highest free place for a rectangle, which is taken; None if there is none."""
+        """Top and left of the highest free place for a rectangle, which it then occupies; None if there is none."""
         best: tuple[int, int] | None = None
         for number, step in enumerate(self._skyline):
             right = step.left + width
@@ -69,9 +69,9 @@ def pack(sizes: Sequence[tuple[int, int]], max_height: int, max_width: int) -> t
     """A place for each rectangle, the highest ones first.
 
     Args:
-        sizes: height and width of each; none above the limits.
-        max_height: of a canvas.
-        max_width: of a canvas.
+        sizes: height and width of each rectangle, within the limits.
+        max_height: largest height of a canvas.
+        max_width: largest width of a canvas.
 
     Returns:
         The place of each rectangle, and the canvases.

@@ -1,4 +1,4 @@
-"""The scales at which P-Net looks at a picture, and the pieces of canvas that they take."""
+"""The image pyramid: the scales of a picture for P-Net, and the pieces of canvas that each scale takes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,17 +8,17 @@ STRIDE = 2  # pixels from one window to the next
 
 
 class Piece(NamedTuple):
-    """A part of a picture at one scale that is looked at in one go.
+    """A part of a picture at one scale, which lies on a canvas as a whole.
 
     Attributes:
         picture: number of the picture.
-        level: number of the level in the picture, from the finest.
-        scale: of the level; 1 is the picture's own size.
+        level: number of the level in the picture, the finest first.
+        scale: scale of the level; 1 is the picture's own size.
         size: height and width of the whole level, pixels.
         top: first row of the piece in the level, even.
-        left: first column, even.
-        height: of the piece, even; it may reach a row over the level's edge.
-        width: likewise.
+        left: first column of the piece in the level, even.
+        height: height of the piece, even; may be one row beyond the level's edge.
+        width: width of the piece, even; may be one column beyond the level's edge.
     """
 
     picture: int
@@ -44,9 +44,9 @@ def scales(height: int, width: int, min_face_px: float, factor: float) -> Iterat
 def pieces(
     picture: int, shape: tuple[int, int], min_face_px: float, factor: float, max_height: int, max_width: int
 ) -> Iterator[Piece]:
-    """All levels of a picture of `shape` (height, width), cut so that no piece is above the limits.
+    """Pieces of all levels of a picture of `shape` (height, width), within the limits.
 
-    Neighbours overlap by what two windows share, so that every window is in exactly one piece.
+    Neighbours overlap by the pixels that two windows share, so that every window is in exactly one piece.
     """
     for level, scale in enumerate(scales(*shape, min_face_px, factor)):
         size = int(shape[0] * scale + 1), int(shape[1] * scale + 1)
@@ -56,7 +56,7 @@ def pieces(
 
 
 def _cuts(length: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Start and length, even numbers, of pieces that cover `length`."""
+    """Starts and lengths, even numbers, of the pieces that cover `length`."""
     length += length % 2
     start = 0
     while length - start > longest:

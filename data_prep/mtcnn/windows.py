@@ -1,4 +1,4 @@
-"""Means over rectangles of many pictures: what pyramid levels and candidates of every size are resampled by.
+"""Resampling by means over rectangles, for pyramid levels and candidates of every size.
 
 A picture that becomes h x w pixels is cut into h x w rectangles, which overlap by a pixel where the sizes do not
 divide: row i covers the rows floor(i·H/h) to ceil((i+1)·H/h). This is torch's `adaptive_avg_pool2d`, the resampling
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHANNELS = 4  # red, green, blue and one that is not looked at, see networks.py
+CHANNELS = 4  # red, green, blue and one with weights of zero, see networks.py
 WORD = torch.complex128
 
 
@@ -34,7 +34,7 @@ class SumTables:
     """
 
     def __init__(self, pictures: Sequence[NDArray[np.uint8]], buffer: NDArray[np.int32], device: torch.device) -> None:
-        """Tables of `pictures`, each [H, W, 3], in `buffer` [at least cells(pictures), 4], which is in use from now."""
+        """Tables of `pictures`, each [H, W, 3], in `buffer` [at least cells(pictures), 4], theirs from now on."""
         self.shapes = [picture.shape[:2] for picture in pictures]
         self._starts = list(accumulate(map(cells, pictures), initial=0))
         for start, picture in zip(self._starts, pictures, strict=False):
@@ -50,12 +50,12 @@ class SumTables:
         """Resample a picture to `height` x `width` and write a part of that, normalised, to `out`.
 
         Args:
-            picture: its number.
-            height: of the whole level, in pixels.
-            width: likewise.
+            picture: number of the picture.
+            height: height of the whole level in pixels.
+            width: width of the whole level in pixels.
             top: first row of the part.
             left: first column of the part.
-            out: [h, w, CHANNELS]; where it reaches over the level's edge, the last row or column is repeated.
+            out: takes the part, [h, w, CHANNELS]; beyond the level's edge the last row or column is repeated.
         """
         rows, columns = self.shapes[picture]
         start, stop = self._starts[picture : picture + 2]
@@ -66,7 +66,7 @@ class SumTables:
         shape = out.shape[:2]
         sums = strips.gather(1, after.expand(shape)).view(torch.int32)  # [h, w·CHANNELS]
         sums -= strips.gather(1, before.expand(shape)).view(torch.int32)
-        # Flat rows: torch broadcasts over them much faster than over four numbers.
+        # Flat rows: torch broadcasts over long rows much faster than over four numbers.
         torch.mul(sums, (across / 128).repeat_interleave(CHANNELS) * down[:, None], out=out.flatten(1))
         out.sub_(127.5 / 128)
 
@@ -76,7 +76,7 @@ class SumTables:
         Args:
             picture: [n] int64, numbers of the pictures.
             boxes: [n, 4] int64: left, top, right, bottom in pixels, the last two exclusive; in the picture, not empty.
-            size: of the squares in pixels.
+            size: side of the squares in pixels.
 
         Returns:
             [n, CHANNELS, size, size] float32, channels last in memory.
@@ -105,9 +105,9 @@ def cells(picture: NDArray[np.uint8]) -> int:
 
 @lru_cache(maxsize=1024)  # sets have many pictures of one size
 def _edges(source: int, target: int, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the rectangles `first`, `first` + 1, ... of `target` begin and end in `source` pixels, and 1 / length.
+    """Starts, ends and 1 / length of the rectangles `first`, `first` + 1, ... of `target`, in `source` pixels.
 
-    Three [count]; beyond the last rectangle it is repeated.
+    Three tensors [count]; numbers beyond the last rectangle repeat it.
     """
     index = torch.arange(first, first + count, device=device).clamp_(max=target - 1)
     start, stop = index * source // target, ((index + 1) * source + target - 1) // target
@@ -115,7 +115,7 @@ def _edges(source: int, target: int, first: int, count: int, device: torch.devic
 
 
 def _box_edges(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The same for boxes of different lengths: two [n, size] in pixels of the pictures."""
+    """Starts and ends for boxes of different lengths: two tensors [n, size] in pixels of the pictures."""
     index = torch.arange(size, device=start.device)
     length = (stop - start)[:, None]
     return start[:, None] + index * length // size, start[:, None] + ((index + 1) * length + size - 1) // size

@@ -1,1 +1,1 @@
-"""Where photos come from."""
+"""Sources of photos: folders, archives, tables."""

@@ -19,19 +19,19 @@ from dist_train.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_LABEL_BYTES = 4096  # of a .cls that are read
+_LABEL_BYTES = 4096  # bytes of a .cls that are read
 _IDENTITY_RECORD_BYTES = 40  # part header, header, two labels
 
 
 class RecSource(Source):
-    """An InsightFace `train.rec`, with `train.idx` beside it, or scanned where there is none.
+    """A source in InsightFace's form: `train.rec` with `train.idx` beside it, or without, when the file is scanned.
 
-    The identity is the label's number, known when a record is read. Damaged records are listed, and rejected on
-    reading, by number and offset.
+    The identity is the label's number, known when a record is read. Damaged records are listed, and rejected with
+    number and offset when they are read.
     """
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Image records, in the order of the index, or of the file where it is scanned."""
+        """Image records, in the order of the index, or of the file where there is no index."""
         index_path = self.path.with_suffix(".idx")
         with RecFile(self.path) as rec:
             if index_path.exists():
@@ -56,7 +56,7 @@ class RecSource(Source):
 
 
 class RecReader(Reader):
-    """Reads records; the identity is the (first) label."""
+    """A reader of records; the identity is the first label."""
 
     nameless = "it has no label"
 
@@ -85,15 +85,15 @@ class RecReader(Reader):
 
 
 class TarSource(Source):
-    """Tar shards of raw photos: `path` is one tar, or a folder of them.
+    """A source of tar shards with raw photos: `path` is one tar, or a folder of tars.
 
-    The identity is the text of the `.cls` of the photo's key where there is one, else the folder the photo lies in. A
-    `.idx` beside a tar spares reading through it. What is in a tar and no photo (links, files cut off, damaged bytes)
-    is listed, and rejected on reading.
+    The identity is the text of the photo's `.cls` if there is one, else the name of the photo's folder. With a `.idx`
+    beside a tar the tar is not read through. Other members of a tar (links, files cut off, damaged bytes) are listed,
+    and rejected when they are read.
     """
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All photos, tar by tar in the order of their names, in the order of the tar."""
+        """All photos: tars in the order of their names, photos in the order of the tar."""
         if self.path.is_dir():
             refuse_other_inputs(self.path, photos=True)
         photos = (photo for name in self._names() for photo in _photos(self._folder, name))
@@ -122,7 +122,7 @@ class TarSource(Source):
 
 
 class TarReader(Reader):
-    """Reads members of tars at their offsets."""
+    """A reader of members of tars at their offsets."""
 
     nameless = "neither a .cls beside it nor a folder around it"
 
@@ -151,7 +151,7 @@ class TarReader(Reader):
 
     def _descriptor(self, tar: bytes) -> int:
         if tar not in self._open:
-            if len(self._open) >= 64:  # the rows of a unit come from all tars; descriptors are few
+            if len(self._open) >= 64:  # the rows of a unit come from all tars, more than a process may have open
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[tar] = os.open(os.path.join(os.fsencode(self._folder), tar), os.O_RDONLY | os.O_CLOEXEC)
         return self._open[tar]
@@ -204,7 +204,7 @@ def _indexed(rec: RecFile, index_path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _stands_for_identity(rec: RecFile, place: RecordPlace) -> bool:
-    """Whether a record has two labels and no picture, as record 0 and the identities' records have."""
+    """Whether a record has two labels and no picture, like record 0 and the records of identities."""
     if place.damage or place.size > _IDENTITY_RECORD_BYTES:
         return False
     try:
@@ -215,7 +215,7 @@ def _stands_for_identity(rec: RecFile, place: RecordPlace) -> bool:
 
 
 def _photos(folder: Path, name: str) -> Iterator[tuple[bytes, int, int, str | None]]:
-    """Location, offset, size and identity of the photos of one tar; of what is none, the reason is in the location."""
+    """Location, offset, size and identity of the photos of one tar; other members have the reason in the location."""
     path = folder / name
     tar = os.fsencode(name)
     try:
@@ -235,5 +235,5 @@ def _photos(folder: Path, name: str) -> Iterator[tuple[bytes, int, int, str | No
 
 
 def _packed(name: str) -> bytes:
-    """A name as it is part of a location, whose parts zero bytes separate."""
+    """A name as bytes, its zero bytes escaped, because they separate the parts of a location."""
     return name.encode("utf-8", "surrogateescape").replace(b"\0", b"\\0")

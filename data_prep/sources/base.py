@@ -1,7 +1,7 @@
-"""Where photos come from: the listing of a source, and the reading of listed rows.
+"""The interface of sources of photos: the listing of a source, and the reading of listed rows.
 
 A source lists rows once, at planning; a unit of work reads its rows later, in another process, perhaps on another
-machine. Whatever cannot be read is listed all the same and comes back as a `Reject` when read, so that every input is
+machine. Inputs that cannot be read are listed too and give a `Reject` when they are read, so that every input is
 accounted for. Archives (`.rec`, tar) are in `archives.py`, tables of paths and addresses in `tables.py`.
 """
 
@@ -17,19 +17,19 @@ from dist_train.section import Section
 
 LISTING = pa.schema(
     [
-        pa.field("location", pa.binary(), nullable=False),  # bytes: file names need not be UTF-8
-        pa.field("offset", pa.int64(), nullable=False),  # inside an archive
+        pa.field("location", pa.binary(), nullable=False),  # bytes, because file names need not be UTF-8
+        pa.field("offset", pa.int64(), nullable=False),  # bytes from the start of an archive
         pa.field("size", pa.int64(), nullable=False),
-        pa.field("identity", pa.string()),  # null: not known before reading, or none
+        pa.field("identity", pa.string()),  # null: unknown before reading, or none
     ]
 )
 BATCH_ROWS = 1 << 16
 NO_IDENTITY = "no identity"  # a reason of rejects
-MAX_FILE_BYTES = 256 << 20  # no photo is larger; a disk image with a wrong name is
+MAX_FILE_BYTES = 256 << 20  # larger than any photo, smaller than a disk image with a wrong name
 
 
 class Row(NamedTuple):
-    """One input as listed; `position` is its position in the source's list."""
+    """An input as listed; `position` is its index in the source's list."""
 
     position: int
     location: bytes
@@ -39,38 +39,38 @@ class Row(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """One input as read: the encoded picture, and whom it shows; None where that is not known."""
+    """An input as read: the encoded picture, and the identity that it shows; None where the identity is unknown."""
 
     data: bytes
     identity: str | None
 
 
 class Reader(ABC):
-    """Reads rows of one source; lives in one worker.
+    """A reader of rows of one source, in one worker.
 
     Attributes:
-        nameless: what is wrong with an input of nobody known, for people.
+        nameless: reason of the reject of an input without an identity, for people.
     """
 
     nameless: ClassVar[str]
 
     @abstractmethod
     def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
-        """What each row holds, in order.
+        """The input or the reject of each row, in order.
 
         Raises:
-            OSError: the storage failed, rather than single inputs.
+            OSError: the storage failed, not a single input.
         """
 
     def read_named(self, rows: Sequence[Row]) -> list[Raw | Reject]:
-        """As `read`, for work that needs to know whom each picture shows: pictures of nobody known are rejected."""
+        """As `read`, for work that needs identities: pictures without one are rejected."""
         return [
             Reject(NO_IDENTITY, self.nameless) if isinstance(raw, Raw) and raw.identity is None else raw
             for raw in self.read(rows)
         ]
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing
-        """Let go of open files."""
+        """Close all files."""
 
 
 class Source(Section, ABC):
@@ -83,7 +83,7 @@ class Source(Section, ABC):
         """The list of inputs, as batches of schema `LISTING`, always in the same order.
 
         Raises:
-            UserError: the source is not what it was taken for.
+            UserError: the source has another format than its name says.
         """
 
     @abstractmethod
@@ -91,7 +91,7 @@ class Source(Section, ABC):
         """A reader of listed rows."""
 
     def text(self, location: bytes) -> str:
-        """A location as `rejects.parquet` and the samples' .json name it."""
+        """A location as text, for `rejects.parquet` and the `source` in the samples' .json."""
         return display(location)
 
 
@@ -101,7 +101,7 @@ def listing(
     sizes: Sequence[int] | pa.Array | None = None,
     identities: Iterable[str | None] | pa.Array | None = None,
 ) -> pa.RecordBatch:
-    """A batch of schema `LISTING`; what is not given is 0, or null for identities."""
+    """A batch of schema `LISTING`; missing columns are 0, missing identities null."""
     zeros = pa.repeat(pa.scalar(0, pa.int64()), len(locations))
     columns = [
         _column(locations, pa.binary()),

@@ -1,4 +1,4 @@
-"""A folder of identities, and the reading of photos that are files."""
+"""The source that is a folder of identities, and the reader of photos that are files."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from data_prep.sources.base import BATCH_ROWS, MAX_FILE_BYTES, Raw, Reader, Row,
 from dist_train.data.reject import Reject
 from dist_train.errors import UserError
 
-# One input's own trouble. Any other OSError (stale mount, lost server) is the unit's, which is tried again.
+# Errors of a single input. Any other OSError (stale mount, lost server) fails the unit, which is tried again.
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
 _UNREADABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO, errno.EIO, errno.EINVAL}
@@ -21,11 +21,11 @@ _UNREADABLE = frozenset(
 
 
 class FolderSource(Source):
-    """A folder of identities: the first folder below `path` names the identity, photos lie anywhere under it.
+    """A source: the first folder below `path` names the identity, photos lie anywhere under it.
 
-    A link to a folder inside `path` is not followed, since its photos are listed already; one that leads outside is
-    followed once. Such links, unreadable folders and anything else that is no photo are listed, and rejected on
-    reading. Hidden files are left alone.
+    A link to a folder inside `path` is not followed, since the photos are listed already; a link that leads outside is
+    followed once. Links that are not followed, unreadable folders and other things that are no photos are listed, and
+    rejected when they are read. Hidden files are ignored.
     """
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -42,7 +42,7 @@ class FolderSource(Source):
 
 
 class FileReader(Reader):
-    """Reads files whose location is a path, relative ones from `root`."""
+    """A reader of files whose location is a path; relative paths start from `root`."""
 
     nameless = "it lies in no identity's folder"
 
@@ -59,9 +59,9 @@ class FileReader(Reader):
 
 
 def read_file(path: bytes) -> bytes | Reject:
-    """A file's bytes, or why that file cannot be had. Raises OSError where the storage has failed."""
+    """The bytes of a file, or the reject of a file that cannot be read. Raises OSError where the storage has failed."""
     try:
-        # Non-blocking, so that a pipe among the photos is refused and not waited for.
+        # Non-blocking, so that opening a pipe among the photos does not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             return _content(fd)
@@ -102,7 +102,7 @@ def _walk(root: bytes) -> Iterator[bytes]:
         try:
             if not entry.is_dir():
                 return False
-        except OSError:  # a link to itself
+        except OSError:  # the link leads to itself
             return False
         if not entry.is_symlink():
             return True

@@ -1,4 +1,4 @@
-"""A list of identities in a text file: which of a source's people a job takes.
+"""Lists of identities in text files, which restrict a job to some people of a source.
 
 Either one name a line, or a people file of LFW: each name followed by a tab and the number of its photos, and the
 number of names before them (`peopleDevTrain.txt`), in folds behind the number of folds (`people.txt`).
@@ -18,16 +18,16 @@ from dist_train.section import Section
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5  # names in a message
+_SHOWN = 5  # most names in a message
 _COUNT = re.compile("[0-9]{1,9}")
 
 
 class NameList(Section):
-    """A list as a plan stores it; the digest says whether the file is still what it was.
+    """A list as a plan stores it; the digest tells whether the file has changed since.
 
     Attributes:
-        path: of the file.
-        sha256: of its bytes.
+        path: path of the file.
+        sha256: digest of its bytes.
     """
 
     path: Path
@@ -38,7 +38,7 @@ def open_name_list(path: Path) -> NameList:
     """The list at `path`.
 
     Raises:
-        UserError: not there, not UTF-8, empty, or a people file whose counts do not agree with its names.
+        UserError: the file is missing, empty or not UTF-8, or the counts of a people file disagree with its names.
     """
     names = read_names(path)
     logger.info("%s: %s identities", path, f"{len(names):,}")
@@ -60,7 +60,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A text file that a user wrote.
+    """The content of a text file of a user.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8.
@@ -74,7 +74,7 @@ def read_text(path: Path) -> str:
 
 
 def select(batches: Iterator[pa.RecordBatch], chosen: NameList) -> Iterator[pa.RecordBatch]:
-    """Those rows of a listing whose identity is in the list; says what was left out, and who was not found.
+    """The rows of a listing whose identity is in the list; the log names counts and the people who were not found.
 
     Raises:
         UserError: no row is left, or the source lists its photos without identities.

@@ -9,10 +9,10 @@ from dist_train.errors import UserError
 
 
 def open_source(path: Path, path_column: str = "path", identity_column: str = "identity") -> Source:
-    """The source at `path`, by what lies there: `.rec`, table, tar, folder of tars, folder of identities.
+    """The source at `path`: a `.rec`, a table, a tar, a folder of tars or a folder of identities.
 
     Raises:
-        UserError: nothing there, or nothing that is known.
+        UserError: there is nothing at `path`, or nothing of a known kind.
     """
     from data_prep.sources.archives import RecSource, TarSource
     from data_prep.sources.tables import SUFFIXES, TableSource

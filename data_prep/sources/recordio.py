@@ -24,15 +24,15 @@ _PART = struct.Struct("<II")  # magic, continuation flag and length
 _HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 _LENGTH_BITS = 29
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
-_MAX_LABELS = 1 << 16  # more means that the flag is not a flag
+_MAX_LABELS = 1 << 16  # a larger flag is damage
 
 
 class RecordError(ValueError):
-    """One record cannot be read; the message names its number, its offset and what was found there."""
+    """The error of a record that cannot be read; the message has its number, its offset and what was found."""
 
 
 class Record(NamedTuple):
-    """One record.
+    """A record of an InsightFace set.
 
     Attributes:
         labels: the scalar label, or the `flag` labels that replace it.
@@ -44,11 +44,11 @@ class Record(NamedTuple):
 
 
 class RecordPlace(NamedTuple):
-    """Where a record lies: its number, byte offset and length, both with the part headers and the padding.
+    """The place of a record: number, byte offset and length, with part headers and padding.
 
     Attributes:
         number: the index in `train.idx`, or the count of records before it where there is none.
-        damage: what is wrong with it, empty if nothing is known to be.
+        damage: description of the damage; empty if none is known.
     """
 
     number: int
@@ -90,12 +90,12 @@ class RecFile:
         """The record at `offset`.
 
         Args:
-            number: its number, for messages.
-            offset: where it starts.
+            number: number of the record, for messages.
+            offset: byte offset of its start.
             size: bytes to read at once; a hint, the record may be shorter or longer.
 
         Raises:
-            RecordError: there is no whole record.
+            RecordError: there is no whole record at `offset`.
         """
         try:
             return parse_record(self._payload(offset, size))
@@ -141,7 +141,7 @@ class RecFile:
     def scan(self) -> Iterator[RecordPlace]:
         """Places of all records, in the order of the file, by walking over the part headers.
 
-        A damaged stretch comes out as one place with `damage` set, up to the next magic number that starts a record.
+        A damaged stretch, up to the next magic number that starts a record, is one place with `damage` set.
         """
         with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as view:
             number = offset = 0
@@ -170,10 +170,10 @@ def parse_record(payload: bytes) -> Record:
 
 
 def read_rec_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and offsets (int64) in a `train.idx`, in its order, which need not be that of the offsets.
+    """Numbers and offsets (int64) in a `train.idx`, in its order; offsets need not ascend.
 
     Raises:
-        UserError: unreadable, or a line is not `index<TAB>offset`.
+        UserError: the file is unreadable, or a line is not `index<TAB>offset`.
     """
     from pyarrow import ArrowInvalid, csv, int64
 
@@ -199,7 +199,7 @@ def read_rec_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def indexed_places(rec: RecFile, index_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers, offsets and sizes (int64) of the records in a `train.idx`, in its order.
 
-    A size reaches to the next offset, or to the end of the file: never less than the record, so that one read gets it.
+    A size reaches to the next offset or to the end of the file: never less than the record, so that one read suffices.
     """
     numbers, offsets = read_rec_index(index_path)
     ordered = np.unique(offsets)
@@ -209,7 +209,7 @@ def indexed_places(rec: RecFile, index_path: Path) -> tuple[np.ndarray, np.ndarr
 
 
 def image_range(first: Record) -> range | None:
-    """Numbers of the image records according to record 0, or None where it is an image itself.
+    """Numbers of the image records according to record 0; None where record 0 is an image.
 
     Record 0 of most sets has two labels (a, b) and no picture: images are records 1 .. a-1, records a .. b-1 stand for
     identities.
@@ -224,7 +224,7 @@ def _padded(length: int) -> int:
 
 
 def _walk(view: mmap.mmap, start: int, size: int) -> tuple[int, str]:
-    """End of the record at `start`, and what is wrong with it."""
+    """End of the record at `start`, and a description of its damage."""
     offset = start
     while True:
         if offset + _PART.size > size:

@@ -1,4 +1,4 @@
-"""A table of photos: CSV, TSV or parquet with a path or address and an identity per row."""
+"""The source that is a table: CSV, TSV or parquet with a path or address and an identity per row."""
 
 import os
 import time
@@ -19,16 +19,16 @@ from dist_train.runtime.text import first_line
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
-_BAD_ROW = b"\0"  # begins the location of a line that is no row; no path and no address has it
-_PAUSES_S = (1.0, 3.0)  # before the second and third try of an address
+_BAD_ROW = b"\0"  # first byte of the location of a line that is no row; no path and no address begins with it
+_PAUSES_S = (1.0, 3.0)  # pauses before the second and third try of an address
 _FETCHES_AT_ONCE = 16
 _FETCH_TIMEOUT_S = 30.0
 
 
 class TableSource(Source):
-    """Rows of `path`; relative photo paths start from the table's folder, addresses contain `://`.
+    """The source of the rows of `path`; relative photo paths start from the table's folder, addresses contain `://`.
 
-    A line with too few or too many columns is listed after all rows, and rejected on reading.
+    A line with too few or too many columns is listed after all rows, and rejected when it is read.
 
     Attributes:
         path_column: column of paths or addresses.
@@ -45,7 +45,7 @@ class TableSource(Source):
             yield listing(pc.fill_null(pc.cast(locations, pa.binary()), b""), identities=_names(identities))
 
     def text(self, location: bytes) -> str:
-        """The path or address, or what is wrong with a line."""
+        """The path or address, or a description of what is wrong with a line."""
         return display(location.removeprefix(_BAD_ROW))
 
     def _csv(self) -> Iterator[pa.RecordBatch]:
@@ -112,7 +112,7 @@ class TableSource(Source):
 
 
 class TableReader(Reader):
-    """Reads paths from disk and addresses by fsspec, the addresses of a batch at the same time."""
+    """A reader of paths from disk and of addresses by fsspec; the addresses of a batch are fetched at the same time."""
 
     nameless = "its identity is empty"
 
@@ -125,7 +125,7 @@ class TableReader(Reader):
         return [_wrong_with(row) or self._one(row, fetched) for row in rows]
 
     def read_named(self, rows: Sequence[Row]) -> list[Raw | Reject]:
-        """See `Reader`; what has no identity is not fetched."""
+        """See `Reader`; rows without an identity are not fetched."""
         named = iter(self.read([row for row in rows if row.identity]))
         return [next(named) if row.identity else _wrong_with(row) or Reject(NO_IDENTITY, self.nameless) for row in rows]
 
@@ -137,7 +137,7 @@ class TableReader(Reader):
     def _fetch(self, addresses: list[bytes]) -> dict[bytes, bytes | Reject]:
         if not addresses:
             return {}
-        # Waiting for a server takes no core: many at a time, whatever the number of workers.
+        # Waiting for a server takes no core: many requests at a time, whatever the number of workers.
         with ThreadPoolExecutor(_FETCHES_AT_ONCE) as pool:
             return dict(zip(addresses, pool.map(self._get, addresses), strict=True))
 
@@ -158,7 +158,7 @@ class TableReader(Reader):
 
 
 def _wrong_with(row: Row) -> Reject | None:
-    """Why a row names no photo at all; None if it does."""
+    """The reject of a row that names no photo; None for other rows."""
     if not row.location:
         return Reject("no path", "its path is empty")
     if row.location.startswith(_BAD_ROW):
@@ -169,7 +169,7 @@ def _wrong_with(row: Row) -> Reject | None:
 
 
 def _settled(error: Exception) -> Reject | None:
-    """What an error settles; None if it is worth another try."""
+    """The reject that follows from an error; None if another try may succeed."""
     if isinstance(error, FileNotFoundError):
         return Reject("vanished", "no such address")
     if isinstance(error, TooLargeError):
@@ -189,7 +189,7 @@ def _is_address(location: bytes) -> bool:
 
 
 def _names(identities: pa.Array) -> pa.Array:
-    """Identities as text; bytes that are not UTF-8 are shown as they are in file names."""
+    """Identities as text; bytes that are not UTF-8 are escaped as in file names."""
     if pa.types.is_integer(identities.type):
         return pc.cast(identities, pa.string())
     raw = pc.cast(identities, pa.binary())

@@ -12,7 +12,7 @@ from dist_train.data.class_index import load_class_index
 from dist_train.data.config import DataConfig
 from dist_train.data.counters import Ints
 from dist_train.data.opencv import Augmenter, decode
-from dist_train.data.order import ClassOrder, MixedOrder, Order, Places, SingleOrder, WindowShuffle
+from dist_train.data.order import ClassOrder, MixedOrder, Order, SamplePlaces, SingleOrder, WindowShuffle
 from dist_train.data.pictures import Pixels
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.remote import cache_policy
@@ -24,7 +24,7 @@ _MOST_REPLACEMENTS = 1000  # bad samples in a row, after which something else is
 _MOST_OPEN = 400  # shards; a process may have 1,024 files open by default
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """All that decides the batches of a run; equal plans give equal batches, in whatever process.
 
     Attributes:
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     class_index: str = ""
 
 
-def build_order(plan: Plan) -> Order:
+def build_order(plan: BatchPlan) -> Order:
     """The sample order of a plan.
 
     Raises:
@@ -64,7 +64,7 @@ def build_order(plan: Plan) -> Order:
     return SingleOrder(shuffles[0], plan.global_batch, config.last_batch)
 
 
-def open_reader(plan: Plan) -> SampleReader:
+def open_reader(plan: BatchPlan) -> SampleReader:
     """A reader for the shards of a plan."""
     # Two windows of each set are in use while one passes into the next.
     limit = min((2 * plan.config.window_shards + 2) * len(plan.sets), _MOST_OPEN)
@@ -79,19 +79,25 @@ class Assembler:
         reader: of the samples.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BatchPlan) -> None:
         self._plan = plan
         self.order = build_order(plan)
         self.reader = open_reader(plan)
         self._augmenter = Augmenter(plan.image_size)
 
-    def draw(self, places: Places) -> Augmentation:
+    def draw(self, places: SamplePlaces) -> Augmentation:
         """Augmentation parameters of some places."""
         config = self._plan.config.augment
-        return draw(config, self._plan.seed, places.epoch, places.place, self._plan.image_size)
+        return draw(config, self._plan.seed, places.epoch, places.offset, self._plan.image_size)
 
-    def fill(self, positions: Ints, images: Pixels, labels: Ints) -> list[BadSample]:
-        """Write the samples at `positions` [n] into `images` [n, 3, size, size] (red first) and `labels` [n].
+    def fill(self, positions: Ints, images: Pixels, labels: Ints, sources: Ints) -> list[BadSample]:
+        """Write the samples at `positions` [n], and where they come from.
+
+        Args:
+            positions: in the sample order, [n].
+            images: takes the pictures, [n, 3, size, size], red first.
+            labels: takes their classes, [n].
+            sources: takes the numbers of the sets that they were read from, [n].
 
         Returns:
             The bad samples among them, which have been replaced; see `walk`.
@@ -105,11 +111,11 @@ class Assembler:
         def put(row: int, shard: int, sample: int) -> None:
             raw = self.reader.read(shard, sample)
             self._augmenter.apply(decode(raw.image, raw.set_px), row, images[row])
-            labels[row] = raw.label
+            labels[row], sources[row] = raw.label, raw.source
 
         return self.walk(positions, places, put)
 
-    def walk(self, positions: Ints, places: Places, put: Callable[[int, int, int], None]) -> list[BadSample]:
+    def walk(self, positions: Ints, places: SamplePlaces, put: Callable[[int, int, int], None]) -> list[BadSample]:
         """Call `put(row, shard, sample)` for the samples at `positions` [n], whose `places` these are.
 
         Where `put` raises `BadSampleError`, the next good sample in the order takes the bad one's place, whatever rank

@@ -23,12 +23,15 @@ class Batch(NamedTuple):
         labels: int64 [B], on the device.
         positions: int64 [B], their places in the sample order, on the CPU.
         host_labels: the labels on the CPU, for whoever must know them before the device has worked off its queue.
+        source: int64 [B], the set that each sample was read from, on the CPU: 0 for `data.path`, n for the n-th set of
+            `data.mix`. A bad sample's replacement may come from another set than the order had there.
     """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
     host_labels: Tensor
+    source: Tensor
 
     def chunk(self, count: int) -> "list[Batch]":
         """The batch cut into `count` micro-batches, in order."""
@@ -64,22 +67,27 @@ class Transfer:
         self._pool: list[_Pooled] = []
 
     def __call__(
-        self, images: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64], positions: NDArray[np.int64]
+        self,
+        images: NDArray[np.uint8] | Tensor,
+        labels: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        sources: NDArray[np.int64],
     ) -> Batch:
-        """A batch that shares no memory with `images` [B, 3, S, S], `labels` [B] or `positions` [B]."""
+        """A batch that shares no memory with `images` [B, 3, S, S], `labels`, `positions` or `sources` [B]."""
         pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
-        host_labels, places = torch.from_numpy(labels.copy()), torch.from_numpy(positions.copy())
+        on_host = (labels, positions, sources)
+        host_labels, host_positions, host_sources = (torch.from_numpy(values.copy()) for values in on_host)
         if self._device.type == "cpu":
             out = torch.from_numpy(self._array(tuple(images.shape)))
             for part, part_out in zip(pixels.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
                 normalise(part, part_out)
-            return Batch(out, host_labels, places, host_labels)
+            return Batch(out, host_labels, host_positions, host_labels, host_sources)
         if self._device.type == "cuda" and pixels.device.type == "cpu":
             # The pinned copy may be dropped at once: its allocator waits for the transfer before reusing it.
             pixels = pixels.pin_memory()
         # Blocking where memory is not pinned: the caller's arrays may change as soon as this returns.
         pixels = pixels.to(self._device, non_blocking=pixels.is_pinned())
-        return Batch(normalise(pixels), host_labels.to(self._device), places, host_labels)
+        return Batch(normalise(pixels), host_labels.to(self._device), host_positions, host_labels, host_sources)
 
     def _array(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         # A fresh array would cost ten times the normalisation, in page faults.

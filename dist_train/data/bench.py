@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.data.assemble import Plan, build_order, open_reader
+from dist_train.data.assemble import BatchPlan, build_order, open_reader
 from dist_train.data.config import AugmentConfig, DataConfig
 from dist_train.data.exchange import positions_of
 from dist_train.data.loader import build_loader
@@ -66,7 +66,7 @@ def decode_only(config: DataConfig, batch_size: int, seconds: float) -> float:
     with it come out of the page cache alike.
     """
     sources = open_sources(config)
-    plan = Plan(sources.sets, config, 0, batch_size, config.image_size or sources.manifest.image_size)
+    plan = BatchPlan(sources.sets, config, 0, batch_size, config.image_size or sources.manifest.image_size)
     if sources.manifest.samples < batch_size:
         raise UserError(f"the set has {sources.manifest.samples} samples, fewer than --batch-size {batch_size}")
     order, reader = build_order(plan), open_reader(plan)

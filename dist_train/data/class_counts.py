@@ -5,20 +5,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dist_train.data.config import DataConfig
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME
-from dist_train.data.sources import open_sources
+from dist_train.data.sources import Sources
 from dist_train.errors import UserError
 
 
-def class_counts(config: DataConfig) -> Tensor:
-    """Pictures of each class over all sets of `config`, [C] int64, from each set's `identities.parquet`.
+def class_counts(sources: Sources) -> Tensor:
+    """Pictures of each class over all sets of a run, [C] int64, from each set's `identities.parquet`.
 
     Raises:
         UserError: a set has no such table, or one that does not fit.
     """
-    sources = open_sources(config.model_copy(update={"check_at_start": False}))
     counts = torch.zeros(sources.manifest.num_classes, dtype=torch.int64)
     for each in sources.sets:
         path = Path(each.path) / IDENTITIES_NAME

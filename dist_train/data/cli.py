@@ -48,7 +48,7 @@ def inspect(
     manifest = open_manifest(str(path), label_key)
     echo(looking.describe(path, manifest, label_key))
     if sheet is not None:
-        looking.save_sheet(looking.sheet(path, manifest, rows, columns, seed, label_key), sheet)
+        looking.save_sheet(looking.contact_sheet(path, manifest, rows, columns, seed, label_key), sheet)
         echo(f"\nsheet      {sheet}")
 
 

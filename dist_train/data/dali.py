@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
-from dist_train.data.assemble import Assembler, Plan
+from dist_train.data.assemble import Assembler, BatchPlan
 from dist_train.data.augment import Augmentation, pixel_maps
 from dist_train.data.bad_samples import BadSample
 from dist_train.data.config import AugmentConfig
@@ -37,6 +37,7 @@ class _Gathered(NamedTuple):
     encoded: list[Pixels]
     labels: Ints
     positions: Ints
+    sources: Ints
     bad: list[BadSample]
     inputs: dict[str, NDArray[Any]]
     samples: set[tuple[int, int]]
@@ -50,7 +51,7 @@ class DaliProducer:
     OpenCV.
     """
 
-    def __init__(self, plan: Plan, batch_size: int, device: torch.device, timeout_s: float) -> None:
+    def __init__(self, plan: BatchPlan, batch_size: int, device: torch.device, timeout_s: float) -> None:
         self._plan = plan
         self._batch_size = batch_size
         self._device = device
@@ -99,7 +100,7 @@ class DaliProducer:
             return self._fall_back(batch, error)
         images = torch.from_dlpack(output.as_tensor())  # uint8 [B, 3, S, S]; it keeps DALI's buffer alive
         self._pipeline.release_outputs()
-        return Finished(images, batch.labels, batch.positions, batch.bad)
+        return Finished(images, batch.labels, batch.positions, batch.sources, batch.bad)
 
     def _wait(self, future: "Future[_Gathered]") -> _Gathered:
         begin = time.monotonic()
@@ -131,30 +132,29 @@ class DaliProducer:
         for each in rest:
             self._schedule(each)
         images = np.empty((self._batch_size, 3, self._plan.image_size, self._plan.image_size), dtype=np.uint8)
-        labels = np.empty(self._batch_size, dtype=np.int64)
+        labels, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(2))
         assembler = Assembler(self._plan)  # the thread that reads ahead uses the other one
-        bad = assembler.fill(batch.positions, images, labels)
+        bad = assembler.fill(batch.positions, images, labels, sources)
         assembler.close()
-        return Finished(images, labels, batch.positions, bad)
+        return Finished(images, labels, batch.positions, sources, bad)
 
     def _gather(self, first: int) -> _Gathered:
         positions = positions_of(first, 0, self._batch_size)
         encoded: list[Pixels] = [np.empty(0, dtype=np.uint8)] * self._batch_size
-        sides = np.empty(self._batch_size, dtype=np.int64)
-        labels = np.empty(self._batch_size, dtype=np.int64)
+        sides, labels, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(3))
         samples = set()
 
         def put(row: int, shard: int, sample: int) -> None:
             raw = self._assembler.reader.read(shard, sample)
             encoded[row], sides[row] = _prepare(raw, (shard, sample) in self._difficult)
-            labels[row] = raw.label
+            labels[row], sources[row] = raw.label, raw.source
             samples.add((shard, sample))
 
         places = self._assembler.order.locate(positions)
         bad = self._assembler.walk(positions, places, put)
         parameters = self._assembler.draw(places)
         inputs = _inputs(self._plan.config.augment, parameters, sides, self._plan.image_size)
-        return _Gathered(encoded, labels, positions, bad, inputs, samples)
+        return _Gathered(encoded, labels, positions, sources, bad, inputs, samples)
 
     def close(self) -> None:
         """Give back the pipeline and the shards; safe to repeat."""
@@ -166,12 +166,12 @@ class DaliProducer:
 
 def _prepare(raw: RawSample, difficult: bool) -> tuple[Pixels, int]:
     """What to give to DALI for a sample's picture, and the picture's side in pixels."""
-    head = check_square(raw.image, raw.set_px)
-    if difficult or head.kind != "JPEG" or (head.bits, head.channels) != (8, 3):
+    header = check_square(raw.image, raw.set_px)
+    if difficult or header.kind != "JPEG" or (header.bits, header.channels) != (8, 3):
         picture = decode(raw.image, raw.set_px)
         _, packed = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 0])
         return packed.reshape(-1), picture.shape[0]
-    return raw.image, head.width
+    return raw.image, header.width
 
 
 def _inputs(config: AugmentConfig, rows: Augmentation, sides: Ints, size_px: int) -> dict[str, NDArray[Any]]:

@@ -24,6 +24,7 @@ class Board:
     Attributes:
         images: uint8 [slots, B, 3, S, S], the pictures of the batches under way.
         labels: int64 [slots, B].
+        sources: int64 [slots, B], the set that each picture is from.
         working: int64 [workers, 2], the position each worker is at (-1: none) and since when, in nanoseconds.
     """
 
@@ -35,7 +36,7 @@ class Board:
         for shape, kind in shapes:
             arrays.append(np.frombuffer(self._map, kind, int(np.prod(shape)), offset).reshape(shape))
             offset += arrays[-1].nbytes
-        self.labels, self.working, self.images = arrays
+        self.labels, self.sources, self.working, self.images = arrays
 
 
 def make_memory(slots: int, batch_size: int, size_px: int, workers: int) -> int:
@@ -56,7 +57,8 @@ def anonymous_file(name: str) -> int:
 
 def _shapes(slots: int, batch_size: int, size_px: int, workers: int) -> list[tuple[tuple[int, ...], type]]:
     pictures = (slots, batch_size, 3, size_px, size_px)
-    return [((slots, batch_size), np.int64), ((workers, 2), np.int64), (pictures, np.uint8)]
+    numbers = ((slots, batch_size), np.int64)
+    return [numbers, numbers, ((workers, 2), np.int64), (pictures, np.uint8)]
 
 
 def _bytes(shapes: list[tuple[tuple[int, ...], type]]) -> int:

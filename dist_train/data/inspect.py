@@ -95,7 +95,9 @@ def histogram(counts: Sequence[int] | Ints) -> list[str]:
     ]
 
 
-def sheet(path: Path, manifest: Manifest, rows: int, columns: int, seed: int, label_key: str = "label") -> Pixels:
+def contact_sheet(
+    path: Path, manifest: Manifest, rows: int, columns: int, seed: int, label_key: str = "label"
+) -> Pixels:
     """Random samples side by side: [rows · size, columns · size, 3], blue first; bad ones are red."""
     size = manifest.image_size
     count = min(rows * columns, manifest.samples)

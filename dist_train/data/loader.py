@@ -11,12 +11,11 @@ from typing import Self
 
 import torch
 
-from dist_train.data.assemble import Plan, build_order, open_reader
+from dist_train.data.assemble import BatchPlan, build_order, open_reader
 from dist_train.data.bad_samples import BadSampleLog
 from dist_train.data.batch import Batch, Transfer
 from dist_train.data.class_index import build_class_index
 from dist_train.data.config import DataConfig
-from dist_train.data.manifest import Manifest
 from dist_train.data.order import Order
 from dist_train.data.pool import LocalProducer, Producer, WorkerPool
 from dist_train.data.remote import Prefetcher, cache_policy, is_remote
@@ -33,16 +32,17 @@ class Loader:
     """Iterates over a rank's batches for ever; see `build_loader`.
 
     Attributes:
-        manifest: of the data that are read.
+        sources: the sets that are read.
+        manifest: of all of them together.
         image_size: side of the pictures in pixels.
         steps_per_epoch: global batches in an epoch, the same on every rank.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BatchPlan,
         order: Order,
-        manifest: Manifest,
+        sources: Sources,
         producer: Producer,
         transfer: Transfer,
         bad_samples: BadSampleLog,
@@ -51,7 +51,7 @@ class Loader:
         rank: int,
         start: int,
     ) -> None:
-        self.manifest = manifest
+        self.sources, self.manifest = sources, sources.manifest
         self.image_size = plan.image_size
         self.steps_per_epoch = order.epoch_length // plan.global_batch
         self._plan = plan
@@ -74,7 +74,7 @@ class Loader:
         begin = time.perf_counter()
         finished = self._producer.collect()
         self._bad_samples.add(len(finished.labels), finished.bad)
-        batch = self._transfer(finished.images, finished.labels, finished.positions)
+        batch = self._transfer(finished.images, finished.labels, finished.positions, finished.sources)
         ahead = self._plan.config.prefetch * self._plan.global_batch
         self._producer.submit(self._position + ahead + self._offset)
         self._position += self._plan.global_batch
@@ -145,7 +145,7 @@ def build_loader(
         UserError: no set there, or one that is smaller than a global batch.
     """
     sources = open_sources(config)
-    plan = Plan(
+    plan = BatchPlan(
         sources.sets,
         config,
         seed,
@@ -165,13 +165,13 @@ def build_loader(
         opened.callback(producer.close)
         transfer = Transfer(device)
         loader = Loader(
-            plan, order, sources.manifest, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
+            plan, order, sources, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
         )
         opened.pop_all()
     return loader
 
 
-def _make_producer(plan: Plan, batch_size: int, device: torch.device) -> Producer:
+def _make_producer(plan: BatchPlan, batch_size: int, device: torch.device) -> Producer:
     config = plan.config
     # DALI's CPU operators are slower than OpenCV's, so it is worth its start only where there is a GPU.
     if config.backend == "dali" or (config.backend == "auto" and device.type == "cuda"):
@@ -199,7 +199,7 @@ def _class_index(config: DataConfig, sources: Sources, batch_size: int) -> str:
     return str(build_class_index(sources.sets[0], config.label_key, cache_policy(config).directory))
 
 
-def _prefetcher(plan: Plan, order: Order) -> Prefetcher | None:
+def _prefetcher(plan: BatchPlan, order: Order) -> Prefetcher | None:
     remote = [each for each in plan.sets if is_remote(each.path)]
     if not remote:
         return None

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from dist_train.data.augment import Augmentation, pixel_maps
-from dist_train.data.pictures import Head, PictureError, Pixels, check, decode_checked
+from dist_train.data.pictures import PictureError, PictureHeader, Pixels, check, decode_checked
 from dist_train.data.shards import BadSampleError
 
 MOST_ENLARGED = 4  # times; a picture smaller than a quarter of its set's is an accident
@@ -32,23 +32,23 @@ def decode(encoded: Pixels, set_px: int = 0) -> Pixels:
     return picture
 
 
-def check_square(encoded: Pixels, set_px: int = 0) -> Head:
-    """The head of a picture of a set; all that can be said without decoding it has been looked at.
+def check_square(encoded: Pixels, set_px: int = 0) -> PictureHeader:
+    """The header of a picture of a set, checked for all that is known before decoding.
 
     Raises:
         BadSampleError: as `decode`.
     """
     try:
-        head = check(encoded)
+        header = check(encoded)
     except PictureError as error:
         raise BadSampleError(str(error)) from error
-    if head.width != head.height:
-        raise BadSampleError(f"{head.width}x{head.height} pixels, expected a square")
-    if head.width * MOST_ENLARGED < set_px:
+    if header.width != header.height:
+        raise BadSampleError(f"{header.width}x{header.height} pixels, expected a square")
+    if header.width * MOST_ENLARGED < set_px:
         raise BadSampleError(
-            f"{head.width}x{head.width} pixels, less than 1/{MOST_ENLARGED} of its set's {set_px}x{set_px}"
+            f"{header.width}x{header.width} pixels, less than 1/{MOST_ENLARGED} of its set's {set_px}x{set_px}"
         )
-    return head
+    return header
 
 
 class Augmenter:

@@ -19,20 +19,20 @@ _STREAM = 1 << 36  # between the sources of a mixture
 _MIX_BLOCK = 1000  # positions over which the shares of a mixture are exact
 
 
-class Places(NamedTuple):
+class SamplePlaces(NamedTuple):
     """Where the samples of some positions are: four arrays [n].
 
     Attributes:
         shard: number of the shard, counted through the sets.
         sample: number of the sample in the shard.
         epoch: pass over the data that the position belongs to.
-        place: of the position within that pass; (epoch, place) keys the augmentation.
+        offset: offset of the position in that pass; (epoch, offset) keys the augmentation.
     """
 
     shard: Ints
     sample: Ints
     epoch: Ints
-    place: Ints
+    offset: Ints
 
 
 class Order(Protocol):
@@ -40,7 +40,7 @@ class Order(Protocol):
 
     epoch_length: int  # positions; a multiple of the global batch
 
-    def locate(self, positions: Ints) -> Places:
+    def locate(self, positions: Ints) -> SamplePlaces:
         """Places of the samples at `positions` [n]."""
 
     def upcoming(self, position: int) -> Ints:
@@ -113,14 +113,14 @@ class SingleOrder:
         self._shuffle = shuffle
         self.epoch_length = steps * global_batch
 
-    def locate(self, positions: Ints) -> Places:
+    def locate(self, positions: Ints) -> SamplePlaces:
         """Places of the samples at `positions` [n]."""
         epochs, places = np.divmod(positions, self.epoch_length)
         shard, sample = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             shard[chosen], sample[chosen] = self._shuffle.locate(int(epoch), places[chosen] % self._shuffle.samples)
-        return Places(shard, sample, epochs, places)
+        return SamplePlaces(shard, sample, epochs, places)
 
     def upcoming(self, position: int) -> Ints:
         """Shards of the window at `position` and of the next."""
@@ -145,7 +145,7 @@ class MixedOrder:
             1, shuffles[0].samples * _MIX_BLOCK // int(self._bounds[1]) // global_batch
         )
 
-    def locate(self, positions: Ints) -> Places:
+    def locate(self, positions: Ints) -> SamplePlaces:
         """Places of the samples at `positions` [n]."""
         blocks, offsets = np.divmod(positions, _MIX_BLOCK)
         slots = permute_each(offsets, np.asarray(_MIX_BLOCK), self._seed, blocks + _MIX, np.asarray(0))
@@ -161,7 +161,7 @@ class MixedOrder:
                 shard[chosen], sample[chosen] = shuffle.locate(int(epoch), places[chosen])
             shard[source == number] += first_shard
             first_shard += shuffle.shards
-        return Places(shard, sample, *np.divmod(positions, self.epoch_length))
+        return SamplePlaces(shard, sample, *np.divmod(positions, self.epoch_length))
 
     def upcoming(self, position: int) -> Ints:
         """Shards of each set's window at `position` and of its next."""
@@ -195,7 +195,7 @@ class ClassOrder:
                 f"{-(-global_batch // per_class)} identities, the set has {len(self._classes)}; use a smaller batch"
             )
 
-    def locate(self, positions: Ints) -> Places:
+    def locate(self, positions: Ints) -> SamplePlaces:
         """Places of the samples at `positions` [n]."""
         groups, number = np.divmod(positions, self._per_class)
         rounds, turn = np.divmod(groups, len(self._classes))
@@ -206,7 +206,7 @@ class ClassOrder:
         index = permute_each(index, sizes, self._seed, chosen + _MEMBERS, passes)
         sample = np.asarray(self._members[self._starts[chosen] + index])
         shard = np.searchsorted(self._shards, sample, side="right") - 1
-        return Places(shard, sample - self._shards[shard], *np.divmod(positions, self.epoch_length))
+        return SamplePlaces(shard, sample - self._shards[shard], *np.divmod(positions, self.epoch_length))
 
     def upcoming(self, position: int) -> Ints:
         """All shards: any identity's pictures may be in any of them."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.data.assemble import Assembler, Plan, build_order
+from dist_train.data.assemble import Assembler, BatchPlan, build_order
 from dist_train.data.bad_samples import BadSample
 from dist_train.data.counters import Ints
 from dist_train.data.exchange import TASK, Board, anonymous_file, make_memory, positions_of
@@ -41,6 +41,7 @@ class Finished(NamedTuple):
     images: "NDArray[np.uint8] | Tensor"
     labels: Ints
     positions: Ints
+    sources: Ints
     bad: list[BadSample]
 
 
@@ -60,11 +61,12 @@ class Producer(Protocol):
 class LocalProducer:
     """Makes batches in the calling process."""
 
-    def __init__(self, plan: Plan, batch_size: int) -> None:
+    def __init__(self, plan: BatchPlan, batch_size: int) -> None:
         self._assembler = Assembler(plan)
         self._firsts: deque[int] = deque()
         self._images = np.empty((batch_size, 3, plan.image_size, plan.image_size), dtype=np.uint8)
         self._labels = np.empty(batch_size, dtype=np.int64)
+        self._sources = np.empty_like(self._labels)
 
     def submit(self, first: int) -> None:
         """Ask for the batch whose first position is `first`."""
@@ -73,8 +75,8 @@ class LocalProducer:
     def collect(self) -> Finished:
         """Make the batch that was asked for first."""
         positions = positions_of(self._firsts.popleft(), 0, len(self._labels))
-        bad = self._assembler.fill(positions, self._images, self._labels)
-        return Finished(self._images, self._labels, positions, bad)
+        bad = self._assembler.fill(positions, self._images, self._labels, self._sources)
+        return Finished(self._images, self._labels, positions, self._sources, bad)
 
     def close(self) -> None:
         """Close the shards."""
@@ -92,7 +94,7 @@ class _Pending:
 class WorkerPool:
     """Makes batches in processes of its own, up to `slots` at a time."""
 
-    def __init__(self, plan: Plan, batch_size: int, workers: int, slots: int, timeout_s: float) -> None:
+    def __init__(self, plan: BatchPlan, batch_size: int, workers: int, slots: int, timeout_s: float) -> None:
         self._plan = plan
         self._batch_size = batch_size
         self._timeout_s = timeout_s
@@ -158,7 +160,8 @@ class WorkerPool:
         self._free.append(batch.slot)
         positions = positions_of(batch.first, 0, self._batch_size)
         batch.bad.sort()
-        return Finished(self._board.images[batch.slot], self._board.labels[batch.slot], positions, batch.bad)
+        board, slot = self._board, batch.slot
+        return Finished(board.images[slot], board.labels[slot], positions, board.sources[slot], batch.bad)
 
     def _receive(self) -> None:
         try:

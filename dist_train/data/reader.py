@@ -36,7 +36,7 @@ class SampleReader:
     def __init__(
         self, sets: Sequence[ImageSet], label_key: str, open_shards: int, policy: CachePolicy | None = None
     ) -> None:
-        self._shards = [(each, shard) for each in sets for shard in each.manifest.shards]
+        self._shards = [(number, each, shard) for number, each in enumerate(sets) for shard in each.manifest.shards]
         policy = policy or cache_policy(DataConfig(path=sets[0].path))
         self._caches = {each.path: ShardCache(each.path, policy) for each in sets if is_remote(each.path)}
         self._label_key = label_key
@@ -51,14 +51,14 @@ class SampleReader:
             BadSampleError: it cannot be used.
         """
         raw = self._get(shard).read(sample, self._label_key, with_record)
-        source = self._shards[shard][0]
+        number, source, _ = self._shards[shard]
         if raw.label >= source.manifest.num_classes:
             raise BadSampleError(f"label {raw.label}, but the set has {source.manifest.num_classes} classes")
-        return raw._replace(label=raw.label + source.first_label, set_px=source.manifest.image_size)
+        return raw._replace(label=raw.label + source.first_label, set_px=source.manifest.image_size, source=number)
 
     def name(self, shard: int) -> str:
         """Where a shard is, for messages."""
-        source, entry = self._shards[shard]
+        _, source, entry = self._shards[shard]
         return f"{source.path.rstrip('/')}/{entry.name}"
 
     def key(self, shard: int, sample: int) -> str:
@@ -87,7 +87,7 @@ class SampleReader:
         return found
 
     def _try_open(self, number: int) -> OpenShard | BadSampleError:
-        shard = self._shards[number][1]
+        _, _, shard = self._shards[number]
         try:
             path = self.fetch(number)
             index = path.with_suffix(".idx")
@@ -108,7 +108,7 @@ class SampleReader:
             BadSampleError: the shard is gone, or is not what the manifest says.
             WorkError: the server cannot be reached, or the disk is full.
         """
-        source, shard = self._shards[number]
+        _, source, shard = self._shards[number]
         cache = self._caches.get(source.path)
         return Path(source.path) / shard.name if cache is None else cache.fetch(shard)
 

@@ -32,6 +32,7 @@ class RawSample(NamedTuple):
         label: class number.
         record: the parsed `.json`, if it was asked for and is there.
         set_px: side of the pictures of its set in pixels; 0 where no set is known.
+        source: number of its set among the sets that are read together.
     """
 
     key: str
@@ -39,6 +40,7 @@ class RawSample(NamedTuple):
     label: int
     record: dict[str, Any] | None
     set_px: int = 0
+    source: int = 0
 
 
 class OpenShard:

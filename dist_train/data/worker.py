@@ -11,7 +11,7 @@ import time
 
 import cv2
 
-from dist_train.data.assemble import Assembler, Plan
+from dist_train.data.assemble import Assembler, BatchPlan
 from dist_train.data.bad_samples import BadSample
 from dist_train.data.exchange import TASK, Board, positions_of
 from dist_train.errors import UserError, WorkError
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _serve(plan: Plan, board: Board, tasks: int, results: int, number: int) -> None:
+def _serve(plan: BatchPlan, board: Board, tasks: int, results: int, number: int) -> None:
     assembler = Assembler(plan)
     # Reads of whole records from a pipe do not interleave: all workers take tasks from one pipe, without a lock that
     # a killed worker could keep.
@@ -47,7 +47,8 @@ def _serve(plan: Plan, board: Board, tasks: int, results: int, number: int) -> N
         first, slot, start, count = TASK.unpack(record)
         board.working[number] = (first + start, time.monotonic_ns())
         rows = slice(start, start + count)
-        bad = assembler.fill(positions_of(first, start, count), board.images[slot, rows], board.labels[slot, rows])
+        arrays = (board.images[slot, rows], board.labels[slot, rows], board.sources[slot, rows])
+        bad = assembler.fill(positions_of(first, start, count), *arrays)
         for each in bad:
             _send(results, ["bad", slot, *_shortened(each)])
         board.working[number] = (-1, 0)

@@ -29,7 +29,7 @@ from dist_train.embed.table import (
     rejects_path,
 )
 from dist_train.errors import UserError, WorkError
-from dist_train.evaluate.embed import embed_batches
+from dist_train.evaluate.batches import embed_batches
 from dist_train.evaluate.models import Model
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.runtime.lock import only_job

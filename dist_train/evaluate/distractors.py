@@ -17,9 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.errors import UserError
+from dist_train.evaluate.batches import EmbedFn, embed_batches
 from dist_train.evaluate.curves import TarAtFar
-from dist_train.evaluate.embed import EmbedFn, decoding, embed_batches, embed_pictures, rank_slice
+from dist_train.evaluate.embeddings import embed_pictures, rank_slice
 from dist_train.evaluate.identification import CMC_RANKS, mate_pairs, paired_products
+from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import GALLERY_BLOCK, score_blocks
 from dist_train.evaluate.sets import ROLES, StoredSet

@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.errors import UserError
-from dist_train.evaluate.embed import EmbedFn, decoding, embed_pictures, rank_slice
+from dist_train.evaluate.batches import EmbedFn
+from dist_train.evaluate.embeddings import embed_pictures, rank_slice
+from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.evaluate.search import score_blocks
 from dist_train.evaluate.sets import RoleSet

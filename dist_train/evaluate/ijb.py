@@ -20,8 +20,9 @@ from torch import Tensor
 from dist_train.data.alignment import align_face
 from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.batches import EmbedFn, embed_batches
 from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, histogram, roc, sort_scores, tar_at_far
-from dist_train.evaluate.embed import EmbedFn, embed_batches, rank_slice
+from dist_train.evaluate.embeddings import rank_slice
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
 from dist_train.evaluate.ijb_layout import Layout, Pairs, Subjects, read_layout, read_pairs, read_subjects
 from dist_train.evaluate.sameness import note_on_sameness

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
 from dist_train.evaluate import sections, tables
+from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.config import DistractorConfig
 from dist_train.evaluate.distractors import DistractorResult, evaluate_distractors
-from dist_train.evaluate.embed import EmbedFn
 from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
 from dist_train.evaluate.ijb import IjbResult, evaluate_ijb
 from dist_train.evaluate.ijb_layout import check_layout

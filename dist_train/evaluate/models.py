@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.errors import UserError
-from dist_train.evaluate.embed import EmbedFn
+from dist_train.evaluate.batches import EmbedFn
 from dist_train.export.convention import Convention, Stated
 from dist_train.runtime.digest import sha256_of
 

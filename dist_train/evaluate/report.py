@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,19 @@ class RunReport:
     ijb: Sequence[IjbResult] = ()
     distractors: Sequence[DistractorResult] = ()
 
+    @cached_property
+    def drawn(self) -> list[Section]:
+        """The sections with plots and pictures; drawn once, however often the report is written."""
+        scores = ModelScores(
+            "", list(self.verification), list(self.identification), list(self.ijb), list(self.distractors)
+        )
+        curves = [plots.plot_history(self.history, *entry) for entry in _HISTORY]
+        return [
+            Section("Training", plots=[drawn] if (drawn := [curve for curve in curves if curve]) else []),
+            *result_sections([scores]),
+            Section("What the network saw", pictures=[_picture(sample) for sample in self.samples]),
+        ]
+
 
 def write_report(path: Path, run: RunReport) -> None:
     """Write the report of a run to `path`, by rename.
@@ -75,15 +89,8 @@ def write_report(path: Path, run: RunReport) -> None:
     Raises:
         WorkError: the file cannot be written.
     """
-    scores = [ModelScores("", list(run.verification), list(run.identification), list(run.ijb), list(run.distractors))]
-    curves = [plots.plot_history(run.history, *entry) for entry in _HISTORY]
-    sections = [
-        Section("Training", plots=[drawn] if (drawn := [curve for curve in curves if curve]) else []),
-        *result_sections(scores),
-        Section("What the network saw", pictures=[_picture(sample) for sample in run.samples]),
-        Section("All figures", tables=[_summary_table(run.summary)] if run.summary else []),
-    ]
-    _write(path, run.title, run.subtitle, _tiles(run), sections)
+    figures = Section("All figures", tables=[_summary_table(run.summary)] if run.summary else [])
+    _write(path, run.title, run.subtitle, _tiles(run), [*run.drawn, figures])
 
 
 def write_comparison(path: Path, title: str, models: Sequence[ModelScores]) -> None:

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from dist_train.errors import UserError
+from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.bin import VerificationSet, read_bin
 from dist_train.evaluate.curves import TarAtFar
-from dist_train.evaluate.embed import Embeddings, EmbedFn, decoding, embed_pictures
+from dist_train.evaluate.embeddings import Embeddings, embed_pictures
+from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.runtime.ranks import ALONE, Ranks
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.errors import WorkError
+from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.bin import VerificationSet
-from dist_train.evaluate.embed import EmbedFn
 from dist_train.evaluate.tables import Cell, Table
 from dist_train.evaluate.verification import evaluate_verification
 from dist_train.runtime.written import write_failures, write_json

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet
-from dist_train.evaluate.embed import decoding, to_tensor
+from dist_train.evaluate.pictures import decoding, to_tensor
 from dist_train.evaluate.sets import StoredSet
 from dist_train.export.convention import Convention
 

@@ -34,24 +34,8 @@ class HeadGroup:
         dist.reduce_scatter_single(out, partial.contiguous(), group=self.group)
         return out
 
-    def gather_messages(self, value: str | None) -> list[str | None]:
-        """Every rank's message, in order of ranks. One collective, for the start of a run only."""
-        if self.world_size == 1:
-            return [value]
-        values: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
-
     def all_reduce(self, value: Tensor) -> Tensor:
         """Sum over ranks, in place. One collective."""
         if self.world_size > 1:
             dist.all_reduce(value, group=self.group)
         return value
-
-
-def first_failure(failures: list[str | None]) -> str | None:
-    """The message of the lowest rank that failed, with its rank; None where no rank failed."""
-    for rank, failure in enumerate(failures):
-        if failure is not None:
-            return f"rank {rank}: {failure}"
-    return None

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 from dist_train.data.batch import Batch
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
-from dist_train.head.exchange import HeadGroup, first_failure
+from dist_train.head.exchange import HeadGroup
 from dist_train.head.loss import ShardedLoss, check_labels
 from dist_train.head.margins.base import Classes
 from dist_train.head.margins.build import build_margin
@@ -23,6 +23,7 @@ from dist_train.head.sizes import class_range, row_width
 from dist_train.head.softmax import BlockSoftmax
 from dist_train.head.storage import RowStore, fill_normal
 from dist_train.head.update import RowUpdate
+from dist_train.runtime.ranks import Ranks
 
 
 class Head:
@@ -108,19 +109,20 @@ class Head:
         self._prepared: tuple[Tensor, Indices] | None = None  # this rank's labels, and those of all ranks
 
     def _open_store(self, seed: int) -> RowStore:
-        config, ranks = self.config, self.ranks
+        config, (rank, world_size) = self.config, (self.ranks.rank, self.ranks.world_size)
         specs = build_tables(config, self._width)
-        failure: str | None = None
-        owner = (ranks.rank, ranks.world_size)
         share = self.stop - self.start
-        try:
-            store = RowStore(specs, share, self.device, config.storage, config.storage_dir, owner, self._rounder)
-        except UserError as error:
-            failure = str(error)
+
+        def open_share() -> RowStore:
+            owner = (rank, world_size)
+            try:
+                return RowStore(specs, share, self.device, config.storage, config.storage_dir, owner, self._rounder)
+            except UserError as error:
+                raise UserError(f"rank {rank}: {error}") from error
+
         # Every rank learns of a failure here, before training: no rank waits in a collective for a rank that gave up.
-        message = first_failure(ranks.gather_messages(failure))
-        if message is not None:
-            raise UserError(message)
+        group = self.ranks.group
+        store = Ranks(rank, rank, world_size, self.device, group, control_group=group).agree(open_share, "all")
         centers = store.tables["centers"]
         fill_normal(centers, self.start, seed, config.init_std)
         if not self.margin.normalised:

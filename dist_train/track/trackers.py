@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.config import RunConfig
+from dist_train.config import TrackConfig
 from dist_train.data.levels import grey_levels
 from dist_train.run_files import METRICS_NAME
 from dist_train.runtime.written import write_text
@@ -59,16 +59,18 @@ class Trackers:
     """All sinks of a run; on ranks other than 0 there are none.
 
     Args:
-        config: the whole configuration.
+        run_dir: where `metrics.jsonl` is, and what W&B keeps.
+        config: the `track` section.
+        recipe: the whole recipe as JSON values, which W&B shows beside the figures.
         rank: this process's number.
         resume_step: the checkpoint's; 0 for a fresh start.
     """
 
-    def __init__(self, config: RunConfig, rank: int, resume_step: int) -> None:
-        self._jsonl = JsonlTracker(config.run_dir, resume_step) if rank == 0 else None
+    def __init__(self, run_dir: Path, config: TrackConfig, recipe: dict[str, Any], rank: int, resume_step: int) -> None:
+        self._jsonl = JsonlTracker(run_dir, resume_step) if rank == 0 else None
         self._wandb: WandbTracker | None = None
-        if rank == 0 and config.track.wandb != "disabled":
-            self._wandb = WandbTracker(config, resumed=resume_step > 0)
+        if rank == 0 and config.wandb != "disabled":
+            self._wandb = WandbTracker(run_dir, config, recipe, resumed=resume_step > 0)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Record `figures` at `step` everywhere."""

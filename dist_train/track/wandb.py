@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.config import RunConfig
+from dist_train.config import TrackConfig
 from dist_train.run_files import METRICS_NAME, WANDB_DIR_NAME, WANDB_ID_NAME
 from dist_train.runtime.text import first_line
 from dist_train.runtime.written import write_text
@@ -32,12 +32,14 @@ class WandbTracker:
     Figures bear their own `step`, so that a resumed run may write steps again that it had written before it stopped.
 
     Args:
-        config: the whole configuration.
+        run_dir: where the id and what cannot be sent are kept.
+        config: the `track` section.
+        recipe: the whole recipe as JSON values, shown beside the figures.
         resumed: go on with the run whose id the run directory holds.
     """
 
-    def __init__(self, config: RunConfig, resumed: bool) -> None:
-        self._config, self._resumed = config, resumed
+    def __init__(self, run_dir: Path, config: TrackConfig, recipe: dict[str, Any], resumed: bool) -> None:
+        self._run_dir, self._config, self._recipe, self._resumed = run_dir, config, recipe, resumed
         self._waiting: queue.Queue[Work | None] = queue.Queue(MOST_WAITING)
         self._broken = threading.Event()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -59,7 +61,7 @@ class WandbTracker:
 
     def checkpoint(self, path: Path) -> None:
         """Hand a checkpoint's files over if `track.artifacts` is set."""
-        if not self._config.track.artifacts:
+        if not self._config.artifacts:
             return
 
         def send(run: Any) -> None:  # noqa: ANN401
@@ -103,24 +105,24 @@ class WandbTracker:
     def _start(self) -> Any:  # noqa: ANN401
         import wandb
 
-        config, run_dir = self._config, self._config.run_dir
+        config, run_dir = self._config, self._run_dir
         id_file = run_dir / WANDB_ID_NAME
         run_id = id_file.read_text(encoding="utf-8") if self._resumed and id_file.exists() else secrets.token_hex(4)
         write_text(id_file, run_id)
 
         def start(mode: Literal["online", "offline"]) -> Any:  # noqa: ANN401
             return wandb.init(
-                project=config.track.project,
-                name=config.track.name or run_dir.name,
+                project=config.project,
+                name=config.name or run_dir.name,
                 id=run_id,
                 resume="allow" if mode == "online" else None,
                 mode=mode,
                 dir=run_dir,
-                config=config.model_dump(mode="json"),
+                config=self._recipe,
                 settings=wandb.Settings(console="off", silent=True),
             )
 
-        if config.track.wandb == "online":
+        if config.wandb == "online":
             try:
                 # Never a question at the terminal, which nobody would answer.
                 if not wandb.login(prompt=False):

@@ -74,7 +74,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
                 world_size=ranks.world_size,
                 device=ranks.device,
                 seed=config.seed,
-                class_counts=class_counts(config.data) if config.head.needs_class_counts else None,
+                class_counts=class_counts(loader.sources) if config.head.needs_class_counts else None,
             )
         )
         opened.callback(head.close)
@@ -135,7 +135,8 @@ def open_training(
         meter = Meter(config.train.global_batch_size, ranks.device)
         program = build_program(Setting(config, ranks, loader, accumulation, meter.time))
         opened.callback(program.close)
-        trackers = Trackers(config, ranks.rank, step)
+        recipe = config.model_dump(mode="json")
+        trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)
         opened.callback(trackers.close)
         checkpointer = Checkpointer(
             config.run_dir, config.checkpoint.keep, program.parts, ranks, on_commit=trackers.checkpoint

@@ -4,6 +4,7 @@ import json
 import logging
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 from dist_train.config import RunConfig
@@ -47,14 +48,24 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
         trackers.log(outcome.step, figures)
     if ranks.rank == 0:
         summary = _summary(config, outcome, found, ranks.world_size)
-        missing = _publish(config, outcome, summary, found, started)
+        report = RunReport(
+            title=config.run_dir.name,
+            summary=summary,
+            history=read_metrics(config.run_dir),
+            verification=found.verification,
+            identification=found.identification,
+            ijb=found.ijb,
+            distractors=found.distractors,
+            samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
+        )
+        missing = _publish(config.run_dir, report, started)
         if config.export.onnx:
             try:
                 summary |= _export(config, outcome)
             except Exception as error:  # whatever stops an exporter costs the export alone
                 missing[ONNX_NAME] = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
             else:
-                missing = _publish(config, outcome, summary, found, started)
+                missing = _publish(config.run_dir, report, started)
         lost += [f"{name}: {reason}" for name, reason in missing.items()]
         logger.info("%s", json.dumps(summary, indent=1))
         if lack := extras.missing("report"):
@@ -86,30 +97,18 @@ def _export(config: RunConfig, outcome: Outcome) -> dict[str, float]:
     return {"onnx_max_abs_diff": difference, "onnx_min_cosine": cosine}
 
 
-def _publish(
-    config: RunConfig, outcome: Outcome, summary: dict[str, Any], found: Evaluation, started: float
-) -> dict[str, str]:
-    """Write summary and report; for each that could not be written the reason."""
-    summary["seconds"] = round(time.monotonic() - started, 1)
+def _publish(run_dir: Path, report: RunReport, started: float) -> dict[str, str]:
+    """Reasons why the summary or the report could not be written, by the names of their files; {} where both are."""
+    report.summary["seconds"] = round(time.monotonic() - started, 1)
     missing: dict[str, str] = {}
     try:
-        write_json(config.run_dir / SUMMARY_NAME, summary)
+        write_json(run_dir / SUMMARY_NAME, report.summary)
     except OSError as error:
         missing[SUMMARY_NAME] = f"cannot be written: {error.strerror}"
     if extras.missing("report"):  # said at the end, once
         return missing
-    report = RunReport(
-        title=config.run_dir.name,
-        summary=summary,
-        history=read_metrics(config.run_dir),
-        verification=found.verification,
-        identification=found.identification,
-        ijb=found.ijb,
-        distractors=found.distractors,
-        samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
-    )
     try:
-        write_report(config.run_dir / REPORT_NAME, report)
+        write_report(run_dir / REPORT_NAME, report)
     except WorkError as error:
         missing[REPORT_NAME] = str(error)
     return missing

@@ -1,1 +1,1 @@
-"""`headcount embed` and `headcount search`: photos and faces of `data_prep`, networks and galleries of `dist_train`."""
+"""The commands `headcount embed` and `headcount search`: `data_prep`'s photos with `dist_train`'s networks."""

@@ -1,4 +1,4 @@
-"""`headcount embed`."""
+"""The command `headcount embed`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Face(StrEnum):
-    """Which face of a photo with several: the choices of `headcount prep align --faces` that give one."""
+    """Rules that choose one face of several: those of `headcount prep align --faces` but `all`."""
 
     MAIN = "main"
     LARGEST = "largest"
@@ -106,7 +106,7 @@ def embed(
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is none."""
+    """Raise a UserError for a name that is no device."""
     from dist_train.errors import UserError
 
     if device not in ("auto", "cpu", "cuda"):
@@ -116,7 +116,7 @@ def check_device(device: str) -> None:
 def cropper(
     image_size: int, align: bool, face: Face, min_face_px: float, longer_side_px: int | None, device: str
 ) -> "Cropper":
-    """What the options ask to be cut out of a picture."""
+    """The cropper that the options ask for."""
     from launch.embed.crops import AlignedFace, Centre
 
     return AlignedFace(image_size, face.value, min_face_px, longer_side_px, device) if align else Centre(image_size)

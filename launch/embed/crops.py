@@ -1,4 +1,4 @@
-"""From encoded pictures to the square that a network takes: the centre of aligned pictures, or a face out of photos."""
+"""Croppers, from encoded pictures to the square that a network takes: the centre of a picture, or an aligned face."""
 
 import os
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ _MAX_PIXELS = MAX_PIXELS // _DECODERS  # of each of their pictures
 
 
 class Cut(NamedTuple):
-    """What was cut out of a picture.
+    """A crop of a picture.
 
     Attributes:
         pixels: uint8 [S, S, 3], red first.
-        found: all faces of the photo, where they were looked for.
-        taken: number of the face that was cut out, among these.
+        found: all faces of the photo; None where no face was looked for.
+        taken: number of the face that was cut out, in `found`.
     """
 
     pixels: NDArray[np.uint8]
@@ -35,19 +35,19 @@ class Cut(NamedTuple):
 
 
 class Cropper(Protocol):
-    """Cuts encoded pictures for the network."""
+    """A cropper of encoded pictures, for a network."""
 
     def described(self) -> dict[str, Any]:
-        """All that decides what it cuts out, as JSON values."""
+        """The options that decide its crops, as JSON values."""
         ...
 
     def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
-        """One cut of each picture, or why there is none."""
+        """The crop or the reject of each picture."""
         ...
 
 
 class Centre:
-    """Pictures that are aligned already: the largest centred square, scaled.
+    """The cropper of pictures that are aligned already: the largest centred square, scaled.
 
     Args:
         image_size: side S of the result in pixels.
@@ -61,7 +61,7 @@ class Centre:
         return {"align": False}
 
     def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
-        """Decoded by several threads."""
+        """The crop or the reject of each picture, decoded by several threads."""
         with ThreadPoolExecutor(_DECODERS) as pool:
             return list(pool.map(self._cut, pictures))
 
@@ -71,13 +71,13 @@ class Centre:
 
 
 class AlignedFace:
-    """One face of each photo, aligned as `headcount prep align` does it: the same pixels.
+    """The cropper of one face of each photo, aligned to the same pixels as by `headcount prep align`.
 
     Args:
         image_size: side S of the result in pixels.
-        face: which one of several, by the rules of `data_prep.align.choose`.
-        min_face_px: smallest face, in pixels of the photo as it is searched.
-        longer_side_px: larger photos are searched at this size; None: as they are.
+        face: rule that chooses one of several faces, see `data_prep.align.choose`.
+        min_face_px: side of the smallest face, in pixels of the shrunken photo.
+        longer_side_px: larger photos are shrunk to this longer side for the search; None: no photo is.
         device: cpu or cuda.
     """
 
@@ -96,12 +96,12 @@ class AlignedFace:
         self._process: Process | None = None
 
     def described(self) -> dict[str, Any]:
-        """Which face, and how it is looked for."""
+        """The rule for the face, and the options of the search."""
         options = self._align.model_dump(mode="json", exclude={"image_size", "faces", "batch", "device"})
         return {"align": True, "face": self.face, **options}
 
     def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
-        """Faces found in all photos together."""
+        """The crop or the reject of each photo; the detector takes all photos in one call."""
         if self._process is None:
             self._process = self._align.open()
         return [made if isinstance(made, Reject) else _cut(*made) for made in self._process(pictures)]

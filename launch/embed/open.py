@@ -9,14 +9,14 @@ from launch.embed.origins import OnePhoto, Origin, PhotoOrigin
 
 
 def open_origin(path: Path, label_key: str = "label") -> Origin:
-    """What lies at `path`: a photo, folder of photos, table, `.rec`, tar, or folder of tars.
+    """The origin at `path`: a photo, folder of photos, table, `.rec`, tar, or folder of tars.
 
     Args:
         path: the source.
         label_key: key of the label in the `.json` of shards that have no `.cls`.
 
     Raises:
-        UserError: nothing there.
+        UserError: there is nothing at `path`.
     """
     from launch.embed.shards import ShardOrigin
 

@@ -1,6 +1,6 @@
-"""Where pictures to be embedded come from: encoded pictures of a photo, a folder, a table, a `.rec` or tar shards.
+"""Origins of pictures to be embedded: a photo, a folder, a table, a `.rec` or tar shards.
 
-Unlike preparation for training, this takes pictures of nobody known too: identity and label are given where known.
+Unlike preparation for training, origins give pictures of unknown people too; identity and label are None for them.
 """
 
 from abc import ABC, abstractmethod
@@ -18,13 +18,13 @@ from dist_train.errors import WorkError
 
 
 class Found(NamedTuple):
-    """An encoded picture and what is known about it.
+    """An encoded picture and its facts.
 
     Attributes:
         data: the encoded picture.
-        identity: name of whom it shows.
-        label: class number in its set.
-        score: of the face detector that cut it out.
+        identity: name of the person; None: unknown.
+        label: class number in its set; None: unknown.
+        score: score of the face detector that cut it out; None: unknown.
     """
 
     data: bytes
@@ -38,18 +38,18 @@ class Origin(ABC):
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
-        """What it is, as JSON values; `open_origin` takes `path` and `label_key` of it."""
+        """Description as JSON values; `open_origin` takes its `path` and `label_key`."""
 
     @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The list of its pictures."""
+        """The listing of its pictures, batch by batch."""
 
     @abstractmethod
     def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Reject]]:
-        """The pictures that were listed as `rows`.
+        """The pictures or rejects of listed `rows`.
 
         Raises:
-            WorkError: the storage failed, rather than single pictures.
+            WorkError: the storage failed, not a single picture.
         """
 
     @abstractmethod
@@ -57,23 +57,23 @@ class Origin(ABC):
         """One picture again."""
 
     def close(self) -> None:  # noqa: B027 - not all hold anything open
-        """Let go of open files."""
+        """Close all files."""
 
 
 class OnePhoto(Source):
-    """A single file."""
+    """The source that is a single file."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The file."""
+        """The listing, with the file as its one row."""
         yield listing([str(self.path.name).encode("utf-8", "surrogateescape")])
 
     def reader(self) -> Reader:
-        """A reader of it."""
+        """A reader of the file."""
         return FileReader(self.path.parent)
 
 
 class PhotoOrigin(Origin):
-    """A photo, a folder (its first folders name identities), a table, or a `.rec`, by the sources of `data_prep`."""
+    """The origin that is a photo, a folder (its first folders name identities), a table or a `.rec`."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -81,21 +81,21 @@ class PhotoOrigin(Origin):
         self._records = isinstance(source, RecSource)
 
     def described(self) -> dict[str, Any]:
-        """Kind and path."""
+        """Description: kind and path."""
         return {"kind": type(self._source).__name__, "path": str(self._source.path)}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """As the source lists them."""
+        """The listing of the source."""
         return self._source.batches()
 
     def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Reject]]:
-        """As the source reads them."""
+        """The pictures or rejects of listed `rows`."""
         asked = [Row(0, r["location"], r["offset"], r["size"], r["identity"]) for r in rows.to_pylist()]
         places = [Place(self._source.text(row.location), row.offset, row.size) for row in asked]
         return list(zip(places, (self._found(each) for each in self._read(asked)), strict=True))
 
     def fetch(self, place: Place) -> bytes | Reject:
-        """By its path; one whose name is not UTF-8 is not found again."""
+        """The picture by its path; a file whose name is not UTF-8 is not found again."""
         location = place.path.rpartition("#")[2] if self._records else place.path
         (found,) = self._read([Row(0, location.encode(), place.offset, place.size, None)])
         return found.data if isinstance(found, Raw) else found

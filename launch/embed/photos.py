@@ -1,4 +1,4 @@
-"""Pictures for `dist_train.embed`: an origin's encoded pictures, cut for the network."""
+"""Pictures for `dist_train.embed`: crops of an origin's encoded pictures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,23 +23,23 @@ class Photos:
     """A `PictureSource` of encoded pictures.
 
     Args:
-        origin: where they come from.
-        crop: what is cut out of each.
+        origin: gives the encoded pictures.
+        crop: the cropper.
     """
 
     def __init__(self, origin: Origin, crop: Cropper) -> None:
         self._origin, self._crop = origin, crop
 
     def described(self) -> dict[str, Any]:
-        """Origin and crop."""
+        """Description of origin and cropper, as JSON values."""
         return {**self._origin.described(), **self._crop.described()}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """As the origin lists them."""
+        """The listing of the origin."""
         return self._origin.batches()
 
     def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Picture | Reject]]:
-        """Read and cut."""
+        """The crops or rejects of listed rows."""
         read = self._origin.read(rows)
         cuts = iter(self._crop([found.data for _, found in read if isinstance(found, Found)]))
         return [(place, _picture(found, next(cuts)) if isinstance(found, Found) else found) for place, found in read]
@@ -59,11 +59,11 @@ def _picture(found: Found, cut: Cut | Reject) -> Picture | Reject:
 
 
 def matched_picture(match: Match, source: dict[str, Any], side_px: int) -> NDArray[np.uint8] | None:
-    """The picture of a match as it was embedded, [side_px, side_px, 3]; None where it cannot be read any more.
+    """The picture of a match as it was embedded, uint8 [side_px, side_px, 3]; None where it is gone.
 
     Args:
-        match: of a search.
-        source: description of the source that it is from, out of `Gallery.sources`.
+        match: a match of a search.
+        source: description of its source, from `Gallery.sources`.
         side_px: side of the result in pixels.
     """
     try:

@@ -1,4 +1,4 @@
-"""`headcount search build` and `headcount search query`."""
+"""The commands `headcount search build` and `headcount search query`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Build a gallery of embeddings, and search it with a photo.", no_args_is_help=True)
 
 _TILE_PX = 160
-_PHOTO_PX = 480  # longer side of the query's photo in the result
+_PHOTO_PX = 480  # longer side of the query's photo in the drawn result
 _UNKNOWN = "?"
 
 
@@ -94,7 +94,7 @@ def query(
     require("report", "headcount search query, which draws what it found")
     from dist_train.embed.gallery import Gallery
     from dist_train.embed.sheet import write_sheet
-    from dist_train.evaluate.embed import embed_pictures
+    from dist_train.evaluate.embeddings import embed_pictures
     from dist_train.evaluate.models import load_model
     from dist_train.runtime.ranks import join_ranks
 
@@ -143,12 +143,12 @@ def _check_model(gallery: "Gallery", model: "Model") -> None:
 
 
 def _options(told: dict[str, str]) -> str:
-    """What a user said of a model."""
+    """The options of a model that a user gave."""
     return ", ".join(f"{name} {value}" for name, value in told.items()) or "nothing said"
 
 
 def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
-    """The photo's bytes, and what is cut out of it."""
+    """The photo's bytes, and its crop."""
     from dist_train.data.reject import Reject
     from dist_train.errors import UserError
 
@@ -164,7 +164,7 @@ def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
 
 
 def _told(photo: Path, found: "Faces", taken: int, face: Face) -> str:
-    """Which face is looked for."""
+    """Text that names the face that is searched for."""
     left, top, right, bottom = (round(float(side)) for side in found.boxes[taken])
     where = f"{right - left}x{bottom - top} pixels at {left},{top}, score {found.scores[taken]:.3f}"
     count = len(found.scores)
@@ -195,7 +195,7 @@ def _tile(gallery: "Gallery", match: "Match", rank: int) -> "Tile":
 
 
 def _query_tiles(data: bytes, cut: "Cut") -> list["Tile"]:
-    """What was looked for, and the photo that it is from with its faces marked."""
+    """Tiles of the query: its crop, and its photo with the faces marked."""
     import cv2
     import numpy as np
 

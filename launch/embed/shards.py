@@ -1,4 +1,4 @@
-"""Pictures in tar shards: our own sets, webdataset's and img2dataset's, with labels and scores where they have any."""
+"""The origin of pictures in tar shards: own sets, webdataset's and img2dataset's, with labels and scores if present."""
 
 import json
 import os
@@ -25,17 +25,17 @@ from dist_train.runtime.text import shown_name
 from launch.embed.origins import Found, Origin
 
 _LISTED = pa.schema(
-    [("tar", pa.binary()), ("name", pa.string())]  # file names need not be UTF-8
+    [("tar", pa.binary()), ("name", pa.string())]  # bytes, because file names need not be UTF-8
     + [(f"{kind}_{what}", pa.int64()) for kind in ("picture", *LABEL_KINDS) for what in ("offset", "size")]
-    + [("reason", pa.string()), ("detail", pa.string())]  # why something in the tar is no picture
+    + [("reason", pa.string()), ("detail", pa.string())]  # reason why a member is no picture
 )
 _OPEN_TARS = 64
-_MOST_BYTES = {"picture": MAX_FILE_BYTES, "cls": 4096, "json": 16 << 20}  # of a member that are read
+_MOST_BYTES = {"picture": MAX_FILE_BYTES, "cls": 4096, "json": 16 << 20}  # most bytes of a member that are read
 _MOST_IDENTITIES = 1 << 31  # a set with tars alone does not say how many it has
 
 
 class ShardOrigin(Origin):
-    """A tar, or a folder of tars. The identity is named by `identities.parquet`, or by the folder inside of the tar.
+    """The origin that is a tar or a folder of tars; identities are from `identities.parquet` or inner folders.
 
     Args:
         path: of the tar or folder.
@@ -50,11 +50,11 @@ class ShardOrigin(Origin):
         self._names = _Names(self._folder / IDENTITIES_NAME)
 
     def described(self) -> dict[str, Any]:
-        """Path, and where labels are."""
+        """Description: path, and key of the labels."""
         return {"kind": "Shards", "path": str(self._path), "label_key": self._label_key}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The pictures, tar by tar in the order of their names, and what is in a tar and none."""
+        """The listing: tars in the order of their names, pictures and other members in the order of the tar."""
         if self._path.is_dir():
             refuse_other_inputs(self._path, photos=True)
         for tar in tars_in(self._path) if self._path.is_dir() else [self._path]:
@@ -64,7 +64,7 @@ class ShardOrigin(Origin):
                 yield pa.RecordBatch.from_pylist(chunk, schema=_LISTED)
 
     def read(self, rows: pa.RecordBatch) -> list[tuple[Place, Found | Reject]]:
-        """The samples at their offsets."""
+        """The pictures or rejects of listed rows, read at their offsets."""
         return [self._read(row) for row in rows.to_pylist()]
 
     def fetch(self, place: Place) -> bytes | Reject:
@@ -153,7 +153,7 @@ def _record(text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        return {}  # the picture is what counts; a set with such records is reported by `headcount data verify`
+        return {}  # the picture is usable; `headcount data verify` reports such records
     return body if isinstance(body, dict) else {}
 
 

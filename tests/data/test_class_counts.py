@@ -4,6 +4,7 @@ import pytest
 
 from dist_train.data.class_counts import class_counts
 from dist_train.data.config import DataConfig
+from dist_train.data.sources import open_sources
 from dist_train.errors import UserError
 from tests.data.sets import make_set
 
@@ -19,17 +20,17 @@ def test_counts_of_mixed_sets_follow_their_labels(tmp_path):
         write_counts(tmp_path / name, counts)
     mix = [{"path": str(tmp_path / "b"), "weight": 1}]
     mix.append({"path": str(tmp_path / "c"), "weight": 1, "shared_labels": True})
-    found = class_counts(DataConfig(path=str(tmp_path / "a"), mix=mix))
+    found = class_counts(open_sources(DataConfig(path=str(tmp_path / "a"), mix=mix)))
     assert found.tolist() == [4, 5, 5, 5, 5]
 
 
 def test_a_set_without_counts_or_with_those_of_another_is_named(tmp_path):
     make_set(tmp_path, [6], num_classes=3)
     with pytest.raises(UserError, match=r"identities\.parquet: cannot be read: .*take another margin"):
-        class_counts(DataConfig(path=str(tmp_path)))
+        class_counts(open_sources(DataConfig(path=str(tmp_path))))
     write_counts(tmp_path, [2, 2, 2], first=1)
     with pytest.raises(UserError, match=r"labels 1 \.\. 3, expected 0 \.\. 2"):
-        class_counts(DataConfig(path=str(tmp_path)))
+        class_counts(open_sources(DataConfig(path=str(tmp_path))))
     (tmp_path / "identities.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"identities\.parquet: cannot be read"):
-        class_counts(DataConfig(path=str(tmp_path)))
+        class_counts(open_sources(DataConfig(path=str(tmp_path))))

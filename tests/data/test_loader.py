@@ -11,6 +11,7 @@ from dist_train.data import loader as loader_module
 from dist_train.data.batch import Transfer
 from dist_train.data.config import DataConfig
 from dist_train.data.loader import build_loader
+from dist_train.data.manifest import Manifest
 from dist_train.errors import UserError
 from tests.data.sets import make_set, picture, write_tar
 
@@ -70,7 +71,7 @@ def test_batches_stay_as_they_are_when_later_ones_come(path):
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_ranks_together_get_what_one_rank_gets(path, world_size):
     values = config(path, augment=FIELD)
-    images, labels, positions, _ = load(values, 4, batch_size=24)
+    images, labels, positions, *_ = load(values, 4, batch_size=24)
     parts = [load(values, 4, 24 // world_size, rank, world_size) for rank in range(world_size)]
     joined = [np.concatenate([np.split(part[i], 4)[step] for step in range(4) for part in parts]) for i in range(3)]
     assert np.array_equal(joined[2], positions)
@@ -126,6 +127,28 @@ def test_a_mixture_puts_the_labels_of_further_sets_behind_the_first_ones(path, t
     assert (labels < 4).mean() > 0.6
 
 
+@pytest.mark.parametrize("backend", [{}, {"workers": 2, "prefetch": 2}, {"backend": "dali"}], ids=str)
+def test_each_sample_of_a_mixture_says_which_set_it_was_read_from(path, tmp_path, backend):
+    if "backend" in backend:
+        pytest.importorskip("nvidia.dali")
+    make_set(tmp_path, [30], num_classes=4)
+    (tmp_path / "bad").mkdir()
+    spoilt = [[(f"{n}.jpg", b"no picture"), (f"{n}.cls", b"0")] for n in range(10)]
+    Manifest(32, 2, (write_tar(tmp_path / "bad" / "x-000000.tar", spoilt),)).save(tmp_path / "bad")
+    mix = [{"path": str(tmp_path / "bad"), "weight": 0.2}, {"path": str(tmp_path), "weight": 1}]
+    values = config(path, mix=mix, max_bad_fraction=1, **backend)
+    with build_loader(values, 40, 0, 1, 0) as loader:
+        batches = [next(loader) for _ in range(2)]
+        assert loader.bad_samples > 2, "samples of the second set, all bad, are replaced by those of the others"
+    for batch in batches:
+        assert batch.source.dtype == torch.int64
+        assert torch.equal(batch.source, (batch.host_labels >= 11) * 2), "labels of the third set begin at 9 + 2"
+        assert set(batch.source.tolist()) == {0, 2}
+        assert torch.equal(torch.cat([part.source for part in batch.chunk(3)]), batch.source)
+    with build_loader(config(path), 8, 0, 1, 0) as loader:
+        assert not next(loader).source.any()
+
+
 def test_class_balanced_batches_are_the_same_from_workers(path, tmp_path):
     values = {"images_per_class": 3, "cache_dir": str(tmp_path)}
     labels = load(config(path, **values), 6, batch_size=12)[1].reshape(-1, 3)
@@ -163,7 +186,7 @@ def test_a_pool_lends_an_array_only_when_nothing_looks_at_it_any_more(monkeypatc
 
     def batch(level):
         pixels = np.full((2, 3, 4, 4), level, dtype=np.uint8)
-        return transfer(pixels, np.zeros(2, np.int64), np.zeros(2, np.int64)).images
+        return transfer(pixels, *[np.zeros(2, np.int64)] * 3).images
 
     held = [batch(level) for level in range(3)]
     slices = [held[0][1:], held[1].detach().view(-1)]

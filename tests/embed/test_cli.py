@@ -16,8 +16,9 @@ from data_prep.align_transform import Align
 from data_prep.decode import decode
 from dist_train.embed.gallery import Gallery
 from dist_train.errors import UserError, WorkError
-from dist_train.evaluate.embed import decoding, embed_pictures
+from dist_train.evaluate.embeddings import embed_pictures
 from dist_train.evaluate.models import load_model
+from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sets import StoredSet
 from launch.cli import app
 from launch.embed.crops import AlignedFace

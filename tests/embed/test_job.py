@@ -14,7 +14,7 @@ import torch
 from dist_train.embed import table
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError, WorkError
-from dist_train.evaluate.embed import to_tensor
+from dist_train.evaluate.pictures import to_tensor
 from tests.embed.standin import DIM, Numbers, embed, embed_on_rank, embed_pixels, model, pixels
 from tests.ranks import run_ranks
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dist_train.errors import WorkError
-from dist_train.evaluate.embed import Embeddings
+from dist_train.evaluate import report as report_module
+from dist_train.evaluate.embeddings import Embeddings
 from dist_train.evaluate.identification import judge_search, search_gallery
 from dist_train.evaluate.report import RunReport, Sample, write_comparison, write_report
 from dist_train.evaluate.tables import ModelScores
@@ -41,6 +42,20 @@ def test_the_report_is_one_file_that_loads_nothing(tmp_path, verified, identifie
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))
     assert "<script" not in page
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_report_that_is_written_again_shows_new_figures_and_draws_nothing_again(tmp_path, monkeypatch, verified):
+    report = RunReport("quick start", {"images": 7}, [{"step": s, "loss": 1.0 / s} for s in (1, 2)], [verified])
+    write_report(tmp_path / "report.html", report)
+    first = (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(report_module, "plots", None)
+    monkeypatch.setattr(report_module, "result_sections", None)
+    report.summary["onnx_max_abs_diff"] = 0.125
+    write_report(tmp_path / "report.html", report)
+    second = (tmp_path / "report.html").read_text()
+    assert "0.125" not in first
+    assert second.count("0.125") == 2, "as a tile and in the table"
+    assert second.count("data:image/") == first.count("data:image/") > 1
 
 
 def test_the_report_is_well_formed_and_holds_every_part(tmp_path, verified, identified):

@@ -10,7 +10,7 @@ from sklearn.model_selection import KFold
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.bin import VerificationSet
 from dist_train.evaluate.curves import roc, sort_scores, tar_at_far
-from dist_train.evaluate.embed import Embeddings
+from dist_train.evaluate.embeddings import Embeddings
 from dist_train.evaluate.suite import Evaluation
 from dist_train.evaluate.tables import ModelScores, verification_table
 from dist_train.evaluate.verification import evaluate_verification, fold_accuracies, fold_tars, judge_pairs

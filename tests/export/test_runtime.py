@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.bin import read_bin
-from dist_train.evaluate.embed import to_tensor
+from dist_train.evaluate.pictures import to_tensor
 from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.export.convention import RANGES, Stated
 from dist_train.export.runtime import OnnxModel

@@ -68,6 +68,10 @@ def config(tmp_path, **overrides):
     return made
 
 
+def open_trackers(made, rank, resume_step):
+    return Trackers(made.run_dir, made.track, made.model_dump(mode="json"), rank, resume_step)
+
+
 def test_a_run_gives_the_same_figures_to_both_with_samples_and_checkpoints(tmp_path, wandb):
     write_set(tmp_path / "set")
     options = {"track__wandb": "online", "track__artifacts": True, "train__steps": 4, "optimizer__clip_norm": 5.0}
@@ -93,7 +97,7 @@ def test_a_run_gives_the_same_figures_to_both_with_samples_and_checkpoints(tmp_p
 
 def test_a_resumed_run_is_the_same_run_and_steps_made_again_are_taken_back(tmp_path, wandb):
     for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        trackers = Trackers(config(tmp_path, track__wandb="online"), 0, resume_step)
+        trackers = open_trackers(config(tmp_path, track__wandb="online"), 0, resume_step)
         for step in steps:
             trackers.log(step, {"loss": 1.0 / step})
         trackers.close()
@@ -105,7 +109,7 @@ def test_a_resumed_run_is_the_same_run_and_steps_made_again_are_taken_back(tmp_p
 
 def test_without_key_or_network_figures_are_kept_for_later(tmp_path, wandb, caplog):
     wandb.login = lambda prompt: False
-    trackers = Trackers(config(tmp_path, track__wandb="online"), 0, 0)
+    trackers = open_trackers(config(tmp_path, track__wandb="online"), 0, 0)
     trackers.log(1, {"loss": 2.0})
     trackers.close()
     assert [run.options["mode"] for run in wandb.runs] == ["offline"]
@@ -119,7 +123,7 @@ def test_wandb_that_breaks_is_said_once_and_the_run_goes_on(tmp_path, wandb, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(FakeRun, "log", full)
-    trackers = Trackers(config(tmp_path, track__wandb="offline"), 0, 0)
+    trackers = open_trackers(config(tmp_path, track__wandb="offline"), 0, 0)
     for step in range(1, 4):
         trackers.log(step, {"loss": 1.0})
     trackers.close()
@@ -132,12 +136,12 @@ def test_wandb_that_hangs_neither_stops_the_run_nor_its_end(tmp_path, wandb, mon
     wandb.init = lambda **_: hang.wait(30)
     monkeypatch.setattr(wandb_tracker, "CLOSE_S", 0.1)
     monkeypatch.setattr(wandb_tracker, "MOST_WAITING", 5)
-    trackers = Trackers(config(tmp_path, track__wandb="offline"), 0, 0)
+    trackers = open_trackers(config(tmp_path, track__wandb="offline"), 0, 0)
     for step in range(1, 4):
         trackers.log(step, {"loss": 1.0})
     trackers.close()
     assert "W&B did not take the last figures within 0.1 s" in caplog.text
-    trackers = Trackers(config(tmp_path, track__wandb="offline"), 0, 3)
+    trackers = open_trackers(config(tmp_path, track__wandb="offline"), 0, 3)
     for step in range(4, 20):
         trackers.log(step, {"loss": 1.0})
     trackers.close()
@@ -147,7 +151,7 @@ def test_wandb_that_hangs_neither_stops_the_run_nor_its_end(tmp_path, wandb, mon
 
 
 def test_a_real_wandb_run_without_network_lies_in_the_run_directory(tmp_path):
-    trackers = Trackers(config(tmp_path, track__wandb="offline"), 0, 0)
+    trackers = open_trackers(config(tmp_path, track__wandb="offline"), 0, 0)
     trackers.log(1, {"loss": 1.0})
     trackers.pictures("samples", torch.zeros(3, 3, 8, 8))
     trackers.close()
@@ -158,7 +162,7 @@ def test_a_real_wandb_run_without_network_lies_in_the_run_directory(tmp_path):
 
 
 def test_a_disk_that_refuses_figures_costs_figures_and_not_the_run(tmp_path, monkeypatch, caplog):
-    trackers = Trackers(config(tmp_path), 0, 0)
+    trackers = open_trackers(config(tmp_path), 0, 0)
     trackers.log(1, {"loss": 1.0})
     with (tmp_path / "run" / METRICS_NAME).open("a") as file:
         file.write('{"step": 2, "lo')  # as much as the disk still took

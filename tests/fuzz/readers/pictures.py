@@ -11,7 +11,7 @@ from data_prep.decode import decode as decode_photo
 from data_prep.transforms import Keep
 from dist_train.data.opencv import decode
 from dist_train.data.reject import Reject
-from dist_train.evaluate.embed import decoding
+from dist_train.evaluate.pictures import decoding
 from tests.data.sets import picture
 from tests.fuzz.formats import PICTURE
 from tests.fuzz.reader import Reader, RefusedError, Scene

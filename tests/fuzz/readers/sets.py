@@ -84,7 +84,7 @@ def look(home: Path) -> None:
     """What `data inspect`, `data verify` and a training run do with a set."""
     manifest = open_manifest(str(home))
     looking.describe(home, manifest)
-    looking.sheet(home, manifest, 1, 2, 0)
+    looking.contact_sheet(home, manifest, 1, 2, 0)
     for shard in manifest.shards[:MOST_SHARDS]:
         verify_shard(home, manifest, shard, decode_all=True, label_key="label")
     open_sources(DataConfig(path=str(home)))
@@ -123,7 +123,7 @@ def _read_index(home: Path) -> None:
 
 def _read_identities(home: Path) -> None:
     _embed_origin(home)
-    class_counts(DataConfig(path=str(home)))
+    class_counts(open_sources(DataConfig(path=str(home), check_at_start=False)))
     looking.describe(home, load_manifest(home))
 
 
