@@ -146,7 +146,8 @@ def choose_pictures(path: str, batches: int, first: Parent) -> Pictures:
     batch_size = min(BATCH_SIZE, manifest.samples)
     if batch_size < 2:
         raise UserError(f"--set {path}: {manifest.samples} picture; a variance takes two or more")
-    return Pictures(path, manifest, config, batch_size, min(batches, manifest.samples // batch_size), first.config.seed)
+    count = min(batches, manifest.samples // batch_size)
+    return Pictures(path, manifest, config, batch_size, count, first.config.seed, first.config.train.device)
 
 
 def renew_statistics(backbone: nn.Module, pictures: Pictures) -> None:

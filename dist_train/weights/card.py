@@ -5,6 +5,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -227,5 +228,5 @@ def _numbers(summary: dict[str, object]) -> dict[str, float]:
         for key, each in entries.items():
             usable = isinstance(each, int | float) and not isinstance(each, bool) and abs(each) < _MOST
             if usable and name not in _SAID_ELSEWHERE and len(found) < _MOST_FIGURES:
-                found[shown_start(key)] = float(each)
+                found[shown_start(key)] = float(cast(float, each))
     return found

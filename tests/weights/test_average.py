@@ -15,6 +15,7 @@ from dist_train.errors import UserError
 from dist_train.weights import average as average_module
 from dist_train.weights.average import average_backbones, choose_pictures, renew_statistics
 from dist_train.weights.export import export_average
+from tests.launch.recipes import headcount_here
 from tests.sets import picture, write_set
 from tests.weights.runs import CLASSES, train_run
 
@@ -87,7 +88,11 @@ def test_several_batches_count_equally(checkpoints, data, monkeypatch):
 def test_the_order_of_the_parents_does_not_matter_and_the_card_names_them(checkpoints, data, tmp_path):
     for name, given in (("a", checkpoints), ("b", checkpoints[::-1])):
         (tmp_path / name).mkdir()
-        export_average(given, tmp_path / name / "soup.safetensors", "headcount", data, 100)
+        done = headcount_here(
+            "checkpoint", "average", *given, "-o", tmp_path / name / "soup.safetensors", "--set", data
+        )
+        assert done.returncode == 0, done.stderr
+        assert "mean of 2 checkpoints; written: soup.safetensors, soup.md" in done.stdout
     for name in ("soup.safetensors", "soup.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     card = (tmp_path / "a" / "soup.md").read_text()

@@ -151,9 +151,7 @@ def test_tensors_get_the_names_of_another_project(run, tmp_path, monkeypatch):
     assert same_tensors(load_file(tmp_path / "model.safetensors"), {name: state[ours] for name, ours in theirs.items()})
     assert "arcface" in card.text()
     del theirs["theirs.0"]
-    with pytest.raises(
-        UserError, match="--names arcface_torch: 1 tensors have no name there, the first: stem.0.weight"
-    ):
+    with pytest.raises(UserError, match=r"--names arcface_torch: 1 tensors have no name there, the first: stem"):
         export(run, tmp_path / "other.safetensors", names="arcface_torch")
 
 
