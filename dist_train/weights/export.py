@@ -96,14 +96,18 @@ def write_all(
     if centers is not None:
         card = replace(card, centers=tuple(path.name for path in beside))
     about = card.header()
+    card_file = card_path(output)
     with write_failures(str(output), MAKE_ROOM), ExitStack() as opened:
         # The weights are opened first, so they get their name last.
-        fill_weights(opened.enter_context(written(output)), output.suffix, state, about)
+        files = [opened.enter_context(written(path)) for path in (output, card_file)]
+        fill_weights(files[0], output.suffix, state, about)
+        files[1].write(card.text().encode())
         if centers is not None:
-            rows, names = (opened.enter_context(written(path)) for path in beside)
-            write_safetensors(rows, {"centers": centers[0]}, about)
-            pq.write_table(centers[1], names)
-        opened.enter_context(written(card_path(output))).write(card.text().encode())
+            files += [opened.enter_context(written(path)) for path in beside]
+            write_safetensors(files[2], {"centers": centers[0]}, about)
+            pq.write_table(centers[1], files[3])
+        for file in files:  # what the disk refuses shows before the first of them has its name
+            file.flush()
     return card
 
 
