@@ -131,6 +131,6 @@ def write_safetensors(file: IO[bytes], tensors: Mapping[str, Blocks], about: Map
             missing -= block.numel()
             if block.dtype != tensors[name].dtype or missing < 0:
                 raise ValueError(f"{name}: a block {list(block.shape)} of {block.dtype} too many")
-            file.write(block.contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         if missing:
             raise ValueError(f"{name}: {missing} numbers missing")
