@@ -73,7 +73,7 @@ def average_backbones(checkpoints: Sequence[Path]) -> Mean:
     """Load backbones and take the mean of each number, in float64.
 
     Raises:
-        UserError: fewer than two, one twice, or other networks or picture sizes.
+        UserError: fewer than two, one twice, other networks or picture sizes, or numbers that are not finite.
         WorkError: a damaged checkpoint.
     """
     places = sorted({path.resolve() for path in checkpoints})
@@ -93,6 +93,8 @@ def average_backbones(checkpoints: Sequence[Path]) -> Mean:
         parents.append(Parent.of(place, config, progress))
         _check_same_network(places[0], parents[0], place, parents[-1])
         for name, tensor in backbone.state_dict().items():
+            if not tensor.isfinite().all():
+                raise UserError(f"average: {place}: {name} is not finite: training diverged there; leave it out")
             sums[name] = sums.get(name, 0) + tensor.double()
     first = parents[0]
     # Dropout changes the variance that the last BatchNorm sees, and is off when the network is used.

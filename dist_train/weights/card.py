@@ -127,8 +127,8 @@ class Card:
         return (
             f"{self.convention}: `(value - 127.5) / 127.5` of pictures of {side} x {side} pixels, channels red, green, "
             "blue.\n\n"
-            "Faces are moved there by a similarity transform of five points (left eye, right eye, nose, left and right "
-            f"corner of the mouth, as seen) to {points}, as `headcount prep align` does."
+            "Where the pictures are of faces, a similarity transform has moved five points (left eye, right eye, nose, "
+            f"left and right corner of the mouth, as seen) to {points}, as `headcount prep align` does."
         )
 
     def _loading(self) -> list[str]:

@@ -37,6 +37,7 @@ def export_checkpoint(checkpoint: Path, output: Path, names: str, centers: bool)
     """
     check_output(output)
     card_path(output)
+    checkpoint = checkpoint.absolute()  # whose run is found two folders up, also where it is given as "."
     backbone, config, progress = load_backbone(checkpoint)
     card = Card(output.name, names, count_parameters(backbone), (Parent.of(checkpoint, config, progress),))
     state = renamed(backbone.state_dict(), config.backbone, names)

@@ -155,6 +155,19 @@ def test_a_mean_takes_two_different_checkpoints(run, checkpoints):
         average_backbones([*checkpoints, again])
 
 
+def test_a_diverged_parent_is_named(checkpoints, monkeypatch):
+    load = average_module.load_backbone
+
+    def diverged(path):
+        backbone, *rest = load(path)
+        nn.init.constant_(backbone.stem[0].weight, float("nan" if path.name.endswith("4") else 0))
+        return backbone, *rest
+
+    monkeypatch.setattr(average_module, "load_backbone", diverged)
+    with pytest.raises(UserError, match=r"step-00000004: stem.0.weight is not finite"):
+        average_backbones(checkpoints)
+
+
 def test_a_set_is_needed_and_must_have_the_networks_pixels(checkpoints, data, tmp_path):
     with pytest.raises(UserError, match="--set is missing: tiny has BatchNorm"):
         export_average(checkpoints, tmp_path / "soup.safetensors", "headcount", None, 100)

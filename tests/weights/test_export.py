@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -93,6 +94,13 @@ def test_centers_come_row_by_row_with_the_names_of_the_set(run, whole):
     assert torch.equal(load_file(whole / "model.centers.safetensors")["centers"], stored)
     names = pq.read_table(whole / "model.identities.parquet")
     assert names.to_pydict() == {"label": list(range(CLASSES)), "name": [f"person {n}" for n in range(CLASSES)]}
+
+
+def test_a_checkpoint_is_exported_from_its_own_folder_too(copied, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkpoints_at(copied)[0])
+    card = export_checkpoint(Path(), tmp_path / "model.safetensors", "headcount", True)
+    assert str(card.parents[0]) == "copied, step 2"
+    assert (tmp_path / "model.identities.parquet").exists()
 
 
 def test_names_that_the_run_keeps_come_before_those_of_the_set(copied, tmp_path):
