@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor, nn
 
 from dist_train.backbones.config import BackboneConfig
@@ -20,6 +21,7 @@ from dist_train.weights.centers import identity_names, plain_centers
 from dist_train.weights.write import Blocks, check_output, fill_weights, write_safetensors
 
 OURS = "headcount"
+_MEAN = ".running_mean"
 
 
 def export_checkpoint(checkpoint: Path, output: Path, names: str, centers: bool) -> Card:
@@ -125,7 +127,13 @@ def renamed(state: Mapping[str, Tensor], backbone: BackboneConfig, names: str) -
     own = TABLES[names].own_names(backbone)
     if left := sorted(set(state) - set(own.values())):
         raise UserError(f"--names {names}: {len(left)} tensors have no name there, the first: {left[0]}")
-    return {theirs: state[ours] for theirs, ours in own.items()}
+    tensors = {theirs: state[ours] for theirs, ours in own.items()}
+    # A BatchNorm without parameters has a scale of 1 and a bias of 0, which other projects' networks ask for.
+    for name in [each for each in tensors if each.endswith(_MEAN)]:
+        norm = name.removesuffix(_MEAN)
+        tensors.setdefault(f"{norm}.weight", torch.ones_like(tensors[name]))
+        tensors.setdefault(f"{norm}.bias", torch.zeros_like(tensors[name]))
+    return tensors
 
 
 def count_parameters(backbone: nn.Module) -> int:

@@ -151,16 +151,17 @@ def test_stored_rows_lose_their_bias_and_become_float32_block_by_block(monkeypat
         plain_centers("step-1", config)
 
 
-def test_tensors_get_the_names_of_another_project(run, tmp_path, monkeypatch):
+def test_tensors_get_the_names_of_another_project_whose_norms_have_scale_and_bias(run, tmp_path, monkeypatch):
     state = load_backbone(run)[0].state_dict()
-    theirs = {f"theirs.{number}": name for number, name in enumerate(state)}
+    theirs = {f"theirs.{name}": name for name in state}
     table = SimpleNamespace(own_names=lambda backbone: theirs)
-    module = SimpleNamespace(TABLES={"arcface_torch": table})
-    monkeypatch.setitem(sys.modules, "dist_train.weights.names", module)
-    card = export(run, tmp_path / "model.safetensors", names="arcface_torch")
-    assert same_tensors(load_file(tmp_path / "model.safetensors"), {name: state[ours] for name, ours in theirs.items()})
-    assert "arcface" in card.text()
-    del theirs["theirs.0"]
+    monkeypatch.setitem(sys.modules, "dist_train.weights.names", SimpleNamespace(TABLES={"arcface_torch": table}))
+    export(run, tmp_path / "model.safetensors", names="arcface_torch")
+    found = load_file(tmp_path / "model.safetensors")
+    added = {"theirs.embed.4.weight": torch.ones(16), "theirs.embed.4.bias": torch.zeros(16)}
+    assert same_tensors(found, {name: state[ours] for name, ours in theirs.items()} | added)
+    assert r"named as in arcface\_torch" in (tmp_path / "model.md").read_text()
+    del theirs["theirs.stem.0.weight"]
     with pytest.raises(UserError, match=r"--names arcface_torch: 1 tensors have no name there, the first: stem"):
         export(run, tmp_path / "other.safetensors", names="arcface_torch")
 
