@@ -17,6 +17,8 @@ from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 from dist_train.runtime.terminal import PrintableFormatter, echo
+from dist_train.weights.cli import average
+from dist_train.weights.cli import export as export_weights
 from launch import failures
 from launch.commands import app as launch_app
 from launch.embed.cli import embed
@@ -39,6 +41,8 @@ app.command(name="eval")(evaluate)
 app.command()(export)
 app.command()(embed)
 app.add_typer(search_app, name="search")
+checkpoint_app.command(name="export")(export_weights)
+checkpoint_app.command()(average)
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(launch_app, name="launch")
 

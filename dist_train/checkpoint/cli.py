@@ -1,24 +1,21 @@
-"""`headcount checkpoint`: look into checkpoints, and take plain weights out of them."""
+"""`headcount checkpoint`: look into checkpoints; see `weights.cli` for taking weights out of them."""
 
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dist_train.run_files import CHECKPOINTS_NAME, METADATA_NAME
 from dist_train.runtime.terminal import echo
 
-if TYPE_CHECKING:
-    from torch import Tensor
+app = typer.Typer(help="Inspect checkpoints; export their weights, or a mean of them.", no_args_is_help=True)
 
-app = typer.Typer(help="Inspect checkpoints, and export plain weights.", no_args_is_help=True)
-
-_Where = Annotated[Path, typer.Argument(help="run directory, or one checkpoint in it")]
+Where = Annotated[Path, typer.Argument(help="run directory, or one checkpoint in it")]
 
 
 @app.command()
-def inspect(where: _Where) -> None:
+def inspect(where: Where) -> None:
     """Print what checkpoints hold, and whether their files are undamaged.
 
     Exit status 1 if one is damaged.
@@ -42,51 +39,6 @@ def inspect(where: _Where) -> None:
             echo(f"  {line}")
     if wrong:
         raise WorkError(f"{where}: {wrong[0]}; a resumed run passes over damaged checkpoints")
-
-
-@app.command()
-def export(
-    where: _Where,
-    output: Annotated[Path, typer.Option("--output", "-o", help="file to write, for `torch.load`")],
-    centers: Annotated[
-        bool, typer.Option("--centers", help="also write the class centers, float32 [C, D] or [C, K, D]")
-    ] = False,
-) -> None:
-    """Write backbone weights as one plain file, for other programs.
-
-    The file holds a dict for `torch.load(FILE, weights_only=True)`: `backbone` (a state dict; the moving average where
-    one was kept), `config` (YAML), `image_size`, `step`, and with --centers `centers`.
-
-    Example:
-
-      headcount checkpoint export runs/quickstart -o quickstart.pt
-    """
-    import torch
-
-    from dist_train.checkpoint.load import load_backbone
-    from dist_train.config import dump_config
-    from dist_train.errors import UserError
-    from dist_train.runtime.written import written_path
-
-    backbone, config, progress = load_backbone(where)
-    body = {
-        "backbone": backbone.state_dict(),
-        "config": dump_config(config),
-        "image_size": progress.image_size,
-        "step": progress.step,
-    }
-    if centers:
-        # Behind the centers of a softmax with bias stands the bias.
-        table = load_centers(checkpoints_at(where)[-1])
-        width = config.backbone.embedding_dim
-        table = table.unflatten(1, (config.head.centers_per_class, -1))[:, :, :width]
-        body["centers"] = (table[:, 0] if table.shape[1] == 1 else table).contiguous()
-    try:
-        with written_path(output) as temporary:
-            torch.save(body, temporary)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{output}: cannot be written: {error}") from error
-    echo(f"{output}: step {progress.step}, {output.stat().st_size / 1e6:.1f} MB")
 
 
 def checkpoints_at(where: Path) -> list[Path]:
@@ -133,25 +85,3 @@ def describe_checkpoint(checkpoint: Path) -> list[str]:
     for part, (count, numbers, held) in sorted(parts.items()):
         lines.append(f"{part:<{width}}  {count:>5} tensors {numbers:>15,} numbers {held / 1e6:>12,.1f} MB")
     return lines
-
-
-def load_centers(checkpoint: Path) -> "Tensor":
-    """Class centers as stored, float32 [C, K·width].
-
-    Raises:
-        WorkError: a damaged checkpoint.
-    """
-    import torch
-
-    from dist_train.checkpoint.errors import DCP_ERRORS, last_line
-    from dist_train.checkpoint.metadata import read_tensors
-    from dist_train.checkpoint.reader import load_tensors
-    from dist_train.errors import WorkError
-
-    try:
-        entry = read_tensors(checkpoint)["head.centers"]
-        state = {"head": {"centers": torch.empty(entry.size, dtype=entry.properties.dtype)}}
-        load_tensors(state, checkpoint, alone=True)
-    except DCP_ERRORS as error:
-        raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
-    return state["head"]["centers"].float()

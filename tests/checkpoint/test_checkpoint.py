@@ -7,16 +7,18 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 from typer.testing import CliRunner
 
-from dist_train.checkpoint.cli import app
 from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.errors import UserError, WorkError
 from dist_train.track.trackers import read_metrics
+from launch.cli import app
 from tests.sets import write_set
 from tests.single import trainer
+from tests.weights.runs import write_names
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def train(tmp_path, tiny_set, **overrides):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, ["checkpoint", *map(str, arguments)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.output
@@ -101,13 +103,17 @@ def test_weights_of_another_architecture_than_the_configuration_names_are_refuse
 
 def test_exported_weights_load_in_plain_torch_and_are_the_runs(tmp_path, tiny_set):
     run_dir = train(tmp_path, tiny_set)
-    run("export", run_dir, "-o", tmp_path / "weights.pt", "--centers")
-    body = torch.load(tmp_path / "weights.pt", weights_only=True)
     backbone, config, progress = load_backbone(run_dir)
-    assert body["step"] == progress.step == 6
-    assert body["centers"].shape == (progress.num_classes, config.backbone.embedding_dim)
+    write_names(run_dir / "identities.parquet", [str(n) for n in range(progress.num_classes)])
+    told = run("export", run_dir, "-o", tmp_path / "weights.pt", "--centers")
+    assert "step 6" in told
+    assert progress.step == 6
+    centers = load_file(tmp_path / "weights.centers.safetensors")["centers"]
+    assert centers.shape == (progress.num_classes, config.backbone.embedding_dim)
+    body = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert set(body) == set(backbone.state_dict())
     for name, tensor in backbone.state_dict().items():
-        assert torch.equal(body["backbone"][name], tensor)
+        assert torch.equal(body[name], tensor)
 
 
 def test_a_place_without_checkpoints_is_a_users_mistake(tmp_path, tiny_set):

@@ -5,12 +5,13 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from dist_train.checkpoint.cli import describe_checkpoint, load_centers
+from dist_train.checkpoint.cli import describe_checkpoint
 from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.store import committed_checkpoints, damage, prune, read_best, write_best
 from dist_train.evaluate.report import RunReport, write_report
 from dist_train.run_files import JOB_NAME, SLURM_JOBS_NAME
 from dist_train.track.trackers import JsonlTracker, read_metrics
+from dist_train.weights.centers import load_centers
 from launch.rank import begun_before
 from launch.status import jobs_of, run_state
 from tests.fuzz.formats import JSON, PICKLE, YAML
