@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from dist_train.errors import UserError, WorkError
-from dist_train.run_files import CONFIG_NAME, METRICS_NAME, SLURM_JOBS_NAME, SUMMARY_NAME
+from dist_train.run_files import CONFIG_NAME, LOCK_NAME, METRICS_NAME, SLURM_JOBS_NAME, SUMMARY_NAME
+from dist_train.runtime.lock import is_held
 from dist_train.runtime.terminal import echo
 from launch.slurm import JOB_PREFIX, run_slurm
 
@@ -34,7 +35,8 @@ class RunState:
         seconds_left: at that rate; None while it is not known.
         figures_age_s: seconds since the last figures; None before the first.
         checkpoint: step and age in seconds of the newest checkpoint; None before the first.
-        finished: evaluated and reported.
+        exporting: evaluated and reported by a job that is still at work.
+        finished: evaluated and reported, and no job is at work.
     """
 
     step: int
@@ -44,18 +46,19 @@ class RunState:
     seconds_left: float | None
     figures_age_s: float | None
     checkpoint: tuple[int, float] | None
+    exporting: bool
     finished: bool
 
     def __str__(self) -> str:
         """One line for people."""
-        parts = ["finished"] if self.finished else []
+        parts = ["evaluated, now exporting"] if self.exporting else ["finished"] if self.finished else []
         total = f" of {self.total_steps} ({self.step / self.total_steps:.0%})" if self.total_steps else ""
         parts.append(f"step {self.step}{total}")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         if self.images_per_s is not None:
             parts.append(f"{self.images_per_s:,.0f} images/s")
-        if self.seconds_left is not None and not self.finished:
+        if self.seconds_left is not None and not (self.exporting or self.finished):
             parts.append(f"{duration(self.seconds_left)} left")
         if self.figures_age_s is not None:
             parts.append(f"last figures {duration(self.figures_age_s)} ago")
@@ -88,6 +91,8 @@ def run_state(run_dir: Path, now: float) -> RunState | None:
     if total is None and epoch:
         total = max(1, round(min(LARGEST, (config.train.epochs or 0) * step / epoch)))
     found = committed_checkpoints(run_dir)
+    summary, lock = run_dir / SUMMARY_NAME, run_dir / LOCK_NAME
+    reported, at_work = summary.exists(), is_held(lock)
     return RunState(
         step=step,
         total_steps=total,
@@ -96,7 +101,9 @@ def run_state(run_dir: Path, now: float) -> RunState | None:
         seconds_left=(total - step) * config.train.global_batch_size / rate if total and rate else None,
         figures_age_s=now - (run_dir / METRICS_NAME).stat().st_mtime if figures else None,
         checkpoint=(read_progress(found[-1]).step, now - found[-1].stat().st_mtime) if found else None,
-        finished=(run_dir / SUMMARY_NAME).exists(),
+        # A job writes the lock file when it begins: an older summary is that of a job before it.
+        exporting=reported and at_work and summary.stat().st_mtime_ns >= lock.stat().st_mtime_ns,
+        finished=reported and not at_work,
     )
 
 

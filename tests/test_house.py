@@ -1,6 +1,9 @@
 """The house: which package and room may import which, no circles, no long files. Read from the sources by `ast`."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +49,18 @@ SECTIONS |= {
 UPWARDS = {("dist_train.evaluate.models", "dist_train.export.runtime")}
 
 
+# Imported name -> distribution, where the two differ.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "yaml": "pyyaml",
+    "nvidia": "nvidia-dali-cuda130",
+    "aiohttp": "fsspec",  # its extra `http`
+    "pydantic_core": "pydantic",
+}
+ONCE = "data_prep.mtcnn.convert"  # was run once; its docstring says what it needs
+
+
 class Import(NamedTuple):
     source: str
     target: str
@@ -74,7 +89,8 @@ def imports_of(source: str, node: ast.AST, at_once: bool = True) -> Iterator[Imp
         yield from imports_of(source, child, at_once and not later)
 
 
-IMPORTS = [each for source, tree in MODULES.items() for each in imports_of(source, tree) if each.target in MODULES]
+EVERY = [each for source, tree in MODULES.items() for each in imports_of(source, tree)]
+IMPORTS = [each for each in EVERY if each.target in MODULES]
 
 
 def package_of(module: str) -> str:
@@ -132,3 +148,11 @@ def test_no_file_has_more_than_400_lines(folder):
 
 def test_every_module_says_what_it_is():
     assert [name for name, tree in MODULES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_every_library_that_is_imported_is_a_dependency_or_of_an_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = (line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines)
+    declared = {re.split(r"[^\w-]", line)[0] for line in [*project["dependencies"], *extras]}
+    names = {package_of(each.target) for each in EVERY if each.source != ONCE} - sys.stdlib_module_names
+    assert {DISTRIBUTIONS.get(name, name).lower() for name in names - set(PACKAGES)} - declared == set()

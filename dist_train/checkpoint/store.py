@@ -1,6 +1,5 @@
 """Checkpoint directories of a run: which are complete, which are sound, which are kept."""
 
-import json
 import logging
 import shutil
 import stat
@@ -21,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 22
 _MAX_LISTING = 64 << 20  # bytes of a list of checksums
+_MAX_BEST = 1 << 12  # bytes of the note which checkpoint is the best
 _MOST = 1 << 62  # of what is counted
 _MOST_RANKS = 1 << 16
 
@@ -52,7 +52,16 @@ class _Checksums:
     files: dict[str, tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """What `best.json` holds; a score that is not a number would be above and below no other."""
+
+    step: Annotated[int, Field(ge=0, lt=_MOST)]
+    score: Annotated[float, Field(allow_inf_nan=False)]
+
+
 _PROGRESS = TypeAdapter(Progress)
+_BEST = TypeAdapter(_Best)
 _CHECKSUMS = TypeAdapter(_Checksums)
 
 
@@ -162,14 +171,15 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
 def read_best(run_dir: Path) -> tuple[int, float] | None:
     """Step and score of the best checkpoint so far; None before the first evaluation, or where it is not there."""
     try:
-        best = json.loads((run_dir / CHECKPOINTS_NAME / BEST_NAME).read_text(encoding="utf-8"))
-        step, score = int(best["step"]), float(best["score"])
-        return (step, score) if (run_dir / CHECKPOINTS_NAME / checkpoint_name(step) / METADATA_NAME).exists() else None
+        best = _BEST.validate_json(read_bounded(run_dir / CHECKPOINTS_NAME / BEST_NAME, _MAX_BEST), strict=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
-        logger.warning("%s of %s cannot be read (%s); the next evaluation writes it anew", BEST_NAME, run_dir, error)
+    except (OSError, ValueError) as error:
+        reason = first_fault(error)
+        logger.warning("%s of %s cannot be read (%s); the next evaluation writes it anew", BEST_NAME, run_dir, reason)
         return None
+    there = (run_dir / CHECKPOINTS_NAME / checkpoint_name(best.step) / METADATA_NAME).exists()
+    return (best.step, best.score) if there else None
 
 
 def write_best(run_dir: Path, step: int, score: float) -> None:

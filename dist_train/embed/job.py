@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from dist_train.data.reject import STORAGE_REASONS, Reject, counted
-from dist_train.embed.parts import Parts
+from dist_train.embed.parts import LeftOut, Parts
 from dist_train.embed.pictures import Picture, PictureSource, Place
 from dist_train.embed.table import (
     FORMAT_VERSION,
@@ -52,18 +52,28 @@ class Embedded:
     Attributes:
         path: of the embeddings.
         count: of the inputs with an embedding.
-        reasons: number of inputs without one, by reason; they are listed beside the output.
+        left_out: the inputs without one; all are listed beside the output.
     """
 
     path: Path
     count: int
-    reasons: Counter[str]
+    left_out: LeftOut
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Number of inputs without an embedding, by reason."""
+        return self.left_out.reasons
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.count:,} embedding{'' if self.count == 1 else 's'}"
         if self.reasons:
             text += f"; left out: {counted(self.reasons)}, each with its reason in {rejects_path(self.path)}"
         return text
+
+    def examples(self) -> list[str]:
+        """Lines for people: the first inputs that were left out, and how many more there are."""
+        more = self.reasons.total() - len(self.left_out.examples)
+        return [f"  {line}" for line in self.left_out.examples] + ([f"  and {more:,} more"] if more else [])
 
 
 def embed_source(
@@ -162,7 +172,7 @@ def _begin(parts: Parts, description: dict[str, Any], source: PictureSource, par
         made.close()
         _check_same(parts.out, made.description, description)
         logger.info("%s is complete already", parts.out)
-        return Embedded(parts.out, made.count, parts.reasons())
+        return Embedded(parts.out, made.count, parts.left_out())
     else:
         try:
             parts.begin(description, source, part_rows)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -32,7 +32,7 @@ from dist_train.embed.table import (
     write_array,
 )
 from dist_train.errors import UserError, WorkError
-from dist_train.runtime.text import kind_and_line
+from dist_train.runtime.text import kind_and_line, shown_name
 from dist_train.runtime.written import written_output
 
 REJECTS = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
@@ -40,9 +40,22 @@ _CSV: dict[str, Any] = {
     "parse_options": pa_csv.ParseOptions(newlines_in_values=True),
     "convert_options": pa_csv.ConvertOptions(column_types=REJECTS, strings_can_be_null=False),
 }
+EXAMPLES = 3  # inputs without an embedding that are told of in full
 _JOB = "job.json"
 _INPUTS = "inputs.arrow"
 _GROUP_ROWS = 1 << 14  # rows of a row group of the output, and those held while it is put together
+
+
+class LeftOut(NamedTuple):
+    """The inputs without an embedding.
+
+    Attributes:
+        reasons: how many there are, by reason.
+        examples: the first of them with reason and detail, each on one line.
+    """
+
+    reasons: Counter[str]
+    examples: list[str]
 
 
 class Parts:
@@ -117,15 +130,18 @@ class Parts:
         """Parts that are not complete."""
         return [part for part in range(len(self)) if not self.done(part)]
 
-    def reasons(self) -> Counter[str]:
-        """Inputs without an embedding by reason, as listed beside a finished output."""
-        reasons: Counter[str] = Counter()
-        if rejects_path(self.out).exists():
-            listed = rejects_path(self.out)
+    def left_out(self) -> LeftOut:
+        """Inputs without an embedding, as listed beside a finished output."""
+        found = LeftOut(Counter(), [])
+        listed = rejects_path(self.out)
+        if listed.exists():
             with _reading(listed, listed), pa_csv.open_csv(listed, **_CSV) as batches:
                 for batch in batches:
-                    reasons.update(batch["reason"].to_pylist())
-        return reasons
+                    if len(found.examples) < EXAMPLES:
+                        found.examples.extend(map(_as_line, batch.slice(0, EXAMPLES).to_pylist()))
+                    found.reasons.update(batch["reason"].to_pylist())
+        del found.examples[EXAMPLES:]
+        return found
 
     def commit(self, part: int, rows: pa.Table, rejects: Sequence[tuple[Place, Reject]]) -> None:
         """Store what became of a part's inputs.
@@ -140,11 +156,11 @@ class Parts:
         with written_output(self._embeddings(part)) as file:
             pq.write_table(rows, file, use_dictionary=["identity"])
 
-    def join(self) -> tuple[int, Counter[str]]:
+    def join(self) -> tuple[int, LeftOut]:
         """Write the output out of all parts, and remove these.
 
         Returns:
-            The number of embeddings, and of inputs without one by reason.
+            The number of embeddings, and the inputs without one.
 
         Raises:
             WorkError: the disk failed, or no input has an embedding.
@@ -154,15 +170,13 @@ class Parts:
             with self._reading_part(part):
                 count += pq.read_metadata(self._embeddings(part)).num_rows
         self._join_rejects()
-        reasons = self.reasons()
+        left_out = self.left_out()
         if not count:
-            listed = rejects_path(self.out)
-            with pa_csv.open_csv(listed, **_CSV) as batches:
-                first = batches.read_next_batch().slice(0, 1).to_pylist()[0]
+            reasons, example = left_out.reasons, "".join(f", e.g. {line}" for line in left_out.examples[:1])
             self.remove()
             raise WorkError(
-                f"none of {reasons.total():,} inputs gave an embedding ({counted(reasons)}), e.g. {first['path']}: "
-                f"{first['reason']}: {first['detail']}; all are in {listed}"
+                f"none of {reasons.total():,} inputs gave an embedding ({counted(reasons)}){example}; all are in "
+                f"{rejects_path(self.out)}"
             )
         description = self.description or {}
         with self._reading_part(0):
@@ -179,7 +193,7 @@ class Parts:
                 for table in self._tables():
                     writer.write_table(table.select(schema.names).cast(schema))
         self.remove()
-        return count, reasons
+        return count, left_out
 
     def remove(self) -> None:
         """Remove the job's own files; the mark that there is a job goes first."""
@@ -213,6 +227,10 @@ class Parts:
 
     def _rejects(self, part: int) -> Path:
         return self.home / f"{part:06d}.csv"
+
+
+def _as_line(row: dict[str, str]) -> str:
+    return ": ".join(shown_name(row[name]) for name in REJECTS.names)
 
 
 @contextmanager

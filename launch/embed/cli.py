@@ -100,7 +100,7 @@ def embed(
         made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks)
         photos.close()
         if made is not None:
-            echo(str(made))
+            echo("\n".join([str(made), *made.examples()]))
     finally:
         leave_ranks(ranks)
 

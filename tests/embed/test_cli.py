@@ -201,6 +201,7 @@ def test_faces_are_aligned_on_the_way_as_in_preparation(tmp_path):
     (photos / "grey.png").write_bytes(encode(np.full((80, 80, 3), 90, np.uint8), ".png"))
     told = run("embed", model, photos, tmp_path / "out.parquet", "--align")
     assert "2 embeddings; left out: 1 no face" in told
+    assert told.splitlines()[1:] == ["  grey.png: no face: 80x80 pixels"]
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [(row["identity"], row["faces"]) for row in rows] == [(None, 2), ("grace", 1)]
     assert all(row["score"] > 0.99 for row in rows)

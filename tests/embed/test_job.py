@@ -63,6 +63,10 @@ def test_every_input_without_an_embedding_is_listed_with_its_reason_and_counted(
         f"{made.path}: {len(KEPT)} embeddings; left out: {len(LEFT)} no face, each with its reason in "
         f"{made.path}.rejects.csv"
     )
+    told = [f'  pictures/{n:03d}: no face: in "{n}",\\nnone' for n in LEFT[:3]] + [f"  and {len(LEFT) - 3} more"]
+    assert made.examples() == told
+    assert embed(tmp_path / "out.parquet", Numbers()).examples() == told, "found finished"
+    assert embed(tmp_path / "few.parquet", Numbers(count=4)).examples() == told[:1]
 
 
 def test_an_array_has_the_rows_of_the_table_and_their_names_beside_it(tmp_path, finished):

@@ -5,6 +5,7 @@ import pytest
 
 from dist_train.checkpoint.store import Progress, write_progress
 from dist_train.run_files import SLURM_JOBS_NAME
+from dist_train.runtime.lock import Lock
 from launch.status import TAIL_BYTES, duration, jobs_of, last_figures, run_state
 from tests.launch.recipes import environment, headcount_here, write_recipe
 
@@ -48,6 +49,18 @@ def test_the_length_of_a_run_in_epochs_follows_from_its_figures(run_dir, tmp_pat
 
 def test_a_finished_run_says_so(run_dir):
     (run_dir / "summary.json").write_text("{}")
+    assert str(run_state(run_dir, NOW)).startswith("finished, step 40 of 100")
+
+
+def test_a_run_whose_job_is_still_at_work_after_the_summary_is_exporting_and_a_resumed_one_is_training(run_dir):
+    (run_dir / "summary.json").write_text("{}")
+    os.utime(run_dir / "summary.json", (NOW - 900, NOW - 900))
+    with Lock(run_dir / "lock"):
+        os.utime(run_dir / "lock", (NOW - 800, NOW - 800))
+        assert str(run_state(run_dir, NOW)).startswith("step 40 of 100 (40%), loss 0.25, 24 images/s, 2 min left")
+        os.utime(run_dir / "summary.json", (NOW - 10, NOW - 10))
+        assert str(run_state(run_dir, NOW)).startswith("evaluated, now exporting, step 40 of 100 (40%), loss 0.25, 24")
+        assert "left" not in str(run_state(run_dir, NOW))
     assert str(run_state(run_dir, NOW)).startswith("finished, step 40 of 100")
 
 

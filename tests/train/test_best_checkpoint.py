@@ -55,7 +55,13 @@ def test_a_best_checkpoint_that_is_not_there_is_none(tmp_path, tiny_set, monkeyp
     assert read_best(tmp_path / "run") == (2, 0.5)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"step": 1e999, "score": 1}', "[" * 100000, "\udcff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", '{"step": 1e999, "score": 1}', "[" * 100000, "\udcff", '{"step": 0, "score": 1}' + " " * 9999),
+        *('{"step": 0, "score": NaN}', '{"step": 0, "score": 1e999}', '{"step": -5, "score": 1}'),
+    ],
+)
 def test_a_note_of_the_best_that_cannot_be_read_is_a_warning(tmp_path, content, caplog):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.json").write_bytes(content.encode(errors="surrogateescape"))

@@ -8,8 +8,10 @@ from pathlib import Path
 from dist_train.checkpoint.cli import describe_checkpoint
 from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.store import committed_checkpoints, damage, prune, read_best, write_best
+from dist_train.data.bad_samples import BadSample, BadSampleLog
 from dist_train.evaluate.report import RunReport, write_report
-from dist_train.run_files import JOB_NAME, SLURM_JOBS_NAME
+from dist_train.run_files import BAD_SAMPLES_NAME, JOB_NAME, SLURM_JOBS_NAME, SUMMARY_NAME
+from dist_train.runtime.written import write_json
 from dist_train.track.trackers import JsonlTracker, read_metrics
 from dist_train.weights.centers import load_centers
 from launch.rank import begun_before
@@ -38,6 +40,8 @@ def run_files() -> dict[str, bytes]:
     files["checkpoints/best.json"] = b'{"step": 2, "score": 0.5}'
     lines = [b'{"step": %d, "loss": 2.5, "images_per_s": 24.5, "epoch": 0.5, "lr": 0.1}' % n for n in range(1, 6)]
     files["metrics.jsonl"] = b"\n".join([*lines, b'{"step": 5, "verification/lfw/accuracy": 0.9}', b""])
+    files[SUMMARY_NAME] = b'{"identities": 4, "steps": 2, "images_per_s": 24.5}'
+    files[BAD_SAMPLES_NAME] = b'{"shard": "x-000000.tar", "key": "00000001", "reason": "no label", "position": 1}\n'
     files[SLURM_JOBS_NAME] = b"101\n102\n"
     files[JOB_NAME] = b"slurm-101"
     return {name: data for name, data in files.items() if not name.endswith("lock")}
@@ -71,6 +75,14 @@ def _look_after(home: Path) -> None:
     prune(home, keep=1)
 
 
+def _read_results(home: Path) -> None:
+    """A run beside its damaged results: they are looked for, and added to or written anew, whatever is in them."""
+    str(run_state(home, NOW_S))
+    bad = BadSample(7, "x-000000.tar", "00000007", "not a picture")
+    BadSampleLog(home / BAD_SAMPLES_NAME, 1.0, 100).add(10, [bad])
+    write_json(home / SUMMARY_NAME, {"steps": 2})
+
+
 def _read_notes(home: Path) -> None:
     jobs_of(home)
     begun_before(home, "slurm-102", resume=False)
@@ -96,6 +108,7 @@ READERS = (
     Reader("stored config", lambda: _few("config.yaml"), _read_status, YAML),
     Reader("progress.json", lambda: _few(f"{STEP}/progress.json"), _read_status, JSON),
     Reader("best, checksums", lambda: _few("checkpoints/best.json", f"{STEP}/checksums-0.json"), _look_after, JSON),
+    Reader("results", lambda: _few(SUMMARY_NAME, BAD_SAMPLES_NAME), _read_results, JSON, weight=0.1),
     Reader("notes of jobs", lambda: _few(SLURM_JOBS_NAME, JOB_NAME), _read_notes, TEXT),
     Reader("checkpoint .metadata", lambda: _checkpoint_files(".metadata"), _read_checkpoint, PICKLE),
     Reader("checkpoint tensors", lambda: _checkpoint_files(".distcp"), _read_checkpoint, BYTES),

@@ -1,5 +1,6 @@
 """Sets of shards as training reads them: manifests, indexes, tars, identities."""
 
+import hashlib
 import io
 import tarfile
 import tempfile
@@ -17,16 +18,19 @@ from dist_train.data.config import DataConfig
 from dist_train.data.manifest import Manifest, load_manifest
 from dist_train.data.order import ClassOrder
 from dist_train.data.reader import ImageSet, SampleReader
+from dist_train.data.remote import CachePolicy
 from dist_train.data.shards import BadSampleError
 from dist_train.data.sources import open_manifest, open_sources
 from dist_train.data.verify import verify_shard
 from dist_train.evaluate.sets import RoleSet
+from dist_train.runtime.lock import Lock
 from launch.embed.shards import ShardOrigin
 from tests.data.sets import encode, make_set, picture, sample, write_tar
 from tests.fuzz.formats import ARRAY, JSON, PARQUET, TAR
 from tests.fuzz.mutations import TEXT
 from tests.fuzz.reader import Reader, RefusedError, Scene, each_target, files_in
 
+ADDRESS = "https://sets.example/faces"
 MOST_SHARDS = 4  # looked at, of a manifest that lists more
 
 
@@ -90,10 +94,10 @@ def look(home: Path) -> None:
     open_sources(DataConfig(path=str(home)))
 
 
-def _read_samples(home: Path) -> None:
-    """Samples as training reads them, without a look at checksums."""
+def _read_samples(home: Path, address: str = "", policy: CachePolicy | None = None) -> None:
+    """Samples as training reads them, without a look at checksums; of a set in `home`, or at an address."""
     manifest = load_manifest(home)
-    reader = SampleReader([ImageSet(str(home), manifest)], "label", open_shards=1)
+    reader = SampleReader([ImageSet(address or str(home), manifest)], "label", open_shards=1, policy=policy)
     refused = 0
     for shard, entry in enumerate(manifest.shards):
         for number in range(entry.samples):
@@ -105,6 +109,25 @@ def _read_samples(home: Path) -> None:
     reader.close()
     if refused:
         raise RefusedError(f"{refused} samples")
+
+
+@lru_cache
+def _cached() -> list[Scene]:
+    """What a run with a set behind an address has left in its cache: shards, their indexes, files of locks."""
+    files = set_files()
+    folder = hashlib.sha256(ADDRESS.encode()).hexdigest()[:16]
+    names = [name for name in files if name.endswith((".tar", ".idx"))]
+    kept = {"manifest.json": files["manifest.json"]} | {f"cache/{folder}/{name}": files[name] for name in names}
+    locks = ["cache/.room.lock", f"cache/{folder}/.x-000000.tar.lock"]
+    kept |= dict.fromkeys(locks, b"process 7 on here\n")
+    return each_target(kept, *(f"cache/{folder}/{name}" for name in names[:2]), *locks)
+
+
+def _read_cache(home: Path) -> None:
+    policy = CachePolicy(home / "cache", limit_bytes=1 << 20, retries=0, timeout_s=1)
+    _read_samples(home, ADDRESS, policy)
+    for lock in (home / "cache").rglob("*.lock"):
+        Lock(lock).close()
 
 
 def _embed_origin(home: Path) -> None:
@@ -154,6 +177,7 @@ READERS = (
     Reader("manifest.json", lambda: [Scene(set_files(), "manifest.json")], look, JSON),
     Reader("shard index", lambda: [Scene(set_files(), "x-000000.idx")], _read_index, TEXT),
     Reader("shard", lambda: [Scene(set_files(), "x-000000.tar")], _read_samples, TAR),
+    Reader("cache of an address", _cached, _read_cache, TAR + TEXT),
     Reader("tars adopted", lambda: tars()[:2], look, TAR),
     Reader("tars embedded", tars, _embed_origin, TAR),
     Reader("roles of a set", _roles, _read_roles, TAR, weight=0.5),
