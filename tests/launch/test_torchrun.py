@@ -14,7 +14,7 @@ from dist_train.track.trackers import read_metrics
 from launch.agent import hints
 from launch.cli import app
 from launch.torchrun import SETTINGS, meeting_point, node_range
-from tests.launch.recipes import environment, headcount, write_recipe
+from tests.launch.recipes import REFERENCE, environment, headcount_forked, write_recipe
 from tests.ranks import free_port
 from tests.sets import write_set
 
@@ -144,7 +144,7 @@ def losses(run_dir):
 
 
 def test_a_killed_rank_means_a_fresh_start_from_the_newest_checkpoint(tmp_path, tiny_set):
-    whole = headcount("launch", "local", write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a"), "--ranks", 2)
+    whole = headcount_forked("train", write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **REFERENCE), ranks=2)
     assert whole.returncode == 0, whole.stderr
     # Two agents of one rank each are two machines to torchrun. The one that keeps its rank counts no failure.
     recipe = write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b")
@@ -164,7 +164,8 @@ def test_a_machine_that_comes_later_is_taken_in_at_the_same_losses(tmp_path, tin
     # So many steps that the first machine is not done before the second has started. Over them rounding grows; a low
     # rate keeps it far below what another sample order would change.
     steps = {"train__steps": 160, "optimizer__lr": 0.0002}
-    whole = headcount("launch", "local", write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **steps))
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **steps, **REFERENCE)
+    whole = headcount_forked("train", recipe, ranks=2)
     assert whole.returncode == 0, whole.stderr
     recipe = write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b", **steps)
     call = (recipe, "--nodes", "1:2", "--procs-per-node", 1, "--rdzv", f"localhost:{free_port()}")
