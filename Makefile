@@ -41,11 +41,14 @@ data/quickstart/train/manifest.json: | $(INSTALLED)
 $(QUICK)/report.html: data/quickstart/train/manifest.json
 	$(BIN)/headcount launch local configs/quickstart.yaml $(if $(wildcard $(QUICK)/config.yaml),--resume)
 
+# A file at a time in each of three processes, which two cores keep busy: many tests wait. tests/conftest.py orders them.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit
+	$(PYTEST) -m unit
 
 lock: $(INSTALLED)
 	{ echo "# Versions that the tests pass with, written by make lock; what make and the images install."; \

@@ -1,4 +1,4 @@
-"""One thread in every library, as two test processes share two cores; and the tier of each test, as a marker."""
+"""One thread in every library, as test processes share two cores; and the tier of each test, as a marker."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from dist_train.runtime.processes import ONE_THREAD
 
 os.environ.update(ONE_THREAD)  # before a test module loads torch
 
+TIERS = ("cluster", "job", "ranks", "unit")
 # A test belongs to the heaviest tier whose words its module uses. A helper counts where it starts the processes.
 CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/launch/test_two_hosts.py")
 WHOLE = (  # a whole run, export or cascade in the test's own process: seconds each
@@ -31,7 +32,7 @@ WHOLE = (  # a whole run, export or cascade in the test's own process: seconds e
     "tests/security/test_reports.py",
 )
 JOB = re.compile(
-    r"\b(?:subprocess|headcount|headcount_without|multiprocessing|Popen|kill_loop|ProcessPoolExecutor|LocalEngine)\b\s*[(.]"
+    r"\b(?:subprocess|headcount|headcount_forked|headcount_without|multiprocessing|Popen|kill_loop|ProcessPoolExecutor|LocalEngine)\b\s*[(.]"
     r"|from tests\.prep\.jobs import|from tests\.docs\.commands import|from tests\.fuzz\.campaign import"
 )
 RANKS = re.compile(r"\brun_ranks\(")
@@ -50,7 +51,11 @@ def tier(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, unless the test states one itself."""
+    """Mark each test with its tier, unless the test states one itself; files of the heaviest tier come first.
+
+    So the last that processes beside each other take are short, and none is left alone with a long one.
+    """
     for item in items:
-        if not any(item.get_closest_marker(name) for name in ("unit", "ranks", "job", "cluster")):
+        if not any(item.get_closest_marker(name) for name in TIERS):
             item.add_marker(tier(item.path))
+    items.sort(key=lambda item: TIERS.index(tier(item.path)))

@@ -1,4 +1,9 @@
-"""Start real ranks over gloo and bring their results, or the failing rank's traceback, back to the test."""
+"""Start real ranks over gloo and bring their results, or the failing rank's traceback, back to the test.
+
+The processes are forked from one server per test process. It has imported what nearly every rank needs, which takes
+seconds of a core; a rank that finds it there begins in hundredths. The server runs no code of a test, is in no group,
+and ends with the test process.
+"""
 
 import os
 import queue
@@ -7,6 +12,8 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 import torch
@@ -16,6 +23,9 @@ import torch.multiprocessing as mp
 from dist_train.runtime.processes import ONE_THREAD, spawning
 from dist_train.runtime.ranks import Ranks
 
+# torch loads `torch._dynamo` when it makes its first optimizer.
+PRELOADED = ["pytest", "torch._dynamo", "dist_train.train.run", "launch.cli"]
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -23,15 +33,50 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _enter(rank: int, world_size: int, port: int, results: Any, function: Callable[..., Any], args: tuple) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
-    )
+def torchrun_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank of one machine."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    return {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+class _Outputs:
+    """Files that become the standard output and error of a process that gets this."""
+
+    def __init__(self, out: int, err: int) -> None:
+        self._files = out, err
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        return _take, tuple(DupFd(file) for file in self._files)
+
+
+def _take(*files: Any) -> None:
+    for number, file in enumerate(files, start=1):
+        os.dup2(file.detach(), number)
+
+
+def _begin(outputs: None, environment: dict[str, str], target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.clear()  # the server's, of the time when it was started
+    os.environ.update(environment)
+    target(*args)
+
+
+def forked(
+    target: Callable[..., Any], *args: Any, variables: dict[str, str], outputs: tuple[int, int] = (1, 2)
+) -> BaseProcess:
+    """A process that has begun `target(*args)` in the environment of this one and `variables`, with one thread.
+
+    It writes where this one does now, or to other `outputs`. `target` must be importable.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with spawning(ONE_THREAD):
+        begin = (_Outputs(*outputs), os.environ | variables, target, args)
+        process = context.Process(target=_begin, args=begin)
+        process.start()
+    return process
+
+
+def _enter(rank: int, world_size: int, results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
@@ -54,16 +99,12 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     `function` must be importable (top level of a test module); results must pickle: give numpy arrays, not
     tensors, so that nothing depends on a dead process's shared memory.
     """
-    context = mp.get_context("spawn")
-    results = context.Queue()
+    results = mp.get_context("forkserver").Queue()
     port = free_port()
     processes = [
-        context.Process(target=_enter, args=(rank, world_size, port, results, function, args), daemon=False)
+        forked(_enter, rank, world_size, results, function, args, variables=torchrun_variables(rank, world_size, port))
         for rank in range(world_size)
     ]
-    with spawning(ONE_THREAD):
-        for process in processes:
-            process.start()
     values: dict[int, Any] = {}
     deadline = time.monotonic() + timeout_s
     try:

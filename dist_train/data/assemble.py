@@ -20,6 +20,7 @@ from dist_train.data.shards import BadSampleError
 from dist_train.errors import WorkError
 
 _MOST_REPLACEMENTS = 1000  # bad samples in a row, after which something else is wrong
+_LOOKED_UP_AT_ONCE = 20  # of them: a good one is near, and in a small set a thousand are many epochs
 
 _MOST_OPEN = 400  # shards; a process may have 1,024 files open by default
 
@@ -139,14 +140,15 @@ class Assembler:
         return bad
 
     def _replace(self, bad: BadSample, row: int, put: Callable[[int, int, int], None]) -> None:
-        following = np.arange(bad.position + 1, bad.position + 1 + _MOST_REPLACEMENTS, dtype=np.int64)
-        places = self.order.locate(following)
-        for shard, sample in zip(places.shard.tolist(), places.sample.tolist(), strict=True):
-            try:
-                put(row, shard, sample)
-            except BadSampleError:
-                continue
-            return
+        first = bad.position + 1
+        for start in range(first, first + _MOST_REPLACEMENTS, _LOOKED_UP_AT_ONCE):
+            places = self.order.locate(np.arange(start, start + _LOOKED_UP_AT_ONCE, dtype=np.int64))
+            for shard, sample in zip(places.shard.tolist(), places.sample.tolist(), strict=True):
+                try:
+                    put(row, shard, sample)
+                except BadSampleError:
+                    continue
+                return
         raise WorkError(
             f"{_MOST_REPLACEMENTS} bad samples in a row from position {bad.position} on; the first is {bad.key} in "
             f"{bad.shard}: {bad.reason}; run `headcount data verify`"

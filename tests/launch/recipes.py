@@ -5,9 +5,15 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import yaml
+
+from tests.ranks import forked, free_port, torchrun_variables
+
+REFERENCE = {"checkpoint__every_steps": 100_000}
+"""Of a run whose losses others are compared with: saving, of which only the last is made, changes none."""
 
 
 def write_recipe(path, data, run_dir, **overrides):
@@ -61,3 +67,37 @@ def headcount_here(*arguments, env=None):
             patch.setenv(name, value)
         status = run()
     return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
+
+
+def headcount_forked(*arguments, ranks=1):
+    """The same in one process or several ranks that need import nothing, and without an agent.
+
+    For runs whose way of being started is not under test. The status is that of the first one that fails.
+    """
+    command = ["headcount", *map(str, arguments)]
+    port = free_port()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        processes = [
+            forked(
+                _command,
+                command,
+                variables=environment() | (torchrun_variables(rank, ranks, port) if ranks > 1 else {}),
+                outputs=(out.fileno(), err.fileno()),
+            )
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.join(240)
+            process.kill()
+            process.join()
+        for file in (out, err):
+            file.seek(0)
+        status = next((process.exitcode for process in processes if process.exitcode), 0)
+        return subprocess.CompletedProcess(command, status, out.read(), err.read())
+
+
+def _command(arguments):
+    from launch.cli import main
+
+    sys.argv = arguments
+    main()

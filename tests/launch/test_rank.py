@@ -7,7 +7,7 @@ import pytest
 from dist_train.run_files import CONFIG_NAME
 from dist_train.runtime.stop_signal import StopSignal
 from launch.rank import begun_before, repeat_warnings, slurm_ranks
-from tests.launch.recipes import environment, headcount, write_recipe
+from tests.launch.recipes import headcount, write_recipe
 from tests.sets import write_set
 
 
@@ -47,13 +47,20 @@ def test_a_warning_that_comes_before_training_is_there_when_it_begins():
         signal.signal(signal.SIGUSR2, before)
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_run_that_another_job_made_is_refused_by_a_new_one(tmp_path, again):
-    write_set(tmp_path / "set")
-    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run", train__steps=2)
+@pytest.fixture(scope="module")
+def done_run(tmp_path_factory):
+    """The command that made a run."""
+    path = tmp_path_factory.mktemp("run")
+    write_set(path / "set")
+    recipe = write_recipe(path / "a.yaml", path / "set", path / "run", train__steps=2)
     call = ("launch", "torchrun", recipe, "--procs-per-node", 1)
-    assert headcount(*call, env=environment()).returncode == 0
-    done = headcount(*call, *(["--resume"] if again else []), env=environment())
+    assert headcount(*call).returncode == 0
+    return call
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_that_another_job_made_is_refused_by_a_new_one(done_run, again):
+    done = headcount(*done_run, *(["--resume"] if again else []))
     assert done.returncode == (0 if again else 2), done.stderr
     # A mistake is said once: what torchrun would start again would make it again.
     assert done.stderr.count("holds another run; continue it with --resume") == (0 if again else 1)

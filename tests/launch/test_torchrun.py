@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from dist_train.track.trackers import read_metrics
 from launch.agent import hints
 from launch.cli import app
 from launch.torchrun import SETTINGS, meeting_point, node_range
-from tests.launch.recipes import environment, headcount, write_recipe
+from tests.launch.recipes import REFERENCE, environment, headcount_forked, write_recipe
 from tests.ranks import free_port
 from tests.sets import write_set
 
@@ -144,7 +145,7 @@ def losses(run_dir):
 
 
 def test_a_killed_rank_means_a_fresh_start_from_the_newest_checkpoint(tmp_path, tiny_set):
-    whole = headcount("launch", "local", write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a"), "--ranks", 2)
+    whole = headcount_forked("train", write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **REFERENCE), ranks=2)
     assert whole.returncode == 0, whole.stderr
     # Two agents of one rank each are two machines to torchrun. The one that keeps its rank counts no failure.
     recipe = write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b")
@@ -160,17 +161,34 @@ def test_a_killed_rank_means_a_fresh_start_from_the_newest_checkpoint(tmp_path, 
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
 
 
+def is_asked_to_stop(process):
+    """Whether a signal that asks it to end waits for a process that is suspended."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    pending = next(line.split()[1] for line in lines if line.startswith("ShdPnd"))
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_a_machine_that_comes_later_is_taken_in_at_the_same_losses(tmp_path, tiny_set):
-    # So many steps that the first machine is not done before the second has started. Over them rounding grows; a low
-    # rate keeps it far below what another sample order would change.
-    steps = {"train__steps": 160, "optimizer__lr": 0.0002}
-    whole = headcount("launch", "local", write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **steps))
+    # Over the steps rounding grows; a low rate keeps it far below what another sample order would change.
+    steps = {"optimizer__lr": 0.0002}
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **steps, **REFERENCE)
+    whole = headcount_forked("train", recipe, ranks=2)
     assert whole.returncode == 0, whole.stderr
     recipe = write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b", **steps)
     call = (recipe, "--nodes", "1:2", "--procs-per-node", 1, "--rdzv", f"localhost:{free_port()}")
     first = start(*call)
     wait_for_step(tmp_path / "b", 3, first)
-    second = start(*call)
+    # It is not done before the second has come: it stands still until its agent has met that one and ends it.
+    rank = ranks_of(first)[0]
+    rank.suspend()
+    try:
+        second = start(*call)
+        deadline = time.monotonic() + 120
+        while not is_asked_to_stop(rank):
+            assert time.monotonic() < deadline, "the second machine was not met within two minutes"
+            time.sleep(0.1)
+    finally:
+        rank.resume()
     messages = [agent.communicate(timeout=200)[1] for agent in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], messages
     assert any("resumed from" in message for message in messages)

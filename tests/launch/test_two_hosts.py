@@ -12,7 +12,7 @@ import pytest
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.track.trackers import read_metrics
 from tests.launch.hosts import Hosts, missing
-from tests.launch.recipes import environment, headcount, write_recipe
+from tests.launch.recipes import REFERENCE, environment, headcount_forked, write_recipe
 from tests.sets import write_set
 
 pytestmark = [
@@ -76,7 +76,8 @@ def test_when_a_host_is_lost_the_other_goes_on_alone_at_the_same_losses(hosts, t
     message = agents[0].communicate(timeout=250)[1]
     assert agents[0].returncode == 0, message
     assert "resumed from" in message
-    whole = headcount("train", write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "a", **steps))
+    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "a", **steps, **REFERENCE)
+    whole = headcount_forked("train", recipe)
     assert whole.returncode == 0, whole.stderr
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=1e-2)
 

@@ -15,7 +15,7 @@ from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.run_files import SLURM_JOBS_NAME
 from dist_train.track.trackers import read_metrics
 from launch.cli import app
-from tests.launch.recipes import environment, headcount, write_recipe
+from tests.launch.recipes import REFERENCE, environment, headcount_forked, write_recipe
 from tests.sets import write_set
 from tests.slurm.cluster import Cluster, missing
 
@@ -162,8 +162,8 @@ def test_a_warning_a_preemption_and_a_killed_rank_change_no_loss(cluster, tmp_pa
 
     made = losses(tmp_path / "run")
     (tmp_path / "unbroken").mkdir()
-    unbroken = recipe(tmp_path / "unbroken", tiny_set, train__steps=max(made))
-    done = headcount("launch", "local", unbroken, "--ranks", 2)
+    unbroken = recipe(tmp_path / "unbroken", tiny_set, train__steps=max(made), **REFERENCE)
+    done = headcount_forked("train", unbroken, ranks=2)
     assert done.returncode == 0, done.stderr
     assert made == losses(tmp_path / "unbroken" / "run")
 

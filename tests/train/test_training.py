@@ -21,6 +21,7 @@ from dist_train.errors import UserError, WorkError
 from dist_train.runtime.ranks import Ranks
 from dist_train.track.trackers import read_metrics
 from dist_train.train.build import open_training
+from tests.launch.recipes import headcount, headcount_forked, headcount_here
 from tests.ranks import run_ranks
 from tests.sets import write_set
 
@@ -73,29 +74,28 @@ def train_steps(rank, world_size, recipe, steps, checkpoint=None):
     return np.array(losses)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_set):
+    """Losses of eight steps on one rank."""
+    path = tmp_path_factory.mktemp("alone")
+    return run_ranks(1, train_steps, write_recipe(path / "a.yaml", tiny_set, path / "a"), 8)[0]
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_loss_curve_is_the_same_on_one_rank_and_on_several(tmp_path, tiny_set, world_size):
-    alone = run_ranks(1, train_steps, write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a"), 8)[0]
+def test_the_loss_curve_is_the_same_on_one_rank_and_on_several(tmp_path, tiny_set, alone, world_size):
     spread = run_ranks(world_size, train_steps, write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b"), 8)
     for losses in spread:
         np.testing.assert_allclose(losses, alone, atol=1e-4, rtol=0)
     assert alone[-1] < alone[0]
 
 
-def test_a_run_goes_on_on_another_number_of_ranks_as_if_never_stopped(tmp_path, tiny_set):
-    whole = run_ranks(1, train_steps, write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a"), 8)[0]
+def test_a_run_goes_on_on_another_number_of_ranks_as_if_never_stopped(tmp_path, tiny_set, alone):
     recipe = write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b")
     losses = []
     for world_size, steps in ((2, 3), (3, 2), (1, 3)):
         found = committed_checkpoints(tmp_path / "b")
         losses.append(run_ranks(world_size, train_steps, recipe, steps, found[-1] if found else None)[0])
-    np.testing.assert_allclose(np.concatenate(losses), whole, atol=1e-4, rtol=0)
-
-
-def headcount(*arguments, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "launch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False, **options)
+    np.testing.assert_allclose(np.concatenate(losses), alone, atol=1e-4, rtol=0)
 
 
 def test_the_command_trains_on_two_ranks_and_leaves_a_summary_and_a_report(tmp_path, tiny_set):
@@ -112,10 +112,10 @@ def test_the_command_trains_on_two_ranks_and_leaves_a_summary_and_a_report(tmp_p
     assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, 16)
     assert (config.seed, progress.step) == (0, 8)
 
-    again = headcount("train", recipe)
+    again = headcount_here("train", recipe)
     assert again.returncode == 2
     assert "holds another run; continue it with --resume" in again.stderr
-    other = headcount("train", recipe, "--resume", "optimizer.lr=0.5")
+    other = headcount_here("train", recipe, "--resume", "optimizer.lr=0.5")
     assert other.returncode == 2
     assert "optimizer.lr: 0.0001 -> 0.5" in other.stderr
 
@@ -138,20 +138,33 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, tiny_s
     assert not list((tmp_path / "run" / "checkpoints").glob(".writing-*"))
 
 
+def by_an_agent(recipe, override):
+    return headcount("launch", "local", recipe, "--ranks", 2, override)
+
+
+def without_ranks(recipe, override):
+    """For what is refused before any rank is started."""
+    return headcount_here("launch", "local", recipe, "--ranks", 2, override)
+
+
+def by_two_ranks(recipe, override):
+    return headcount_forked("train", recipe, override, ranks=2)
+
+
 @pytest.mark.parametrize(
-    ("override", "status", "message"),
+    ("start", "override", "status", "message"),
     [
-        ("data.path=/nowhere", 2, "no such directory"),
-        ("train.global_batch_size=4096", 2, "fewer than one global batch of 4096"),
-        ("train.micro_batch_size=5", 2, "is not a multiple of"),
-        ("run_dir=/proc/run", 2, "cannot write there"),
-        ("head.sample_rat=0.1", 2, "did you mean head.sample_rate?"),
-        ("train.device=cuda", 2, "0 GPUs for 2 ranks"),
+        (by_an_agent, "data.path=/nowhere", 2, "no such directory"),
+        (by_two_ranks, "train.global_batch_size=4096", 2, "fewer than one global batch of 4096"),
+        (without_ranks, "train.micro_batch_size=5", 2, "is not a multiple of"),
+        (by_two_ranks, "run_dir=/proc/run", 2, "cannot write there"),
+        (without_ranks, "head.sample_rat=0.1", 2, "did you mean head.sample_rate?"),
+        (without_ranks, "train.device=cuda", 2, "0 GPUs for 2 ranks"),
     ],
 )
-def test_a_mistake_is_one_message_and_status_two(tmp_path, tiny_set, override, status, message):
+def test_a_mistake_is_one_message_and_status_two(tmp_path, tiny_set, start, override, status, message):
     recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run")
-    done = headcount("launch", "local", recipe, "--ranks", 2, override)
+    done = start(recipe, override)
     assert done.returncode == status, done.stderr
     assert done.stderr.count(message) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -161,7 +174,7 @@ def test_a_mistake_is_one_message_and_status_two(tmp_path, tiny_set, override, s
 def test_a_label_beyond_the_class_count_names_label_and_count(tmp_path):
     write_set(tmp_path / "set", labels=[99] * 80)
     recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "run")
-    done = headcount("train", recipe)
+    done = headcount_here("train", recipe)
     assert done.returncode in (1, 2), done.stderr
     assert "99" in done.stderr
     assert "10" in done.stderr
