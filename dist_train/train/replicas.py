@@ -72,7 +72,5 @@ class Replicas:
         trained, every = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
         still = self.freezing.at(step)
         until = "all steps" if self.freezing.steps is None else f"the first {self.freezing.steps:,} steps"
-        what = (
-            f"{', '.join(still)} stand still for {until}" if still else f"all parts are trained from step {step:,} on"
-        )
+        what = f"{', '.join(still)} stand still for {until}" if still else "all parts train from now on"
         logger.info("start.freeze: %s; %s of the backbone's %s parameters train", what, f"{trained:,}", f"{every:,}")
