@@ -195,25 +195,27 @@ class ZeroReplica(Replica):
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """See `Replica.load_backbone`."""
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
+        give = safe_set_local_fp32_param if self.partitioned else safe_set_full_fp32_param
         with deepspeed.zero.GatheredParameters(
             list(self.backbone.parameters()), modifier_rank=0, enabled=self._stage == 3
         ):
             self.backbone.load_state_dict(state)
         self._begin_state()  # else the engine does not find its own copies of the weights
         for name, parameter in self._trained():
-            safe_set_full_fp32_param(parameter, self._partitioned(state[name]))
+            give(parameter, self._share(state[name], parameter))
 
     def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
         """See `Replica.load_optimizer`."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
+        give = safe_set_local_optimizer_state if self.partitioned else safe_set_full_optimizer_state
         for is_late, steps in self._begin_state():
             steps.copy_(count_of(state["scalars"], is_late))
         for name, parameter in self._trained():
             for key, value in state[name].items():
-                safe_set_full_optimizer_state(parameter, self._partitioned(value), key)
+                give(parameter, self._share(value, parameter), key)
 
     def close(self) -> None:
         """See `Replica.close`."""
@@ -222,9 +224,10 @@ class ZeroReplica(Replica):
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, one) for name, one in self.backbone.named_parameters() if one.requires_grad]
 
-    def _partitioned(self, whole: Tensor) -> Tensor:
-        """`whole` as the engine takes it: stage 3 cuts a flat copy into equal parts, and expects zeros at its end."""
-        if self._stage < 3:
+    def _share(self, whole: Tensor, parameter: Any) -> Tensor:  # noqa: ANN401 - with what stage 3 adds
+        """What the engine takes of `whole`: in stage 3 this rank's share of it, flat, all of a length."""
+        if not self.partitioned:
             return whole
-        flat = whole.reshape(-1)
-        return nn.functional.pad(flat, (0, -len(flat) % self.ranks.world_size))
+        length = parameter.ds_tensor.numel()
+        share = whole.reshape(-1)[length * self.ranks.rank :][:length]
+        return nn.functional.pad(share, (0, length - len(share)))

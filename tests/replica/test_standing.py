@@ -32,7 +32,8 @@ DEPTHS = ("stem.", "stages.0.", "stages.1.", "stages.2.", "stages.3.", "embed.")
 
 def network():
     torch.manual_seed(0)
-    return build_backbone(BackboneConfig(name="nano", embedding_dim=WIDTH), SIDE)
+    backbone = build_backbone(BackboneConfig(name="nano", embedding_dim=WIDTH), SIDE)
+    return backbone.to(memory_format=torch.channels_last)  # as in a run
 
 
 def pictures(step):

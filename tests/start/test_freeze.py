@@ -10,7 +10,6 @@ from torch import nn
 from dist_train.backbones import build_backbone
 from dist_train.backbones.config import BackboneConfig
 from dist_train.backbones.conventions import lies_in, part_places
-from dist_train.backbones.registry import BACKBONES
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.errors import UserError
 from dist_train.start.config import StartConfig
@@ -115,7 +114,7 @@ def moves(name):
 
 
 @pytest.mark.parametrize("option", [{"start__freeze": ["backbone"]}, {"start__freeze": ["head"]}])
-def test_what_stands_still_for_all_steps_does_also_where_the_rest_is_refused_for_nan(tmp_path, tiny_set, option):
+def test_what_stands_still_for_all_steps_does_while_the_rest_learns(tmp_path, tiny_set, option):
     loop = trainer(tmp_path, tiny_set, **option)
     before = state_of(loop)
     found = losses(loop, 3)
@@ -145,7 +144,7 @@ def test_backbone_and_head_together_are_refused_since_nothing_is_left_to_train(s
         StartConfig(freeze=("head", "backbone"), freeze_steps=steps)
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
+@pytest.mark.parametrize("name", ["iresnet50", "mobilefacenet", "nano"])
 def test_every_network_of_convolutions_names_its_parts_by_its_halvings(name):
     with torch.device("meta"):
         network = build_backbone(BackboneConfig(name=name, embedding_dim=8), 64)
@@ -155,8 +154,12 @@ def test_every_network_of_convolutions_names_its_parts_by_its_halvings(name):
     sides = {}
     modules = dict(network.named_modules())
     for part in stages:
+
+        def note(_module, _inputs, output, part=part):
+            sides[part] = output.shape[-1]
+
         for place in parts[part]:
-            modules[place].register_forward_hook(lambda _, __, out, part=part: sides.setdefault(part, out.shape[-1]))
+            modules[place].register_forward_hook(note)
     network.eval()(torch.empty(2, 3, 64, 64, device="meta"))
     found = list(sides.values())
     assert len(found) == len(stages)
