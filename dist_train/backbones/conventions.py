@@ -3,7 +3,11 @@
 - `memory_format: torch.memory_format`, in which it computes fastest. Contiguous where it says none.
 - `no_weight_decay() -> set[str]`, the names of parameters that weight decay would only harm, such as positions. None
   where it says none.
+- `parts() -> dict[str, list[str]]`, its parts from the input to the embedding: `stem`, `stages.1` and so on, `embed`,
+  each with the dotted names of the modules and parameters that it is made of. One whole where it says none.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -26,3 +30,22 @@ def undecayed(backbone: nn.Module) -> set[str]:
         for name in listed()
     }
     return named & {name for name, _ in backbone.named_parameters()}
+
+
+def part_places(backbone: nn.Module) -> dict[str, list[str]]:
+    """What each part of a network is made of, see `parts` above; {} where it names no parts.
+
+    Raises:
+        ValueError: a parameter that is in no part, or in two.
+    """
+    listed = getattr(backbone, "parts", None)
+    parts: dict[str, list[str]] = listed() if callable(listed) else {}
+    for name, _ in backbone.named_parameters() if parts else ():
+        if (count := sum(lies_in(name, places) for places in parts.values())) != 1:
+            raise ValueError(f"{type(backbone).__name__}.parts(): {name} is in {count} parts, expected 1")
+    return parts
+
+
+def lies_in(name: str, places: Iterable[str]) -> bool:
+    """Whether a parameter or buffer is one of `places`, or in a module that is; "" is the whole network."""
+    return any(not place or name == place or name.startswith(f"{place}.") for place in places)

@@ -5,6 +5,7 @@ the form BN-Conv-BN-PReLU-Conv-BN, and BN-Dropout-FC-BN at the end, which makes 
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ class IResNet(nn.Module):
             stages.append(Block(channels_in, channels_out, stride=2))
             stages.extend(Block(channels_out, channels_out, stride=1) for _ in range(count - 1))
         self.stages = Blocks(*stages)
+        self._blocks = tuple(blocks)
         side = image_size
         for stride in (stem_stride, 2, 2, 2, 2):
             side = -(-side // stride)
@@ -87,6 +89,15 @@ class IResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.1)
+
+    def parts(self) -> dict[str, list[str]]:
+        """See `conventions`; the stages' blocks stand in one row."""
+        ends = list(accumulate(self._blocks))
+        stages = {
+            f"stages.{number}": [f"stages.{place}" for place in range(end - count, end)]
+            for number, (count, end) in enumerate(zip(self._blocks, ends, strict=True), 1)
+        }
+        return {"stem": ["stem"]} | stages | {"embed": ["embed"]}
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""

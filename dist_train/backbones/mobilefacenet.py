@@ -53,10 +53,14 @@ class MobileFaceNet(nn.Module):
             conv_bn(64, 64, 3, groups=64),
             nn.PReLU(64),
         ]
+        # Each halving of the map begins a stage; the layers before the first one are the stem.
+        self._starts: list[int] = []
         channels_in, side = 64, -(-image_size // 2)
         for expansion, channels, repeats, first_stride in BOTTLENECKS:
             for repeat in range(repeats):
                 stride = first_stride if repeat == 0 else 1
+                if stride > 1:
+                    self._starts.append(len(layers))
                 layers.append(Bottleneck(channels_in, channels, stride, expansion))
                 channels_in, side = channels, -(-side // stride)
         layers += [conv_bn(channels_in, 512, 1), nn.PReLU(512)]
@@ -69,6 +73,16 @@ class MobileFaceNet(nn.Module):
             nn.Linear(512, embedding_dim, bias=False),
             nn.BatchNorm1d(embedding_dim),
         )
+
+    def parts(self) -> dict[str, list[str]]:
+        """See `conventions`."""
+        bounds = [0, *self._starts, len(self.features)]
+        names = ["stem", *(f"stages.{number}" for number in range(1, len(bounds) - 1))]
+        rows = {
+            name: [f"features.{place}" for place in range(start, stop)]
+            for name, start, stop in zip(names, bounds[:-1], bounds[1:], strict=True)
+        }
+        return rows | {"embed": ["embed"]}
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""

@@ -104,6 +104,7 @@ class Head:
             build_row_optimizer(config), self._store, config.weight_decay, self._width, self.margin.normalised
         )
         self._gradient_norm: Tensor | None = None
+        self._still = False
         self._steps = torch.zeros((), dtype=torch.int64)
         self._before: dict[str, Tensor] | None = None  # what moves in a forward pass, as the present step found it
         self._prepared: tuple[Tensor, Indices] | None = None  # this rank's labels, and those of all ranks
@@ -198,16 +199,27 @@ class Head:
         check_labels(found, self.num_classes, self.ranks.world_size)
         return found
 
+    def hold(self, still: bool) -> None:
+        """Let rows, their optimizer's state and the margin's averages stand still from now on, or move again.
+
+        The loss and its gradient with respect to embeddings are the same either way.
+        """
+        self._still = still
+        self._loss.margin_moves = not still
+
     def step(self, lr: float, *, measure: bool = False) -> None:
-        """Update the rows chosen since the last step by the sum of their gradients.
+        """Update the rows chosen since the last step by the sum of their gradients, which are dropped if they `hold`.
 
         Args:
             lr: learning rate of the schedule; `head.lr_scale` multiplies it.
             measure: give `statistics` the norm of the rows' gradient; one all-reduce, on all ranks or none.
         """
+        self._before = None
+        if self._still:
+            self._drop_gradients()
+            return
         micro_batches, self._loss.micro_batches = self._loss.micro_batches, []
         self._steps += 1
-        self._before = None
         if not micro_batches:
             return
         self._rounder.new_step(int(self._steps))
@@ -229,6 +241,9 @@ class Head:
             if self._before is not None:
                 value.copy_(self._before[name])
         self._before = None
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
         for waiting in self._loss.micro_batches:
             waiting.rows.lease.release()
             self._softmax.recycle(waiting)

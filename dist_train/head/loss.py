@@ -68,6 +68,7 @@ class ShardedLoss:
     Attributes:
         micro_batches: whose backward pass is over and whose rows wait for the step.
         observed: of the last forward pass; None before the first.
+        margin_moves: whether the margin's moving averages follow what training sees.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ShardedLoss:
         self.stop = start + store.num_classes
         self.micro_batches: list[Step] = []
         self.observed: Observed | None = None
+        self.margin_moves = True
 
     def __call__(self, queries: Tensor, norms: Tensor, labels: Indices) -> Tensor:
         """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and all ranks' labels [G]."""
@@ -172,7 +174,8 @@ class ShardedLoss:
         """Step 3, on this rank: logits of the targets, then the negatives' block by block."""
         softmax, places = self.softmax, choice.places
         centers = softmax.logits.nearest_centers(choice.lease, places, queries)
-        self.margin.observe(norms, self._all_target_cosines(places, centers.cosines, len(queries)), training)
+        cosines = self._all_target_cosines(places, centers.cosines, len(queries))
+        self.margin.observe(norms, cosines, training and self.margin_moves)
         targets = softmax.logits.of_targets(places, centers, norms, choice.target_classes)
         kept = sum(step.weights.kept_bytes for step in self.micro_batches)
         return softmax.forward(choice.lease, choice.classes, queries, targets, kept, training)

@@ -1,19 +1,38 @@
 """The backbone replicated over ranks, with its optimizer, behind one small interface."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
 
-from dist_train.backbones import undecayed
-from dist_train.config import OptimizerConfig
 from dist_train.runtime.ranks import Ranks
 
 # Tensors that each optimizer keeps for a parameter; with those of the backbone they make a checkpoint.
 OPTIMIZER_STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands still in a backbone, now or in the first steps of a run.
+
+    Attributes:
+        modules: those that stay in evaluation mode now, each with all that is in it.
+        buffers: names of the buffers that stand still now.
+        late: names of the parameters that stand still in the first steps. AdamW's bias corrections depend on how often
+            a parameter was updated, so steps that these have missed are counted.
+    """
+
+    modules: tuple[nn.Module, ...] = ()
+    buffers: AbstractSet[str] = frozenset()
+    late: AbstractSet[str] = frozenset()
+
+
+NOTHING = Standing()
 
 
 class Replica(ABC):
@@ -22,14 +41,24 @@ class Replica(ABC):
     The head stands outside: it takes the embeddings as a leaf and gives their gradient back, which `backward` sends
     through the network. So the same head serves every way of replicating a backbone, and state dicts have one form
     for all of them: a run may go on with another one.
+
+    Parameters that require no gradient when a replica is built stand still in it: they get no gradient, no decay and no
+    momentum, and their optimizer's tensors are zeros. `standing` says what else follows from that.
     """
 
     partitioned = False
     """Whether a rank has parts of the weights only, so that it cannot use the backbone alone."""
 
-    def __init__(self, backbone: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, backbone: nn.Module, ranks: Ranks, standing: Standing) -> None:
         self.backbone = backbone
         self.ranks = ranks
+        self.standing = standing
+
+    def train(self) -> None:
+        """Put the backbone to training mode, but for what stands still."""
+        self.backbone.train()
+        for module in self.standing.modules:
+            module.eval()
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -80,15 +109,20 @@ class Replica(ABC):
     def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take over what `optimizer_state` gave, on whatever number of ranks. A collective."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the backbone, since another replica takes this one's place; nothing else is called afterwards."""
+
     def average_buffers(self) -> None:
         """Make BatchNorm's running statistics the mean over ranks; a collective.
 
-        Between two calls they are each rank's own, which spares an exchange in every forward pass.
+        Between two calls they are each rank's own, which spares an exchange in every forward pass. Those that stand
+        still are equal, and stay as they are to the last bit, which a mean of equals may not have.
         """
         if self.ranks.group is None:
             return
-        for buffer in self.backbone.buffers():
-            if buffer.is_floating_point():
+        for name, buffer in self.backbone.named_buffers():
+            if buffer.is_floating_point() and name not in self.standing.buffers:
                 dist.all_reduce(buffer, group=self.ranks.group)
                 buffer /= self.ranks.world_size
 
@@ -105,26 +139,24 @@ def kept_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
     return kept
 
 
-def build_backbone_optimizer(config: OptimizerConfig, backbone: nn.Module) -> Optimizer:
-    """The backbone's optimizer.
+def count_scalars(counts: Mapping[bool, Tensor], late: AbstractSet[str]) -> dict[str, Tensor]:
+    """What a checkpoint keeps of AdamW's counts of steps.
 
-    Norms and biases, which have one dimension, are a group of their own, without decay if so configured. Parameters
-    that the network never wants decayed (`undecayed`) are a third one, where there are any.
+    Args:
+        counts: [] each, of the parameters that are late (True) and of the others; without those that stand still.
+        late: their names.
     """
-    never = undecayed(backbone)
-    groups: dict[str, list[nn.Parameter]] = {"weights": [], "vectors": [], "never": []}
-    for name, parameter in backbone.named_parameters():
-        kind = "never" if name in never else "weights" if parameter.ndim > 1 else "vectors"
-        groups[kind].append(parameter)
-    settings = [
-        {"params": groups["weights"], "weight_decay": config.weight_decay},
-        {"params": groups["vectors"], "weight_decay": config.weight_decay if config.decay_norms else 0.0},
-    ]
-    if never:
-        settings.append({"params": groups["never"], "weight_decay": 0.0})
-    if config.name == "adamw":
-        return AdamW(settings, lr=config.lr)
-    return SGD(settings, lr=config.lr, momentum=config.momentum)
+    none = torch.zeros(())
+    steps = counts.get(False, counts.get(True, none))
+    scalars = {"steps": steps.clone()}
+    if late:
+        scalars["missed"] = steps - counts.get(True, none)
+    return scalars
+
+
+def count_of(scalars: Mapping[str, Tensor], is_late: bool) -> Tensor:
+    """AdamW's count of steps [] of parameters that are late, or of the others."""
+    return scalars["steps"] - scalars["missed"] if is_late and "missed" in scalars else scalars["steps"]
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -8,7 +8,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config import OptimizerConfig, TrainConfig
 from dist_train.errors import NonFiniteError
-from dist_train.replica.base import OPTIMIZER_STATE, Replica, build_backbone_optimizer, compute_dtype, kept_state
+from dist_train.replica.base import (
+    NOTHING,
+    OPTIMIZER_STATE,
+    Replica,
+    Standing,
+    compute_dtype,
+    count_of,
+    count_scalars,
+    kept_state,
+)
+from dist_train.replica.groups import build_backbone_optimizer, set_rates
 from dist_train.runtime.ranks import Ranks
 
 
@@ -18,15 +28,24 @@ class DdpReplica(Replica):
     Args:
         train: precision, and whether the backbone is compiled.
         optimizer: the backbone's optimizer.
-        backbone: on this rank's device, with equal weights on every rank.
+        backbone: on this rank's device, with equal weights on every rank, and something to train.
         ranks: this process among the job's.
+        standing: what stands still.
     """
 
-    def __init__(self, train: TrainConfig, optimizer: OptimizerConfig, backbone: nn.Module, ranks: Ranks) -> None:
-        super().__init__(backbone, ranks)
+    def __init__(
+        self,
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        backbone: nn.Module,
+        ranks: Ranks,
+        standing: Standing = NOTHING,
+    ) -> None:
+        super().__init__(backbone, ranks, standing)
         self._config = optimizer
+        self._late = standing.late if optimizer.name == "adamw" else frozenset()
         self._dtype = compute_dtype(train.precision, ranks.device)
-        self._optimizer = build_backbone_optimizer(optimizer, backbone)
+        self._optimizer = build_backbone_optimizer(optimizer, backbone, standing.late)
         # Embeddings' gradients are scaled rather than the loss, so that the head stays in plain float32.
         self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._dtype == torch.float16)
         self._forward: nn.Module = backbone
@@ -82,8 +101,7 @@ class DdpReplica(Replica):
             if self._scaler.is_enabled():
                 self._scaler.update()  # halves the scale, since unscale_ saw an infinity
             raise NonFiniteError(f"the backbone's gradient has norm {float(norm)}")
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self._optimizer, lr)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.discard()
@@ -99,18 +117,25 @@ class DdpReplica(Replica):
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """See `Replica.optimizer_state`."""
-        state = {
-            name: {key: kept_state(self._optimizer, parameter)[key] for key in OPTIMIZER_STATE[self._config.name]}
-            for name, parameter in self.backbone.named_parameters()
+        state = {name: self._kept(parameter) for name, parameter in self.backbone.named_parameters()}
+        counts = {
+            group["late"]: kept_state(self._optimizer, group["params"][0]).get("step", torch.zeros(()))
+            for group in self._optimizer.param_groups
         }
-        first = next(iter(self.backbone.parameters()))
-        state["scalars"] = {
-            "steps": kept_state(self._optimizer, first).get("step", torch.zeros(())),
+        state["scalars"] = count_scalars(counts, self._late) | {
             "scale": torch.tensor(self._scaler.get_scale()),
             # Steps without overflow, after enough of which the scale grows.
             "growth": torch.tensor(self._scaler.state_dict().get("_growth_tracker", 0)),
         }
         return state
+
+    def _kept(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the optimizer for a parameter; zeros where it stands still."""
+        names = OPTIMIZER_STATE[self._config.name]
+        if not parameter.requires_grad:
+            return {key: torch.zeros_like(parameter) for key in names}
+        kept = kept_state(self._optimizer, parameter)
+        return {key: kept[key] for key in names}
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """See `Replica.load_backbone`."""
@@ -120,14 +145,19 @@ class DdpReplica(Replica):
         """See `Replica.load_optimizer`."""
         with torch.no_grad():
             for name, parameter in self.backbone.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 kept = kept_state(self._optimizer, parameter)
                 for key in OPTIMIZER_STATE[self._config.name]:
                     kept[key].copy_(state[name][key])
                 if "step" in kept:
-                    kept["step"].copy_(state["scalars"]["steps"])
+                    kept["step"].copy_(count_of(state["scalars"], name in self._late))
         if self._scaler.is_enabled():
             scaling = {
                 "scale": float(state["scalars"]["scale"]),
                 "_growth_tracker": int(state["scalars"]["growth"]),
             }
             self._scaler.load_state_dict(self._scaler.state_dict() | scaling)
+
+    def close(self) -> None:
+        """See `Replica.close`; nothing holds it."""

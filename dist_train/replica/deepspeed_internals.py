@@ -32,7 +32,12 @@ INTERNALS = {
         "_lazy_init_hp_params_optimizer_state",
         "optimizer",
     ),
-    "optimizer of stage 3": ("averaged_gradients", "fp32_partitioned_groups_flat", "optimizer"),
+    "optimizer of stage 3": (
+        "averaged_gradients",
+        "fp32_partitioned_groups_flat",
+        "sub_group_to_group_id",
+        "optimizer",
+    ),
 }
 
 SHM_OPERATOR = "deepspeed_shm_comm"
@@ -106,11 +111,17 @@ def forget_gradients(engine: Any, stage: int) -> None:  # noqa: ANN401
     engine.micro_steps += -engine.micro_steps % engine.gradient_accumulation_steps()
 
 
-def inner_optimizer(engine: Any, stage: int) -> tuple[Optimizer, list[Tensor]]:  # noqa: ANN401
-    """The optimizer that the engine wraps, and what it updates: this rank's weights in float32, flat, by group."""
+def inner_optimizer(engine: Any, stage: int) -> tuple[Optimizer, list[Tensor], list[int]]:  # noqa: ANN401
+    """The optimizer that the engine wraps, what it updates, and the parameter group of each.
+
+    That is this rank's weights in float32, flat: one for each group, or in stage 3 for each part of a group.
+    """
     zero = engine.optimizer
-    weights = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
-    return zero.optimizer, weights
+    if stage < 3:
+        weights = zero.single_partition_of_fp32_groups
+        return zero.optimizer, weights, list(range(len(weights)))
+    weights = zero.fp32_partitioned_groups_flat
+    return zero.optimizer, weights, [zero.sub_group_to_group_id[part] for part in range(len(weights))]
 
 
 def link_optimizer_state(engine: Any, stage: int) -> None:  # noqa: ANN401

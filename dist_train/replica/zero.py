@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor, nn
 
 from dist_train.config import OptimizerConfig, TrainConfig
 from dist_train.errors import NonFiniteError, UserError
-from dist_train.replica.base import OPTIMIZER_STATE, Replica, build_backbone_optimizer, compute_dtype, kept_state
+from dist_train.replica.base import (
+    NOTHING,
+    OPTIMIZER_STATE,
+    Replica,
+    Standing,
+    compute_dtype,
+    count_of,
+    count_scalars,
+    kept_state,
+)
 from dist_train.replica.deepspeed_internals import (
     check_internals,
     forget_gradients,
@@ -17,6 +27,7 @@ from dist_train.replica.deepspeed_internals import (
     inner_optimizer,
     link_optimizer_state,
 )
+from dist_train.replica.groups import build_backbone_optimizer, set_rates
 from dist_train.runtime.ranks import Ranks
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -40,6 +51,20 @@ def check_options(train: TrainConfig, dtype: torch.dtype) -> None:
         raise UserError("train.compile goes with train.strategy=ddp only")
 
 
+def open_deepspeed(train: TrainConfig, ranks: Ranks) -> ModuleType:
+    """DeepSpeed, for ranks and options that it can work with.
+
+    Raises:
+        UserError: one rank only, an option that does not go with ZeRO, or a DeepSpeed that does not.
+    """
+    if ranks.group is None:
+        raise UserError(f"train.strategy={train.strategy} splits over ranks, but there is one; use ddp")
+    check_options(train, compute_dtype(train.precision, ranks.device))
+    if ranks.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return import_deepspeed()
+
+
 class ZeroReplica(Replica):
     """Optimizer state (stage 1), gradients (2) and weights (3) of the backbone split over ranks by DeepSpeed.
 
@@ -48,28 +73,31 @@ class ZeroReplica(Replica):
     Args:
         train: strategy, precision and batch sizes.
         optimizer: the backbone's optimizer.
-        backbone: on this rank's device, with equal weights on every rank.
+        backbone: on this rank's device, with equal weights on every rank, and something to train.
         accumulation: micro-batches per step.
         ranks: this process among the job's.
+        standing: what stands still.
 
     Raises:
-        UserError: one rank only, an option that does not go with ZeRO, or a DeepSpeed that does not.
+        UserError: see `open_deepspeed`; or a DeepSpeed without a part that is needed.
     """
 
     def __init__(
-        self, train: TrainConfig, optimizer: OptimizerConfig, backbone: nn.Module, accumulation: int, ranks: Ranks
+        self,
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        backbone: nn.Module,
+        accumulation: int,
+        ranks: Ranks,
+        standing: Standing = NOTHING,
     ) -> None:
-        super().__init__(backbone, ranks)
+        super().__init__(backbone, ranks, standing)
         self._stage = STAGES[train.strategy]
         self.partitioned = self._stage == 3
         self._names = OPTIMIZER_STATE[optimizer.name]
+        self._late = standing.late if optimizer.name == "adamw" else frozenset()
         dtype = compute_dtype(train.precision, ranks.device)
-        if ranks.group is None:
-            raise UserError(f"train.strategy={train.strategy} splits over ranks, but there is one; use ddp")
-        check_options(train, dtype)
-        if ranks.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        deepspeed = import_deepspeed()
+        deepspeed = open_deepspeed(train, ranks)
         backbone.to(memory_format=torch.contiguous_format)  # it broadcasts and cuts weights as flat memory
         micro = train.global_batch_size // (accumulation * ranks.world_size)
         settings = {
@@ -85,7 +113,7 @@ class ZeroReplica(Replica):
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=backbone,
-            optimizer=build_backbone_optimizer(optimizer, backbone),
+            optimizer=build_backbone_optimizer(optimizer, backbone, standing.late),
             config=settings,
             dist_init_required=False,
         )
@@ -115,8 +143,7 @@ class ZeroReplica(Replica):
 
     def step(self, lr: float) -> Tensor:
         """See `Replica.step`."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self._engine.optimizer, lr)
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)
         if not norm.isfinite():
@@ -139,51 +166,68 @@ class ZeroReplica(Replica):
         """See `Replica.optimizer_state`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        steps = self._begin_state()
-        state = {
-            name: {key: safe_get_full_optimizer_state(parameter, key) for key in self._names}
-            for name, parameter in self.backbone.named_parameters()
-        }
-        state["scalars"] = {
-            "steps": steps[0].clone(),
+        counts = dict(self._begin_state())
+        state = {}
+        for name, parameter in self.backbone.named_parameters():
+            if parameter.requires_grad:
+                state[name] = {key: safe_get_full_optimizer_state(parameter, key) for key in self._names}
+            else:
+                whole = getattr(parameter, "ds_shape", parameter.shape)  # stage 3 holds a part alone
+                state[name] = {key: parameter.new_zeros(whole) for key in self._names}
+        state["scalars"] = count_scalars(counts, self._late) | {
             "scale": torch.ones(()),
             "growth": torch.zeros((), dtype=torch.int64),
         }
         return state
 
-    def _begin_state(self) -> list[Tensor]:
-        """Make the optimizer's tensors before its first step, and the engine find them; its counts of steps."""
-        inner, weights = inner_optimizer(self._engine, self._stage)
+    def _begin_state(self) -> list[tuple[bool, Tensor]]:
+        """Make the optimizer's tensors before its first step, and the engine find them.
+
+        Returns:
+            For each flat group, whether it is late, and its count of steps [].
+        """
+        inner, weights, groups = inner_optimizer(self._engine, self._stage)
         kept = [kept_state(inner, part) for part in weights]
         link_optimizer_state(self._engine, self._stage)
-        return [one.get("step", torch.zeros(())) for one in kept]
+        late = (inner.param_groups[group]["late"] for group in groups)
+        return [(one, state.get("step", torch.zeros(()))) for one, state in zip(late, kept, strict=True)]
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """See `Replica.load_backbone`."""
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
+        give = safe_set_local_fp32_param if self.partitioned else safe_set_full_fp32_param
         with deepspeed.zero.GatheredParameters(
             list(self.backbone.parameters()), modifier_rank=0, enabled=self._stage == 3
         ):
             self.backbone.load_state_dict(state)
         self._begin_state()  # else the engine does not find its own copies of the weights
-        for name, parameter in self.backbone.named_parameters():
-            safe_set_full_fp32_param(parameter, self._partitioned(state[name]))
+        for name, parameter in self._trained():
+            give(parameter, self._share(state[name], parameter))
 
     def load_optimizer(self, state: dict[str, dict[str, Tensor]]) -> None:
         """See `Replica.load_optimizer`."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        for steps in self._begin_state():
-            steps.copy_(state["scalars"]["steps"])
-        for name, parameter in self.backbone.named_parameters():
+        give = safe_set_local_optimizer_state if self.partitioned else safe_set_full_optimizer_state
+        for is_late, steps in self._begin_state():
+            steps.copy_(count_of(state["scalars"], is_late))
+        for name, parameter in self._trained():
             for key, value in state[name].items():
-                safe_set_full_optimizer_state(parameter, self._partitioned(value), key)
+                give(parameter, self._share(value, parameter), key)
 
-    def _partitioned(self, whole: Tensor) -> Tensor:
-        """`whole` as the engine takes it: stage 3 cuts a flat copy into equal parts, and expects zeros at its end."""
-        if self._stage < 3:
+    def close(self) -> None:
+        """See `Replica.close`."""
+        self._engine.destroy()
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, one) for name, one in self.backbone.named_parameters() if one.requires_grad]
+
+    def _share(self, whole: Tensor, parameter: Any) -> Tensor:  # noqa: ANN401 - with what stage 3 adds
+        """What the engine takes of `whole`: in stage 3 this rank's share of it, flat, all of a length."""
+        if not self.partitioned:
             return whole
-        flat = whole.reshape(-1)
-        return nn.functional.pad(flat, (0, -len(flat) % self.ranks.world_size))
+        length = parameter.ds_tensor.numel()
+        share = whole.reshape(-1)[length * self.ranks.rank :][:length]
+        return nn.functional.pad(share, (0, length - len(share)))

@@ -60,6 +60,6 @@ class StartConfig(Section):
                 raise ValueError(f"freeze: {part!r} is no part; known: backbone, stem, stages.N, norms, head")
         if self.freeze_steps is not None and not self.freeze:
             raise ValueError("freeze_steps needs freeze, which says what stands still")
-        if self.freeze_steps is None and {"backbone", "head"} <= set(self.freeze):
-            raise ValueError("freeze: backbone and head for all steps leave nothing to train; give freeze_steps")
+        if {"backbone", "head"} <= set(self.freeze):
+            raise ValueError("freeze: backbone and head together leave nothing to train; give one of them")
         return self

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dist_train.backbones import build_backbone, memory_format, recompute_activations
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import check_same_data, read_progress
 from dist_train.config import RunConfig
@@ -18,7 +17,6 @@ from dist_train.data.loader import Loader, build_loader
 from dist_train.evaluate.suite import check_sets
 from dist_train.head import Head
 from dist_train.objectives.objective import Objective
-from dist_train.replica.build import build_replica
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
 from dist_train.track.meter import Meter
@@ -28,6 +26,7 @@ from dist_train.train.batching import check_one_set, micro_batches, total_steps
 from dist_train.train.loop import Loop
 from dist_train.train.program import Program
 from dist_train.train.recognition import Recognition
+from dist_train.train.replicas import Replicas
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,7 @@ class Setting:
         loader: of the batches that will come.
         accumulation: micro-batches per step.
         stopwatch: takes the times of a step's parts, for the figures.
+        step: that comes first: 0, or that of the checkpoint which will be loaded.
     """
 
     config: RunConfig
@@ -49,6 +49,7 @@ class Setting:
     loader: Loader
     accumulation: int
     stopwatch: Stopwatch
+    step: int
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -79,19 +80,18 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         )
         opened.callback(head.close)
         torch.manual_seed(config.seed)  # the same initial backbone on every rank
-        backbone = build_backbone(config.backbone, loader.image_size)
-        if config.train.activation_checkpointing:
-            recompute_activations(backbone)
-        backbone = backbone.to(ranks.device).to(memory_format=memory_format(backbone))
+        replicas = Replicas(config, loader.image_size, setting.accumulation, ranks)
+        backbone = replicas.backbone()
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
         program = Recognition(
-            ranks.agree(lambda: build_replica(config.train, config.optimizer, backbone, setting.accumulation, ranks)),
+            ranks.agree(lambda: replicas.replicate(backbone, setting.step)),
             head,
             average=average,
             accumulation=setting.accumulation,
-            empty_backbone=lambda: build_backbone(config.backbone, loader.image_size),
+            replicas=replicas,
+            step=setting.step,
             stopwatch=setting.stopwatch,
             objectives=objectives,
         )
@@ -133,7 +133,7 @@ def open_training(
             data = (loader.image_size, manifest.num_classes, manifest.digest)
             ranks.agree(lambda: check_same_data(checkpoint, before, *data))
         meter = Meter(config.train.global_batch_size, ranks.device)
-        program = build_program(Setting(config, ranks, loader, accumulation, meter.time))
+        program = build_program(Setting(config, ranks, loader, accumulation, meter.time, step))
         opened.callback(program.close)
         recipe = config.model_dump(mode="json")
         trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)

@@ -77,7 +77,7 @@ def _in_backward(replica: Replica, loss: Loss, batch: Batch) -> str | None:
     gradient = torch.autograd.grad(loss(border, batch), border)[0]
     if rows := _bad_rows(gradient):
         return f"the head's gradient of embeddings is not finite: {_samples(batch, rows)}"
-    weights = {name: p for name, p in replica.backbone.named_parameters() if p.numel()}
+    weights = {name: p for name, p in replica.backbone.named_parameters() if p.numel() and p.requires_grad}
     found = torch.autograd.grad(
         embeddings, [images, *weights.values()], gradient.to(embeddings.dtype), allow_unused=True
     )

@@ -165,6 +165,7 @@ class Loop:
         if self.samples is None:
             self.samples = batch.images
             self.trackers.pictures("samples", batch.images)
+        self.program.enter(self.step)
         lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
         # Whatever a step draws, e.g. in dropout, is a function of seed, step and rank, so that a resumed run draws
         # what an unbroken one would.

@@ -12,13 +12,21 @@ from dist_train.data.batch import Batch
 class Program(Protocol):
     """A phase of training, e.g. `Recognition`: what it learns, and how a batch changes that.
 
-    A step is `begin`, `micro_step` for each micro-batch, `update`; or `discard` instead of what is left of it, once
-    one of them has raised `NonFiniteError`. Methods are called on all ranks at once, and may communicate.
+    A step is `enter`, `begin`, `micro_step` for each micro-batch, `update`; or `discard` instead of what is left of it,
+    once one of them has raised `NonFiniteError`. Methods are called on all ranks at once, and may communicate.
     """
 
     @property
     def parts(self) -> Mapping[str, Part]:
         """What a checkpoint of this phase holds, by name; with that, step and position, a run goes on as before."""
+
+    def enter(self, step: int) -> None:
+        """Step `step` of 0, 1, ... comes next: what changes at given steps changes now.
+
+        The loop seeds the step's random numbers afterwards, so what is drawn here, e.g. to build a network anew, is
+        free. A checkpoint of step N is written before `enter(N)` and loaded into a program that was built for step N;
+        so the names and shapes of `parts` are the same for all steps.
+        """
 
     def begin(self) -> None:
         """A step begins: networks go to training mode, what `discard` shall bring back is kept."""

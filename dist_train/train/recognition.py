@@ -1,6 +1,6 @@
 """Training to recognise: a backbone whose embeddings a head tells apart, and further terms of the loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import cast
 
@@ -18,17 +18,19 @@ from dist_train.replica.base import Replica
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.train.diagnosis import diagnose
 from dist_train.train.kept_buffers import KeptBuffers
+from dist_train.train.replicas import Replicas
 
 
 class Recognition:
     """The program of a recognition run.
 
     Args:
-        replica: the backbone and its optimizer.
+        replica: the backbone and its optimizer, as `replicas` make them for `step`.
         head: the classifier over all identities, with weight 1 in the loss.
         average: moving average of the backbone's weights, which is then what is evaluated; None for none.
         accumulation: micro-batches per step.
-        empty_backbone: makes the backbone's structure, for a whole copy where ranks have parts of the weights only.
+        replicas: make what takes the replica's place when what stands still changes.
+        step: that comes first.
         stopwatch: takes the times of head and backbone.
         objectives: by name, further terms of the loss with their weights; one of weight 0 is left out.
     """
@@ -40,20 +42,29 @@ class Recognition:
         *,
         average: AveragedModel | None,
         accumulation: int,
-        empty_backbone: Callable[[], nn.Module],
+        replicas: Replicas,
+        step: int,
         stopwatch: Stopwatch,
         objectives: Mapping[str, tuple[float, Objective]] | None = None,
     ) -> None:
         self.replica, self.head, self.average = replica, head, average
-        self._accumulation, self._empty_backbone, self._time = accumulation, empty_backbone, stopwatch
+        self._accumulation, self._replicas, self._time = accumulation, replicas, stopwatch
+        self._still = replicas.freezing.at(step)
+        head.hold("head" in self._still)
         self._further = {name: term for name, term in (objectives or {}).items() if term[0]}
         self._terms: dict[str, Objective] = {"head": head} | {name: term for name, (_, term) in self._further.items()}
         self._opened: list[Objective] = [head, *(term for _, term in (objectives or {}).values())]
         self._kept = KeptBuffers(replica.backbone)
         self._memory_format = memory_format(replica.backbone)
-        self.parts: dict[str, Part] = {
-            "backbone": CopiedPart(replica.backbone_state, replica.load_backbone, replica.average_buffers),
-            "optimizer": CopiedPart(replica.optimizer_state, replica.load_optimizer),
+        self.parts: dict[str, Part] = {  # of the replica that is there when they are asked for
+            "backbone": CopiedPart(
+                lambda: self.replica.backbone_state(),
+                lambda state: self.replica.load_backbone(state),
+                lambda: self.replica.average_buffers(),
+            ),
+            "optimizer": CopiedPart(
+                lambda: self.replica.optimizer_state(), lambda state: self.replica.load_optimizer(state)
+            ),
         }
         if average is not None:  # after the backbone, whose statistics it takes over
             self.parts["average"] = CopiedPart(average.state_dict, average.load_state_dict, self._sync_average)
@@ -64,9 +75,19 @@ class Recognition:
         """The network that is trained; under ZeRO-3 this rank's part of it."""
         return self.replica.backbone
 
+    def enter(self, step: int) -> None:
+        """See `Program`; parts stand still from now on, or no longer."""
+        still = self._replicas.freezing.at(step)
+        if still == self._still:
+            return
+        self.replica = self._replicas.follow(self.replica, step)
+        self._kept = KeptBuffers(self.backbone)
+        self._still = still
+        self.head.hold("head" in still)
+
     def begin(self) -> None:
         """See `Program`."""
-        self.backbone.train()
+        self.replica.train()
         self._kept.keep()
 
     def micro_step(self, batch: Batch, *, last: bool) -> Tensor:
@@ -124,7 +145,7 @@ class Recognition:
         if not self.replica.partitioned:
             return self.backbone.eval()
         with torch.device("meta"):  # its weights are those that come
-            whole = self._empty_backbone()
+            whole = self._replicas.empty()
         whole.load_state_dict(self.replica.backbone_state(), assign=True)
         return whole.eval()
 

@@ -15,7 +15,7 @@ from dist_train.backbones.registry import BACKBONES
 from dist_train.checkpoint.load import load_backbone
 from dist_train.config import OptimizerConfig, dump_config, load_config
 from dist_train.errors import UserError
-from dist_train.replica.base import build_backbone_optimizer
+from dist_train.replica.groups import build_backbone_optimizer
 from launch.plan_hardware import backbone_cost
 from tests.backbones.toy import ROW, WIDTH, Attention, ToyConfig
 from tests.launch.recipes import headcount_here, write_recipe

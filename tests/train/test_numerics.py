@@ -10,7 +10,7 @@ from torch import nn
 from dist_train.backbones import BackboneConfig, build_backbone, recompute_activations
 from dist_train.backbones.iresnet import IResNet
 from dist_train.config import OptimizerConfig
-from dist_train.replica.base import build_backbone_optimizer
+from dist_train.replica.groups import build_backbone_optimizer
 from tests.sets import write_set
 from tests.single import losses, trainer
 
@@ -28,7 +28,7 @@ def plain_network(_config, _size):
 
 
 def test_accumulation_in_two_and_in_four_equals_the_large_batch(tmp_path, tiny_set, monkeypatch):
-    monkeypatch.setattr("dist_train.train.build.build_backbone", plain_network)
+    monkeypatch.setattr("dist_train.train.replicas.build_backbone", plain_network)
     curves = {}
     for micro in (48, 24, 12):
         made = trainer(tmp_path, tiny_set, train__micro_batch_size=micro, optimizer__clip_norm=0.5)
@@ -40,7 +40,7 @@ def test_accumulation_in_two_and_in_four_equals_the_large_batch(tmp_path, tiny_s
 
 
 def test_float16_learns_as_float32_and_an_overflow_halves_its_scale_and_nothing_else(tmp_path, tiny_set, monkeypatch):
-    monkeypatch.setattr("dist_train.train.build.build_backbone", plain_network)
+    monkeypatch.setattr("dist_train.train.replicas.build_backbone", plain_network)
     plain = losses(trainer(tmp_path, tiny_set), 4)
     half = trainer(tmp_path, tiny_set, train__precision="float16")
     scaler = half.program.replica._scaler
@@ -57,7 +57,7 @@ def test_float16_learns_as_float32_and_an_overflow_halves_its_scale_and_nothing_
 
 
 def test_a_resumed_float16_run_has_the_scale_and_its_count_of_good_steps(tmp_path, tiny_set, monkeypatch):
-    monkeypatch.setattr("dist_train.train.build.build_backbone", plain_network)
+    monkeypatch.setattr("dist_train.train.replicas.build_backbone", plain_network)
     first = trainer(tmp_path, tiny_set, train__precision="float16")
     first.program.replica._scaler.load_state_dict(first.program.replica._scaler.state_dict() | {"scale": 512.0})
     losses(first, 3)

@@ -27,6 +27,9 @@ class Pixels:
             "momentum": CopiedPart(lambda: self.momentum, self.momentum.update),
         }
 
+    def enter(self, step):
+        pass
+
     def begin(self):
         self.network.train()
 

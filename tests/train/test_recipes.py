@@ -143,7 +143,7 @@ def test_a_dry_step_takes_every_kind_of_recipe(overrides, tmp_path, monkeypatch)
 
 def test_a_dry_step_without_a_finite_loss_fails(monkeypatch):
     monkeypatch.setattr(
-        "dist_train.train.build.build_backbone", lambda *_: torch.nn.Sequential(torch.nn.Flatten(), Broken())
+        "dist_train.train.replicas.build_backbone", lambda *_: torch.nn.Sequential(torch.nn.Flatten(), Broken())
     )
     with pytest.raises(WorkError, match="dry step: loss nan"):
         dry_step(load_config(ROOT / "configs" / "quickstart.yaml"), 32)

@@ -87,7 +87,7 @@ def test_closing_ends_workers_and_threads_and_may_be_repeated(tmp_path, tiny_set
     assert ended(own_threads)
 
 
-@pytest.mark.parametrize("part", ["build_replica", "Trackers", "Checkpointer"])
+@pytest.mark.parametrize("part", ["Replicas", "Trackers", "Checkpointer"])
 def test_a_start_that_fails_half_way_closes_what_it_had_opened(tmp_path, tiny_set, monkeypatch, part):
     def fails(*_, **__):
         raise UserError("no such thing")
