@@ -1,7 +1,7 @@
 """The `backbone` section of a configuration."""
 
 import pkgutil
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 from pydantic_core import PydanticKnownError
@@ -26,6 +26,19 @@ class BackboneConfig(Section):
     embedding_dim: int = Field(512, ge=2, le=8192, description="how many numbers an embedding has (D)")
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="probability with which dropout zeroes a value before the last layer"
+    )
+
+
+EmbeddingNorm = Literal["fixed", "bias"]
+
+
+class IResNetConfig(BackboneConfig):
+    """The `backbone` section of residual networks of the face field."""
+
+    embedding_norm: EmbeddingNorm = Field(
+        "fixed",
+        description="the normalisation that ends the network: without parameters (fixed), or with a trained bias, as "
+        "arcface_torch's networks have it",
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 IRESNET = "dist_train.backbones.iresnet:IResNet"
+IRESNET_SECTION = "dist_train.backbones.config:IResNetConfig"
 IRESNET_WIDTHS = (64, 64, 128, 256, 512)
 FIVE_HALVINGS_PX = 32
 
@@ -39,9 +40,18 @@ def _iresnet(short_name: str, *blocks: int) -> BackboneSpec:
     """The residual network of the face field, given the blocks of its four stages."""
     return BackboneSpec(
         network=IRESNET,
+        section=IRESNET_SECTION,
         arguments={"blocks": blocks, "widths": IRESNET_WIDTHS},
         min_image_size=FIVE_HALVINGS_PX,
         short_name=short_name,
+    )
+
+
+def _mobilefacenet(scale: int) -> BackboneSpec:
+    return BackboneSpec(
+        network="dist_train.backbones.mobilefacenet:MobileFaceNet",
+        arguments={"scale": scale},
+        min_image_size=FIVE_HALVINGS_PX,
     )
 
 
@@ -49,6 +59,7 @@ def _small(*widths: int, max_image_size: int | None = None, larger: str | None =
     """A network for CPUs: one block a stage, and a stem that halves the picture."""
     return BackboneSpec(
         network=IRESNET,
+        section=IRESNET_SECTION,
         arguments={"blocks": (1, 1, 1, 1), "widths": widths, "stem_stride": 2},
         min_image_size=FIVE_HALVINGS_PX,
         max_image_size=max_image_size,
@@ -62,9 +73,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     "iresnet50": _iresnet("r50", 3, 4, 14, 3),
     "iresnet100": _iresnet("r100", 3, 13, 30, 3),
     "iresnet200": _iresnet("r200", 6, 26, 60, 6),
-    "mobilefacenet": BackboneSpec(
-        network="dist_train.backbones.mobilefacenet:MobileFaceNet", min_image_size=FIVE_HALVINGS_PX
-    ),
+    "mobilefacenet": _mobilefacenet(scale=1),
+    "mobilefacenet_large": _mobilefacenet(scale=2),
     "tiny": _small(16, 32, 64, 128, 256),
     # In torch 2.14 the backward pass of its convolutions of 8 channels crashes on CPUs at 112 px.
     "nano": _small(8, 16, 32, 64, 128, max_image_size=64, larger="tiny"),
