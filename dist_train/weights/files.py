@@ -77,8 +77,8 @@ def _read_safetensors(path: Path, file: IO[bytes], size: int) -> Weights:
     head = int.from_bytes(file.read(8), "little")
     if head > min(size, _MAX_HEAD):
         raise UserError(
-            f"{path}: its header claims {head:,} bytes, expected at most {min(size, _MAX_HEAD):,}; it is cut off, or no "
-            "safetensors file"
+            f"{path}: its header claims {head:,} bytes, expected at most {min(size, _MAX_HEAD):,}; it is cut off, or "
+            "no safetensors file"
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
@@ -115,8 +115,8 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
             folder, record = records[0].filename.rpartition("/")[0], archive.read(records[0])
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
         raise UserError(
-            f"{path}: no file by torch.save, or cut off ({shown_start(first_line(error))}); one that torch wrote before "
-            "1.6 must be saved anew by a newer one"
+            f"{path}: no file by torch.save, or cut off ({shown_start(first_line(error))}); one that torch wrote "
+            "before 1.6 must be saved anew by a newer one"
         ) from error
 
     def outside(word: object) -> None:
@@ -129,8 +129,8 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
         unpickle(record, _ADMITTED, steps=_MAX_STEPS, outside=outside)
     except ForbiddenNameError as error:
         raise UserError(
-            f"{path}: its pickle calls {error}, which no weights need; refused, nothing was run; expected a plain state "
-            "dict, as torch.save(network.state_dict(), FILE) writes it"
+            f"{path}: its pickle calls {error}, which no weights need; refused, nothing was run; expected a plain "
+            "state dict, as torch.save(network.state_dict(), FILE) writes it"
         ) from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: damaged: {error}") from error
@@ -179,8 +179,8 @@ def _plain(path: Path, found: object) -> dict[str, Tensor]:
     if not state:
         keys = ", ".join(shown(key) for key in list(found)[:8]) if isinstance(found, Mapping) else type(found).__name__
         raise UserError(
-            f"{path}: no weights of a network in it; found {keys or 'nothing'}; expected a state dict, tensors by name, "
-            f"or one under {', '.join(_WRAPPERS)}"
+            f"{path}: no weights of a network in it; found {keys or 'nothing'}; expected a state dict, tensors by "
+            f"name, or one under {', '.join(_WRAPPERS)}"
         )
     for name, tensor in state.items():
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
