@@ -1,5 +1,6 @@
 """The networks that a recipe may name, a row each; without torch, so that recipes are read in no time."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -79,3 +80,25 @@ BACKBONES: dict[str, BackboneSpec] = {
     # In torch 2.14 the backward pass of its convolutions of 8 channels crashes on CPUs at 112 px.
     "nano": _small(8, 16, 32, 64, 128, max_image_size=64, larger="tiny"),
 }
+
+TIMM = "timm/"
+_TIMM_NAME = re.compile(re.escape(TIMM) + r"[A-Za-z0-9_.]{1,100}")  # no place to download from, which timm takes too
+
+
+def backbone_spec(name: str) -> BackboneSpec | None:
+    """The row of a network: one of `BACKBONES`, or what `timm/NAME` stands for; None for a name that is neither."""
+    if _TIMM_NAME.fullmatch(name):
+        return BackboneSpec(
+            network="dist_train.backbones.timm:TimmNetwork",
+            arguments={"model": name.removeprefix(TIMM)},
+            min_image_size=FIVE_HALVINGS_PX,
+        )
+    return BACKBONES.get(name)
+
+
+def known_spec(name: str) -> BackboneSpec:
+    """The row of a network whose name a section has checked."""
+    spec = backbone_spec(name)
+    if spec is None:
+        raise KeyError(name)
+    return spec

@@ -68,7 +68,12 @@ def fit_weights(state: Mapping[str, Tensor], network: Mapping[str, Tensor], back
             other_shape.append(f"{ours} {expected.dtype}{there} {found.dtype}")
         else:
             tensors[ours] = found.detach().to(expected.dtype, copy=True)
-    unexpected = [f"{shown_start(name)} {list(one.shape)}" for name, one in state.items() if name not in names]
+    strangers = tuple(f"{name}." for name in TABLES[source].strangers(backbone))
+    unexpected = [
+        f"{shown_start(name)} {list(one.shape)}"
+        for name, one in state.items()
+        if name not in names and not name.startswith(strangers)
+    ]
     wrong = list(_not_finite(tensors))
     if wrong:
         raise UserError(

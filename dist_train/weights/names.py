@@ -9,7 +9,7 @@ import torch
 from dist_train.backbones import build_backbone
 from dist_train.backbones.config import BackboneConfig
 from dist_train.backbones.mobilefacenet import BOTTLENECKS
-from dist_train.backbones.registry import BACKBONES
+from dist_train.backbones.registry import BACKBONES, TIMM, known_spec
 from dist_train.errors import UserError
 
 
@@ -18,11 +18,15 @@ class NameTable(ABC):
 
     @abstractmethod
     def own_names(self, backbone: BackboneConfig) -> dict[str, str]:
-        """The source's name -> our name, for every tensor of a network.
+        """The source's name -> our name, for every tensor of a network that the source has, too.
 
         Raises:
             UserError: the source has no such network.
         """
+
+    def strangers(self, backbone: BackboneConfig) -> tuple[str, ...]:
+        """What names begin with that the source has for such a network and that are of no use here: a classifier."""
+        return ()
 
 
 class OwnNames(NameTable):
@@ -99,11 +103,39 @@ def _conv_block(theirs: str, conv_bn: str, prelu: str | None = None) -> Iterator
         yield f"{theirs}.2", prelu
 
 
-TABLES: dict[str, NameTable] = {"headcount": OwnNames(), "arcface_torch": ArcfaceNames()}
+class TimmNames(NameTable):
+    """Those of timm, whose networks have no embedding: the last layer of ours has no names there."""
+
+    def own_names(self, backbone: BackboneConfig) -> dict[str, str]:
+        """See `NameTable`."""
+        if not backbone.name.startswith(TIMM):
+            raise UserError(f"timm has no network like backbone.name={backbone.name}; it has timm/NAME")
+        body = "body."
+        return {name.removeprefix(body): name for name in tensor_names(backbone) if name.startswith(body)}
+
+    def strangers(self, backbone: BackboneConfig) -> tuple[str, ...]:
+        """See `NameTable`."""
+        from dist_train.backbones.timm import classifier_names
+
+        return classifier_names(backbone.name.removeprefix(TIMM))
+
+
+TABLES: dict[str, NameTable] = {
+    "headcount": OwnNames(),
+    "arcface_torch": ArcfaceNames(),
+    "timm": TimmNames(),
+}
 """By source."""
+
+
+_USUAL_PX = 224
 
 
 def tensor_names(backbone: BackboneConfig) -> list[str]:
     """Our names of a network's tensors, which do not depend on the size of its pictures."""
+    smallest = known_spec(backbone.name).min_image_size
     with torch.device("meta"):
-        return list(build_backbone(backbone, BACKBONES[backbone.name].min_image_size).state_dict())
+        try:
+            return list(build_backbone(backbone, smallest).state_dict())
+        except UserError:  # some of timm's are built for larger pictures alone
+            return list(build_backbone(backbone, _USUAL_PX).state_dict())
