@@ -43,7 +43,8 @@ def classifier_names(model: str) -> tuple[str, ...]:
     """Names of a network's classifying layers in timm's state dicts."""
     import timm
 
-    names = timm.get_pretrained_cfg(model).classifier if timm.is_model(model) else None
+    stated = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    names = None if stated is None else stated.classifier
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
@@ -58,11 +59,11 @@ def _body(model: str, image_size: int) -> nn.Module:
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     try:
         try:  # networks with positions are built for a size, others take any and no such argument
-            return cast(nn.Module, timm.create_model(model, img_size=image_size, **options))
+            return timm.create_model(model, img_size=image_size, **options)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-            return cast(nn.Module, timm.create_model(model, **options))
+            return timm.create_model(model, **options)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UserError(
             f"backbone.name=timm/{model}: timm cannot build it for pictures of {image_size} px: {first_line(error)}"
