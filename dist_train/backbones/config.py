@@ -45,7 +45,12 @@ class IResNetConfig(BackboneConfig):
 
 
 def section_class(name: object) -> type[BackboneConfig]:
-    """The class of the `backbone` section of recipes that name a network; the common one where there is none such."""
+    """The class of the `backbone` section of recipes that name a network; the common one where there is none such.
+
+    None is the network of recipes that name none.
+    """
+    if name is None:
+        name = BackboneConfig.model_fields["name"].default
     spec = backbone_spec(name) if isinstance(name, str) else None
     return BackboneConfig if spec is None else cast(type[BackboneConfig], pkgutil.resolve_name(spec.section))
 

@@ -117,10 +117,17 @@ def _fitted(config: RunConfig, source: Path, network: Mapping[str, Tensor], imag
     if misfits and not config.start.allow_partial:
         raise UserError(
             f"start.backbone {source} (names of {fit.source}) does not fit {what}:{misfits}\n"
-            "give the recipe the network that these weights are of, or leave out what does not fit: "
-            "start.allow_partial=true"
+            f"give the recipe the network that these weights are of{_norm_hint(config, fit)}, or leave out what does "
+            "not fit: start.allow_partial=true"
         )
     return fit
+
+
+def _norm_hint(config: RunConfig, fit: Fit) -> str:
+    """The key that a recipe lacks for weights of arcface_torch, whose networks end with a trained bias."""
+    fixed = getattr(config.backbone, "embedding_norm", None) == "fixed"
+    lost = any(line.startswith(("features.bias ", "embed.4.bias ")) for line in fit.unexpected)
+    return " (backbone.embedding_norm=bias has a place for its last bias)" if fixed and lost else ""
 
 
 def _read(source: Path) -> Mapping[str, Tensor]:

@@ -132,6 +132,12 @@ def test_what_does_not_fit_is_listed_in_full_and_refused_or_left_out(tmp_path, c
     assert torch.equal(found["embed.3.bias"], random["embed.3.bias"])
 
 
+def test_a_bias_that_ends_the_weights_is_refused_with_the_key_that_takes_it(tmp_path):
+    torch.save(random_state(tmp_path, backbone__embedding_norm="bias"), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"(?s)embed\.4\.bias \[16\]\n.*\(backbone\.embedding_norm=bias has a place"):
+        started(tmp_path, tmp_path / "a.pt")
+
+
 def test_another_architecture_or_embedding_length_is_refused_with_what_was_expected(tmp_path, finished):
     with pytest.raises(UserError, match=r"does not fit backbone\.name=nano with embedding_dim=16 at 32 px"):
         started(tmp_path, finished, backbone__name="nano")
