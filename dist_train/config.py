@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from dist_train.backbones.config import AnyBackboneConfig, BackboneConfig, section_class
+from dist_train.backbones.config import AnyBackboneConfig, backbone_section, section_class
 from dist_train.data.config import DataConfig
 from dist_train.errors import UserError
 from dist_train.evaluate.config import EvaluateConfig
@@ -180,7 +180,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     data: DataConfig
     start: StartConfig = Field(default_factory=StartConfig)
-    backbone: AnyBackboneConfig = Field(default_factory=BackboneConfig)
+    backbone: AnyBackboneConfig = Field(default_factory=lambda: backbone_section({}))
     head: HeadConfig = Field(default_factory=HeadConfig)
     train: TrainConfig
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dist_train.backbones import build_backbone
 from dist_train.config import RunConfig
 from dist_train.data.assemble import BatchPlan, build_order
 from dist_train.data.manifest import Manifest
@@ -15,7 +16,9 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.suite import absent_sets, check_sets, present_sets
 from dist_train.replica.zero import check_options
 from dist_train.runtime.extras import missing
+from dist_train.runtime.ranks import ALONE
 from dist_train.runtime.terminal import echo
+from dist_train.start.backbone import find_start
 from dist_train.train.batching import micro_batches, total_steps
 from dist_train.train.dry_step import dry_step
 from launch.plan import largest
@@ -61,6 +64,8 @@ def check(config: RunConfig) -> None:
     image_size = config.data.image_size or (manifest.image_size if manifest else IMAGE_SIZE_PX)
     for line in _about_memory(config, manifest.num_classes if manifest else None, image_size):
         echo(line)
+    if config.start.backbone is not None and config.start.backbone.exists():
+        echo(_about_start(config, image_size))
     step = dry_step(config, image_size)
     echo(
         f"dry step on the CPU in float32: {config.backbone.name}, {config.head.margin}, {config.optimizer.name}, "
@@ -86,6 +91,8 @@ def _missing(config: RunConfig) -> Iterator[str]:
             yield f"{key}{path}: no such directory; the rest is checked without it"
     for key, absent in absent_sets(config.evaluate):
         yield f"{key} {absent}: not there; a run does not start without it"
+    if config.start.backbone is not None and not config.start.backbone.exists():
+        yield f"start.backbone {config.start.backbone}: not there; a run does not start without it"
     if config.train.device == "cuda" and not torch.cuda.is_available():
         yield "train.device=cuda: no GPU on this machine"
     if config.export.onnx and (lack := missing("export")):
@@ -112,6 +119,21 @@ def _about_data(config: RunConfig, manifest: Manifest, steps: int | None, every:
     if steps:
         text += f"; {steps:,} steps an epoch, {every:,} in all, of them {config.optimizer.warmup_steps:,} of warm-up"
     return text
+
+
+def _about_start(config: RunConfig, image_size: int) -> str:
+    """How what is there of `start.backbone` fits.
+
+    Raises:
+        UserError: it does not.
+        WorkError: it is damaged.
+    """
+    with torch.device("meta"):
+        network = build_backbone(config.backbone, image_size).state_dict()
+    source, fit = find_start(config, network, image_size, ALONE)
+    return f"start.backbone: {len(fit.tensors)} of {len(network)} tensors from {source}, names of {fit.source}" + (
+        f"; left out:{misfits}" if (misfits := fit.misfits()) else ""
+    )
 
 
 def _about_memory(config: RunConfig, identities: int | None, image_size: int) -> Iterator[str]:

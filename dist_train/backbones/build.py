@@ -6,7 +6,7 @@ from typing import cast
 from torch import nn
 
 from dist_train.backbones.config import BackboneConfig
-from dist_train.backbones.registry import BACKBONES
+from dist_train.backbones.registry import known_spec
 from dist_train.errors import UserError
 
 
@@ -19,7 +19,7 @@ def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
     Raises:
         UserError: pictures smaller or larger than the network takes.
     """
-    spec = BACKBONES[config.name]
+    spec = known_spec(config.name)
     if image_size < spec.min_image_size:
         raise UserError(
             f"image_size {image_size} px is too small for backbone.name={config.name}; use >= {spec.min_image_size}"

@@ -1,17 +1,17 @@
 """The `backbone` section of a configuration."""
 
 import pkgutil
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 from pydantic_core import PydanticKnownError
 
-from dist_train.backbones.registry import BACKBONES
+from dist_train.backbones.registry import BACKBONES, backbone_spec
 from dist_train.section import Section
 
 
 def _known(name: str) -> str:
-    if name not in BACKBONES:
+    if backbone_spec(name) is None:
         *names, last = map(repr, BACKBONES)
         raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
     return name
@@ -21,7 +21,9 @@ class BackboneConfig(Section):
     """Which network turns images into embeddings."""
 
     name: Annotated[str, AfterValidator(_known)] = Field(
-        "iresnet50", description="the network; `tiny` is made for CPUs, `nano` for pictures of up to 64 px on CPUs"
+        "iresnet50",
+        description="the network; `tiny` is made for CPUs, `nano` for pictures of up to 64 px on CPUs; "
+        "timm/NAME is the one that the library timm calls so, with a new last layer",
     )
     embedding_dim: int = Field(512, ge=2, le=8192, description="how many numbers an embedding has (D)")
     dropout: float = Field(
@@ -29,9 +31,27 @@ class BackboneConfig(Section):
     )
 
 
+EmbeddingNorm = Literal["fixed", "bias"]
+
+
+class IResNetConfig(BackboneConfig):
+    """The `backbone` section of residual networks of the face field."""
+
+    embedding_norm: EmbeddingNorm = Field(
+        "fixed",
+        description="the normalisation that ends the network: without parameters (fixed), or with a trained bias, as "
+        "arcface_torch's networks have it",
+    )
+
+
 def section_class(name: object) -> type[BackboneConfig]:
-    """The class of the `backbone` section of recipes that name a network; the common one where there is none such."""
-    spec = BACKBONES.get(name) if isinstance(name, str) else None
+    """The class of the `backbone` section of recipes that name a network; the common one where there is none such.
+
+    None is the network of recipes that name none.
+    """
+    if name is None:
+        name = BackboneConfig.model_fields["name"].default
+    spec = backbone_spec(name) if isinstance(name, str) else None
     return BackboneConfig if spec is None else cast(type[BackboneConfig], pkgutil.resolve_name(spec.section))
 
 

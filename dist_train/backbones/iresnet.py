@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from dist_train.backbones.config import EmbeddingNorm
 from dist_train.backbones.recompute import Blocks
 
 
@@ -43,6 +44,23 @@ class Block(nn.Module):
         return changed
 
 
+class BiasNorm(nn.BatchNorm1d):
+    """BatchNorm with a trained bias whose scale stays what it is: 1, or what a network to start from had.
+
+    The scale is a buffer rather than a frozen parameter, so that no optimizer, weight decay or ZeRO partition knows it,
+    and state dicts hold it all the same under its usual name.
+
+    Args:
+        features: of the inputs [B, features].
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        scale = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", scale)
+
+
 class IResNet(nn.Module):
     """Images [B, 3, S, S] -> embeddings [B, D].
 
@@ -53,6 +71,7 @@ class IResNet(nn.Module):
         embedding_dim: D.
         dropout: share of features dropped before the last layer.
         stem_stride: 2 quarters the cost of the whole network, for CPUs.
+        embedding_norm: of the embedding's BatchNorm, `fixed`: no parameters, or `bias`: a trained bias.
     """
 
     memory_format = torch.channels_last
@@ -65,6 +84,7 @@ class IResNet(nn.Module):
         embedding_dim: int,
         dropout: float,
         stem_stride: int = 1,
+        embedding_norm: EmbeddingNorm = "fixed",
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv3x3(3, widths[0], stem_stride), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0]))
@@ -84,7 +104,7 @@ class IResNet(nn.Module):
             nn.Linear(widths[-1] * side * side, embedding_dim),
             # The scale of an embedding is the head's business: a learned one would let the network buy a lower loss
             # by growing norms.
-            nn.BatchNorm1d(embedding_dim, affine=False),
+            BiasNorm(embedding_dim) if embedding_norm == "bias" else nn.BatchNorm1d(embedding_dim, affine=False),
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

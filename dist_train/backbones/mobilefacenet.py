@@ -1,7 +1,7 @@
-"""MobileFaceNet, about one million parameters.
+"""MobileFaceNet, about one million parameters, and its wider form.
 
 Chen et al., "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile Devices" (CCBR 2018),
-table 1.
+table 1. The wider form is that of InsightFace's arcface_torch, "mbf": trunk channels are doubled, filters are not.
 """
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dist_train.backbones.recompute import Blocks
 
-# Expansion, channels, repeats, stride of the first repeat: the bottlenecks of table 1.
-BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+# Filters, channels, repeats, stride of the first repeat: the bottlenecks of table 1.
+BOTTLENECKS = ((128, 64, 5, 2), (256, 128, 1, 2), (256, 128, 6, 1), (512, 128, 1, 2), (256, 128, 2, 1))
 
 
 def conv_bn(channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -20,17 +20,16 @@ def conv_bn(channels_in: int, channels_out: int, kernel: int, stride: int = 1, g
 
 
 class Bottleneck(nn.Module):
-    """Expand, filter each channel, project linearly; added to the input where the shapes agree."""
+    """Expand to `filters`, filter each channel, project linearly; added to the input where the shapes agree."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, filters: int) -> None:
         super().__init__()
-        middle = channels_in * expansion
         self.residual = nn.Sequential(
-            conv_bn(channels_in, middle, 1),
-            nn.PReLU(middle),
-            conv_bn(middle, middle, 3, stride, groups=middle),
-            nn.PReLU(middle),
-            conv_bn(middle, channels_out, 1),
+            conv_bn(channels_in, filters, 1),
+            nn.PReLU(filters),
+            conv_bn(filters, filters, 3, stride, groups=filters),
+            nn.PReLU(filters),
+            conv_bn(filters, channels_out, 1),
         )
         self.same_shape = stride == 1 and channels_in == channels_out
 
@@ -41,27 +40,35 @@ class Bottleneck(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """Images [B, 3, S, S] -> embeddings [B, D]; a depthwise convolution over the whole map replaces pooling."""
+    """Images [B, 3, S, S] -> embeddings [B, D]; a depthwise convolution over the whole map replaces pooling.
+
+    Args:
+        image_size: side S of the pictures in pixels.
+        embedding_dim: D.
+        dropout: share of features dropped before the last layer.
+        scale: factor of the channels between bottlenecks.
+    """
 
     memory_format = torch.channels_last
 
-    def __init__(self, image_size: int, embedding_dim: int, dropout: float) -> None:
+    def __init__(self, image_size: int, embedding_dim: int, dropout: float, scale: int = 1) -> None:
         super().__init__()
+        channels_in, side = 64 * scale, -(-image_size // 2)
         layers: list[nn.Module] = [
-            conv_bn(3, 64, 3, 2),
-            nn.PReLU(64),
-            conv_bn(64, 64, 3, groups=64),
-            nn.PReLU(64),
+            conv_bn(3, channels_in, 3, 2),
+            nn.PReLU(channels_in),
+            conv_bn(channels_in, channels_in, 3, groups=64),
+            nn.PReLU(channels_in),
         ]
         # Each halving of the map begins a stage; the layers before the first one are the stem.
         self._starts: list[int] = []
-        channels_in, side = 64, -(-image_size // 2)
-        for expansion, channels, repeats, first_stride in BOTTLENECKS:
+        for filters, trunk, repeats, first_stride in BOTTLENECKS:
+            channels = trunk * scale
             for repeat in range(repeats):
                 stride = first_stride if repeat == 0 else 1
                 if stride > 1:
                     self._starts.append(len(layers))
-                layers.append(Bottleneck(channels_in, channels, stride, expansion))
+                layers.append(Bottleneck(channels_in, channels, stride, filters))
                 channels_in, side = channels, -(-side // stride)
         layers += [conv_bn(channels_in, 512, 1), nn.PReLU(512)]
         self.features = Blocks(*layers)

@@ -1,9 +1,11 @@
 """The networks that a recipe may name, a row each; without torch, so that recipes are read in no time."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 IRESNET = "dist_train.backbones.iresnet:IResNet"
+IRESNET_SECTION = "dist_train.backbones.config:IResNetConfig"
 IRESNET_WIDTHS = (64, 64, 128, 256, 512)
 FIVE_HALVINGS_PX = 32
 
@@ -39,9 +41,18 @@ def _iresnet(short_name: str, *blocks: int) -> BackboneSpec:
     """The residual network of the face field, given the blocks of its four stages."""
     return BackboneSpec(
         network=IRESNET,
+        section=IRESNET_SECTION,
         arguments={"blocks": blocks, "widths": IRESNET_WIDTHS},
         min_image_size=FIVE_HALVINGS_PX,
         short_name=short_name,
+    )
+
+
+def _mobilefacenet(scale: int) -> BackboneSpec:
+    return BackboneSpec(
+        network="dist_train.backbones.mobilefacenet:MobileFaceNet",
+        arguments={"scale": scale},
+        min_image_size=FIVE_HALVINGS_PX,
     )
 
 
@@ -49,6 +60,7 @@ def _small(*widths: int, max_image_size: int | None = None, larger: str | None =
     """A network for CPUs: one block a stage, and a stem that halves the picture."""
     return BackboneSpec(
         network=IRESNET,
+        section=IRESNET_SECTION,
         arguments={"blocks": (1, 1, 1, 1), "widths": widths, "stem_stride": 2},
         min_image_size=FIVE_HALVINGS_PX,
         max_image_size=max_image_size,
@@ -62,10 +74,31 @@ BACKBONES: dict[str, BackboneSpec] = {
     "iresnet50": _iresnet("r50", 3, 4, 14, 3),
     "iresnet100": _iresnet("r100", 3, 13, 30, 3),
     "iresnet200": _iresnet("r200", 6, 26, 60, 6),
-    "mobilefacenet": BackboneSpec(
-        network="dist_train.backbones.mobilefacenet:MobileFaceNet", min_image_size=FIVE_HALVINGS_PX
-    ),
+    "mobilefacenet": _mobilefacenet(scale=1),
+    "mobilefacenet_large": _mobilefacenet(scale=2),
     "tiny": _small(16, 32, 64, 128, 256),
     # In torch 2.14 the backward pass of its convolutions of 8 channels crashes on CPUs at 112 px.
     "nano": _small(8, 16, 32, 64, 128, max_image_size=64, larger="tiny"),
 }
+
+TIMM = "timm/"
+_TIMM_NAME = re.compile(re.escape(TIMM) + r"[A-Za-z0-9_.]{1,100}")  # no place to download from, which timm takes too
+
+
+def backbone_spec(name: str) -> BackboneSpec | None:
+    """The row of a network: one of `BACKBONES`, or what `timm/NAME` stands for; None for a name that is neither."""
+    if _TIMM_NAME.fullmatch(name):
+        return BackboneSpec(
+            network="dist_train.backbones.timm:TimmNetwork",
+            arguments={"model": name.removeprefix(TIMM)},
+            min_image_size=FIVE_HALVINGS_PX,
+        )
+    return BACKBONES.get(name)
+
+
+def known_spec(name: str) -> BackboneSpec:
+    """The row of a network whose name a section has checked."""
+    spec = backbone_spec(name)
+    if spec is None:
+        raise KeyError(name)
+    return spec

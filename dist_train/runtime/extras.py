@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
     "ray": ("ray",),
+    "timm": ("timm",),
 }
 
 

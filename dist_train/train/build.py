@@ -19,6 +19,7 @@ from dist_train.head import Head
 from dist_train.objectives.objective import Objective
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
+from dist_train.start.backbone import start_backbone
 from dist_train.track.meter import Meter
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.track.trackers import Trackers
@@ -42,6 +43,7 @@ class Setting:
         accumulation: micro-batches per step.
         stopwatch: takes the times of a step's parts, for the figures.
         step: that comes first: 0, or that of the checkpoint which will be loaded.
+        resumes: a checkpoint will be loaded, so that what `start` names is not read.
     """
 
     config: RunConfig
@@ -50,6 +52,7 @@ class Setting:
     accumulation: int
     stopwatch: Stopwatch
     step: int
+    resumes: bool
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -82,6 +85,8 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         torch.manual_seed(config.seed)  # the same initial backbone on every rank
         replicas = Replicas(config, loader.image_size, setting.accumulation, ranks)
         backbone = replicas.backbone()
+        if not setting.resumes:
+            start_backbone(config, backbone, loader.image_size, ranks)
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -133,7 +138,8 @@ def open_training(
             data = (loader.image_size, manifest.num_classes, manifest.digest)
             ranks.agree(lambda: check_same_data(checkpoint, before, *data))
         meter = Meter(config.train.global_batch_size, ranks.device)
-        program = build_program(Setting(config, ranks, loader, accumulation, meter.time, step))
+        resumes = checkpoint is not None
+        program = build_program(Setting(config, ranks, loader, accumulation, meter.time, step, resumes))
         opened.callback(program.close)
         recipe = config.model_dump(mode="json")
         trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)

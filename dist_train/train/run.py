@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import closing
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -48,7 +49,10 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         # Held until the end.
         ranks.agree(lambda: check_exporter(config.export) if ranks.rank == 0 else None)
         lock = ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
-        with closing(open_training(config, ranks, newest_sound_checkpoint(config.run_dir, ranks))) as loop:
+        checkpoint = newest_sound_checkpoint(config.run_dir, ranks)
+        if ranks.rank == 0 and (resume or checkpoint is not None):
+            _say_start(config, checkpoint)
+        with closing(open_training(config, ranks, checkpoint)) as loop:
             ranks.agree(lambda: claim_run_dir(config) if ranks.rank == 0 else None)
             done = loop.fit()
             if done:
@@ -67,6 +71,17 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         leave_ranks(ranks)
         if lock is not None:
             release_run_dir(config.run_dir, lock)
+
+
+def _say_start(config: RunConfig, checkpoint: Path | None) -> None:
+    """Tell what a run that goes on takes its weights from, where its recipe also says what to start from."""
+    keys = [f"start.{key}" for key in ("backbone", "head") if getattr(config.start, key) is not None]
+    if not keys:
+        return
+    if checkpoint is None:
+        logger.info("run_dir %s has no checkpoint to go on from: %s applies", config.run_dir, " and ".join(keys))
+    else:
+        logger.info("%s is not read: the run's own checkpoint %s wins", " and ".join(keys), checkpoint)
 
 
 def _say_losses(loop: Loop) -> None:

@@ -1,11 +1,14 @@
 """The page docs/recipe.md, from the sections' own descriptions: `python -m tests.docs.keys` writes it."""
 
 import json
+import pkgutil
 from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dist_train.backbones.config import BackboneConfig
+from dist_train.backbones.registry import BACKBONES
 from dist_train.config import RunConfig
 from tests.docs.pages import ROOT
 
@@ -29,11 +32,29 @@ def _tables(model, prefix, title):
         yield f"\n## {f'`{prefix[:-1]}`' if prefix else title[:1].upper() + title[1:]}\n\n{what}\n\n"
         yield "| key | default | values | what it does |\n| --- | --- | --- | --- |\n"
     for name, field in keys.items():
-        cells = [f"`{prefix}{name}`", _default(field), _values(field), field.description or ""]
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+        yield _row(f"{prefix}{name}", field, field.description or "")
+    if model is BackboneConfig:
+        yield from _networks_own_keys(prefix)
     for name, field in model.model_fields.items():
         if _is_section(field.annotation):
             yield from _tables(field.annotation, f"{prefix}{name}.", name)
+
+
+def _networks_own_keys(prefix):
+    """Rows of keys that only some networks have."""
+    networks = {}
+    for name, spec in BACKBONES.items():
+        networks.setdefault(spec.section, []).append(name)
+    for section, names in networks.items():
+        for key, field in pkgutil.resolve_name(section).model_fields.items():
+            if key in BackboneConfig.model_fields:
+                continue
+            yield _row(f"{prefix}{key}", field, f"{field.description}; of {', '.join(names)}")
+
+
+def _row(key, field, description):
+    cells = [f"`{key}`", _default(field), _values(field), description]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 def _is_section(annotation):

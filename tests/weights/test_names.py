@@ -1,0 +1,42 @@
+"""Weights under arcface_torch's names give in our networks the embeddings that they give there."""
+
+import pytest
+import torch
+
+from dist_train.backbones import build_backbone
+from dist_train.backbones.config import backbone_section
+from dist_train.backbones.registry import BACKBONES
+from dist_train.errors import UserError
+from dist_train.weights.fit import fit_weights
+from dist_train.weights.names import TABLES
+from tests.weights.arcface import BLOCKS, SCALES, Formula
+
+
+def section(name, **keys):
+    return backbone_section({"name": name, **({"embedding_norm": "bias"} if "iresnet" in name else {}), **keys})
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, *SCALES])
+def test_arcface_torchs_weights_embed_as_there(name):
+    images = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    formula = Formula()
+    expected = formula(name, images)
+    network = build_backbone(section(name), 112).eval()
+    fit = fit_weights(formula.state, network.state_dict(), section(name))
+    assert (fit.source, fit.misfits()) == ("arcface_torch", "")
+    network.load_state_dict(fit.tensors)  # strictly: all of them are there
+    with torch.no_grad():
+        cosine = torch.cosine_similarity(network(images).double(), expected.double())
+    assert float(cosine) >= 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_table_has_one_name_for_every_tensor(name):
+    with torch.device("meta"):
+        tensors = sorted(build_backbone(section(name), 64).state_dict())
+    for source, table in TABLES.items():
+        if source == "arcface_torch" and name in ("tiny", "nano"):
+            with pytest.raises(UserError, match=f"no network like backbone.name={name}; it has iresnet18"):
+                table.own_names(section(name))
+        else:
+            assert sorted(table.own_names(section(name)).values()) == tensors
