@@ -24,7 +24,14 @@ class ForbiddenNameError(pickle.UnpicklingError):
     """A pickle names something that is not admitted; the message is the name."""
 
 
-def unpickle(data: bytes, admitted: Admitted, *, encoding: str = "ASCII", steps: int | None = None) -> Any:  # noqa: ANN401
+def unpickle(
+    data: bytes,
+    admitted: Admitted,
+    *,
+    encoding: str = "ASCII",
+    steps: int | None = None,
+    outside: Callable[[object], object] | None = None,
+) -> Any:  # noqa: ANN401
     """The object that a pickle of any protocol holds.
 
     Args:
@@ -33,6 +40,8 @@ def unpickle(data: bytes, admitted: Admitted, *, encoding: str = "ASCII", steps:
             make more of them than they are; a class whose hash depends on its contents must check them when set.
         encoding: of byte strings that Python 2 wrote; "bytes" leaves them bytes.
         steps: the most instructions; default: a million, and one for every 64 bytes.
+        outside: gives what the file keeps outside of the pickle, as torch does numbers, for the pickle's word for it;
+            default: nothing is.
 
     Raises:
         ForbiddenNameError: it names something else; nothing was called for it.
@@ -40,7 +49,7 @@ def unpickle(data: bytes, admitted: Admitted, *, encoding: str = "ASCII", steps:
     """
     limit = _STEPS + len(data) // _BYTES_PER_STEP if steps is None else steps
     try:
-        return _Unpickler(_Bytes(data), admitted, encoding, limit).load()
+        return _Unpickler(_Bytes(data), admitted, encoding, limit, outside).load()
     except ForbiddenNameError:
         raise
     except EOFError as error:
@@ -94,9 +103,16 @@ class _Unpickler(pickle._Unpickler):
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, file: _Bytes, admitted: Admitted, encoding: str, steps: int) -> None:
+    def __init__(
+        self,
+        file: _Bytes,
+        admitted: Admitted,
+        encoding: str,
+        steps: int,
+        outside: Callable[[object], object] | None,
+    ) -> None:
         super().__init__(file, encoding=encoding)
-        self._admitted = admitted
+        self._admitted, self._outside = admitted, outside
         self.dispatch = _Counted(_INSTRUCTIONS, steps)  # type: ignore[misc]  # read once, when loading begins
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
@@ -104,6 +120,11 @@ class _Unpickler(pickle._Unpickler):
             return self._admitted[module, name]
         except KeyError:
             raise ForbiddenNameError(shown_start(f"{module}.{name}")) from None
+
+    def persistent_load(self, pid: object) -> object:
+        if self._outside is None:
+            raise pickle.UnpicklingError("it needs what is outside of it")
+        return self._outside(pid)
 
     def _bytearray8(self) -> None:
         """As many bytes as there are, not as many as are claimed."""
