@@ -269,7 +269,7 @@ class Head:
         return centers[:, 0] if k == 1 else centers
 
     def tables(self) -> dict[str, Tensor]:
-        """This rank's rows as stored, [stop - start, width]: `centers`, and the optimizer's state by name; live views."""
+        """This rank's rows as stored, [stop - start, width]: `centers`, and the optimizer's state by name; live."""
         self._store.flush()
         return dict(self._store.tables)
 
@@ -279,7 +279,7 @@ class Head:
         Args:
             table: one of `tables`.
             classes: [n] int64, distinct, counted from this rank's first.
-            values: [n, width] of any float type; into bfloat16 others are rounded as a step rounds them, and are scratch
+            values: [n, width] of any float type; into bfloat16 others are rounded as a step rounds them, and scratch
                 afterwards.
         """
         self._store.flush()

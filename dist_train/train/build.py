@@ -21,6 +21,7 @@ from dist_train.objectives.objective import Objective
 from dist_train.replica.build import build_replica
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
+from dist_train.start.head import start_head
 from dist_train.track.meter import Meter
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.track.trackers import Trackers
@@ -42,6 +43,8 @@ class Setting:
         loader: of the batches that will come.
         accumulation: micro-batches per step.
         stopwatch: takes the times of a step's parts, for the figures.
+        resumes: a checkpoint will be loaded, so that what `start` names is not read.
+        started: takes figures of what the program started from, for the trackers.
     """
 
     config: RunConfig
@@ -49,6 +52,8 @@ class Setting:
     loader: Loader
     accumulation: int
     stopwatch: Stopwatch
+    resumes: bool
+    started: dict[str, float]
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -83,6 +88,8 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         if config.train.activation_checkpointing:
             recompute_activations(backbone)
         backbone = backbone.to(ranks.device).to(memory_format=memory_format(backbone))
+        if not setting.resumes:
+            setting.started.update(start_head(config, head, backbone, loader.image_size, ranks))
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -133,10 +140,14 @@ def open_training(
             data = (loader.image_size, manifest.num_classes, manifest.digest)
             ranks.agree(lambda: check_same_data(checkpoint, before, *data))
         meter = Meter(config.train.global_batch_size, ranks.device)
-        program = build_program(Setting(config, ranks, loader, accumulation, meter.time))
+        started: dict[str, float] = {}
+        resumes = checkpoint is not None
+        program = build_program(Setting(config, ranks, loader, accumulation, meter.time, resumes, started))
         opened.callback(program.close)
         trackers = Trackers(config, ranks.rank, step)
         opened.callback(trackers.close)
+        if started:
+            trackers.log(step, started)
         checkpointer = Checkpointer(
             config.run_dir, config.checkpoint.keep, program.parts, ranks, on_commit=trackers.checkpoint
         )

@@ -120,6 +120,7 @@ def _small(config: RunConfig, scratch: Path, image_size: int) -> RunConfig:
                 }
             ),
             "track": config.track.model_copy(update={"wandb": "disabled"}),
+            "start": config.start.model_copy(update={"backbone": None, "head": None}),  # of other classes and sizes
             "evaluate": EvaluateConfig(),
         }
     )
