@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from dist_train.checkpoint.metadata import read_metadata
 from dist_train.checkpoint.reader import FileSlice, check_record
 from dist_train.errors import WorkError
-from dist_train.runtime.safe_pickle import unpickle
+from dist_train.runtime.safe_pickle import ForbiddenNameError, unpickle
 
 _LOCAL_HEADER = struct.Struct(
     "<4s22xHH"
@@ -148,7 +148,10 @@ def _find_numbers(view: FileSlice, length: int, sizes: tuple[int, ...], dtype: t
 
 def _key_of(record: bytes, sizes: tuple[int, ...], dtype: torch.dtype) -> str:
     """The name under which a record keeps the numbers of its tensor, which must be [sizes], row after row."""
-    tensor = unpickle(record, _admitted(dtype), outside=_Numbers.parse)
+    try:
+        tensor = unpickle(record, _admitted(dtype), outside=_Numbers.parse)
+    except ForbiddenNameError as error:
+        raise ValueError(f"its pickle names {error}, which a table of {dtype} does not need") from error
     expected = _Tensor(0, tuple(sizes), (sizes[1], 1))
     if not isinstance(tensor, tuple) or len(tensor) != 2 or tensor[1] != expected:
         raise ValueError(f"its pickle is not of a tensor {list(sizes)} that is stored row after row")

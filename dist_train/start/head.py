@@ -25,7 +25,7 @@ from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.text import shown
 from dist_train.start.class_pictures import ClassPictures
 from dist_train.start.head_source import HeadSource, check_same_rows, open_head_source, row_shape
-from dist_train.start.join import Join, check_distinct, join_by_name
+from dist_train.start.join import Join, Names, join_by_name
 from dist_train.start.new_rows import Model, NewRows
 from dist_train.start.turns import work_off
 
@@ -103,10 +103,11 @@ def _join(config: RunConfig, source: HeadSource, classes: int) -> Join:
             f"start.head carries rows by name, and there is no {IDENTITIES_NAME} in {where}; write the set with "
             "`headcount prep`, or start without start.head"
         )
-    check_distinct(old, source.names_at, "give one of them another name there")
     mixed = "merge the sets of data.mix with `headcount prep merge`, or " if config.data.mix else ""
-    check_distinct(new, f"{IDENTITIES_NAME} of {where}", f"{mixed}give one of them another name")
-    join = join_by_name(old, source.classes, new, classes)
+    join = join_by_name(
+        Names(old, source.classes, str(source.names_at), "give one of them another name there"),
+        Names(new, classes, f"{IDENTITIES_NAME} of {where}", f"{mixed}give one of them another name"),
+    )
     if not join.carried:
         raise UserError(
             f"start.head: {source.path} and {where} have no identity in common: names there are like "

@@ -1,6 +1,5 @@
 """Which class of an old head a class of a new one is: the one of the same name."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,24 @@ from numpy.typing import NDArray
 
 from dist_train.errors import UserError
 from dist_train.runtime.text import shown
+
+Ints = NDArray[np.int64]
+
+
+class Names(NamedTuple):
+    """The names of a head's classes.
+
+    Attributes:
+        table: label and name of those that have one.
+        classes: of the head.
+        where: the table is from, for messages.
+        way_out: what to do about a name that is there twice.
+    """
+
+    table: pa.Table
+    classes: int
+    where: str
+    way_out: str
 
 
 class Join(NamedTuple):
@@ -22,50 +39,50 @@ class Join(NamedTuple):
         gone: old classes that no new one has the name of.
     """
 
-    old: NDArray[np.int64]
+    old: Ints
     carried: int
     new: int
     gone: int
 
 
-def join_by_name(old: pa.Table, old_classes: int, new: pa.Table, new_classes: int) -> Join:
-    """Join two tables of label and name, each name once; labels without a name are of no use, but count.
+def join_by_name(old: Names, new: Names) -> Join:
+    """For each class of `new` the class of `old` that has its name.
 
-    The names stay in Arrow's memory, without a Python object each.
+    The names stay in Arrow's memory, without a Python object each: 100 million take some 10 GB.
 
     Args:
         old: of the head that rows come from.
-        old_classes: its classes.
         new: of the head that they go to.
-        new_classes: its classes, C.
-    """
-    names = (table["name"].cast(pa.large_string()) for table in (new, old))  # an index of strings ends at 2 GB
-    place = pc.fill_null(pc.index_in(next(names), value_set=next(names)), -1).to_numpy()
-    found = np.full(new_classes, -1, dtype=np.int64)
-    known = place >= 0
-    found[new["label"].to_numpy()[known]] = old["label"].to_numpy()[place[known]]
-    carried = int(np.count_nonzero(known))
-    return Join(found, carried, new_classes - carried, old_classes - carried)
-
-
-def check_distinct(table: pa.Table, where: Path | str, way_out: str) -> None:
-    """See that no two identities have one name.
-
-    Args:
-        table: label and name.
-        where: it is from, for the message.
-        way_out: what to do about it.
 
     Raises:
-        UserError: two have; says which.
+        UserError: two identities of one have a name that the other has, too, so that nobody knows which is meant.
     """
-    names = table["name"].cast(pa.large_string())
-    if pc.count_distinct(names).as_py() == len(names):
-        return
-    counts = pc.value_counts(names)
+    names, others = (each.table["name"].cast(pa.large_string()) for each in (new, old))  # a string's index ends at 2 GB
+    there, here = _places(names, others), _places(others, names)
+    met = there >= 0
+    carried = len(np.unique(there[met]))
+    for each, place in ((old, here), (new, there)):
+        if np.count_nonzero(place >= 0) != carried:
+            raise _twice(each, np.flatnonzero(place >= 0))
+    found = np.full(new.classes, -1, dtype=np.int64)
+    found[new.table["label"].to_numpy()[met]] = old.table["label"].to_numpy()[there[met]]
+    return Join(found, carried, new.classes - carried, old.classes - carried)
+
+
+def _places(names: pa.ChunkedArray, others: pa.ChunkedArray) -> NDArray[np.int32]:
+    """For each of `names` [n] the first place of the same among `others`; -1 where there is none."""
+    found: NDArray[np.int32] = pc.fill_null(pc.index_in(names, value_set=others), -1).to_numpy()
+    return found
+
+
+def _twice(names: Names, rows: Ints) -> UserError:
+    """Which name stands in several of the rows."""
+    table = names.table.take(pa.array(rows))
+    counts = pc.value_counts(table["name"])
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    labels = table["label"].filter(pc.equal(names, repeated[0]))[:2].to_pylist()
-    raise UserError(
-        f"{where}: labels {labels[0]} and {labels[1]} are both named {shown(repeated[0].as_py())}, of {len(repeated)} "
-        f"names that are there more than once; rows are carried by name, so a name may be there once; {way_out}"
+    labels = table["label"].filter(pc.equal(table["name"], repeated[0]))[:2].to_pylist()
+    return UserError(
+        f"{names.where}: labels {labels[0]} and {labels[1]} are both named {shown(repeated[0].as_py())}, of "
+        f"{len(repeated)} names that are there more than once; rows are carried by name, so a name may be there once; "
+        f"{names.way_out}"
     )

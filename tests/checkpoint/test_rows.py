@@ -84,7 +84,7 @@ class Caller:
         (saved(torch.arange(40.0)[8:].view(8, 4)), "not of a tensor [8, 4] that is stored row after row"),
         (saved(TABLE.view(4, 8)), "not of a tensor [8, 4] that is stored row after row"),
         (saved([TABLE]), "not of a tensor [8, 4] that is stored row after row"),
-        (saved(TABLE.to(torch.float64)), "which no tensor needs"),
+        (saved(TABLE.to(torch.float64)), "DoubleStorage, which a table of torch.float32 does not need"),
         (saved(TABLE.int()), "IntStorage"),
         (saved(Caller()), "which no tensor needs"),
         (saved(TABLE)[:-30], "not a zip file"),
