@@ -58,7 +58,9 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, DIM), nn.BatchNorm1d(DIM), nn.Dropout(0.5))
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(3 * 32 * 32, DIM, bias=False), nn.BatchNorm1d(DIM), nn.Dropout(0.5)
+        )
         nn.init.normal_(self.layers[1].weight, generator=torch.Generator().manual_seed(5))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -75,7 +77,6 @@ def load(rank: int, world_size: int, folder: Path) -> list[dict]:
         config = recipe(folder / f"new-{number}-{world_size}", folder / "set", head_settings, start)
         head = build(config, len(NEW), rank, world_size, seed=2)
         before = plain(head.tables())
-        torch.manual_seed(0)
         net = Net()
         figures = start_head(config, head, net, 32, ranks)
         assert net.training
