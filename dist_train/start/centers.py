@@ -32,7 +32,7 @@ def centers_beside(path: Path) -> tuple[Path, Path]:
         if not each.is_file():
             raise UserError(
                 f"start.head: {path}: {each.name} is not beside it; write it with `headcount checkpoint export "
-                "--centers`, or give a run directory"
+                "--centers`, give a run directory, or start.backbone alone in place of start.from"
             )
     return centers, names
 

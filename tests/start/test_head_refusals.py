@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dist_train.checkpoint.store import Progress, write_checksums, write_progress
+from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
 from dist_train.start.head import start_head
 from tests.ranks import ranks_here
@@ -71,10 +73,14 @@ def test_rows_of_another_shape_are_refused_with_both_values(made, options, messa
         start(made, **options)
 
 
-def test_a_head_without_names_is_refused_unless_its_set_still_has_them(folder):
+def test_a_head_without_names_is_refused_unless_its_set_still_has_them(made, folder):
     (folder / "old" / "identities.parquet").unlink()
     with pytest.raises(UserError, match=r"old: no identities\.parquet in it, and its set .* nobody knows which"):
         start(folder)
+    edit_config(folder, str(made), str(folder))
+    write_progress(checkpoint_of(folder), Progress(2, 24, 32, 4, load_manifest(folder / "set").digest))
+    write_checksums(checkpoint_of(folder), 0, 1)
+    assert start(folder)["start/carried"] == 4
 
 
 @pytest.mark.parametrize("place", ["old", "set"])
