@@ -22,9 +22,7 @@ from dist_train.checkpoint.reader import FileSlice, check_record
 from dist_train.errors import WorkError
 from dist_train.runtime.safe_pickle import ForbiddenNameError, unpickle
 
-_LOCAL_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of an entry of a zip archive: magic, lengths of its name and of what follows
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of an archive's entry: magic, lengths of its name and of what follows
 _STORAGES = {torch.float32: "FloatStorage", torch.bfloat16: "BFloat16Storage"}
 
 

@@ -35,9 +35,9 @@ def class_names(config: DataConfig) -> pa.Table | None:
         labels = table["label"].to_numpy() + each.first_label
         new = ~named[labels]
         named[labels] = True
-        table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(labels))
+        table = pa.table({"label": pa.array(labels), "name": table["name"]})
         tables.append(table if new.all() else table.filter(new))
-    return pa.concat_tables(tables).select(["label", "name"]) if tables else None
+    return pa.concat_tables(tables) if tables else None
 
 
 def _names_of(source: ImageSet, retries: int) -> pa.Table | None:

@@ -9,7 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import normalize
 
+from dist_train.config import RunConfig
 from dist_train.data.levels import normalise
+from dist_train.errors import WorkError
+from dist_train.runtime.ranks import Ranks
+from dist_train.start import turns
 from dist_train.start.head import start_head
 from tests.ranks import ranks_here, run_ranks
 from tests.sets import picture, write_set
@@ -68,6 +72,12 @@ class Net(nn.Module):
 
 
 def load(rank: int, world_size: int, folder: Path) -> list[dict]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "_MEET_EVERY_S", 0.0)  # after each piece, though ranks have unequally many
+        return started_heads(rank, world_size, folder)
+
+
+def started_heads(rank: int, world_size: int, folder: Path) -> list[dict]:
     ranks, found = ranks_here(rank, world_size), []
     for number, (settings, changes) in enumerate(CASES + EMBED):
         embeds = number >= len(CASES)
@@ -86,7 +96,19 @@ def load(rank: int, world_size: int, folder: Path) -> list[dict]:
             {"figures": figures, "state": state, "before": before, "dtype": str(head.tables()["centers"].dtype)}
         )
         head.close()
-    return found
+    return [*found, {"refusal": refusal(ranks, config)}]
+
+
+def refusal(ranks: Ranks, config: RunConfig) -> str:
+    """What a rank ends with when the last one's network is damaged."""
+    net = Net()
+    if ranks.rank == ranks.world_size - 1:
+        net.layers[1].weight.data.fill_(torch.nan)
+    head = build(config, len(NEW), ranks.rank, ranks.world_size)
+    with pytest.raises((WorkError, SystemExit)) as caught:
+        start_head(config, head, net, 32, ranks)
+    head.close()
+    return f"{type(caught.value).__name__} {caught.value}"
 
 
 def whole(ranks: list[list[dict]], number: int, key: str | None = None) -> dict[str, np.ndarray]:
@@ -175,6 +197,14 @@ def test_new_rows_are_the_mean_embedding_of_their_pictures_at_the_carried_length
         **{"start/carried": 8, "start/new": 5, "start/gone": 3},
         **{"start/bad_pictures": 1, "start/without_pictures": 1},
     }
+
+
+def test_a_failure_of_one_rank_ends_all_ranks(started):
+    for world_size, loaded in started[1].items():
+        first, *others = [rank[-1]["refusal"] for rank in loaded]
+        who = "rank 2: " if world_size == 3 else ""
+        assert first.startswith(f"WorkError {who}start.new_rows=embed: the network that start.backbone gives has")
+        assert others == ["SystemExit 1"] * (world_size - 1)
 
 
 @pytest.mark.parametrize("k", [1, 2])
