@@ -137,6 +137,8 @@ class NewRows:
         lengths = sums.norm(dim=1)
         known = (lengths > 0).cpu().numpy()
         self.left_random += int(np.count_nonzero(~known))
+        if not known.any():
+            return
         index = torch.from_numpy(classes[known])
         first = (sums * (self._length / lengths)[:, None])[torch.from_numpy(known)]  # [m, D]
         table = self._head.tables()["centers"]

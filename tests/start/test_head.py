@@ -74,6 +74,8 @@ class Net(nn.Module):
 def load(rank: int, world_size: int, folder: Path) -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "_MEET_EVERY_S", 0.0)  # after each piece, though ranks have unequally many
+        patch.setattr("dist_train.start.head._BLOCK_BYTES", 80 * world_size)  # one row or some at a time
+        patch.setattr("dist_train.start.new_rows._BLOCK_BYTES", 40 * world_size)
         return started_heads(rank, world_size, folder)
 
 
