@@ -1,6 +1,7 @@
 """The names of the files of a run directory. This module imports no torch, which would take seconds."""
 
 CONFIG_NAME = "config.yaml"
+IDENTITIES_NAME = "identities.parquet"  # label and name of the head's classes, where the set has names
 LOCK_NAME = "lock"  # held by the job that writes into the directory
 METRICS_NAME = "metrics.jsonl"  # a line of figures a logged step
 BAD_SAMPLES_NAME = "bad_samples.jsonl"  # samples that could not be used

@@ -62,9 +62,9 @@ class _Reader(dcp.FileSystemReader):
         super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
 
     def _slice_file(self, file: IO[bytes], sinfo: Any) -> Any:  # noqa: ANN401 - torch's private class
-        view = _Slice(cast(io.BufferedIOBase, file), sinfo.offset, sinfo.length)
+        view = FileSlice(cast(io.BufferedIOBase, file), sinfo.offset, sinfo.length)
         try:
-            _check_record(view)
+            check_record(view)
         except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError) as error:
             place = f"{self._checkpoint / sinfo.relative_path} at byte {sinfo.offset}"
             raise WorkError(f"{place}: {error}; refused, nothing was run") from error
@@ -80,19 +80,22 @@ class _Planner(dcp.DefaultLoadPlanner):
         raise WorkError(f"{read_item.dest_index.fqn} is not a tensor; refused")
 
 
-class _Slice(io.RawIOBase):
+class FileSlice(io.RawIOBase):
     """A part of a file as a file: torch's own cannot be read from its end, where the directory of an archive is."""
 
     def __init__(self, file: io.BufferedIOBase, start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0
 
     def readable(self) -> bool:
+        """See `io.RawIOBase`."""
         return True
 
     def seekable(self) -> bool:
+        """See `io.RawIOBase`."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """See `io.RawIOBase`."""
         begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
         if begin + offset < 0:
             raise ValueError("a place before its begin")
@@ -100,13 +103,14 @@ class _Slice(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any, /) -> int:  # noqa: ANN401 - any buffer
+        """See `io.RawIOBase`."""
         self._file.seek(self._start + self._at)
         count = int(self._file.readinto(memoryview(buffer)[: max(0, self._length - self._at)]))
         self._at += count
         return count
 
 
-def _check_record(view: io.RawIOBase) -> None:
+def check_record(view: io.RawIOBase) -> None:
     """See that a slice is what `torch.save` makes of one tensor: stored uncompressed, no other names than it needs.
 
     Raises:

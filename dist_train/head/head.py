@@ -94,6 +94,7 @@ class Head:
         # A constant 1 appended to each embedding makes plain softmax's bias one more number of each row.
         self._width = row_width(config, embedding_dim)
         self._rounder = StochasticRounder(seed, rank, device)
+        self._rounder.new_step(0)  # of rows that are written before training
         self._store = self._open_store(seed)
         self._softmax = BlockSoftmax(config, self.margin, device)
         self._sampler = ClassSampler(self._store, config.sample_rate, seed, rank, self.start)
@@ -283,6 +284,23 @@ class Head:
         k = self.config.centers_per_class
         centers = self._store.tables["centers"].view(-1, k, self._width)[:, :, : self.embedding_dim]
         return centers[:, 0] if k == 1 else centers
+
+    def tables(self) -> dict[str, Tensor]:
+        """This rank's rows as stored, [stop - start, width]: `centers`, and the optimizer's state by name; live."""
+        self._store.flush()
+        return dict(self._store.tables)
+
+    def write_rows(self, table: str, classes: Tensor, values: Tensor) -> None:
+        """Put rows that come from elsewhere into a table, before training.
+
+        Args:
+            table: one of `tables`.
+            classes: [n] int64, distinct, counted from this rank's first.
+            values: [n, width] of any float type; into bfloat16 others are rounded as a step rounds them, and scratch
+                afterwards.
+        """
+        self._store.flush()
+        self._store.put(table, classes, values)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and optimizer state as `DTensor`s of [C, width] over `Shard(0)`, views of the live tables; counters.

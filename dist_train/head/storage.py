@@ -126,6 +126,18 @@ class RowStore:
         """Give a lease's staging buffers to the next lease."""
         self._idle.append(host)
 
+    def put(self, name: str, classes: Tensor, values: Tensor) -> None:
+        """Write `values` [n, width] as the rows of `classes` [n], distinct local ids, of a table.
+
+        Of another type than the table's they are rounded as a step rounds them, and scratch afterwards. Nothing else
+        may be reading or writing rows.
+        """
+        table = self.tables[name]
+        if table.dtype == torch.bfloat16 and values.dtype != torch.bfloat16:
+            values = values.to(self.device, torch.float32)
+            values = self.rounder.round(values, torch.empty_like(values, dtype=table.dtype))
+        table.index_copy_(0, classes.to(table.device), values.to(table.device, table.dtype))
+
     def flush(self) -> None:
         """Wait until every write-back has reached the tables."""
         if self._worker is not None:

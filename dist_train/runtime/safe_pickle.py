@@ -122,9 +122,7 @@ class _Unpickler(pickle._Unpickler):
             raise ForbiddenNameError(shown_start(f"{module}.{name}")) from None
 
     def persistent_load(self, pid: object) -> object:
-        if self._outside is None:
-            raise pickle.UnpicklingError("it needs what is outside of it")
-        return self._outside(pid)
+        return super().persistent_load(pid) if self._outside is None else self._outside(pid)
 
     def _bytearray8(self) -> None:
         """As many bytes as there are, not as many as are claimed."""

@@ -20,6 +20,7 @@ from dist_train.objectives.objective import Objective
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
 from dist_train.start.backbone import start_backbone
+from dist_train.start.head import start_head
 from dist_train.track.meter import Meter
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.track.trackers import Trackers
@@ -44,6 +45,7 @@ class Setting:
         stopwatch: takes the times of a step's parts, for the figures.
         step: that comes first: 0, or that of the checkpoint which will be loaded.
         resumes: a checkpoint will be loaded, so that what `start` names is not read.
+        started: takes figures of what the program started from, for the trackers.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class Setting:
     stopwatch: Stopwatch
     step: int
     resumes: bool
+    started: dict[str, float]
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -87,6 +90,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         backbone = replicas.backbone()
         if not setting.resumes:
             start_backbone(config, backbone, loader.image_size, ranks)
+            setting.started.update(start_head(config, head, backbone, loader.image_size, ranks))
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -138,12 +142,15 @@ def open_training(
             data = (loader.image_size, manifest.num_classes, manifest.digest)
             ranks.agree(lambda: check_same_data(checkpoint, before, *data))
         meter = Meter(config.train.global_batch_size, ranks.device)
+        started: dict[str, float] = {}
         resumes = checkpoint is not None
-        program = build_program(Setting(config, ranks, loader, accumulation, meter.time, step, resumes))
+        program = build_program(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started))
         opened.callback(program.close)
         recipe = config.model_dump(mode="json")
         trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)
         opened.callback(trackers.close)
+        if started:
+            trackers.log(step, started)
         checkpointer = Checkpointer(
             config.run_dir, config.checkpoint.keep, program.parts, ranks, on_commit=trackers.checkpoint
         )

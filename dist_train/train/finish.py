@@ -15,6 +15,7 @@ from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
 from dist_train.runtime import extras
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.written import write_json
+from dist_train.start.head import START_FIGURES
 from dist_train.track.trackers import Trackers, pixels, read_metrics
 from dist_train.train.outcome import Outcome
 
@@ -115,7 +116,8 @@ def _publish(run_dir: Path, report: RunReport, started: float) -> dict[str, str]
 
 
 def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size: int) -> dict[str, Any]:
-    speeds = [line["images_per_s"] for line in read_metrics(config.run_dir) if line.get("images_per_s")]
+    history = read_metrics(config.run_dir)
+    speeds = [line["images_per_s"] for line in history if line.get("images_per_s")]
     summary: dict[str, Any] = {
         "identities": outcome.identities,
         "images": outcome.images,
@@ -123,6 +125,9 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
         "steps": outcome.step,
         "images_per_s": round(statistics.median(speeds), 1) if speeds else None,
     }
+    started = {key: value for line in history[:1] for key, value in line.items() if key.startswith(START_FIGURES)}
+    if started:
+        summary["start"] = {key.removeprefix(START_FIGURES): value for key, value in started.items()}
     first = next((result for result in found.verification if result.accuracy is not None), None)
     if first is not None and first.accuracy is not None and first.accuracy_std is not None:
         summary["verification_accuracy"] = round(first.accuracy, 5)

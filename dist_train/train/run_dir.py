@@ -5,12 +5,16 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from dist_train.checkpoint.store import remove_leftovers
 from dist_train.config import RunConfig, differences, dump_config, load_config
-from dist_train.errors import UserError
-from dist_train.run_files import CONFIG_NAME, LOCK_NAME
+from dist_train.data.manifest import MANIFEST_NAME
+from dist_train.data.names import class_names
+from dist_train.errors import UserError, WorkError
+from dist_train.run_files import CONFIG_NAME, IDENTITIES_NAME, LOCK_NAME
 from dist_train.runtime.lock import HeldError, Lock, NoLocksError
-from dist_train.runtime.written import write_text
+from dist_train.runtime.written import write_text, written
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +77,39 @@ def _check_run(config: RunConfig, resume: bool, allow_changes: bool) -> None:
 def claim_run_dir(config: RunConfig) -> None:
     """Write the configuration, which makes the directory this run's. Call it on rank 0, once the run can begin.
 
+    Before it, where no run has begun there yet, the names of the head's classes, so that they outlive the set.
+
     Raises:
         UserError: the disk refuses.
     """
     stored = config.run_dir / CONFIG_NAME
+    if not stored.exists():
+        _keep_names(config)
     try:
         write_text(stored, dump_config(config))
     except OSError as error:
         raise UserError(f"run_dir {config.run_dir}: cannot write {CONFIG_NAME}: {error.strerror}") from error
+
+
+def _keep_names(config: RunConfig) -> None:
+    """Write `identities.parquet` of the head's classes; a set without names has none, which training does not need."""
+    kept = config.run_dir / IDENTITIES_NAME
+    if (config.run_dir / MANIFEST_NAME).exists():
+        logger.warning("run_dir %s is the directory of a set, whose %s stays", config.run_dir, IDENTITIES_NAME)
+        return
+    kept.unlink(missing_ok=True)  # of a start that was cut off, maybe on another set
+    try:
+        table = class_names(config.data)
+    except (UserError, WorkError) as error:
+        logger.warning("no names of identities are kept, so that no other run can start.head from this one: %s", error)
+        return
+    if table is None:
+        return
+    try:
+        with written(kept) as file:
+            pq.write_table(table, file, compression="zstd")
+    except OSError as error:
+        raise UserError(f"run_dir {config.run_dir}: cannot write {IDENTITIES_NAME}: {error.strerror}") from error
 
 
 def _lock(directory: Path) -> Lock | None:

@@ -72,7 +72,7 @@ def fit_weights(state: Mapping[str, Tensor], network: Mapping[str, Tensor], back
     unexpected = [
         f"{shown_start(name)} {list(one.shape)}"
         for name, one in state.items()
-        if name not in names and not name.startswith(strangers)
+        if name not in names and not name.startswith(strangers) and not _changes_nothing(name, one, names)
     ]
     wrong = list(_not_finite(tensors))
     if wrong:
@@ -92,6 +92,14 @@ def _source_of(state: Mapping[str, Tensor], backbone: BackboneConfig) -> tuple[s
             continue
     source = max(tables, key=lambda source: len(tables[source].keys() & state.keys()))
     return source, tables[source]
+
+
+def _changes_nothing(name: str, tensor: Tensor, names: Mapping[str, str]) -> bool:
+    """Whether a tensor is the scale 1 or the bias 0 of a BatchNorm that has neither here, as exports write them."""
+    norm, _, kind = name.rpartition(".")
+    if f"{norm}.running_mean" not in names:
+        return False
+    return bool((tensor == 1).all()) if kind == "weight" else kind == "bias" and not bool(tensor.any())
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> Iterator[str]:

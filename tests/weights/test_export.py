@@ -15,15 +15,20 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dist_train.backbones.config import backbone_section
 from dist_train.checkpoint.cli import checkpoints_at
 from dist_train.checkpoint.load import load_backbone
+from dist_train.checkpoint.reader import load_tensors
 from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
 from dist_train.weights import centers as centers_module
 from dist_train.weights.card import escaped, fenced
-from dist_train.weights.centers import load_centers, plain_centers
-from dist_train.weights.export import export_checkpoint
+from dist_train.weights.centers import plain_centers
+from dist_train.weights.export import export_checkpoint, renamed
+from dist_train.weights.fit import fit_weights
+from dist_train.weights.names import TABLES
 from dist_train.weights.write import Blocks, write_safetensors, write_weights
+from tests.weights.arcface import Formula
 from tests.weights.runs import CLASSES, train_run, write_names
 
 
@@ -90,8 +95,9 @@ def test_the_same_weights_are_the_same_bytes_and_readable_by_all_whom_the_umask_
 
 
 def test_centers_come_row_by_row_with_the_names_of_the_set(run, whole):
-    stored = load_centers(checkpoints_at(run)[-1])
-    assert torch.equal(load_file(whole / "model.centers.safetensors")["centers"], stored)
+    state = {"head": {"centers": torch.empty(CLASSES, 16)}}
+    load_tensors(state, checkpoints_at(run)[-1], alone=True)
+    assert torch.equal(load_file(whole / "model.centers.safetensors")["centers"], state["head"]["centers"])
     names = pq.read_table(whole / "model.identities.parquet")
     assert names.to_pydict() == {"label": list(range(CLASSES)), "name": [f"person {n}" for n in range(CLASSES)]}
 
@@ -109,26 +115,11 @@ def test_names_that_the_run_keeps_come_before_those_of_the_set(copied, tmp_path)
     assert pq.read_table(tmp_path / "model.identities.parquet")["name"].to_pylist()[0] == "kept 0"
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda data: data.joinpath("identities.parquet").unlink(), "has no identities.parquet"),
-        (lambda data: data.joinpath("manifest.json").write_text(""), "manifest.json"),
-        (
-            lambda data: data.joinpath("manifest.json").write_text(
-                data.joinpath("manifest.json").read_text().replace('"num_classes": 10', '"num_classes": 9')
-            ),
-            "is not the one that the checkpoint was made on",
-        ),
-    ],
-)
-def test_centers_whose_names_nobody_knows_are_refused_and_nothing_is_written(copied, tmp_path, change, reason):
+def test_centers_whose_names_nobody_knows_are_refused_and_nothing_is_written(copied, tmp_path):
     config = copied / "config.yaml"
     tree = yaml.safe_load(config.read_text())
-    data = shutil.copytree(tree["data"]["path"], tmp_path / "set")
-    config.write_text(yaml.safe_dump(tree | {"data": tree["data"] | {"path": str(data)}}))
-    change(data)
-    with pytest.raises(UserError, match=rf"keeps no identities.parquet.*{reason}.*leave --centers out"):
+    config.write_text(yaml.safe_dump(tree | {"data": tree["data"] | {"path": str(tmp_path / "gone")}}))
+    with pytest.raises(UserError, match=r"--centers: .*no identities.parquet.*leave --centers out"):
         export(copied, tmp_path / "model.safetensors", centers=True)
     assert not list(tmp_path.glob("model*"))
 
@@ -138,7 +129,8 @@ def test_stored_rows_lose_their_bias_and_become_float32_block_by_block(monkeypat
     dim, classes = 4, 7
     stored = torch.randn(classes, k * (dim + bias)).bfloat16()
     config = SimpleNamespace(head=SimpleNamespace(centers_per_class=k), backbone=SimpleNamespace(embedding_dim=dim))
-    monkeypatch.setattr(centers_module, "load_centers", lambda _: stored)
+    table = SimpleNamespace(shape=tuple(stored.shape), take=lambda rows: stored[torch.from_numpy(rows)])
+    monkeypatch.setattr(centers_module, "StoredTable", lambda *_: table)
     monkeypatch.setattr(centers_module, "_BLOCK_BYTES", 3 * 4 * k * (dim + bias))
     found = plain_centers("step-1", config)
     blocks = list(found.blocks)
@@ -164,6 +156,21 @@ def test_tensors_get_the_names_of_another_project_whose_norms_have_scale_and_bia
     del theirs["theirs.stem.0.weight"]
     with pytest.raises(UserError, match=r"--names arcface_torch: 1 tensors have no name there, the first: stem"):
         export(run, tmp_path / "other.safetensors", names="arcface_torch")
+
+
+def test_the_names_of_arcface_torch_are_all_that_its_networks_ask_for():
+    formula = Formula()
+    formula("iresnet18", torch.zeros(1, 3, 112, 112))
+    for norm in ("bias", "fixed"):
+        section = backbone_section({"name": "iresnet18", "embedding_norm": norm})
+        own = TABLES["arcface_torch"].own_names(section)
+        state = {ours: formula.state[theirs] for theirs, ours in own.items()}
+        plain = {} if norm == "bias" else {"features.weight": torch.ones(512), "features.bias": torch.zeros(512)}
+        written = renamed(state, section, "arcface_torch")
+        assert same_tensors(written, formula.state | plain)
+        assert fit_weights(written, state, section).misfits() == "", "and a network of ours starts from it"
+        written["features.bias"] = torch.ones(512)
+        assert ("features.bias" in fit_weights(written, state, section).misfits()) == (norm == "fixed")
 
 
 def test_the_card_says_what_the_network_takes_how_it_is_loaded_and_how_good_it_is(whole):
