@@ -6,6 +6,8 @@
 One JSON line a case and number of ranks. `rows`: a run of 1 million identities, D = 512, sgd with momentum, starts from
 another whose identities have their labels in another order; the baseline resumes that other run. Both are timed in
 turns, each in new processes after their imports, with the checking of the checkpoint's files and the join of names.
+`glyphs` (after `make benchmark`'s set) and `faces` (LFW in lfw-deepfunneled.tar, its lists in lfw-meta/): runs by the
+command that start from a run, beside runs from nothing; see benchmarks/grow.py.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch.multiprocessing as mp
+from grow import faces, glyphs
 from line import print_line
 from train import recipe, write_pictures
 
@@ -122,7 +125,11 @@ def emit(case: str, ours: float, baseline: float | None, unit: str, **more: Any)
     print_line(line | more)
 
 
-CASES: dict[str, tuple[Callable[[str, Sizes], None], Sizes]] = {"rows": (rows, Sizes(1_000_000, 3))}
+CASES: dict[str, tuple[Callable[[str, Sizes], None], Sizes]] = {
+    "rows": (rows, Sizes(1_000_000, 3)),
+    "glyphs": (lambda case, _: glyphs(case), Sizes(20_000, 1)),
+    "faces": (lambda case, _: faces(case), Sizes(1_183, 1)),
+}
 
 
 def main() -> None:

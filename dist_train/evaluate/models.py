@@ -1,4 +1,4 @@
-"""Opening what can be evaluated: a run directory, one of its checkpoints, or an ONNX file."""
+"""Opening what can be evaluated: a run directory, one of its checkpoints, an exported file, or an ONNX file."""
 
 import hashlib
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dist_train.backbones.config import BackboneConfig
 from dist_train.errors import UserError
 from dist_train.evaluate.batches import EmbedFn
 from dist_train.export.convention import Convention, Stated
@@ -52,7 +53,7 @@ def load_models(paths: Sequence[Path], device: torch.device, stated: Stated | No
     """Open models.
 
     Args:
-        paths: run directories, checkpoints in them, or `.onnx` files.
+        paths: run directories, checkpoints in them, `.onnx` files, or exported `.safetensors` files.
         device: where a checkpoint's network computes; onnxruntime chooses for itself.
         stated: what the user says of ONNX files that do not say what they take. The others know it themselves.
 
@@ -93,11 +94,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
             model.told,
             "" if model.foreign else convention.contradicts(stated, model.output),
         )
-    if not path.is_dir():
-        raise UserError(f"model {path}: expected a run directory, a checkpoint directory or an .onnx file")
-    from dist_train.checkpoint.load import load_backbone
-
-    backbone, config, progress = load_backbone(path)
+    backbone, section, image_size = _load(path)
     backbone.to(device)
 
     def embed(images: Tensor) -> Tensor:
@@ -105,15 +102,32 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
         return result
 
     digest = partial(_digest_weights, backbone)
-    convention = Convention.of_ours(progress.image_size, config.backbone.embedding_dim)
+    convention = Convention.of_ours(image_size, section.embedding_dim)
     return Model(
-        path.resolve().name,
+        path.resolve().name if path.is_dir() else path.stem,
         embed,
         convention.image_size,
         convention.embedding_dim,
         digest,
         misfit=convention.contradicts(stated, None),
     )
+
+
+def _load(path: Path) -> tuple[nn.Module, BackboneConfig, int]:
+    """A network of ours, its section of a recipe, and the side of its pictures in pixels."""
+    if path.suffix == ".safetensors":
+        from dist_train.weights.load import load_network
+
+        return load_network(path)
+    if not path.is_dir():
+        raise UserError(
+            f"model {path}: expected a run directory, a checkpoint directory, an .onnx file, or a .safetensors file by "
+            "`headcount checkpoint export`"
+        )
+    from dist_train.checkpoint.load import load_backbone
+
+    backbone, config, progress = load_backbone(path)
+    return backbone, config.backbone, progress.image_size
 
 
 def _digest_weights(backbone: nn.Module) -> str:

@@ -18,6 +18,7 @@ from dist_train.export.convention import Convention
 from dist_train.run_files import SUMMARY_NAME
 from dist_train.runtime.files import first_fault, read_bounded
 from dist_train.runtime.text import shown_name, shown_start
+from dist_train.weights.load import NETWORK_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Card:
         facts = self.convention.to_metadata() | {
             "format": "pt",  # by which other libraries know the tensors for torch's
             "producer": "headcount",
-            "backbone": config.backbone.name,
+            NETWORK_KEY: config.backbone.model_dump_json(),
             "names": self.names,
             "parents": "; ".join(map(str, self.parents)),
             "data_digest": "; ".join(dict.fromkeys(shown_start(each.progress.data_digest) for each in self.parents)),

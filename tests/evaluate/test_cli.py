@@ -181,7 +181,7 @@ def wrong(place):
         "an empty gallery": (["small.onnx", "-s", "empty"], 2, "0 gallery pictures and 36 probes"),
         "embeddings that are not finite": (["nan.onnx", "-s", "tiny.bin"], 1, "embedding of picture 0 is not finite"),
         "no ONNX": (["junk.onnx", "-s", "tiny.bin"], 2, "junk.onnx: onnxruntime cannot load it"),
-        "no model": (["tiny.bin", "-s", "tiny.bin"], 2, "expected a run directory, a checkpoint directory or an .onnx"),
+        "no model": (["tiny.bin", "-s", "tiny.bin"], 2, "expected a run directory, a checkpoint directory, an .onnx"),
         "a range beside a mean": (
             ["small.onnx", "-s", "tiny.bin", "--input-range", "0..1", "--input-mean", "1"],
             2,

@@ -21,6 +21,7 @@ from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.reader import load_tensors
 from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.models import load_model
 from dist_train.weights import centers as centers_module
 from dist_train.weights.card import escaped, fenced
 from dist_train.weights.centers import plain_centers
@@ -71,9 +72,8 @@ def test_both_forms_hold_the_state_dict_of_the_run_and_nothing_else(run, whole, 
 def test_the_header_states_network_input_and_recipe(run, whole):
     with safe_open(whole / "model.safetensors", "pt") as file:
         about = file.metadata()
-    told = {key: about[key] for key in ("backbone", "names", "image_size", "embedding_dim", "input_color", "parents")}
+    told = {key: about[key] for key in ("names", "image_size", "embedding_dim", "input_color", "parents")}
     assert told == {
-        "backbone": "tiny",
         "names": "headcount",
         "image_size": "32",
         "embedding_dim": "16",
@@ -81,6 +81,25 @@ def test_the_header_states_network_input_and_recipe(run, whole):
         "parents": "run, step 4",
     }
     assert RunConfig.model_validate(yaml.safe_load(about["recipe"])) == load_backbone(run)[1]
+    assert json.loads(about["network"])["name"] == "tiny"
+
+
+def test_an_exported_file_embeds_as_its_run_and_other_files_are_refused(run, whole, tmp_path):
+    pictures = torch.rand(3, 3, 32, 32) * 2 - 1
+    from_file, from_run = (load_model(path, torch.device("cpu")) for path in (whole / "model.safetensors", run))
+    assert torch.equal(from_file.embed(pictures), from_run.embed(pictures))
+    assert from_file.digest() == from_run.digest()
+    state = load_file(whole / "model.safetensors")
+    wrong = {
+        "does not say network and image_size": (state, {}),
+        "names no network of ours": (state, {"network": '{"name": "no such"}', "image_size": "32"}),
+        "pictures of 99999 px": (state, {"network": '{"name": "tiny"}', "image_size": "99999"}),
+        "not of the network that its header names": (state, {"network": '{"name": "nano"}', "image_size": "32"}),
+    }
+    for reason, (tensors, about) in wrong.items():
+        write_weights(tmp_path / "wrong.safetensors", tensors, about)
+        with pytest.raises(UserError, match=reason):
+            load_model(tmp_path / "wrong.safetensors", torch.device("cpu"))
 
 
 def test_the_same_weights_are_the_same_bytes_and_readable_by_all_whom_the_umask_allows(run, tmp_path):
