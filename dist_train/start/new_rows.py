@@ -123,7 +123,9 @@ class NewRows:
     def _embedded(self, images: NDArray[np.uint8], numbers: NDArray[np.int64]) -> Tensor:
         """Unit embeddings [m, D] of pictures [m, 3, S, S]."""
         backbone = self._model.backbone
-        batch = self._transfer(images, numbers, numbers).images.contiguous(memory_format=memory_format(backbone))
+        batch = self._transfer(images, numbers, numbers, numbers).images.contiguous(
+            memory_format=memory_format(backbone)
+        )
         with torch.no_grad():
             return normalize(backbone(batch).float(), dim=1)
 
