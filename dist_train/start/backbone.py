@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.checkpoint.load import load_backbone, newest_sound_checkpoint
-from dist_train.checkpoint.store import committed_checkpoints
+from dist_train.checkpoint.store import committed_checkpoints, damage
 from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
 from dist_train.run_files import METADATA_NAME
@@ -21,7 +21,7 @@ from dist_train.weights.fit import Fit, fit_weights
 logger = logging.getLogger(__name__)
 
 
-def start_backbone(config: RunConfig, backbone: nn.Module, image_size: int, ranks: Ranks) -> None:
+def start_backbone(config: RunConfig, backbone: nn.Module, image_size: int, ranks: Ranks) -> Path | None:
     """Give a network that was just built the weights of `start.backbone`, on every rank the same. A collective.
 
     Args:
@@ -30,12 +30,15 @@ def start_backbone(config: RunConfig, backbone: nn.Module, image_size: int, rank
         image_size: side of its pictures in pixels.
         ranks: this process among the job's.
 
+    Returns:
+        Where the weights were read: one checkpoint, whose files are sound, or a file; None where a recipe names none.
+
     Raises:
         UserError: nothing to start from there, weights that do not fit, or others on another rank.
         WorkError: a damaged checkpoint.
     """
     if config.start.backbone is None:
-        return
+        return None
     network = backbone.state_dict()
     source, fit = find_start(config, network, image_size, ranks)
     digests = ranks.gather(_digest_of(fit.tensors))
@@ -51,6 +54,7 @@ def start_backbone(config: RunConfig, backbone: nn.Module, image_size: int, rank
             len(network),
             fit.source,
         )
+    return source
 
 
 def find_start(config: RunConfig, network: Mapping[str, Tensor], image_size: int, ranks: Ranks) -> tuple[Path, Fit]:
@@ -68,7 +72,10 @@ def find_start(config: RunConfig, network: Mapping[str, Tensor], image_size: int
     path = Path(str(config.start.backbone))
     ranks.agree(lambda: _check_place(path, config.run_dir))
     source = path
-    if path.is_dir() and not (path / METADATA_NAME).exists():
+    if (path / METADATA_NAME).exists():
+        wrong = [line for lines in ranks.gather(damage(path, ranks.rank, ranks.world_size)) for line in lines]
+        ranks.agree(lambda: _check_sound(path, wrong))
+    elif path.is_dir():
         newest = newest_sound_checkpoint(path, ranks)
         source = ranks.agree(lambda: _sound(path, newest))
     return source, ranks.agree(lambda: _fitted(config, source, network, image_size))
@@ -91,6 +98,11 @@ def _check_place(path: Path, run_dir: Path) -> None:
             f"start.backbone {path}: a directory without checkpoints; give a run directory that has one, one "
             f"checkpoint, or a file that ends in {', '.join(SUFFIXES)}"
         )
+
+
+def _check_sound(checkpoint: Path, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise WorkError(f"start.backbone {checkpoint}: is damaged: {wrong[0]}; start from another one")
 
 
 def _sound(path: Path, newest: Path | None) -> Path:

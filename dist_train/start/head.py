@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,9 @@ START_FIGURES = "start/"
 _BLOCK_BYTES = 16 << 20  # of rows that are carried at a time
 
 
-def start_head(config: RunConfig, head: Head, backbone: nn.Module, image_size: int, ranks: Ranks) -> dict[str, float]:
+def start_head(
+    config: RunConfig, head: Head, backbone: nn.Module, image_size: int, ranks: Ranks, checked: Path | None = None
+) -> dict[str, float]:
     """Give a head that was just built the rows of `start.head`, and new identities rows of their own. A collective.
 
     Args:
@@ -45,6 +48,7 @@ def start_head(config: RunConfig, head: Head, backbone: nn.Module, image_size: i
         backbone: the plain network with the weights that training starts from; embeds the new identities' pictures.
         image_size: side of its pictures in pixels.
         ranks: this process among the job's.
+        checked: what `start_backbone` has read; of the same run it is not read through a second time.
 
     Returns:
         For the trackers, how many identities were carried, are new and are gone, and what became of the new ones'
@@ -56,7 +60,8 @@ def start_head(config: RunConfig, head: Head, backbone: nn.Module, image_size: i
     """
     if config.start.head is None:
         return {}
-    source = open_head_source(config.start.head, config.run_dir, ranks)
+    known = checked if config.start.head == config.start.backbone else None
+    source = open_head_source(config.start.head, config.run_dir, ranks, known)
     ranks.agree(lambda: check_same_rows(source, config))
     # Names are many: one rank joins them, and each gets what it needs to know of its own classes.
     join = ranks.agree(lambda: _join(config, source, head.num_classes) if ranks.rank == 0 else None)

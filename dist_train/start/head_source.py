@@ -78,13 +78,14 @@ def row_shape(head: HeadConfig, embedding_dim: int) -> RowShape:
     return RowShape(embedding_dim, head.centers_per_class, not MARGINS[head.margin].normalised)
 
 
-def open_head_source(path: Path, run_dir: Path, ranks: Ranks) -> HeadSource:
+def open_head_source(path: Path, run_dir: Path, ranks: Ranks, checked: Path | None = None) -> HeadSource:
     """What `start.head` names, opened on every rank. A collective, in which the ranks share the checking of files.
 
     Args:
         path: a run directory, one checkpoint, or exported centers.
         run_dir: of the run that starts.
         ranks: this process among the job's.
+        checked: the checkpoint there, if its files are known to be sound.
 
     Raises:
         UserError: nothing to start from is there, or it is the run that starts.
@@ -93,7 +94,9 @@ def open_head_source(path: Path, run_dir: Path, ranks: Ranks) -> HeadSource:
     ranks.agree(lambda: _check_place(path, run_dir))
     if not ranks.gather(path.is_dir())[0]:
         return ranks.agree(lambda: _of_file(path))
-    if ranks.gather((path / METADATA_NAME).exists())[0]:
+    if checked is not None:
+        checkpoint = checked
+    elif ranks.gather((path / METADATA_NAME).exists())[0]:
         checkpoint = path
         wrong = [line for lines in ranks.gather(damage(path, ranks.rank, ranks.world_size)) for line in lines]
         if wrong:

@@ -89,8 +89,8 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         replicas = Replicas(config, loader.image_size, setting.accumulation, ranks)
         backbone = replicas.backbone()
         if not setting.resumes:
-            start_backbone(config, backbone, loader.image_size, ranks)
-            setting.started.update(start_head(config, head, backbone, loader.image_size, ranks))
+            source = start_backbone(config, backbone, loader.image_size, ranks)
+            setting.started.update(start_head(config, head, backbone, loader.image_size, ranks, source))
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))

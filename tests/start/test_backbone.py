@@ -84,6 +84,8 @@ def test_a_run_gives_the_moving_average_of_its_newest_sound_checkpoint(tmp_path,
     shutil.rmtree(committed_checkpoints(tmp_path / "other")[0])
     with pytest.raises(WorkError, match=r"start\.backbone .*/other: every checkpoint there is damaged"):
         started(tmp_path, tmp_path / "other")
+    with pytest.raises(WorkError, match=rf"start\.backbone {newest}: is damaged: .*{file.name}"):
+        started(tmp_path, newest)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
