@@ -19,6 +19,7 @@ from dist_train.runtime.extras import missing
 from dist_train.runtime.ranks import ALONE
 from dist_train.runtime.terminal import echo
 from dist_train.start.backbone import find_start
+from dist_train.start.head import check_head
 from dist_train.train.batching import micro_batches, total_steps
 from dist_train.train.dry_step import dry_step
 from launch.plan import largest
@@ -66,6 +67,9 @@ def check(config: RunConfig) -> None:
         echo(line)
     if config.start.backbone is not None and config.start.backbone.exists():
         echo(_about_start(config, image_size))
+    if config.start.head is not None and config.start.head.exists() and manifest:
+        join = check_head(config, manifest.num_classes, ALONE)
+        echo(f"start.head {config.start.head}: identities carried {join.carried}, new {join.new}, gone {join.gone}")
     step = dry_step(config, image_size)
     echo(
         f"dry step on the CPU in float32: {config.backbone.name}, {config.head.margin}, {config.optimizer.name}, "

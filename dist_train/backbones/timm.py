@@ -38,6 +38,22 @@ class TimmNetwork(nn.Module):
         embeddings: Tensor = self.embed(self.body(images))
         return embeddings
 
+    def parts(self) -> dict[str, list[str]]:
+        """See `conventions`: timm's own groups for rates by layer, such as the blocks of a transformer."""
+        from timm.models import group_parameters
+
+        groups = group_parameters(self.body, self.body.group_matcher(coarse=False), reverse=True)
+        places: dict[int, list[str]] = {group: [] for group in sorted(set(groups.values()))}
+        for name, group in groups.items():
+            owner = name.rpartition(".")[0]
+            # A layer stands for its parameters, so that its statistics belong to the part as well.
+            leaf = owner and not any(self.body.get_submodule(owner).children())
+            place = f"body.{owner if leaf else name}"
+            if place not in places[group]:
+                places[group].append(place)
+        named = ["stem", *(f"stages.{number}" for number in range(1, len(places)))]
+        return dict(zip(named, places.values(), strict=True)) | {"embed": ["embed"]}
+
 
 def classifier_names(model: str) -> tuple[str, ...]:
     """Names of a network's classifying layers in timm's state dicts."""

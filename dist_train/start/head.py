@@ -95,6 +95,17 @@ def start_head(
     return {START_FIGURES + name: value for name, value in figures.items()}
 
 
+def check_head(config: RunConfig, num_classes: int, ranks: Ranks) -> Join:
+    """What becomes of the identities when a run of `num_classes` starts from `start.head`; changes nothing.
+
+    Raises:
+        UserError, WorkError: as `start_head`, where the start itself is at fault.
+    """
+    source = open_head_source(Path(str(config.start.head)), config.run_dir, ranks)
+    check_same_rows(source, config)
+    return _join(config, source, num_classes)
+
+
 def _batch_size(config: RunConfig, ranks: Ranks) -> int:
     """As many pictures as a forward pass of training has, which takes more memory."""
     return config.train.micro_batch_size or max(1, config.train.global_batch_size // ranks.world_size)

@@ -6,7 +6,7 @@ import torch
 
 from dist_train.backbones import build_backbone
 from dist_train.backbones.config import backbone_section
-from dist_train.backbones.conventions import undecayed
+from dist_train.backbones.conventions import lies_in, part_places, undecayed
 from dist_train.config import load_config
 from dist_train.errors import UserError
 from dist_train.weights.fit import fit_weights
@@ -45,6 +45,27 @@ def test_what_timm_says_of_decay_and_cost_is_heard():
     assert "body.pos_embed" in undecayed(build_backbone(section("vit_tiny_patch16_224"), 48))
     cost = backbone_cost(section("vit_tiny_patch16_224"), 224)
     assert cost.macs == pytest.approx(1.26e9, rel=0.02)  # as timm publishes it
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "first"),
+    [
+        ("resnet18", 10, "body.bn1"),
+        ("vit_tiny_patch16_224", 14, "body.pos_embed"),
+        ("convnext_atto", 15, "body.stem.1"),
+    ],
+)
+def test_timms_groups_of_layers_are_parts_a_block_of_a_transformer_each(model, count, first):
+    network = build_backbone(section(model), 64)
+    parts = part_places(network)  # refuses a parameter that is in none or in two
+    assert list(parts) == ["stem", *(f"stages.{n}" for n in range(1, count - 1)), "embed"]
+    assert first in parts["stem"]
+    if model == "vit_tiny_patch16_224":
+        assert all(place.startswith("body.blocks.3.") for place in parts["stages.4"])
+    kept = [name for name, _ in network.named_buffers() if lies_in(name, parts["stem"])]
+    assert kept == (
+        [f"body.bn1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")] * (model == "resnet18")
+    )
 
 
 def test_a_network_that_timm_does_not_have_is_refused_with_what_is_near(tmp_path):
