@@ -42,7 +42,7 @@ class TimmNetwork(nn.Module):
         """See `conventions`: timm's own groups for rates by layer, such as the blocks of a transformer."""
         from timm.models import group_parameters
 
-        groups = group_parameters(self.body, self.body.group_matcher(coarse=False), reverse=True)
+        groups = group_parameters(self.body, cast(Any, self.body).group_matcher(coarse=False), reverse=True)
         places: dict[int, list[str]] = {group: [] for group in sorted(set(groups.values()))}
         for name, group in groups.items():
             owner = name.rpartition(".")[0]

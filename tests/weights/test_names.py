@@ -35,8 +35,9 @@ def test_a_table_has_one_name_for_every_tensor(name):
     with torch.device("meta"):
         tensors = sorted(build_backbone(section(name), 64).state_dict())
     for source, table in TABLES.items():
-        if source == "arcface_torch" and name in ("tiny", "nano"):
-            with pytest.raises(UserError, match=f"no network like backbone.name={name}; it has iresnet18"):
+        if source == "timm" or (source == "arcface_torch" and name in ("tiny", "nano")):
+            first = "timm/NAME" if source == "timm" else "iresnet18"
+            with pytest.raises(UserError, match=f"no network like backbone.name={name}; it has {first}"):
                 table.own_names(section(name))
         else:
             assert sorted(table.own_names(section(name)).values()) == tensors
