@@ -22,6 +22,7 @@ from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.data.names import class_names
 from dist_train.errors import UserError, WorkError
 from dist_train.head import Head
+from dist_train.head.sizes import class_range
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.text import shown
 from dist_train.start.class_pictures import ClassPictures
@@ -71,7 +72,7 @@ def start_head(
     embeds = bool(new) and config.start.new_rows == "embed"
     seen = _Seen(row_shape(config.head, head.embedding_dim)) if embeds else None
     mine = int(np.count_nonzero(old >= 0)) * (1 + len(state))
-    work_off(ranks, _carry(source, head, old, state, seen), mine, "start.head", "row")
+    work_off(ranks, [_carry(source, head, old, state, seen)], mine, "start.head", "row")
     ranks.agree(lambda: _carry_margin(source, config, head))
     figures = {"carried": carried, "new": new, "gone": gone}
     if seen is not None:
@@ -79,9 +80,10 @@ def start_head(
         pictures = ranks.agree(lambda: ClassPictures(config.data))
         with closing(pictures):
             model = Model(backbone, image_size, _batch_size(config, ranks))
-            rows = NewRows(head, model, pictures, like)
-            classes = np.flatnonzero(old < 0)
-            work_off(ranks, rows.embed(classes), rows.count(classes), "new identities", "img")
+            rows = NewRows(head, model, pictures, like, ranks)
+            classes = _new_classes(old, head.num_classes, ranks)
+            total = pictures.count(classes) if ranks.rank == 0 else 0
+            work_off(ranks, rows.embed(classes), total, "new identities", "img")
         totals = np.sum(ranks.gather((rows.bad_pictures, rows.left_random)), axis=0)
         figures |= {"bad_pictures": int(totals[0]), "without_pictures": int(totals[1])}
     if ranks.rank == 0:
@@ -154,6 +156,14 @@ def _own_share(every: NDArray[np.int64] | None, head: Head, ranks: Ranks) -> NDA
         parts = list(torch.from_numpy(padded).split(share))
     dist.scatter(mine, parts, src=0, group=ranks.control_group)
     return mine.numpy()[: head.stop - head.start]
+
+
+def _new_classes(old: NDArray[np.int64], num_classes: int, ranks: Ranks) -> NDArray[np.int64]:
+    """The classes without an old one, of all ranks, from this rank's share `old` [stop - start]; one collective."""
+    masks = ranks.gather(np.packbits(old < 0))
+    ranges = (class_range(num_classes, rank, ranks.world_size) for rank in range(ranks.world_size))
+    every = [np.unpackbits(mask, count=stop - start) for mask, (start, stop) in zip(masks, ranges, strict=True)]
+    return np.flatnonzero(np.concatenate(every))
 
 
 def _common_state(source: HeadSource, head: Head, ranks: Ranks) -> list[str]:

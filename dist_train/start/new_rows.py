@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -19,6 +20,7 @@ from dist_train.data.opencv import decode
 from dist_train.data.shards import BadSampleError, RawSample
 from dist_train.errors import WorkError
 from dist_train.head import Head
+from dist_train.runtime.ranks import Ranks
 from dist_train.start.class_pictures import ClassPictures
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class Model(NamedTuple):
 
 
 class NewRows:
-    """Writes the rows of new identities of this rank.
+    """Writes the rows of new identities; every rank embeds an equal share of the pictures, whoever owns the rows.
 
     An identity's center is the sum of the L2-normalised embeddings of its pictures, brought to the mean length of the
     rows that were carried; the network is in evaluation mode, the pictures are as they are. Further centers of a class
@@ -56,30 +58,29 @@ class NewRows:
         model: embeds.
         pictures: of the classes.
         like: mean length and mean bias of the rows that were carried.
+        ranks: this process among the job's.
 
     Attributes:
-        bad_pictures: that were passed over so far.
-        left_random: identities without a picture so far.
+        bad_pictures: of this rank's share that were passed over so far.
+        left_random: identities of this rank without a picture so far.
     """
 
-    def __init__(self, head: Head, model: Model, pictures: ClassPictures, like: tuple[float, float]) -> None:
-        self._head, self._model, self._pictures = head, model, pictures
+    def __init__(
+        self, head: Head, model: Model, pictures: ClassPictures, like: tuple[float, float], ranks: Ranks
+    ) -> None:
+        self._head, self._model, self._pictures, self._ranks = head, model, pictures, ranks
         self._length, self._bias = like
         self._transfer = Transfer(head.device)
         self.bad_pictures = 0
         self.left_random = 0
 
-    def count(self, classes: NDArray[np.int64]) -> int:
-        """Pictures of `classes`, counted from this rank's first."""
-        return self._pictures.count(classes + self._head.start)
-
-    def embed(self, classes: NDArray[np.int64]) -> Iterator[int]:
-        """Write the rows of `classes`, counted from this rank's first; yields how many pictures, batch by batch.
+    def embed(self, classes: NDArray[np.int64]) -> Iterator[Iterator[int]]:
+        """Write the rows of `classes` of all ranks, block by block; the stages of `work_off`, whose unit is a picture.
 
         Raises:
             WorkError: the network's embeddings are not finite, or the pictures' server cannot be reached.
         """
-        dim, size = self._head.embedding_dim, self._model.batch_size
+        dim = self._head.embedding_dim
         block = max(1, _BLOCK_BYTES // (4 * dim))
         training = self._model.backbone.training
         self._model.backbone.eval()
@@ -88,16 +89,23 @@ class NewRows:
                 for start in range(0, len(classes), block):
                     some = classes[start : start + block]
                     sums = torch.zeros(len(some), dim, device=self._head.device)
-                    places, numbers = self._pictures.of(some + self._head.start)
-                    for low in range(0, len(numbers), size):
-                        images, good = self._decoded(numbers[low : low + size], pool)
-                        if len(good):
-                            index = torch.from_numpy(places[low : low + size][good]).to(self._head.device)
-                            sums.index_add_(0, index, self._embedded(images, good))
-                        yield len(numbers[low : low + size])
+                    yield self._add_share(some, sums, pool)
+                    if self._ranks.group is not None:
+                        dist.all_reduce(sums, group=self._ranks.group)
                     self._write(some, sums)
         finally:
             self._model.backbone.train(training)
+
+    def _add_share(self, classes: NDArray[np.int64], sums: Tensor, pool: ThreadPoolExecutor) -> Iterator[int]:
+        """Add the embeddings of this rank's share of the pictures of `classes` [n] to `sums` [n, D]."""
+        size, world_size = self._model.batch_size, self._ranks.world_size
+        places, numbers = (np.array_split(each, world_size)[self._ranks.rank] for each in self._pictures.of(classes))
+        for low in range(0, len(numbers), size):
+            images, good = self._decoded(numbers[low : low + size], pool)
+            if len(good):
+                index = torch.from_numpy(places[low : low + size][good]).to(self._head.device)
+                sums.index_add_(0, index, self._embedded(images, good))
+            yield len(numbers[low : low + size])
 
     def _decoded(
         self, numbers: NDArray[np.int64], pool: ThreadPoolExecutor
@@ -127,22 +135,25 @@ class NewRows:
             memory_format=memory_format(backbone)
         )
         with torch.no_grad():
-            return normalize(backbone(batch).float(), dim=1)
-
-    def _write(self, classes: NDArray[np.int64], sums: Tensor) -> None:
-        """Rows of `classes` [n] from the sums of their embeddings [n, D]."""
-        if not torch.isfinite(sums).all():
+            embeddings = normalize(backbone(batch).float(), dim=1)
+        if not torch.isfinite(embeddings).all():
             raise WorkError(
                 "start.new_rows=embed: the network that start.backbone gives has embeddings that are not finite; start "
                 "from an earlier checkpoint, or give start.new_rows=random"
             )
+        return embeddings
+
+    def _write(self, classes: NDArray[np.int64], sums: Tensor) -> None:
+        """This rank's rows among those of `classes` [n], from the sums of their embeddings [n, D]."""
+        own = (classes >= self._head.start) & (classes < self._head.stop)
+        classes, sums = classes[own] - self._head.start, sums[torch.from_numpy(own).to(sums.device)]
         lengths = sums.norm(dim=1)
         known = (lengths > 0).cpu().numpy()
         self.left_random += int(np.count_nonzero(~known))
         if not known.any():
             return
         index = torch.from_numpy(classes[known])
-        first = (sums * (self._length / lengths)[:, None])[torch.from_numpy(known)]  # [m, D]
+        first = (sums * (self._length / lengths)[:, None])[torch.from_numpy(known).to(sums.device)]  # [m, D]
         table = self._head.tables()["centers"]
         k, dim = self._head.config.centers_per_class, sums.shape[1]
         rows = table[index.to(table.device)].to(sums.device, torch.float32).view(len(index), k, -1)  # random ones
