@@ -89,15 +89,8 @@ def _refuse_overlap(paths: Sequence[Path], places: Sequence[Path], out: Path) ->
 def _check_sizes(place: Path, manifest: Manifest) -> None:
     """Whether every shard is there in full: seconds now, where the work may take hours."""
     for shard in manifest.shards:
-        try:
-            size = (place / shard.name).stat().st_size
-        except OSError as error:
-            found = error.strerror
-        else:
-            if size == shard.bytes:
-                continue
-            found = f"{size} bytes, the manifest says {shard.bytes}"
-        raise WorkError(f"{place}: shard {shard.name}: {found}; get the shard again, or write the set again")
+        if found := shard.size_fault(place):
+            raise WorkError(f"{place}: shard {shard.name}: {found}; get the shard again, or write the set again")
 
 
 def _check_classes(place: Path, manifest: Manifest) -> None:

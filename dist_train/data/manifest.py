@@ -43,12 +43,23 @@ class Shard:
     bytes: Annotated[int, Field(ge=0, le=_MAX_SHARD_BYTES)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
+    def size_fault(self, directory: Path) -> str | None:
+        """Why the tar in a set's directory is not there in full, by its size; None if it is."""
+        try:
+            size = (directory / self.name).stat().st_size
+        except OSError as error:
+            return error.strerror or str(error)
+        return None if size == self.bytes else self._other_size(size)
+
     def mismatch(self, tar: Path) -> str | None:
         """What a tar has other than this one should; None if it is the one."""
         if (size := tar.stat().st_size) != self.bytes:
-            return f"{size} bytes, the manifest says {self.bytes}"
+            return self._other_size(size)
         digest = sha256_of(tar)
         return None if digest == self.sha256 else f"sha256 {digest}, the manifest says {self.sha256}"
+
+    def _other_size(self, size: int) -> str:
+        return f"{size} bytes, the manifest says {self.bytes}"
 
 
 @dataclass(frozen=True, slots=True)

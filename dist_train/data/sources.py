@@ -86,15 +86,8 @@ def check_shards(directory: Path, manifest: Manifest) -> None:
     count = len(manifest.shards)
     for number in np.unique(np.linspace(0, count - 1, min(_CHECKED, count)).astype(int)).tolist():
         shard = manifest.shards[number]
-        try:
-            size = (directory / shard.name).stat().st_size
-        except OSError as error:
-            found = error.strerror
-        else:
-            if size == shard.bytes:
-                continue
-            found = f"{size} bytes, the manifest says {shard.bytes}"
-        raise UserError(
-            f"dataset {directory}, shard {shard.name}: {found}; see `headcount data verify {directory}`, write the set "
-            "again, or go on without such shards by data.check_at_start=false"
-        )
+        if found := shard.size_fault(directory):
+            raise UserError(
+                f"dataset {directory}, shard {shard.name}: {found}; see `headcount data verify {directory}`, write the "
+                "set again, or go on without such shards by data.check_at_start=false"
+            )

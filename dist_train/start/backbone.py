@@ -2,19 +2,17 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint.load import load_backbone, newest_sound_checkpoint
-from dist_train.checkpoint.store import committed_checkpoints, damage
+from dist_train.checkpoint.load import load_backbone
 from dist_train.config import RunConfig
-from dist_train.errors import UserError, WorkError
-from dist_train.run_files import METADATA_NAME
+from dist_train.errors import UserError
 from dist_train.runtime.ranks import Ranks
+from dist_train.start.place import find_place
 from dist_train.weights.files import SUFFIXES, read_weights
 from dist_train.weights.fit import Fit, fit_weights
 
@@ -69,46 +67,9 @@ def find_start(config: RunConfig, network: Mapping[str, Tensor], image_size: int
     Raises:
         UserError, WorkError: as `start_backbone`.
     """
-    path = Path(str(config.start.backbone))
-    ranks.agree(lambda: _check_place(path, config.run_dir))
-    source = path
-    if (path / METADATA_NAME).exists():
-        wrong = [line for lines in ranks.gather(damage(path, ranks.rank, ranks.world_size)) for line in lines]
-        ranks.agree(lambda: _check_sound(path, wrong))
-    elif path.is_dir():
-        newest = newest_sound_checkpoint(path, ranks)
-        source = ranks.agree(lambda: _sound(path, newest))
+    files = f"a file that ends in {', '.join(SUFFIXES)}"
+    source = find_place("start.backbone", Path(str(config.start.backbone)), config.run_dir, files, ranks)
     return source, ranks.agree(lambda: _fitted(config, source, network, image_size))
-
-
-def _check_place(path: Path, run_dir: Path) -> None:
-    """See that there is something to start from which is not the run itself."""
-    if not path.exists():
-        raise UserError(
-            f"start.backbone {path}: no such file or directory; give a run directory, one checkpoint, or a file that "
-            f"ends in {', '.join(SUFFIXES)}"
-        )
-    if run_dir.exists() and any(os.path.samefile(each, run_dir) for each in (path, *path.resolve().parents)):
-        raise UserError(
-            f"start.backbone {path}: lies in the run's own run_dir {run_dir}; to go on with that run use --resume, to "
-            "start another one from it name another directory: run_dir=PATH"
-        )
-    if path.is_dir() and not (path / METADATA_NAME).exists() and not committed_checkpoints(path):
-        raise UserError(
-            f"start.backbone {path}: a directory without checkpoints; give a run directory that has one, one "
-            f"checkpoint, or a file that ends in {', '.join(SUFFIXES)}"
-        )
-
-
-def _check_sound(checkpoint: Path, wrong: Sequence[str]) -> None:
-    if wrong:
-        raise WorkError(f"start.backbone {checkpoint}: is damaged: {wrong[0]}; start from another one")
-
-
-def _sound(path: Path, newest: Path | None) -> Path:
-    if newest is None:
-        raise WorkError(f"start.backbone {path}: every checkpoint there is damaged; start from another run")
-    return newest
 
 
 def _fitted(config: RunConfig, source: Path, network: Mapping[str, Tensor], image_size: int) -> Fit:

@@ -1,6 +1,5 @@
 """What the rows of a head start from: a run, one of its checkpoints, or exported centers."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.checkpoint.identities import head_identities
-from dist_train.checkpoint.load import newest_sound_checkpoint
 from dist_train.checkpoint.metadata import read_tensors
 from dist_train.checkpoint.rows import StoredTable
-from dist_train.checkpoint.store import damage, read_progress
+from dist_train.checkpoint.store import read_progress
 from dist_train.config import RunConfig, load_config
 from dist_train.data.identities import read_identities
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
 from dist_train.head.margins.table import MARGINS
 from dist_train.head.optimizers import build_tables
 from dist_train.head.sizes import row_width
-from dist_train.run_files import CONFIG_NAME, IDENTITIES_NAME, METADATA_NAME
+from dist_train.run_files import CONFIG_NAME, IDENTITIES_NAME
 from dist_train.runtime.ranks import Ranks
 from dist_train.start.centers import CENTERS_SUFFIX, ExportedCenters, centers_beside
+from dist_train.start.place import find_place
 
 
 class RowTable(Protocol):
@@ -85,45 +84,15 @@ def open_head_source(path: Path, run_dir: Path, ranks: Ranks, checked: Path | No
         path: a run directory, one checkpoint, or exported centers.
         run_dir: of the run that starts.
         ranks: this process among the job's.
-        checked: the checkpoint there, if its files are known to be sound.
+        checked: what `find_place` has found there before; None if nothing has looked yet.
 
     Raises:
         UserError: nothing to start from is there, or it is the run that starts.
         WorkError: a damaged checkpoint or file.
     """
-    ranks.agree(lambda: _check_place(path, run_dir))
-    if not ranks.gather(path.is_dir())[0]:
-        return ranks.agree(lambda: _of_file(path))
-    if checked is not None:
-        checkpoint = checked
-    elif ranks.gather((path / METADATA_NAME).exists())[0]:
-        checkpoint = path
-        wrong = [line for lines in ranks.gather(damage(path, ranks.rank, ranks.world_size)) for line in lines]
-        if wrong:
-            with ranks.first_speaks():
-                raise WorkError(f"start.head: checkpoint {path} is damaged: {wrong[0]}; start from another one")
-    else:
-        found = newest_sound_checkpoint(path, ranks)
-        if found is None:
-            with ranks.first_speaks():
-                raise UserError(
-                    f"start.head: {path} holds no sound checkpoint; give a run directory, a checkpoint in one, or "
-                    f"exported centers (NAME{CENTERS_SUFFIX})"
-                )
-        checkpoint = found
-    return ranks.agree(lambda: _of_checkpoint(checkpoint))
-
-
-def _check_place(path: Path, run_dir: Path) -> None:
-    if not path.exists():
-        raise UserError(f"start.head: {path} is not there; give a run directory, a checkpoint, or exported centers")
-    if path.is_dir() and run_dir.exists():
-        inside = path.resolve()
-        if any(os.path.samefile(each, run_dir) for each in (inside, *inside.parents[:2])):
-            raise UserError(
-                f"start.head: {path} belongs to the run that starts, {run_dir}; go on with that run by --resume, or "
-                "start another one: run_dir=PATH"
-            )
+    if checked is None:
+        checked = find_place("start.head", path, run_dir, f"exported centers (NAME{CENTERS_SUFFIX})", ranks)
+    return ranks.agree(lambda: _of_checkpoint(checked) if checked.is_dir() else _of_file(checked))
 
 
 def _of_checkpoint(checkpoint: Path) -> HeadSource:

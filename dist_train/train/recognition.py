@@ -150,7 +150,10 @@ class Recognition:
         return whole.eval()
 
     def _sync_average(self) -> None:
-        """Give the moving average, which is of weights, the backbone's statistics."""
+        """Give the moving average, which is of weights, the backbone's statistics.
+
+        So does torch's `AveragedModel` at each update; this copy is of those that `average_buffers` has made since.
+        """
         average = cast(AveragedModel, self.average)
         for own, source in zip(average.module.buffers(), self.backbone.buffers(), strict=True):
             own.copy_(source)

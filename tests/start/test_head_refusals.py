@@ -110,7 +110,9 @@ def test_new_identities_are_not_embedded_by_a_network_that_has_learned_nothing(f
 def test_a_run_does_not_start_from_itself_however_it_is_spelt(folder, spelling):
     shutil.copytree(folder / "old", folder / "new")
     os.symlink(folder / "new", folder / "link")
-    with pytest.raises(UserError, match=r"belongs to the run that starts, .*/new; go on with that run by --resume"):
+    with pytest.raises(
+        UserError, match=r"start\.head .*: lies in the run's own run_dir .*/new; to go on with that run use --resume"
+    ):
         start(folder, head=spelling.format(folder))
 
 
@@ -118,8 +120,8 @@ def test_places_without_a_head_are_named(folder):
     (folder / "empty").mkdir()
     (folder / "text.pt").write_text("weights")
     for head, message in (
-        ("nowhere", "nowhere is not there"),
-        ("empty", "holds no sound checkpoint"),
+        ("nowhere", r"start\.head .*nowhere: no such file or directory; give a run directory .* or exported centers"),
+        ("empty", r"start\.head .*empty: a directory without checkpoints"),
         ("text.pt", r"text\.centers\.safetensors is not beside it"),
     ):
         with pytest.raises(UserError, match=message):
@@ -128,9 +130,9 @@ def test_places_without_a_head_are_named(folder):
 
 def test_a_damaged_checkpoint_is_passed_over_and_refused_where_it_was_asked_for(folder):
     flip(folder)
-    with pytest.raises(UserError, match="holds no sound checkpoint"):
+    with pytest.raises(WorkError, match=r"start\.head .*: every checkpoint there is damaged; start from another one"):
         start(folder)
-    with pytest.raises(WorkError, match=r"step-00000002 is damaged: .* has another checksum"):
+    with pytest.raises(WorkError, match=r"step-00000002: is damaged: .* has another checksum"):
         start(folder, head=checkpoint_of(folder))
 
 
