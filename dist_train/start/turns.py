@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ def work_off(ranks: Ranks, stages: Iterable[Iterator[int]], total: int, name: st
         for work in stages:
             working = True
             while working:
-                states = ranks.gather(ranks.agree(lambda work=work: _some_of(work)))
+                states = ranks.gather(ranks.agree(partial(_some_of, work)))
                 bar.update(sum(done for done, _ in states))
                 working = not all(finished for _, finished in states)
 
