@@ -113,7 +113,7 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
                     f"{path}: {records[0].filename} has {records[0].file_size:,} bytes, expected at most {_MAX_HEAD:,}"
                 )
             folder, record = records[0].filename.rpartition("/")[0], archive.read(records[0])
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: no file by torch.save, or cut off ({shown_start(first_line(error))}); one that torch wrote "
             "before 1.6 must be saved anew by a newer one"

@@ -122,6 +122,18 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, name, content, match):
     refused(tmp_path / name, match)
 
 
+def test_an_archive_whose_names_are_no_text_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # the last one of the directory: its flags say that the name is UTF-8
+    content[entry + 9] |= 0x08
+    content[entry + 46] = 0xAF
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pt: no file by torch\.save, or cut off \('utf-8' codec can't decode"):
+        read_weights(path)
+
+
 def test_a_cut_file_is_refused(tmp_path):
     save_file(STATE, tmp_path / "a.safetensors")
     torch.save(STATE, tmp_path / "a.pt")

@@ -1,9 +1,9 @@
 """The readers of the product, by name."""
 
-from tests.fuzz.readers import embeddings, evaluation, lists, models, pictures, prep, recipes, runs, sets
+from tests.fuzz.readers import embeddings, evaluation, lists, models, pictures, prep, recipes, runs, sets, weights
 
 READERS = {
     reader.name: reader
-    for module in (recipes, runs, sets, prep, lists, pictures, evaluation, embeddings, models)
+    for module in (recipes, runs, sets, prep, lists, pictures, evaluation, embeddings, models, weights)
     for reader in module.READERS
 }
