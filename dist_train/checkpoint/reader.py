@@ -65,7 +65,7 @@ class _Reader(dcp.FileSystemReader):
         view = FileSlice(cast(io.BufferedIOBase, file), sinfo.offset, sinfo.length)
         try:
             check_record(view)
-        except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, ValueError, KeyError, RuntimeError) as error:  # of an encrypted entry, too
             place = f"{self._checkpoint / sinfo.relative_path} at byte {sinfo.offset}"
             raise WorkError(f"{place}: {error}; refused, nothing was run") from error
         view.seek(0)
@@ -114,7 +114,7 @@ def check_record(view: io.RawIOBase) -> None:
     """See that a slice is what `torch.save` makes of one tensor: stored uncompressed, no other names than it needs.
 
     Raises:
-        ValueError, zipfile.BadZipFile, KeyError, NotImplementedError: it is not.
+        ValueError, zipfile.BadZipFile, KeyError, RuntimeError: it is not.
     """
     with zipfile.ZipFile(cast(IO[bytes], view)) as archive:
         for entry in archive.infolist():

@@ -108,7 +108,7 @@ def _map_share(checkpoint: Path, place: _StorageInfo, first: int, sizes: tuple[i
             page = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
             size = math.prod(sizes) * dtype.itemsize
             pages = mmap.mmap(file.fileno(), start - page + size, access=mmap.ACCESS_READ, offset=page)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, KeyError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, KeyError, RuntimeError) as error:
         where = f"{path} at byte {place.offset}"
         raise WorkError(f"{where}: {error}; refused, nothing was run; take another checkpoint") from error
     except OSError as error:
@@ -121,7 +121,7 @@ def _find_numbers(view: FileSlice, length: int, sizes: tuple[int, ...], dtype: t
     """Where the numbers of the one tensor in a record by `torch.save` begin, in bytes from the record's begin.
 
     Raises:
-        ValueError, zipfile.BadZipFile, KeyError, NotImplementedError, pickle.UnpicklingError: they do not lie there
+        ValueError, zipfile.BadZipFile, KeyError, RuntimeError, pickle.UnpicklingError: they do not lie there
             as they are, [sizes] of `dtype`, row after row.
     """
     check_record(view)

@@ -72,6 +72,14 @@ def saved(body: object) -> bytes:
 TABLE = torch.arange(32.0).view(8, 4)
 
 
+def encrypted(record: bytes) -> bytes:
+    """A record whose entries claim to be encrypted, in the archive's directory and before each of them."""
+    for magic, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        for place in [found.start() for found in re.finditer(re.escape(magic), record)]:
+            record = record[: place + flags] + bytes([record[place + flags] | 1]) + record[place + flags + 1 :]
+    return record
+
+
 class Caller:
     def __reduce__(self):
         return (os.mkdir, ("called",))
@@ -90,6 +98,7 @@ class Caller:
         (saved(TABLE)[:-30], "not a zip file"),
         (saved(TABLE).replace(b"PK\x03\x04", b"PK\x03\x05"), "Bad magic number"),
         (bytes(2000), "not a zip file"),
+        (encrypted(saved(TABLE)), "is encrypted"),
     ],
 )
 def test_what_is_no_table_by_torch_is_refused_without_running_it(tmp_path, monkeypatch, record, message):
