@@ -16,7 +16,8 @@ from dist_train.errors import UserError
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.export.config import ExportConfig
 from dist_train.head.config import HeadConfig
-from dist_train.section import Section
+from dist_train.objectives.config import ObjectivesConfig
+from dist_train.section import Section, section_of
 from dist_train.start.config import StartConfig
 
 MOST_BYTES = 1 << 18
@@ -181,13 +182,27 @@ class RunConfig(Section):
     data: DataConfig
     start: StartConfig = Field(default_factory=StartConfig)
     backbone: AnyBackboneConfig = Field(default_factory=lambda: backbone_section({}))
-    head: HeadConfig = Field(default_factory=HeadConfig)
+    head: HeadConfig | None = Field(default_factory=HeadConfig)
+    objectives: ObjectivesConfig = Field(default_factory=ObjectivesConfig)
     train: TrainConfig
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     track: TrackConfig = Field(default_factory=TrackConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "RunConfig":
+        if self.head is None:
+            if not any(section.weight for section in self.objectives.given().values()):
+                raise ValueError(
+                    "head: null leaves nothing to train by; add an objective, e.g. objectives: {triplet: {}}"
+                )
+            if self.start.head is not None:
+                raise ValueError("head: null has no rows that start.head could give a start to; remove one of them")
+            if "head" in self.start.freeze:
+                raise ValueError("start.freeze names the head, and head is null; remove one of them")
+        return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -222,7 +237,9 @@ def dump_config(config: RunConfig) -> str:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines `key: old -> new` for every value that differs."""
     before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
-    return [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
+    keys = dict.fromkeys([*after, *before])
+    changed = [key for key in keys if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -334,8 +351,10 @@ def _keys_beside(location: list[str], tree: dict[str, Any]) -> list[str]:
         return list(section_class(tree["backbone"].get("name")).model_fields)
     model: type[BaseModel] = RunConfig
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if part.isdecimal():  # a place in a list of sections
+            continue
+        inner = section_of(model.model_fields[part].annotation) if part in model.model_fields else None
+        if inner is None:
             return []
-        model = annotation
+        model = inner
     return list(model.model_fields)

@@ -1,7 +1,7 @@
 """The base of every section of a recipe and of every stored description."""
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,12 @@ class Section(BaseModel):
     """Values from a file or a caller: unknown keys are errors, and nothing changes after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def section_of(annotation: object) -> type[BaseModel] | None:
+    """The class of the section that a field of this type takes, also where null or a list of them is meant."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], *, cut_digests: bool = False, prefix: str = "") -> str:

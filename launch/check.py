@@ -14,6 +14,7 @@ from dist_train.data.remote import is_remote
 from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.suite import absent_sets, check_sets, present_sets
+from dist_train.head.config import HeadConfig
 from dist_train.replica.zero import check_options
 from dist_train.runtime.extras import missing
 from dist_train.runtime.ranks import ALONE
@@ -67,17 +68,22 @@ def check(config: RunConfig) -> None:
         echo(line)
     if config.start.backbone is not None and config.start.backbone.exists():
         echo(_about_start(config, image_size))
-    if config.start.head is not None and config.start.head.exists() and manifest:
-        join = check_head(config, manifest.num_classes, ALONE)
+    if config.head and config.start.head is not None and config.start.head.exists() and manifest:
+        join = check_head(config, config.head, manifest.num_classes, ALONE)
         echo(f"start.head {config.start.head}: identities carried {join.carried}, new {join.new}, gone {join.gone}")
     step = dry_step(config, image_size)
     echo(
-        f"dry step on the CPU in float32: {config.backbone.name}, {config.head.margin}, {config.optimizer.name}, "
+        f"dry step on the CPU in float32: {config.backbone.name}, {_losses(config)}, {config.optimizer.name}, "
         f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
         f"{step.gradient_norm:.3g}, {step.seconds:.1f} s"
     )
     plural = "" if len(warnings) == 1 else "s"
     echo(f"check passed with {len(warnings)} warning{plural}" if warnings else "check passed")
+
+
+def _losses(config: RunConfig) -> str:
+    margin = [] if config.head is None else [config.head.margin]
+    return " + ".join([*margin, *config.objectives.given()])
 
 
 def _training_sets(config: RunConfig) -> list[str]:
@@ -148,7 +154,9 @@ def _about_memory(config: RunConfig, identities: int | None, image_size: int) ->
     """
     if config.train.device == "cpu":
         return
-    setup = _setup(config, identities or 1, image_size)
+    alone = config.head is None  # a head of one identity stands for none
+    identities = 1 if alone else identities
+    setup = _setup(config, config.head or HeadConfig(), identities or 1, image_size)
     yield (
         f"plan for {setup.gpus} GPUs of one machine, {setup.batch} pictures a GPU and pass"
         + (f", {setup.accumulation} passes" if setup.accumulation > 1 else "")
@@ -161,10 +169,12 @@ def _about_memory(config: RunConfig, identities: int | None, image_size: int) ->
         if identities:
             verdict = "fits" if fits(job) else "DOES NOT FIT"
             needs = f"needs {sum(gpu_memory(job).values()) / GIB:.1f} GiB, {verdict}; "
-        yield f"  {name}, {gpu.memory_gib:g} GiB: {needs}room for {room:,} identities"
+        yield f"  {name}, {gpu.memory_gib:g} GiB: " + (
+            needs.removesuffix("; ") if alone else f"{needs}room for {room:,} identities"
+        )
 
 
-def _setup(config: RunConfig, identities: int, image_size: int) -> Setup:
+def _setup(config: RunConfig, head: HeadConfig, identities: int, image_size: int) -> Setup:
     """The job on as many GPUs of one machine as divide its batch."""
     gpus, accumulation = _ranks(config)
     gpu = GPUS["h100"]
@@ -183,7 +193,7 @@ def _setup(config: RunConfig, identities: int, image_size: int) -> Setup:
         half=config.train.precision != "float32",
         strategy=config.train.strategy,
         moments=2 if config.optimizer.name == "adamw" else 1,
-        head=config.head,
+        head=head,
     )
 
 

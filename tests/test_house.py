@@ -24,12 +24,12 @@ ORDER = (
     "config",
     "data",
     "backbones",
-    "objectives",
     "head",
     "replica",
     "checkpoint",
     "weights",
     "start",
+    "objectives",
     "track",
     "evaluate",
     "export",
@@ -38,8 +38,11 @@ ORDER = (
 )
 # Modules that stand below their rooms: sections of recipes, whose base the recipe is, their registries, what a file
 # states of itself, and the arithmetic of grey levels.
-SECTIONS = {f"dist_train.{room}.config" for room in ("backbones", "data", "evaluate", "export", "head", "start")}
+SECTIONS = {
+    f"dist_train.{room}.config" for room in ("backbones", "data", "evaluate", "export", "head", "objectives", "start")
+}
 SECTIONS |= {
+    "dist_train.objectives.config",
     "dist_train.export.convention",
     "dist_train.backbones.registry",
     "dist_train.head.margins.table",

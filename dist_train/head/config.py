@@ -56,7 +56,7 @@ class AdaptiveConfig(Section):
 
 
 class HeadConfig(Section):
-    """The class-sharded classifier: margin, sampling, row optimizer, storage."""
+    """The class-sharded classifier: margin, sampling, row optimizer, storage; `head: null` trains without one."""
 
     margin: MarginName = Field("arcface", description="the margin-softmax loss; docs/margins.md has the formulas")
     scale: float | None = Field(

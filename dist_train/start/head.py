@@ -22,6 +22,7 @@ from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.data.names import class_names
 from dist_train.errors import UserError, WorkError
 from dist_train.head import Head
+from dist_train.head.config import HeadConfig
 from dist_train.head.sizes import class_range
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.text import shown
@@ -63,17 +64,17 @@ def start_head(
         return {}
     known = checked if config.start.head == config.start.backbone else None
     source = open_head_source(config.start.head, config.run_dir, ranks, known)
-    ranks.agree(lambda: check_same_rows(source, config))
+    ranks.agree(lambda: check_same_rows(source, head.config, head.embedding_dim))
     # Names are many: one rank joins them, and each gets what it needs to know of its own classes.
     join = ranks.agree(lambda: _join(config, source, head.num_classes) if ranks.rank == 0 else None)
     carried, new, gone = ranks.gather(None if join is None else (join.carried, join.new, join.gone))[0] or (0, 0, 0)
     old = _own_share(None if join is None else join.old, head, ranks)
     state = _common_state(source, head, ranks)
     embeds = bool(new) and config.start.new_rows == "embed"
-    seen = _Seen(row_shape(config.head, head.embedding_dim)) if embeds else None
+    seen = _Seen(row_shape(head.config, head.embedding_dim)) if embeds else None
     mine = int(np.count_nonzero(old >= 0)) * (1 + len(state))
     work_off(ranks, [_carry(source, head, old, state, seen)], mine, "start.head", "row")
-    ranks.agree(lambda: _carry_margin(source, config, head))
+    ranks.agree(lambda: _carry_margin(source, head))
     figures = {"carried": carried, "new": new, "gone": gone}
     if seen is not None:
         like = _mean_of(seen, ranks)
@@ -97,14 +98,20 @@ def start_head(
     return {START_FIGURES + name: value for name, value in figures.items()}
 
 
-def check_head(config: RunConfig, num_classes: int, ranks: Ranks) -> Join:
+def check_head(config: RunConfig, head: HeadConfig, num_classes: int, ranks: Ranks) -> Join:
     """What becomes of the identities when a run of `num_classes` starts from `start.head`; changes nothing.
+
+    Args:
+        config: the recipe.
+        head: its section `head`.
+        num_classes: identities of the run's set.
+        ranks: this process among the job's.
 
     Raises:
         UserError, WorkError: as `start_head`, where the start itself is at fault.
     """
     source = open_head_source(Path(str(config.start.head)), config.run_dir, ranks)
-    check_same_rows(source, config)
+    check_same_rows(source, head, config.backbone.embedding_dim)
     return _join(config, source, num_classes)
 
 
@@ -225,10 +232,10 @@ def _carry(
             yield len(classes)
 
 
-def _carry_margin(source: HeadSource, config: RunConfig, head: Head) -> None:
+def _carry_margin(source: HeadSource, head: Head) -> None:
     """Take over the margin's moving averages, where the margin is the same."""
     own = head.margin.state()
-    if source.margin != config.head.margin or not own:
+    if source.margin != head.config.margin or not own:
         return
     found = {f"margin.{name}": torch.empty_like(value) for name, value in own.items()}
     try:

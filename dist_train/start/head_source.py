@@ -14,7 +14,7 @@ from dist_train.checkpoint.identities import head_identities
 from dist_train.checkpoint.metadata import read_tensors
 from dist_train.checkpoint.rows import StoredTable
 from dist_train.checkpoint.store import read_progress
-from dist_train.config import RunConfig, load_config
+from dist_train.config import load_config
 from dist_train.data.identities import read_identities
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
@@ -99,6 +99,10 @@ def _of_checkpoint(checkpoint: Path) -> HeadSource:
     run_dir = checkpoint.resolve().parent.parent
     progress = read_progress(checkpoint)
     config = load_config(run_dir / CONFIG_NAME)
+    if config.head is None:
+        raise UserError(
+            f"start.head: {run_dir} was trained without a head (head: null); start.backbone alone can take that run"
+        )
     stored = read_tensors(checkpoint)
     specs = build_tables(config.head, row_width(config.head, config.backbone.embedding_dim))
     # A state that the recipe names may lack, if another optimizer was taken on the way; centers may not.
@@ -139,22 +143,20 @@ def _of_file(path: Path) -> HeadSource:
     )
 
 
-def check_same_rows(source: HeadSource, config: RunConfig) -> None:
-    """See that the rows of `source` fit the head of `config`.
+def check_same_rows(source: HeadSource, head: HeadConfig, embedding_dim: int) -> None:
+    """See that the rows of `source` fit a head of that configuration.
 
     Raises:
         UserError: they do not; with both values.
     """
-    there, here = source.shape, row_shape(config.head, config.backbone.embedding_dim)
+    there, here = source.shape, row_shape(head, embedding_dim)
     keys = ("backbone.embedding_dim", "head.centers_per_class")
     differences = [
         f"{key} is {old} there and {new} here" for key, old, new in zip(keys, there, here, strict=False) if old != new
     ]
     if there.biased != here.biased:
         bias = {True: "have a bias, as those of head.margin=softmax", False: "have none"}
-        differences.append(
-            f"rows there {bias[there.biased]}, here head.margin={config.head.margin}: they {bias[here.biased]}"
-        )
+        differences.append(f"rows there {bias[there.biased]}, here head.margin={head.margin}: they {bias[here.biased]}")
     if differences:
         raise UserError(
             f"start.head: the rows of {source.path} do not fit: {'; '.join(differences)}; take the same values, or "

@@ -16,7 +16,11 @@ from dist_train.data.class_counts import class_counts
 from dist_train.data.loader import Loader, build_loader
 from dist_train.evaluate.suite import check_sets
 from dist_train.head import Head
+from dist_train.objectives.build import build_objectives
+from dist_train.objectives.config import ObjectiveConfig
+from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective
+from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
 from dist_train.start.backbone import start_backbone
@@ -27,7 +31,7 @@ from dist_train.track.trackers import Trackers
 from dist_train.train.batching import check_one_set, micro_batches, total_steps
 from dist_train.train.loop import Loop
 from dist_train.train.program import Program
-from dist_train.train.recognition import Recognition
+from dist_train.train.recognition import Recognition, Term
 from dist_train.train.replicas import Replicas
 
 logger = logging.getLogger(__name__)
@@ -59,38 +63,36 @@ class Setting:
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
-    """The program that trains a backbone by a head over all identities. A collective.
+    """The program that trains a backbone by a head over all identities, and by the recipe's objectives. A collective.
 
     Args:
         setting: what it is built in.
-        objectives: further terms of the loss with their weights; the program closes them.
+        objectives: terms of the loss that no recipe names, with their weights; the program closes them.
 
     Raises:
         UserError: values of the recipe that do not go together.
+        WorkError: damaged files that it starts from.
     """
     config, ranks, loader = setting.config, setting.ranks, setting.loader
+    gathering = Gathering(ranks)
     with ExitStack() as opened:
-        head = ranks.agree(
-            lambda: Head(
-                config.head,
-                loader.manifest.num_classes,
-                config.backbone.embedding_dim,
-                group=ranks.group,
-                control_group=ranks.control_group,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                device=ranks.device,
-                seed=config.seed,
-                class_counts=class_counts(loader.sources) if config.head.needs_class_counts else None,
-            )
-        )
-        opened.callback(head.close)
+        head = _build_head(setting)
+        if head is not None:
+            opened.callback(head.close)
         torch.manual_seed(config.seed)  # the same initial backbone on every rank
         replicas = Replicas(config, loader.image_size, setting.accumulation, ranks)
         backbone = replicas.backbone()
         if not setting.resumes:
             source = start_backbone(config, backbone, loader.image_size, ranks)
-            setting.started.update(start_head(config, head, backbone, loader.image_size, ranks, source))
+            if head is not None:
+                setting.started.update(start_head(config, head, backbone, loader.image_size, ranks, source))
+        made = build_objectives(ObjectiveSetting(config, ranks, loader, head, gathering, setting.resumes))
+        for objective in made.values():
+            opened.callback(objective.close)
+        sections = config.objectives.given()
+        terms = {name: Term(objective, sections[name].weight_at) for name, objective in made.items()}
+        for name, (weight, objective) in (objectives or {}).items():
+            terms[name] = Term(objective, ObjectiveConfig(weight=weight).weight_at)
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -102,10 +104,33 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             replicas=replicas,
             step=setting.step,
             stopwatch=setting.stopwatch,
-            objectives=objectives,
+            terms=terms,
+            gathering=gathering,
         )
         opened.pop_all()
     return program
+
+
+def _build_head(setting: Setting) -> Head | None:
+    """The classifier over the set's identities, split over the ranks; None where the recipe has none. A collective."""
+    config, ranks, loader = setting.config, setting.ranks, setting.loader
+    section = config.head
+    if section is None:
+        return None
+    return ranks.agree(
+        lambda: Head(
+            section,
+            loader.manifest.num_classes,
+            config.backbone.embedding_dim,
+            group=ranks.group,
+            control_group=ranks.control_group,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            device=ranks.device,
+            seed=config.seed,
+            class_counts=class_counts(loader.sources) if section.needs_class_counts else None,
+        )
+    )
 
 
 def open_training(

@@ -89,7 +89,7 @@ def _one_thread() -> Iterator[None]:
 def _small(config: RunConfig, scratch: Path, image_size: int) -> RunConfig:
     """The recipe for a small step in the directory `scratch`."""
     train, head = config.train, config.head
-    run_dir = scratch / "run"
+    run_dir, rows = scratch / "run", scratch / "rows"
     run_dir.mkdir()
     pictures = 2 * (config.data.images_per_class or 1)
     return config.model_copy(
@@ -106,7 +106,7 @@ def _small(config: RunConfig, scratch: Path, image_size: int) -> RunConfig:
                     "cache_dir": str(scratch / "cache"),
                 }
             ),
-            "head": head.model_copy(update={"storage_dir": scratch / "rows" if head.storage == "mmap" else None}),
+            "head": head and head.model_copy(update={"storage_dir": rows if head.storage == "mmap" else None}),
             "train": train.model_copy(
                 update={
                     "epochs": None,

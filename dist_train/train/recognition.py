@@ -1,8 +1,8 @@
-"""Training to recognise: a backbone whose embeddings a head tells apart, and further terms of the loss."""
+"""Training to recognise: a backbone, the head that tells its embeddings apart, and further terms of the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from dist_train.checkpoint.part import CopiedPart, Part
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError
 from dist_train.head import Head
+from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective
 from dist_train.replica.base import Replica
 from dist_train.track.stopwatch import Stopwatch
@@ -21,39 +22,57 @@ from dist_train.train.kept_buffers import KeptBuffers
 from dist_train.train.replicas import Replicas
 
 
+class Term(NamedTuple):
+    """A term of the loss beside the head's.
+
+    Attributes:
+        objective: the term.
+        weight: what it is multiplied by in step `step` of 0, 1, ...; a term of weight 0 is not asked.
+    """
+
+    objective: Objective
+    weight: Callable[[int], float]
+
+
 class Recognition:
     """The program of a recognition run.
 
     Args:
         replica: the backbone and its optimizer, as `replicas` make them for `step`.
-        head: the classifier over all identities, with weight 1 in the loss.
+        head: the classifier over all identities, with weight 1 in the loss; None: further terms alone.
         average: moving average of the backbone's weights, which is then what is evaluated; None for none.
         accumulation: micro-batches per step.
         replicas: make what takes the replica's place when what stands still changes.
         step: that comes first.
         stopwatch: takes the times of head and backbone.
-        objectives: by name, further terms of the loss with their weights; one of weight 0 is left out.
+        terms: by name, further terms of the loss.
+        gathering: what the terms share of a micro-batch.
     """
 
     def __init__(
         self,
         replica: Replica,
-        head: Head,
+        head: Head | None,
         *,
         average: AveragedModel | None,
         accumulation: int,
         replicas: Replicas,
         step: int,
         stopwatch: Stopwatch,
-        objectives: Mapping[str, tuple[float, Objective]] | None = None,
+        terms: Mapping[str, Term],
+        gathering: Gathering,
     ) -> None:
         self.replica, self.head, self.average = replica, head, average
         self._accumulation, self._replicas, self._time = accumulation, replicas, stopwatch
-        self._still = replicas.freezing.at(step)
-        head.hold("head" in self._still)
-        self._further = {name: term for name, term in (objectives or {}).items() if term[0]}
-        self._terms: dict[str, Objective] = {"head": head} | {name: term for name, (_, term) in self._further.items()}
-        self._opened: list[Objective] = [head, *(term for _, term in (objectives or {}).values())]
+        self._further, self._gathering = dict(terms), gathering
+        self._opened: list[Objective] = [
+            *([] if head is None else [head]),
+            *(term.objective for term in terms.values()),
+        ]
+        self._still: tuple[str, ...] = ()
+        self._weights: dict[str, float] = {}
+        self._terms: dict[str, Objective] = {}
+        self._take(step)
         self._kept = KeptBuffers(replica.backbone)
         self._memory_format = memory_format(replica.backbone)
         self.parts: dict[str, Part] = {  # of the replica that is there when they are asked for
@@ -68,7 +87,9 @@ class Recognition:
         }
         if average is not None:  # after the backbone, whose statistics it takes over
             self.parts["average"] = CopiedPart(average.state_dict, average.load_state_dict, self._sync_average)
-        self.parts |= {name: term for name, term in self._terms.items() if isinstance(term, Part)}
+        every: dict[str, Objective] = {} if head is None else {"head": head}
+        every |= {name: term.objective for name, term in terms.items()}
+        self.parts |= {name: term for name, term in every.items() if isinstance(term, Part)}
 
     @property
     def backbone(self) -> nn.Module:
@@ -76,14 +97,21 @@ class Recognition:
         return self.replica.backbone
 
     def enter(self, step: int) -> None:
-        """See `Program`; parts stand still from now on, or no longer."""
-        still = self._replicas.freezing.at(step)
-        if still == self._still:
-            return
-        self.replica = self._replicas.follow(self.replica, step)
-        self._kept = KeptBuffers(self.backbone)
-        self._still = still
-        self.head.hold("head" in still)
+        """See `Program`; parts stand still from now on, or no longer, and terms come and go."""
+        if self._replicas.freezing.at(step) != self._still:
+            self.replica = self._replicas.follow(self.replica, step)
+            self._kept = KeptBuffers(self.backbone)
+        self._take(step)
+
+    def _take(self, step: int) -> None:
+        """Take over what step `step` asks for: what stands still, and which terms have what weight."""
+        self._still = self._replicas.freezing.at(step)
+        if self.head is not None:
+            self.head.hold("head" in self._still)
+        weights = {name: term.weight(step) for name, term in self._further.items()}
+        self._weights = {name: weight for name, weight in weights.items() if weight}
+        self._terms = {} if self.head is None else {"head": self.head}
+        self._terms |= {name: self._further[name].objective for name in self._weights}
 
     def begin(self) -> None:
         """See `Program`."""
@@ -115,9 +143,10 @@ class Recognition:
 
     def loss(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """The sum of all terms [], for this rank's embeddings [B, D]: a mean over the global micro-batch."""
-        total = self.head(embeddings, batch)
-        for weight, term in self._further.values():
-            total = total + weight * term(embeddings, batch)
+        total = embeddings.new_zeros(()) if self.head is None else self.head(embeddings, batch)
+        for name, weight in self._weights.items():
+            total = total + weight * self._terms[name](embeddings, batch)
+        self._gathering.forget()
         return total
 
     def update(self, lr: float, *, measure: bool) -> Tensor:
@@ -132,6 +161,7 @@ class Recognition:
     def discard(self) -> None:
         """See `Program`."""
         self.replica.discard()
+        self._gathering.forget()
         for term in self._terms.values():
             term.zero_grad()
         self._kept.restore()  # a forward pass with NaN leaves NaN in BatchNorm's

@@ -153,8 +153,8 @@ class Card:
         return [*parts, "In Python:", fenced("\n".join(lines), "python")]
 
     def _centers(self) -> str:
-        config = self.parents[0].config
-        k = config.head.centers_per_class
+        head = self.parents[0].config.head
+        k = 1 if head is None else head.centers_per_class
         shape = "[C, D]" if k == 1 else f"[C, {k}, D]"
         table, names = (escaped(shown_name(name)) for name in self.centers)
         return f"{table}: `centers`, float32 {shape}; row by row the identities of {names} (`label`, `name`)."

@@ -25,6 +25,8 @@ def plain_centers(checkpoint: Path, config: RunConfig) -> Blocks:
         UserError: they are not those of the configuration.
         WorkError: a damaged checkpoint.
     """
+    if config.head is None:
+        raise UserError("--centers: the run has no head (head: null); leave --centers out to export the backbone alone")
     stored = StoredTable(checkpoint, "head.centers")
     k, dim = config.head.centers_per_class, config.backbone.embedding_dim
     classes, width = stored.shape

@@ -4,12 +4,12 @@ import json
 import pkgutil
 from typing import Literal, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dist_train.backbones.config import BackboneConfig
 from dist_train.backbones.registry import BACKBONES
 from dist_train.config import RunConfig
+from dist_train.section import section_of
 from tests.docs.pages import ROOT
 
 PAGE = ROOT / "docs" / "recipe.md"
@@ -26,7 +26,7 @@ def page():
 
 
 def _tables(model, prefix, title):
-    keys = {name: field for name, field in model.model_fields.items() if not _is_section(field.annotation)}
+    keys = {name: field for name, field in model.model_fields.items() if not _has_table_alone(field)}
     if keys:
         what = " ".join((model.__doc__ or "").split("\n\n")[0].split())
         yield f"\n## {f'`{prefix[:-1]}`' if prefix else title[:1].upper() + title[1:]}\n\n{what}\n\n"
@@ -36,8 +36,8 @@ def _tables(model, prefix, title):
     if model is BackboneConfig:
         yield from _networks_own_keys(prefix)
     for name, field in model.model_fields.items():
-        if _is_section(field.annotation):
-            yield from _tables(field.annotation, f"{prefix}{name}.", name)
+        if section := section_of(field.annotation):
+            yield from _tables(section, f"{prefix}{name}{'[]' if _is_list(field) else ''}.", name)
 
 
 def _networks_own_keys(prefix):
@@ -57,8 +57,13 @@ def _row(key, field, description):
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def _is_section(annotation):
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _is_list(field: FieldInfo):
+    return get_origin(field.annotation) is tuple
+
+
+def _has_table_alone(field: FieldInfo):
+    """Whether a field is a section, whose keys say it all; a list of sections has a line of its own, too."""
+    return section_of(field.annotation) is not None and not _is_list(field)
 
 
 def _default(field: FieldInfo):

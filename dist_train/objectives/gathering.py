@@ -1,0 +1,108 @@
+"""The embeddings of all ranks, brought together once for all objectives."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_train.data.batch import Batch
+from dist_train.errors import NonFiniteError
+from dist_train.head.exchange import HeadGroup
+from dist_train.runtime.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A global micro-batch of G = W·B samples in the order of ranks, equal on all of them.
+
+    Attributes:
+        embeddings: [G, D] float32. Their gradient reaches this rank's own samples and no exchange follows: a term is
+            computed from all of them on every rank alike, and each rank keeps the gradient of its own.
+        labels: [G] int64, on the device; -1 where a sample has none.
+        host_labels: the labels on the CPU.
+        sources: [G] int64 on the CPU, the set that each sample was read from.
+        own: this rank's samples.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    host_labels: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    own: slice
+
+
+class Gathering:
+    """Brings together the embeddings, labels and sources of a micro-batch, once however many terms ask.
+
+    Args:
+        ranks: this process among the job's.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._rank, self._device = ranks.rank, ranks.device
+        self._near = HeadGroup(ranks.group, ranks.rank, ranks.world_size)
+        self._hosts = HeadGroup(ranks.control_group, ranks.rank, ranks.world_size)
+        self._prepared: tuple[Batch, NDArray[np.int64]] | None = None
+        self._made: tuple[Tensor, Gathered] | None = None
+
+    def prepare(self, batch: Batch) -> NDArray[np.int64]:
+        """Labels and sources [2, G] of all ranks, exchanged between hosts: no device is waited for. A collective."""
+        if self._prepared is None or self._prepared[0] is not batch:
+            every = self._hosts.gather(torch.stack([batch.host_labels, batch.source], dim=1))
+            self._prepared = (batch, every.numpy().T)
+        return self._prepared[1]
+
+    def __call__(self, embeddings: Tensor, batch: Batch) -> Gathered:
+        """The global micro-batch. A collective at the first call with these embeddings.
+
+        Args:
+            embeddings: [B, D] float32, this rank's.
+            batch: that they were made from.
+
+        Raises:
+            NonFiniteError: an embedding of any rank is not finite; on all ranks.
+        """
+        if self._made is None or self._made[0] is not embeddings:
+            labels, sources = self.prepare(batch)
+            every = cast(Tensor, _AllRanks.apply(embeddings, self._near))
+            self._check(every.detach())
+            near = torch.from_numpy(labels.copy()).to(self._device, non_blocking=True)
+            own = slice(self._rank * len(embeddings), (self._rank + 1) * len(embeddings))
+            self._made = (embeddings, Gathered(every, near, labels, sources, own))
+        return self._made[1]
+
+    def forget(self) -> None:
+        """Let go of the last micro-batch, whose graph keeps memory."""
+        self._prepared = self._made = None
+
+    def _check(self, embeddings: Tensor) -> None:
+        finite = embeddings.isfinite().all(dim=1).cpu().numpy()
+        lost = np.flatnonzero(~finite)
+        if len(lost):
+            rank, place = divmod(int(lost[0]), len(finite) // self._near.world_size)
+            raise NonFiniteError(
+                f"rank {rank}: embedding {place} of the batch is not finite ({len(lost)} of {len(finite)} over all "
+                "ranks); the step is refused; lower the learning rate or look at that input"
+            )
+
+
+class _Context(torch.autograd.function.FunctionCtx):
+    own: slice
+
+
+class _AllRanks(torch.autograd.Function):
+    """All-gather whose backward pass takes this rank's part of a gradient that all ranks have computed alike."""
+
+    @staticmethod
+    def forward(ctx: _Context, embeddings: Tensor, group: HeadGroup) -> Tensor:
+        ctx.own = slice(group.rank * len(embeddings), (group.rank + 1) * len(embeddings))
+        every = group.gather(embeddings.detach())
+        return every.clone() if every.data_ptr() == embeddings.data_ptr() else every
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: _Context, *outer: Tensor) -> tuple[Tensor, None]:
+        return outer[0][ctx.own], None
