@@ -93,7 +93,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     "vit_small": _vit(512, 12),
     "vit_base": _vit(512, 24),
     "vit_large": _vit(768, 24),
-    "vit_nano": _vit(64, 8, heads=4, patch_px=4, tokens=16),
+    "vit_nano": _vit(96, 6, heads=3, patch_px=8, tokens=8),
     "tiny": _small(16, 32, 64, 128, 256),
     # In torch 2.14 the backward pass of its convolutions of 8 channels crashes on CPUs at 112 px.
     "nano": _small(8, 16, 32, 64, 128, max_image_size=64, larger="tiny"),
