@@ -95,6 +95,8 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         if self._kept_count < self._count:
             self.absent = nn.Parameter(torch.empty(1, 1, width))
+        else:  # state dicts are the same for every recipe; no optimizer and no exchange of gradients may know it
+            self.register_buffer("absent", torch.zeros(1, 1, width))
         self.embed = nn.Sequential(
             nn.Flatten(),
             nn.Dropout(dropout),
@@ -104,7 +106,7 @@ class VisionTransformer(nn.Module):
             nn.BatchNorm1d(embedding_dim, eps=EMBED_EPS, affine=False),  # as in `IResNet`
         )
         for name, parameter in self.named_parameters():
-            if name in self.no_weight_decay() or (parameter.ndim == 2):
+            if name in self.no_weight_decay() or parameter.ndim == 2:
                 nn.init.trunc_normal_(parameter, std=INIT_STD)
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -117,8 +119,7 @@ class VisionTransformer(nn.Module):
     def parts(self) -> dict[str, list[str]]:
         """See `conventions`; a part for each block."""
         blocks = {f"stages.{number + 1}": [f"blocks.{number}"] for number in range(len(self.blocks))}
-        end = [name for name in ("norm", "absent", "embed") if hasattr(self, name)]
-        return {"stem": ["patches", "places"]} | blocks | {"embed": end}
+        return {"stem": ["patches", "places"]} | blocks | {"embed": ["norm", "absent", "embed"]}
 
     def draw(self, seed: int, step: int, positions: Tensor) -> None:
         """See `conventions`: what branches and patches the samples of the next forward pass leave out."""
