@@ -78,7 +78,7 @@ class VisionTransformer(nn.Module):
         patch_drop: float,
     ) -> None:
         super().__init__()
-        extras.require("timm", "backbone.name=vit_..., whose blocks are timm's,")
+        extras.require("timm", "backbone.name=vit_* (blocks of timm)")
         from timm.models.vision_transformer import Block
 
         self._count = (image_size // patch_px) ** 2

@@ -150,5 +150,7 @@ def test_only_training_leaves_out_and_it_must_have_drawn(pictures):
 def test_without_timm_the_extra_is_named(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else found(name))
-    with pytest.raises(UserError, match=r"backbone\.name=vit_.*: needs timm, .* pip install 'headcount\[timm\]'"):
+    with pytest.raises(
+        UserError, match=r"backbone\.name=vit_\* \(blocks of timm\): needs timm, .* pip install 'headcount\[timm\]'"
+    ):
         network()
