@@ -65,7 +65,7 @@ def backbone_cost(config: BackboneConfig, image_size: int) -> BackboneCost:
     from torch import Tensor
     from torch.utils.flop_counter import FlopCounterMode
 
-    from dist_train.backbones import build_backbone
+    from dist_train.backbones import build_backbone, draw
 
     pictures = 2  # two pictures, because BatchNorm refuses to train on one
     saved: dict[int, int] = {}
@@ -80,6 +80,7 @@ def backbone_cost(config: BackboneConfig, image_size: int) -> BackboneCost:
     counter = FlopCounterMode(display=False)
     with torch.device("meta"):
         network = build_backbone(config, image_size).train()
+        draw(network, 0, 0, torch.arange(pictures, device="cpu"))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
             network(torch.empty(pictures, 3, image_size, image_size))
     for tensor in [*network.parameters(), *network.buffers()]:

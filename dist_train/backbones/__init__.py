@@ -7,13 +7,14 @@ from dist_train.backbones.config import BackboneConfig
 
 if TYPE_CHECKING:
     from dist_train.backbones.build import build_backbone
-    from dist_train.backbones.conventions import memory_format, undecayed
+    from dist_train.backbones.conventions import draw, memory_format, undecayed
     from dist_train.backbones.recompute import recompute_activations
 
-__all__ = ["BackboneConfig", "build_backbone", "memory_format", "recompute_activations", "undecayed"]
+__all__ = ["BackboneConfig", "build_backbone", "draw", "memory_format", "recompute_activations", "undecayed"]
 
 _MODULES = {
     "build_backbone": "build",
+    "draw": "conventions",
     "memory_format": "conventions",
     "recompute_activations": "recompute",
     "undecayed": "conventions",

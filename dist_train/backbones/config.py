@@ -22,7 +22,7 @@ class BackboneConfig(Section):
 
     name: Annotated[str, AfterValidator(_known)] = Field(
         "iresnet50",
-        description="the network; `tiny` is made for CPUs, `nano` for pictures of up to 64 px on CPUs; "
+        description="the network; `tiny` is made for CPUs, `nano` and `vit_nano` for pictures of up to 64 px on CPUs; "
         "timm/NAME is the one that the library timm calls so, with a new last layer",
     )
     embedding_dim: int = Field(512, ge=2, le=8192, description="how many numbers an embedding has (D)")
@@ -41,6 +41,21 @@ class IResNetConfig(BackboneConfig):
         "fixed",
         description="the normalisation that ends the network: without parameters (fixed), or with a trained bias, as "
         "arcface_torch's networks have it",
+    )
+
+
+class VitConfig(BackboneConfig):
+    """The `backbone` section of vision transformers."""
+
+    drop_path: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of samples that the last block's branches leave out in training (stochastic depth); "
+        "earlier blocks leave out less, the first none",
+    )
+    patch_drop: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of each picture's patches that the blocks do not see in training"
     )
 
 

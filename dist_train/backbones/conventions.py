@@ -5,12 +5,16 @@
   where it says none.
 - `parts() -> dict[str, list[str]]`, its parts from the input to the embedding: `stem`, `stages.1` and so on, `embed`,
   each with the dotted names of the modules and parameters that it is made of. One whole where it says none.
+- `draw(seed, step, positions)`, called before each forward pass in training with the places [B] of its samples in the
+  sample order, on the CPU: a network draws here whatever it draws for a sample, as a function of these, so that it is
+  the same on any number of ranks and after a resume. Nothing where it has none; what it draws by torch's own generator
+  is a function of seed, step and rank.
 """
 
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def memory_format(backbone: nn.Module) -> torch.memory_format:
@@ -30,6 +34,12 @@ def undecayed(backbone: nn.Module) -> set[str]:
         for name in listed()
     }
     return named & {name for name, _ in backbone.named_parameters()}
+
+
+def draw(backbone: nn.Module, seed: int, step: int, positions: Tensor) -> None:
+    """Let a network draw for the samples at `positions` [B] of the next forward pass, see `draw` above."""
+    if callable(draws := getattr(backbone, "draw", None)):
+        draws(seed, step, positions)
 
 
 def part_places(backbone: nn.Module) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ IRESNET = "dist_train.backbones.iresnet:IResNet"
 IRESNET_SECTION = "dist_train.backbones.config:IResNetConfig"
 IRESNET_WIDTHS = (64, 64, 128, 256, 512)
 FIVE_HALVINGS_PX = 32
+VIT_PATCH_PX = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,17 @@ def _small(*widths: int, max_image_size: int | None = None, larger: str | None =
     )
 
 
+def _vit(width: int, depth: int, heads: int = 8, patch_px: int = VIT_PATCH_PX, tokens: int = 28) -> BackboneSpec:
+    """A vision transformer; its pictures have at most `tokens` x `tokens` patches."""
+    return BackboneSpec(
+        network="dist_train.backbones.vit:VisionTransformer",
+        section="dist_train.backbones.config:VitConfig",
+        arguments={"patch_px": patch_px, "width": width, "depth": depth, "heads": heads},
+        min_image_size=4 * patch_px,
+        max_image_size=tokens * patch_px,
+    )
+
+
 BACKBONES: dict[str, BackboneSpec] = {
     "iresnet18": _iresnet("r18", 2, 2, 2, 2),
     "iresnet34": _iresnet("r34", 3, 4, 6, 3),
@@ -76,6 +88,12 @@ BACKBONES: dict[str, BackboneSpec] = {
     "iresnet200": _iresnet("r200", 6, 26, 60, 6),
     "mobilefacenet": _mobilefacenet(scale=1),
     "mobilefacenet_large": _mobilefacenet(scale=2),
+    # Widths and depths of arcface_torch's backbones/__init__.py.
+    "vit_tiny": _vit(256, 12),
+    "vit_small": _vit(512, 12),
+    "vit_base": _vit(512, 24),
+    "vit_large": _vit(768, 24),
+    "vit_nano": _vit(96, 6, heads=3, patch_px=8, tokens=8),
     "tiny": _small(16, 32, 64, 128, 256),
     # In torch 2.14 the backward pass of its convolutions of 8 channels crashes on CPUs at 112 px.
     "nano": _small(8, 16, 32, 64, 128, max_image_size=64, larger="tiny"),

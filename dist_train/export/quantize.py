@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 # Scales for each channel came with opset 13; onnxruntime's own operators know no newer one than 23.
 OPSETS = range(13, 24)
 MIN_PICTURES = 32
-# With Add in integers too, blocks of a residual network meet without a way over float32.
-STATIC_OPS = ["Conv", "Gemm", "Add"]
+STATIC_OPS = ["Conv", "Gemm", "MatMul"]
 
 
 def quantize_static(source: Path, target: Path, convention: Convention, images: Tensor) -> None:
     """Write `source` with int8 weights and uint8 activations whose ranges come from real pictures.
 
     QDQ form: scales for each channel of the weights, one for each tensor of activations (the smallest and largest value
-    seen). Convolutions, the last layer and additions compute in integers; what lies between stays in float32. uint8
-    activations, since onnxruntime has no fast path for int8 ones on x86. Weights take 7 of their 8 bits: on x86 without
-    VNNI its kernels add two products in 16 bits, which overflow with 8 (onnxruntime, "Quantize ONNX models").
+    seen). Convolutions, products of matrices and, in networks of convolutions, additions compute in integers; what lies
+    between stays in float32. uint8 activations, since onnxruntime has no fast path for int8 ones on x86. Weights take 7
+    of their 8 bits: on x86 without VNNI its kernels add two products in 16 bits, which overflow with 8 (onnxruntime,
+    "Quantize ONNX models").
 
     Args:
         source: float32 ONNX file; the exporter has folded its BatchNorms.
@@ -69,7 +69,7 @@ def quantize_static(source: Path, target: Path, convention: Convention, images: 
             made,
             Pictures(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=STATIC_OPS,
+            op_types_to_quantize=_static_ops(prepared),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -78,6 +78,16 @@ def quantize_static(source: Path, target: Path, convention: Convention, images: 
         )
         model = onnx.load(made)
     _save(model, source, target, {"quantization": "int8 static", "calibration_pictures": str(len(images))})
+
+
+def _static_ops(path: Path) -> list[str]:
+    """What computes in integers.
+
+    With Add in integers too, blocks of a residual network meet without a way over float32. Those of a transformer meet
+    at a LayerNormalization, which is in float32; their sums would lose precision for nothing.
+    """
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return STATIC_OPS + ([] if any(node.op_type == "LayerNormalization" for node in nodes) else ["Add"])
 
 
 def quantize_dynamic(source: Path, target: Path) -> None:

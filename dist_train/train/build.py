@@ -103,6 +103,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             accumulation=setting.accumulation,
             replicas=replicas,
             step=setting.step,
+            seed=config.seed,
             stopwatch=setting.stopwatch,
             terms=terms,
             gathering=gathering,

@@ -16,21 +16,26 @@ Loss = Callable[[Tensor, Batch], Tensor]
 """Of embeddings [B, D] and the batch that they were made from: [], the mean over all ranks' samples."""
 
 
-def diagnose(replica: Replica, loss: Loss, micro_batches: list[Batch]) -> str | None:
+Draw = Callable[[Batch], None]
+"""Called before each forward pass with its batch, see `draw` in `backbones.conventions`."""
+
+
+def diagnose(replica: Replica, loss: Loss, draw: Draw, micro_batches: list[Batch]) -> str | None:
     """What is wrong on this rank, None where nothing is. A collective; the run is over afterwards.
 
     Args:
         replica: the backbone, with the weights that the step began with.
         loss: what embeddings are trained by; a collective.
+        draw: lets the backbone draw what the step drew.
         micro_batches: this rank's share of the step.
     """
     found = None
     for batch in micro_batches:
-        found = found or _in_input_or_weights(replica.backbone, batch) or _in_forward(replica, batch)
+        found = found or _in_input_or_weights(replica.backbone, batch) or _in_forward(replica, draw, batch)
     if replica.ranks.any(found is not None)[0]:
         return found
     # Every rank goes through all of them, since the loss needs all ranks.
-    lost = [_in_backward(replica, loss, batch) for batch in micro_batches]
+    lost = [_in_backward(replica, loss, draw, batch) for batch in micro_batches]
     return next((one for one in lost if one), None)
 
 
@@ -44,19 +49,20 @@ def _in_input_or_weights(backbone: nn.Module, batch: Batch) -> str | None:
 
 
 @torch.no_grad()
-def _in_forward(replica: Replica, batch: Batch) -> str | None:
+def _in_forward(replica: Replica, draw: Draw, batch: Batch) -> str | None:
     first: list[str] = []
 
     def look(name: str, output: Tensor) -> None:
         if not first and (rows := _bad_rows(output)):
             first.append(f"layer {name} is the first whose output is not finite: {_samples(batch, rows)}")
 
+    draw(batch)
     with _watched(replica.backbone, look):
         replica.embed(batch.images)
     return first[0] if first else None
 
 
-def _in_backward(replica: Replica, loss: Loss, batch: Batch) -> str | None:
+def _in_backward(replica: Replica, loss: Loss, draw: Draw, batch: Batch) -> str | None:
     """As in a step; but gradients with respect to what lies between layers, which ranks do not exchange."""
     first: list[str] = []
 
@@ -70,6 +76,7 @@ def _in_backward(replica: Replica, loss: Loss, batch: Batch) -> str | None:
 
         output.register_hook(look_at_gradient)
 
+    draw(batch)
     images = batch.images.detach().requires_grad_()
     with _watched(replica.backbone, look):
         embeddings = replica.embed_alone(images)

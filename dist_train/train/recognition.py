@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from dist_train.backbones import memory_format
+from dist_train.backbones import draw, memory_format
 from dist_train.checkpoint.part import CopiedPart, Part
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError
@@ -44,6 +44,7 @@ class Recognition:
         accumulation: micro-batches per step.
         replicas: make what takes the replica's place when what stands still changes.
         step: that comes first.
+        seed: of the run, of which what the backbone draws for a sample is a function.
         stopwatch: takes the times of head and backbone.
         terms: by name, further terms of the loss.
         gathering: what the terms share of a micro-batch.
@@ -58,6 +59,7 @@ class Recognition:
         accumulation: int,
         replicas: Replicas,
         step: int,
+        seed: int,
         stopwatch: Stopwatch,
         terms: Mapping[str, Term],
         gathering: Gathering,
@@ -70,6 +72,7 @@ class Recognition:
             *(term.objective for term in terms.values()),
         ]
         self._still: tuple[str, ...] = ()
+        self._seed, self._step = seed, step
         self._weights: dict[str, float] = {}
         self._terms: dict[str, Objective] = {}
         self._take(step)
@@ -105,6 +108,7 @@ class Recognition:
 
     def _take(self, step: int) -> None:
         """Take over what step `step` asks for: what stands still, and which terms have what weight."""
+        self._step = step
         self._still = self._replicas.freezing.at(step)
         if self.head is not None:
             self.head.hold("head" in self._still)
@@ -126,6 +130,7 @@ class Recognition:
                 for term in self._terms.values():
                     term.prepare(batch)  # e.g. rows kept elsewhere come while the backbone computes
             with self._time("backbone"):
+                self._draw(batch)
                 embeddings = self.replica.embed(images)
             # The border: every term sees a leaf, and one backward pass through the backbone takes what they give.
             border = embeddings.detach().float().requires_grad_()
@@ -140,6 +145,10 @@ class Recognition:
             with self._time("backbone"):
                 self.replica.backward(embeddings, cast(Tensor, border.grad))
         return loss.detach()
+
+    def _draw(self, batch: Batch) -> None:
+        """Let the backbone draw for the samples of its next forward pass."""
+        draw(self.backbone, self._seed, self._step, batch.positions)
 
     def loss(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """The sum of all terms [], for this rank's embeddings [B, D]: a mean over the global micro-batch."""
@@ -195,7 +204,7 @@ class Recognition:
 
     def diagnose(self, micro_batches: list[Batch]) -> str | None:
         """See `Program`."""
-        return diagnose(self.replica, self.loss, micro_batches)
+        return diagnose(self.replica, self.loss, self._draw, micro_batches)
 
     def close(self) -> None:
         """See `Program`."""

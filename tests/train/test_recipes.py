@@ -19,6 +19,7 @@ PUBLISHED = {
     "ms1mv3_r50": (20, 1024, 0.1, 5e-4, ("arcface", 0.5, None), 1.0),
     "glint360k_r100": (20, 1024, 0.1, 1e-4, ("cosface", None, 0.4), 1.0),
     "webface42m_r100_pfc02": (20, 1024, 0.1, 5e-4, ("cosface", None, 0.4), 0.2),
+    "webface42m_vit_b": (40, 24576, 1e-3, 0.1, ("cosface", None, 0.4), 0.3),
 }
 
 
