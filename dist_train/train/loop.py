@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import Progress, committed_checkpoints
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, differences
 from dist_train.data.batch import Batch
 from dist_train.data.loader import Loader
 from dist_train.errors import NonFiniteError, UserError, WorkError
@@ -24,7 +24,7 @@ from dist_train.track.trackers import Trackers
 from dist_train.train.bad_steps import BadSteps
 from dist_train.train.outcome import Outcome
 from dist_train.train.program import Program
-from dist_train.train.schedule import learning_rate
+from dist_train.train.schedule import rate_at
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,9 @@ class Loop:
                         score = self._evaluate()
                 failure: UserError | WorkError | None = None
                 try:
-                    batch = next(batches) if self.step < self.total_steps else batch
+                    if self.step < self.total_steps:
+                        self.loader.change(self.config.at(self.step).data)
+                        batch = next(batches)
                 except (UserError, WorkError) as error:
                     failure = error  # said when all ranks know of it, since none may wait for this one
                 # One exchange a step for all questions. Rank 0 alone reads the clock and the best score: the others'
@@ -165,8 +167,10 @@ class Loop:
         if self.samples is None:
             self.samples = batch.images
             self.trackers.pictures("samples", batch.images)
+        if any(phase.at == self.step for phase in self.config.phases):
+            self._say_phase()
         self.program.enter(self.step)
-        lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
+        lr = rate_at(self.config, self.step, self.total_steps)
         # Whatever a step draws, e.g. in dropout, is a function of seed, step and rank, so that a resumed run draws
         # what an unbroken one would.
         torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
@@ -233,9 +237,17 @@ class Loop:
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - last_save > 60 * minutes
 
+    def _say_phase(self) -> None:
+        """Tell that a phase begins, in the log and in the figures."""
+        number = [begin for begin, _ in self.config.recipes].index(self.step)
+        self.trackers.log(self.step, {"phase": number})
+        if self.ranks.rank == 0:
+            changes = differences(self.config.at(self.step - 1), self.config.at(self.step))
+            logger.info("phase %d begins at step %d: %s", number, self.step, "; ".join(changes) or "a new schedule")
+
     def _figures(self) -> dict[str, float]:
         figures = self.meter.figures(self.loader.take_wait())
-        figures["lr"] = learning_rate(self.config.optimizer, self.step - 1, self.total_steps)
+        figures["lr"] = rate_at(self.config, self.step - 1, self.total_steps)
         figures["gradient_norm"] = float(self.gradient_norm)
         figures["bad_steps"] = self.bad_steps.count
         figures["epoch"] = self.step / self.loader.steps_per_epoch

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dist_train.backbones import memory_format
 from dist_train.checkpoint.part import CopiedPart, Part
+from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError
 from dist_train.head import Head
@@ -45,6 +46,7 @@ class Recognition:
         replicas: make what takes the replica's place when what stands still changes.
         step: that comes first.
         stopwatch: takes the times of head and backbone.
+        config: the whole recipe, whose phases the head follows.
         terms: by name, further terms of the loss.
         gathering: what the terms share of a micro-batch.
     """
@@ -59,12 +61,13 @@ class Recognition:
         replicas: Replicas,
         step: int,
         stopwatch: Stopwatch,
+        config: RunConfig,
         terms: Mapping[str, Term],
         gathering: Gathering,
     ) -> None:
         self.replica, self.head, self.average = replica, head, average
         self._accumulation, self._replicas, self._time = accumulation, replicas, stopwatch
-        self._further, self._gathering = dict(terms), gathering
+        self._further, self._gathering, self._config = dict(terms), gathering, config
         self._opened: list[Objective] = [
             *([] if head is None else [head]),
             *(term.objective for term in terms.values()),
@@ -104,9 +107,11 @@ class Recognition:
         self._take(step)
 
     def _take(self, step: int) -> None:
-        """Take over what step `step` asks for: what stands still, and which terms have what weight."""
+        """Take over what step `step` asks for: the head's settings, what stands still, which terms have what weight."""
         self._still = self._replicas.freezing.at(step)
-        if self.head is not None:
+        section = self._config.at(step).head
+        if self.head is not None and section is not None:
+            self.head.change(section)
             self.head.hold("head" in self._still)
         weights = {name: term.weight(step) for name, term in self._further.items()}
         self._weights = {name: weight for name, weight in weights.items() if weight}
