@@ -99,6 +99,8 @@ def resolve(recipe: Recipe, phases: tuple[PhaseConfig, ...], steps: int | None) 
         # A schedule that begins anew is a change, even with the same values.
         if "optimizer" not in sections and after.model_dump() == before.model_dump():
             _refuse(place, "the phase changes nothing; give it keys with other values, or remove it", sections)
+        if "start" in sections:
+            _check_freezing([earlier for _, earlier in found], after, (*place, "start", "freeze"))
         found.append((phase.at, after))
     return tuple(found)
 
@@ -120,6 +122,17 @@ def _changed(before: BaseModel, name: str, values: dict[str, Any], place: Place)
         text = "softmax keeps a bias in each row and other margins do not, so that a run stays with it or without it"
         _refuse((*place, "margin"), text, values.get("margin"))
     return after
+
+
+def _check_freezing(earlier: list[Any], after: Any, place: Place) -> None:  # noqa: ANN401 - recipes, which stand above
+    """Refuse parts that begin to train at different steps under AdamW, which counts the steps of all of them as one."""
+    parts = set(after.start.freeze)
+    others = [set(recipe.start.freeze) for recipe in earlier if recipe.start.freeze]
+    if after.optimizer.name == "adamw" and parts and any(other != parts for other in others):
+        text = (
+            "with optimizer.name=adamw the same parts stand still in all phases that freeze any, or [], which is none"
+        )
+        _refuse(place, text, after.start.freeze)
 
 
 def _has_bias(section: BaseModel) -> bool:

@@ -28,21 +28,10 @@ class Freezing:
     later: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     @classmethod
-    def of(cls, sections: Sequence[tuple[int, StartConfig]], optimizer: str = "sgd") -> "Freezing":
-        """What sections `start` ask for, each with the step from which on it holds; the first holds from step 0.
-
-        Raises:
-            UserError: parts that begin to train at different steps under AdamW, whose steps are counted for all
-                parts that ever stand still together.
-        """
+    def of(cls, sections: Sequence[tuple[int, StartConfig]]) -> "Freezing":
+        """What sections `start` ask for, each with the step from which on it holds; the first holds from step 0."""
         (_, first), *others = sections
         held = [first, *(section for _, section in others)]
-        kinds = {frozenset(section.freeze) for section in held if section.freeze}
-        if optimizer == "adamw" and len(kinds) > 1:
-            raise UserError(
-                "phases: start.freeze names other parts in one phase than in another; with optimizer.name=adamw the "
-                "same parts stand still in all phases that freeze any; give them the same list or [], or use sgd"
-            )
         changes: list[tuple[int, tuple[str, ...]]] = []
         for before, (begin, section) in zip(held, others, strict=False):
             # A phase that does not speak of freezing keeps `freeze_steps`, and so what came of it.

@@ -1,7 +1,5 @@
 """Runs whose recipes have phases: what holds from which step on, and resumes before, at and after each."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from dist_train.train.build import open_training
 from tests.launch.recipes import write_recipe
 from tests.ranks import run_ranks
 from tests.sets import write_set
-from tests.single import trainer
 from tests.train.kill_loop import flat
 from tests.train.test_training import ranks_of_test
 
@@ -19,14 +16,14 @@ STEPS, SECOND, THIRD = 6, 2, 4
 PHASES = [
     {
         "at": SECOND,
-        "head": {"sample_rate": 1.0, "margin": "curricularface", "scale": 8.0},
+        "head": {"sample_rate": 1.0, "margin": "arcface", "scale": 8.0},
         "data": {"augment": {"rotation": 20.0}},
         "start": {"freeze": []},
     },
     {
         "at": THIRD,
         "head": {"margin": "adaface", "scale": 16.0},
-        "optimizer": {"lr": 0.002, "warmup_steps": 2, "schedule": "constant"},
+        "optimizer": {"lr": 2e-4, "warmup_steps": 2, "schedule": "constant"},
         "start": {"freeze": ["stem"]},
     },
 ]
@@ -35,10 +32,13 @@ OPTIONS = {
     "head__sample_rate": 0.5,
     "head__margin": "adaface",
     "optimizer__name": "adamw",
-    "optimizer__lr": 0.001,
+    "optimizer__lr": 1e-4,
+    "head__init_std": 0.25,
     "start__freeze": ["stem"],
     "checkpoint__keep": STEPS,
-    "data__prefetch": 2,
+    "train__global_batch_size": 24,
+    "train__micro_batch_size": 4,
+    "backbone__name": "nano",
 }
 
 
@@ -67,14 +67,17 @@ def flat_state(tree):
     return [(key, value) for key, value in flat(tree) if isinstance(value, torch.Tensor)]
 
 
-def rest_of(loop):
-    """Losses of all steps that are left, each saved; the state at the end."""
+def rest_of(loop, save=False):
+    """Losses of all steps that are left; the state at the end."""
     losses = []
     while loop.step < loop.total_steps:
         losses.append(float(loop.train_step(loop.next_batch())))
-        loop.save()
-        loop.checkpointer.wait()
-        loop.ranks.barrier()  # until rank 0 has committed
+        if save and loop.step < loop.total_steps:
+            loop.save()
+            loop.checkpointer.wait()
+            loop.ranks.barrier()  # until rank 0 has committed
+        else:
+            loop.program.replica.average_buffers()  # as a checkpoint does
     return np.array(losses), state_of(loop)
 
 
@@ -85,13 +88,13 @@ def open_loop(ranks, recipe, run_dir, checkpoint=None):
     return open_training(config, ranks, checkpoint)
 
 
-def whole_and_resumed(rank, world_size, recipe, folder):
-    """Losses of the whole run, and for each step that a run goes on from, what differs from it at the end."""
+def whole_and_resumed(rank, world_size, recipe, folder, steps):
+    """Losses of the whole run; by step of `steps`, what differs at the end of a run that goes on from there."""
     ranks, differing = ranks_of_test(rank, world_size), {}
     loop = open_loop(ranks, recipe, folder / "run")
-    losses, whole = rest_of(loop)
+    losses, whole = rest_of(loop, save=True)
     loop.close()
-    for step in range(SECOND - 1, THIRD + 2):
+    for step in steps:
         loop = open_loop(ranks, recipe, folder / f"from-{step}", folder / "run" / "checkpoints" / f"step-{step:08d}")
         again, state = rest_of(loop)
         loop.close()
@@ -104,28 +107,32 @@ def whole_and_resumed(rank, world_size, recipe, folder):
 def on_two_ranks(tmp_path_factory, tiny_set):
     folder = tmp_path_factory.mktemp("two")
     recipe = phased_recipe(folder / "recipe.yaml", tiny_set, folder / "run")
-    return folder, recipe, run_ranks(2, whole_and_resumed, recipe, folder)
+    return folder, recipe, run_ranks(2, whole_and_resumed, recipe, folder, (SECOND, THIRD - 1))
 
 
 def test_a_run_resumed_before_at_and_after_each_phase_is_the_unbroken_one_on_one_rank(tmp_path, tiny_set):
     recipe = phased_recipe(tmp_path / "recipe.yaml", tiny_set, tmp_path / "run")
-    _, differing = whole_and_resumed(0, 1, recipe, tmp_path)
-    assert differing == {step: [] for step in range(SECOND - 1, THIRD + 2)}
+    steps = range(SECOND - 1, THIRD + 2)
+    _, differing = whole_and_resumed(0, 1, recipe, tmp_path, steps)
+    assert differing == {step: [] for step in steps}
 
 
-def test_a_run_resumed_before_at_and_after_each_phase_is_the_unbroken_one_on_two_ranks(on_two_ranks):
+def test_a_run_resumed_before_and_at_a_phase_is_the_unbroken_one_on_two_ranks(on_two_ranks):
     for _, differing in on_two_ranks[2]:
-        assert differing == {step: [] for step in range(SECOND - 1, THIRD + 2)}
+        assert differing == {SECOND: [], THIRD - 1: []}
 
 
-@pytest.mark.parametrize("step", [SECOND - 1, SECOND, THIRD])
-def test_another_number_of_ranks_goes_on_with_the_phases(on_two_ranks, tmp_path, step):
+def resumed(rank, world_size, recipe, run_dir, checkpoint):
+    loop = open_loop(ranks_of_test(rank, world_size), recipe, run_dir, checkpoint)
+    losses, _ = rest_of(loop)
+    loop.close()
+    return losses
+
+
+@pytest.mark.parametrize(("world_size", "step"), [(3, SECOND), (1, THIRD)])
+def test_another_number_of_ranks_goes_on_with_the_phases(on_two_ranks, tmp_path, world_size, step):
     folder, recipe, ((losses, _), _) = on_two_ranks
     checkpoint = folder / "run" / "checkpoints" / f"step-{step:08d}"
-    loop = open_loop(ranks_of_test(0, 1), recipe, tmp_path / "run", checkpoint)
-    again, _ = rest_of(loop)
-    loop.close()
-    # Rows that are sampled by other ranks are others.
-    if step >= SECOND:
-        np.testing.assert_allclose(again, losses[step:], atol=2e-3, rtol=0)
-    assert np.isfinite(again).all()
+    for again in run_ranks(world_size, resumed, recipe, tmp_path / "run", checkpoint):
+        # Two steps: adaface's averages move with every forward pass, of which ranks that are more make fewer.
+        np.testing.assert_allclose(again[:2], losses[step : step + 2], atol=1e-4, rtol=0)
