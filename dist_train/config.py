@@ -3,9 +3,10 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -17,6 +18,7 @@ from dist_train.evaluate.config import EvaluateConfig
 from dist_train.export.config import ExportConfig
 from dist_train.head.config import HeadConfig
 from dist_train.objectives.config import ObjectivesConfig
+from dist_train.phases import MOST_PHASES, PhaseConfig, resolve
 from dist_train.section import Section, section_of
 from dist_train.start.config import StartConfig
 
@@ -190,6 +192,9 @@ class RunConfig(Section):
     track: TrackConfig = Field(default_factory=TrackConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+    phases: tuple[PhaseConfig, ...] = Field(
+        (), max_length=MOST_PHASES, description="what changes at given steps, in rising order; see docs/phases.md"
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "RunConfig":
@@ -203,6 +208,30 @@ class RunConfig(Section):
             if "head" in self.start.freeze:
                 raise ValueError("start.freeze names the head, and head is null; remove one of them")
         return self
+
+    @model_validator(mode="after")
+    def _phases_that_can_be(self) -> "RunConfig":
+        assert self.recipes  # which is where they are looked at
+        return self
+
+    @property
+    def recipes(self) -> "tuple[tuple[int, RunConfig], ...]":
+        """The recipes that hold one after another, without phases, each with the step from which on it does."""
+        return self._resolved if self.phases else ((0, self),)
+
+    @cached_property
+    def _resolved(self) -> "tuple[tuple[int, RunConfig], ...]":
+        return resolve(self.model_copy(update={"phases": ()}), self.phases, self.train.steps)
+
+    def at(self, step: int) -> "RunConfig":
+        """The recipe that holds in step `step` of 0, 1, ..., without phases; without any, the recipe itself."""
+        return next(recipe for begin, recipe in reversed(self.recipes) if begin <= step)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """See pydantic; the copy works out its own recipes."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("_resolved", None)
+        return copy
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -238,12 +267,14 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines `key: old -> new` for every value that differs."""
     before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
     keys = dict.fromkeys([*after, *before])
-    changed = [key for key in keys if before.get(key) != after.get(key)]
+    changed = [key for key in keys if before.get(key, []) != after.get(key, [])]  # entries of lists come and go
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
+        if value and isinstance(value, list | tuple) and all(isinstance(each, dict) for each in value):
+            value = {str(number): each for number, each in enumerate(value)}
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
@@ -350,7 +381,8 @@ def _keys_beside(location: list[str], tree: dict[str, Any]) -> list[str]:
     if location[:-1] == ["backbone"]:
         return list(section_class(tree["backbone"].get("name")).model_fields)
     model: type[BaseModel] = RunConfig
-    for part in location[:-1]:
+    inside_phase = location[0] == "phases" and len(location) > 3
+    for part in location[2:-1] if inside_phase else location[:-1]:
         if part.isdecimal():  # a place in a list of sections
             continue
         inner = section_of(model.model_fields[part].annotation) if part in model.model_fields else None

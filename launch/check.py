@@ -1,7 +1,8 @@
 """A recipe looked over before its run, the dataset at hand or not: `headcount train CONFIG --check`."""
 
 import dataclasses
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from dist_train.start.backbone import find_start
 from dist_train.start.head import check_head
 from dist_train.train.batching import micro_batches, total_steps
 from dist_train.train.dry_step import dry_step
+from dist_train.train.phases import check_phases
 from launch.plan import largest
 from launch.plan_hardware import GIB, GPUS, backbone_cost
 from launch.plan_model import Setup, fits, gpu_memory
@@ -64,21 +66,40 @@ def check(config: RunConfig) -> None:
     if manifest:
         echo(_about_data(config, manifest, steps, every))
     image_size = config.data.image_size or (manifest.image_size if manifest else IMAGE_SIZE_PX)
-    for line in _about_memory(config, manifest.num_classes if manifest else None, image_size):
+    stored_px = manifest.image_size if manifest else IMAGE_SIZE_PX
+    check_phases(config, every or sys.maxsize, stored_px)
+    sizes = {begin: recipe.data.image_size or stored_px for begin, recipe in config.recipes}
+    for line in _about_memory(config, manifest.num_classes if manifest else None, sizes):
         echo(line)
     if config.start.backbone is not None and config.start.backbone.exists():
         echo(_about_start(config, image_size))
     if config.head and config.start.head is not None and config.start.head.exists() and manifest:
         join = check_head(config, config.head, manifest.num_classes, ALONE)
         echo(f"start.head {config.start.head}: identities carried {join.carried}, new {join.new}, gone {join.gone}")
-    step = dry_step(config, image_size)
-    echo(
-        f"dry step on the CPU in float32: {config.backbone.name}, {_losses(config)}, {config.optimizer.name}, "
-        f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
-        f"{step.gradient_norm:.3g}, {step.seconds:.1f} s"
-    )
+    for begin, recipe in _unlike(config):
+        step = dry_step(recipe, sizes[begin])
+        echo(
+            f"dry step{_phase(config, begin)} on the CPU in float32: {recipe.backbone.name}, {_losses(recipe)}, "
+            f"{recipe.optimizer.name}, {step.pictures} drawn pictures of {sizes[begin]} px: loss {step.loss:.2f}, "
+            f"gradient norm {step.gradient_norm:.3g}, {step.seconds:.1f} s"
+        )
     plural = "" if len(warnings) == 1 else "s"
     echo(f"check passed with {len(warnings)} warning{plural}" if warnings else "check passed")
+
+
+def _unlike(config: RunConfig) -> Iterator[tuple[int, RunConfig]]:
+    """The recipes that hold one after another; of those whose steps do the same work, the first."""
+    seen: list[tuple[object, ...]] = []
+    for begin, recipe in config.recipes:
+        work = (recipe.head, recipe.objectives, recipe.data.augment, recipe.data.image_size, recipe.start.freeze)
+        if work not in seen:
+            seen.append(work)
+            yield begin, recipe
+
+
+def _phase(config: RunConfig, begin: int) -> str:
+    """Which steps are spoken of, where there are phases."""
+    return f" for steps {begin:,} and later" if config.phases else ""
 
 
 def _losses(config: RunConfig) -> str:
@@ -146,8 +167,13 @@ def _about_start(config: RunConfig, image_size: int) -> str:
     )
 
 
-def _about_memory(config: RunConfig, identities: int | None, image_size: int) -> Iterator[str]:
-    """What the plan model says of GPUs of each kind.
+def _about_memory(config: RunConfig, identities: int | None, sizes: Mapping[int, int]) -> Iterator[str]:
+    """What the plan model says of GPUs of each kind, for the phase that takes most memory.
+
+    Args:
+        config: the whole recipe.
+        identities: of the set; None where it is not there.
+        sizes: by first step of each phase, the side of its pictures in pixels.
 
     Raises:
         UserError: no number of ranks divides the batch.
@@ -156,9 +182,15 @@ def _about_memory(config: RunConfig, identities: int | None, image_size: int) ->
         return
     alone = config.head is None  # a head of one identity stands for none
     identities = 1 if alone else identities
-    setup = _setup(config, config.head or HeadConfig(), identities or 1, image_size)
+    jobs = {
+        begin: _setup(recipe, recipe.head or HeadConfig(), identities or 1, sizes[begin])
+        for begin, recipe in config.recipes
+    }
+    costliest = max(jobs, key=lambda begin: sum(gpu_memory(jobs[begin]).values()))
+    setup = jobs[costliest]
+    which = f"{_phase(config, costliest)}, which take most memory" if config.phases else ""
     yield (
-        f"plan for {setup.gpus} GPUs of one machine, {setup.batch} pictures a GPU and pass"
+        f"plan{which} for {setup.gpus} GPUs of one machine, {setup.batch} pictures a GPU and pass"
         + (f", {setup.accumulation} passes" if setup.accumulation > 1 else "")
         + " (`headcount launch plan` tells more):"
     )

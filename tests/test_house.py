@@ -21,6 +21,7 @@ ORDER = (
     "run_files",
     "runtime",
     "sections",  # of recipes: see SECTIONS
+    "phases",
     "config",
     "data",
     "backbones",

@@ -50,6 +50,7 @@ class Loader:
         batch_size: int,
         rank: int,
         start: int,
+        device: torch.device,
     ) -> None:
         self.sources, self.manifest = sources, sources.manifest
         self.image_size = plan.image_size
@@ -62,10 +63,36 @@ class Loader:
         self._prefetcher = prefetcher
         self._position = start
         self._offset = rank * batch_size
+        self._batch_size, self._device = batch_size, device
         self._waited_s = 0.0
         self._look_ahead()
-        for step in range(plan.config.prefetch):
-            producer.submit(start + step * plan.global_batch + self._offset)
+        self._submit_first()
+
+    def _submit_first(self) -> None:
+        """Ask for the batches that come next."""
+        for step in range(self._plan.config.prefetch):
+            self._producer.submit(self._position + step * self._plan.global_batch + self._offset)
+
+    def change(self, config: DataConfig) -> None:
+        """Give the batches that come next by another `augment` and `image_size`; their samples and order are the same.
+
+        Batches that were prepared ahead are dropped, and made anew.
+
+        Args:
+            config: the `data` section, the same but for these keys.
+
+        Raises:
+            UserError | WorkError: what decodes cannot be started.
+        """
+        image_size = config.image_size or self.manifest.image_size
+        if (config.augment, image_size) == (self._plan.config.augment, self._plan.image_size):
+            return
+        self._plan = self._plan._replace(config=config, image_size=image_size)
+        self.image_size = image_size
+        self._producer.close()
+        self._producer = _make_producer(self._plan, self._batch_size, self._device)
+        self._transfer = Transfer(self._device)  # without the arrays of the size before
+        self._submit_first()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -165,7 +192,17 @@ def build_loader(
         opened.callback(producer.close)
         transfer = Transfer(device)
         loader = Loader(
-            plan, order, sources, producer, transfer, bad_samples, prefetcher, batch_size, rank, start_position
+            plan,
+            order,
+            sources,
+            producer,
+            transfer,
+            bad_samples,
+            prefetcher,
+            batch_size,
+            rank,
+            start_position,
+            device,
         )
         opened.pop_all()
     return loader

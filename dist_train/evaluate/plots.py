@@ -63,8 +63,13 @@ _OPENING = (
 )
 
 
-def plot_history(history: Sequence[dict[str, Any]], key: str, title: str, unit: str, smooth: bool) -> str | None:
-    """A training figure over the steps, on request with its running mean; None where fewer than two lines have it."""
+def plot_history(
+    history: Sequence[dict[str, Any]], key: str, title: str, unit: str, smooth: bool, phases: Sequence[int] = ()
+) -> str | None:
+    """A training figure over the steps, on request with its running mean; None where fewer than two lines have it.
+
+    The steps of `phases` are marked by vertical lines.
+    """
     points = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
     if len(points) < 2:
         return None
@@ -76,6 +81,11 @@ def plot_history(history: Sequence[dict[str, Any]], key: str, title: str, unit: 
     if window > 1:
         axes.plot(steps[::stride], values[::stride], color=COLORS[0], alpha=0.3, linewidth=0.8)
     axes.plot(steps[::stride], mean[::stride], color=COLORS[0], linewidth=1.6)
+    for number, step in enumerate(phases, 1):
+        if steps[0] <= step <= steps[-1]:
+            axes.axvline(step, color=_INK, alpha=0.5, linewidth=0.8, linestyle="--")
+            place = axes.get_xaxis_transform()
+            axes.text(step, 1, f" phase {number}", transform=place, fontsize=7, color=_INK, va="top")
     axes.set_xlim(steps[0], steps[-1])
     if values.min() >= 0:
         axes.set_ylim(bottom=0)

@@ -57,6 +57,7 @@ class RunReport:
         subtitle: a line under the headline.
         ijb: results by set.
         distractors: results by set.
+        phases: steps at which phases of training begin.
     """
 
     title: str
@@ -68,6 +69,7 @@ class RunReport:
     subtitle: str = ""
     ijb: Sequence[IjbResult] = ()
     distractors: Sequence[DistractorResult] = ()
+    phases: Sequence[int] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
@@ -75,7 +77,7 @@ class RunReport:
         scores = ModelScores(
             "", list(self.verification), list(self.identification), list(self.ijb), list(self.distractors)
         )
-        curves = [plots.plot_history(self.history, *entry) for entry in _HISTORY]
+        curves = [plots.plot_history(self.history, *entry, self.phases) for entry in _HISTORY]
         return [
             Section("Training", plots=[drawn] if (drawn := [curve for curve in curves if curve]) else []),
             *result_sections([scores]),

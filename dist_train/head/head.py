@@ -1,6 +1,6 @@
 """The head: class centers split over ranks, their loss, and their optimizer step."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from dist_train.data.batch import Batch
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
 from dist_train.head.exchange import HeadGroup
+from dist_train.head.head_snapshot import HeadSnapshot
 from dist_train.head.loss import ShardedLoss, check_labels
 from dist_train.head.margins.base import Classes
 from dist_train.head.margins.build import build_margin
@@ -58,6 +59,7 @@ class Head:
         device: where embeddings are and the head computes.
         seed: initial rows and sampling follow from it; not negative.
         class_counts: [C] images per class, for margins that depend on it.
+        later: sections that `change` will be given; averages of their margins are part of the state from the start.
 
     Attributes:
         start: first class of this rank.
@@ -80,6 +82,7 @@ class Head:
         seed: int,
         class_counts: Tensor | None = None,
         control_group: dist.ProcessGroup | None = None,
+        later: Sequence[HeadConfig] = (),
     ) -> None:
         if num_classes < 1 or embedding_dim < 1:
             raise UserError(f"a head needs classes and dimensions, got {num_classes} classes x {embedding_dim}")
@@ -90,7 +93,13 @@ class Head:
         self.ranks = HeadGroup(group, rank, world_size)
         self._hosts = None if control_group is None else HeadGroup(control_group, rank, world_size)
         self.start, self.stop = class_range(num_classes, rank, world_size)
-        self.margin = build_margin(config, Classes(num_classes, self.start, self.stop, device, class_counts))
+        self._classes = Classes(num_classes, self.start, self.stop, device, class_counts)
+        self.margin = build_margin(config, self._classes)
+        # By name, the moving averages of every margin that the head ever has, so that its state keeps its names.
+        self._averages = {
+            name: value for each in later for name, value in build_margin(each, self._classes).state().items()
+        }
+        self._averages |= self.margin.state()
         # A constant 1 appended to each embedding makes plain softmax's bias one more number of each row.
         self._width = row_width(config, embedding_dim)
         self._rounder = StochasticRounder(seed, rank, device)
@@ -208,6 +217,26 @@ class Head:
         self._still = still
         self._loss.margin_moves = not still
 
+    def change(self, config: HeadConfig) -> None:
+        """Take another margin, scale, sampling rate or filter between two steps; the averages of the margin stay.
+
+        Args:
+            config: differs in what changes nothing about stored rows and their optimizer; a margin that the head was
+                not built for begins with averages of its own.
+        """
+        if config == self.config:
+            return
+        self._prepared = None
+        self._sampler.forget()
+        self.config = config
+        self.margin = build_margin(config, self._classes)
+        for name, value in self.margin.state().items():
+            value.copy_(self._averages.get(name, value))
+        self._averages |= self.margin.state()
+        self._softmax = BlockSoftmax(config, self.margin, self.device)
+        self._sampler.rate = config.sample_rate
+        self._loss.margin, self._loss.softmax = self.margin, self._softmax
+
     def step(self, lr: float, *, measure: bool = False) -> None:
         """Update the rows chosen since the last step by the sum of their gradients, which are dropped if they `hold`.
 
@@ -311,13 +340,13 @@ class Head:
         self._store.flush()
         return self._state(self._store.tables)
 
-    def snapshot(self) -> "HeadSnapshot":
+    def snapshot(self) -> HeadSnapshot:
         """The state as it stands now, copied while training goes on; close it before you take the next."""
         return HeadSnapshot(self._store, self._state)
 
     def _state(self, tables: dict[str, Tensor]) -> dict[str, Any]:
         state: dict[str, Any] = {"choices": self._sampler.step, "steps": self._steps}
-        state |= {f"margin.{name}": value for name, value in self.margin.state().items()}
+        state |= {f"margin.{name}": value for name, value in self._averages.items()}
         for name, table in tables.items():
             state[name] = table
             if self.ranks.group is not None and self.ranks.world_size > 1:
@@ -359,30 +388,3 @@ class Head:
 
 def _labels_of(batch: Batch | Tensor) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch.host_labels
-
-
-class HeadSnapshot:
-    """The head's state at one moment; training may change the head meanwhile.
-
-    Attributes:
-        state: as `Head.state_dict`, over copies in host memory, complete once `fill` has returned.
-    """
-
-    def __init__(self, store: RowStore, state_of: Callable[[dict[str, Tensor]], dict[str, Any]]) -> None:
-        self._store = store
-        self._tables = store.snapshot()
-        copies = {name: table.copy for name, table in self._tables.items()}
-        self.state = {
-            name: value if name in copies else value.detach().to("cpu", copy=True)
-            for name, value in state_of(copies).items()
-        }
-
-    def fill(self) -> None:
-        """Copy all rows that are not copied yet; call it once, in a thread beside training."""
-        for table in self._tables.values():
-            table.fill()
-
-    def close(self) -> None:
-        """Free the copies, filled or not."""
-        self._store.end_snapshot()
-        self._tables, self.state = {}, {}

@@ -1,6 +1,6 @@
-"""Parts of a model that stand still, for all steps or the first ones: `start.freeze`, `start.freeze_steps`."""
+"""Parts of a model that stand still, for all steps, the first ones or a phase: `start.freeze`, `start.freeze_steps`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,19 +20,43 @@ class Freezing:
     Attributes:
         parts: `backbone`, `stem`, `stages.1` and so on, `norms`, `head`.
         steps: first steps in which they do; None: all.
+        later: by step, in rising order, the parts that stand still from it on instead.
     """
 
     parts: tuple[str, ...] = ()
     steps: int | None = None
+    later: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     @classmethod
-    def of(cls, config: StartConfig) -> "Freezing":
-        """What the recipe's section `start` asks for."""
-        return cls(config.freeze, config.freeze_steps)
+    def of(cls, sections: Sequence[tuple[int, StartConfig]]) -> "Freezing":
+        """What sections `start` ask for, each with the step from which on it holds; the first holds from step 0."""
+        (_, first), *others = sections
+        held = [first, *(section for _, section in others)]
+        changes: list[tuple[int, tuple[str, ...]]] = []
+        for before, (begin, section) in zip(held, others, strict=False):
+            # A phase that does not speak of freezing keeps `freeze_steps`, and so what came of it.
+            if (section.freeze, section.freeze_steps) != (before.freeze, before.freeze_steps):
+                changes.append((begin, section.freeze))
+        return cls(first.freeze, first.freeze_steps, tuple(changes))
 
     def at(self, step: int) -> tuple[str, ...]:
         """The parts that stand still in step `step` of 0, 1, ..."""
+        for begin, parts in reversed(self.later):
+            if step >= begin:
+                return parts
         return self.parts if self.steps is None or step < self.steps else ()
+
+    def until(self, step: int) -> int | None:
+        """The step at which what stands still in `step` may change; None: never."""
+        ends = [begin for begin, _ in self.later]
+        if self.steps is not None and not any(begin <= step for begin in ends):
+            ends.append(self.steps)
+        return min((end for end in ends if end > step), default=None)
+
+    @property
+    def ever(self) -> tuple[str, ...]:
+        """The parts that stand still in any step."""
+        return tuple(dict.fromkeys([*self.parts, *(part for _, parts in self.later for part in parts)]))
 
     def hold(self, backbone: nn.Module, step: int) -> Standing:
         """Let a backbone's parts stand still as in step `step`, by `requires_grad`, before a replica is made of it.
@@ -40,7 +64,7 @@ class Freezing:
         Raises:
             UserError: the backbone has no such part.
         """
-        ever, now = _places(backbone, self.parts), _places(backbone, self.at(step))
+        ever, now = _places(backbone, self.ever), _places(backbone, self.at(step))
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(not lies_in(name, now))
         return Standing(

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,9 +31,11 @@ from dist_train.track.stopwatch import Stopwatch
 from dist_train.track.trackers import Trackers
 from dist_train.train.batching import check_one_set, micro_batches, total_steps
 from dist_train.train.loop import Loop
+from dist_train.train.phases import check_phases
 from dist_train.train.program import Program
 from dist_train.train.recognition import Recognition, Term
 from dist_train.train.replicas import Replicas
+from dist_train.train.schedule import weight_at
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +92,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         made = build_objectives(ObjectiveSetting(config, ranks, loader, head, gathering, setting.resumes))
         for objective in made.values():
             opened.callback(objective.close)
-        sections = config.objectives.given()
-        terms = {name: Term(objective, sections[name].weight_at) for name, objective in made.items()}
+        terms = {name: Term(objective, partial(weight_at, config, name)) for name, objective in made.items()}
         for name, (weight, objective) in (objectives or {}).items():
             terms[name] = Term(objective, ObjectiveConfig(weight=weight).weight_at)
         decay = config.train.ema_decay
@@ -103,8 +105,8 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             accumulation=setting.accumulation,
             replicas=replicas,
             step=setting.step,
-            seed=config.seed,
             stopwatch=setting.stopwatch,
+            config=config,
             terms=terms,
             gathering=gathering,
         )
@@ -115,9 +117,10 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
 def _build_head(setting: Setting) -> Head | None:
     """The classifier over the set's identities, split over the ranks; None where the recipe has none. A collective."""
     config, ranks, loader = setting.config, setting.ranks, setting.loader
-    section = config.head
+    section = config.at(setting.step).head
     if section is None:
         return None
+    every = [recipe.head for _, recipe in config.recipes if recipe.head is not None]
     return ranks.agree(
         lambda: Head(
             section,
@@ -129,7 +132,8 @@ def _build_head(setting: Setting) -> Head | None:
             world_size=ranks.world_size,
             device=ranks.device,
             seed=config.seed,
-            class_counts=class_counts(loader.sources) if section.needs_class_counts else None,
+            class_counts=class_counts(loader.sources) if any(each.needs_class_counts for each in every) else None,
+            later=every,
         )
     )
 
@@ -159,8 +163,10 @@ def open_training(
     # Another global batch than before (--allow-changes) goes on at the next whole one.
     position += -position % config.train.global_batch_size
     with ExitStack() as opened:
-        loader = ranks.agree(lambda: _open_loader(config, ranks, position))
+        loader = ranks.agree(lambda: _open_loader(config, ranks, step, position))
         opened.callback(loader.close)
+        steps = total_steps(config, loader.steps_per_epoch)
+        ranks.agree(lambda: check_phases(config, steps, loader.manifest.image_size))
         digests = ranks.gather(loader.manifest.digest)
         ranks.agree(lambda: check_one_set(digests, ranks.rank, config.data.path))
         if checkpoint is not None and before is not None:
@@ -181,7 +187,6 @@ def open_training(
             config.run_dir, config.checkpoint.keep, program.parts, ranks, on_commit=trackers.checkpoint
         )
         opened.callback(checkpointer.close)
-        steps = total_steps(config, loader.steps_per_epoch)
         if checkpoint is not None:
             ranks.agree(lambda: checkpointer.restore(checkpoint))
             if ranks.rank == 0:
@@ -202,9 +207,9 @@ def open_training(
         )
 
 
-def _open_loader(config: RunConfig, ranks: Ranks, position: int) -> Loader:
+def _open_loader(config: RunConfig, ranks: Ranks, step: int, position: int) -> Loader:
     return build_loader(
-        config.data,
+        config.at(step).data,
         batch_size=config.train.global_batch_size // ranks.world_size,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -57,6 +57,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             identification=found.identification,
             ijb=found.ijb,
             distractors=found.distractors,
+            phases=[phase.at for phase in config.phases],
             samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
         )
         missing = _publish(config.run_dir, report, started)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import Progress, committed_checkpoints
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, differences
 from dist_train.data.batch import Batch
 from dist_train.data.loader import Loader
 from dist_train.errors import NonFiniteError, UserError, WorkError
@@ -24,7 +24,7 @@ from dist_train.track.trackers import Trackers
 from dist_train.train.bad_steps import BadSteps
 from dist_train.train.outcome import Outcome
 from dist_train.train.program import Program
-from dist_train.train.schedule import learning_rate
+from dist_train.train.schedule import rate_at
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,7 @@ class Loop:
         stopped = False
         last_save = time.monotonic()
         with StopSignal() as stop, bar, Watchdog(self.config.train.timeout_s, self.ranks.rank) as watchdog:
-            batches = iter(self.loader)
-            batch = self.ranks.agree(lambda: next(batches))
+            batch = self.ranks.agree(self.next_batch)
             while self.step < self.total_steps and not stopped:
                 self.meter.add(self.train_step(batch))
                 bar.update(images)
@@ -117,7 +116,7 @@ class Loop:
                         score = self._evaluate()
                 failure: UserError | WorkError | None = None
                 try:
-                    batch = next(batches) if self.step < self.total_steps else batch
+                    batch = self.next_batch() if self.step < self.total_steps else batch
                 except (UserError, WorkError) as error:
                     failure = error  # said when all ranks know of it, since none may wait for this one
                 # One exchange a step for all questions. Rank 0 alone reads the clock and the best score: the others'
@@ -157,6 +156,15 @@ class Loop:
         """End whatever holds files, threads or processes; safe to repeat, and after a start that failed half-way."""
         self._opened.close()
 
+    def next_batch(self) -> Batch:
+        """This rank's batch for the step that comes, made as that step's phase says.
+
+        Raises:
+            UserError | WorkError: the data fail on this rank.
+        """
+        self.loader.change(self.config.at(self.step).data)
+        return next(self.loader)
+
     def train_step(self, batch: Batch) -> Tensor:
         """One step of the program on this rank's share of the global batch; its loss [], the same on all ranks.
 
@@ -165,8 +173,9 @@ class Loop:
         if self.samples is None:
             self.samples = batch.images
             self.trackers.pictures("samples", batch.images)
+        self._say_phase()
         self.program.enter(self.step)
-        lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
+        lr = rate_at(self.config, self.step, self.total_steps)
         # Whatever a step draws, e.g. in dropout, is a function of seed, step and rank, so that a resumed run draws
         # what an unbroken one would.
         torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))
@@ -233,11 +242,19 @@ class Loop:
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - last_save > 60 * minutes
 
+    def _say_phase(self) -> None:
+        """Tell on rank 0 what changes in the step that comes, where a phase begins in it."""
+        if self.ranks.rank == 0 and any(phase.at == self.step for phase in self.config.phases):
+            changes = differences(self.config.at(self.step - 1), self.config.at(self.step))
+            logger.info("a phase begins at step %d: %s", self.step, "; ".join(changes) or "a new schedule")
+
     def _figures(self) -> dict[str, float]:
         figures = self.meter.figures(self.loader.take_wait())
-        figures["lr"] = learning_rate(self.config.optimizer, self.step - 1, self.total_steps)
+        figures["lr"] = rate_at(self.config, self.step - 1, self.total_steps)
         figures["gradient_norm"] = float(self.gradient_norm)
         figures["bad_steps"] = self.bad_steps.count
+        if self.config.phases:  # 0 before the first one
+            figures["phase"] = sum(phase.at < self.step for phase in self.config.phases)
         figures["epoch"] = self.step / self.loader.steps_per_epoch
         return figures | self.program.figures()
 

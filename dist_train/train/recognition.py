@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dist_train.backbones import draw, memory_format
 from dist_train.checkpoint.part import CopiedPart, Part
+from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError
 from dist_train.head import Head
@@ -44,8 +45,8 @@ class Recognition:
         accumulation: micro-batches per step.
         replicas: make what takes the replica's place when what stands still changes.
         step: that comes first.
-        seed: of the run, of which what the backbone draws for a sample is a function.
         stopwatch: takes the times of head and backbone.
+        config: the whole recipe, whose phases the head follows, and whose seed the backbone's draws.
         terms: by name, further terms of the loss.
         gathering: what the terms share of a micro-batch.
     """
@@ -59,20 +60,20 @@ class Recognition:
         accumulation: int,
         replicas: Replicas,
         step: int,
-        seed: int,
         stopwatch: Stopwatch,
+        config: RunConfig,
         terms: Mapping[str, Term],
         gathering: Gathering,
     ) -> None:
         self.replica, self.head, self.average = replica, head, average
         self._accumulation, self._replicas, self._time = accumulation, replicas, stopwatch
-        self._further, self._gathering = dict(terms), gathering
+        self._further, self._gathering, self._config = dict(terms), gathering, config
         self._opened: list[Objective] = [
             *([] if head is None else [head]),
             *(term.objective for term in terms.values()),
         ]
         self._still: tuple[str, ...] = ()
-        self._seed, self._step = seed, step
+        self._seed, self._step = config.seed, step
         self._weights: dict[str, float] = {}
         self._terms: dict[str, Objective] = {}
         self._take(step)
@@ -107,10 +108,12 @@ class Recognition:
         self._take(step)
 
     def _take(self, step: int) -> None:
-        """Take over what step `step` asks for: what stands still, and which terms have what weight."""
+        """Take over what step `step` asks for: the head's settings, what stands still, which terms have what weight."""
         self._step = step
         self._still = self._replicas.freezing.at(step)
-        if self.head is not None:
+        section = self._config.at(step).head
+        if self.head is not None and section is not None:
+            self.head.change(section)
             self.head.hold("head" in self._still)
         weights = {name: term.weight(step) for name, term in self._further.items()}
         self._weights = {name: weight for name, weight in weights.items() if weight}

@@ -30,7 +30,7 @@ class Replicas:
 
     def __init__(self, config: RunConfig, image_size: int, accumulation: int, ranks: Ranks) -> None:
         self._config, self._image_size, self._accumulation, self._ranks = config, image_size, accumulation, ranks
-        self.freezing = Freezing.of(config.start)
+        self.freezing = Freezing.of([(step, each.start) for step, each in config.recipes])
 
     def empty(self) -> nn.Module:
         """A backbone with random weights, where torch makes tensors by default."""
@@ -66,11 +66,18 @@ class Replicas:
 
     def _say(self, backbone: nn.Module, step: int) -> None:
         """Tell on rank 0 what stands still, where a recipe asks for it."""
-        if not self.freezing.parts or self._ranks.rank != 0:
+        if not self.freezing.ever or self._ranks.rank != 0:
             return
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in backbone.parameters()]
         trained, every = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
         still = self.freezing.at(step)
-        until = "all steps" if self.freezing.steps is None else f"the first {self.freezing.steps:,} steps"
+        end, first = self.freezing.until(step), self.freezing.steps
+        until = (
+            ("the rest of the run" if self.freezing.later else "all steps")
+            if end is None
+            else f"the first {end:,} steps"
+            if end == first
+            else f"steps before {end:,}"
+        )
         what = f"{', '.join(still)} stand still for {until}" if still else "all parts train from now on"
         logger.info("start.freeze: %s; %s of the backbone's %s parameters train", what, f"{trained:,}", f"{every:,}")
