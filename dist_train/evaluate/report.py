@@ -77,12 +77,18 @@ class RunReport:
         scores = ModelScores(
             "", list(self.verification), list(self.identification), list(self.ijb), list(self.distractors)
         )
-        curves = [plots.plot_history(self.history, *entry, self.phases) for entry in _HISTORY]
+        entries = (*_HISTORY, *self._objectives())
+        curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]
         return [
             Section("Training", plots=[drawn] if (drawn := [curve for curve in curves if curve]) else []),
             *result_sections([scores]),
             Section("What the network saw", pictures=[_picture(sample) for sample in self.samples]),
         ]
+
+    def _objectives(self) -> list[tuple[str, str, str, bool]]:
+        """A curve for the loss of each further term, by the order of their first lines."""
+        keys = dict.fromkeys(key for row in self.history for key in row if key.endswith("/loss"))
+        return [(key, f"Loss of {key.removesuffix('/loss')}, without its weight", "loss", True) for key in keys]
 
 
 def write_report(path: Path, run: RunReport) -> None:

@@ -347,15 +347,7 @@ class Head:
     def _state(self, tables: dict[str, Tensor]) -> dict[str, Any]:
         state: dict[str, Any] = {"choices": self._sampler.step, "steps": self._steps}
         state |= {f"margin.{name}": value for name, value in self._averages.items()}
-        for name, table in tables.items():
-            state[name] = table
-            if self.ranks.group is not None and self.ranks.world_size > 1:
-                mesh = DeviceMesh.from_group(self.ranks.group, table.device.type)
-                shape = torch.Size((self.num_classes, table.shape[1]))
-                state[name] = DTensor.from_local(
-                    table, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
-                )
-        return state
+        return state | {name: sharded_rows(table, self.num_classes, self.ranks) for name, table in tables.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` gave; tables may also be whole tensors of all C classes.
@@ -384,6 +376,15 @@ class Head:
         """Finish write-backs; the head is not used afterwards."""
         self.zero_grad()
         self._store.close()
+
+
+def sharded_rows(rows: Tensor, num_classes: int, ranks: HeadGroup) -> Tensor:
+    """A rank's rows [n, width] as a view of the table [num_classes, width] of all ranks; alone, the rows themselves."""
+    if ranks.group is None or ranks.world_size == 1:
+        return rows
+    shape = torch.Size((num_classes, rows.shape[1]))
+    mesh = DeviceMesh.from_group(ranks.group, rows.device.type)
+    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1))
 
 
 def _labels_of(batch: Batch | Tensor) -> Tensor:

@@ -9,7 +9,12 @@ from dist_train.objectives.config import ObjectiveConfig, ObjectivesConfig
 from dist_train.objectives.objective import Objective
 from dist_train.objectives.setting import ObjectiveSetting
 
-BUILDERS: dict[str, str] = {}
+BUILDERS: dict[str, str] = {
+    "triplet": "dist_train.objectives.triplet",
+    "supcon": "dist_train.objectives.supcon",
+    "center": "dist_train.objectives.center",
+    "sample_to_sample": "dist_train.objectives.sample_to_sample",
+}
 """By name of the field in `ObjectivesConfig`, the module whose `build(section, setting)` makes the objective."""
 
 

@@ -1,9 +1,9 @@
 """The `objectives` section of a configuration: terms of the loss beside the head's, a field for each kind."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_serializer
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from dist_train.section import Section
 
@@ -19,8 +19,59 @@ class ObjectiveConfig(Section):
         return self.weight * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.weight
 
 
+class TripletConfig(ObjectiveConfig):
+    """Pictures of one identity nearer than those of others, by a margin (Schroff et al. 2015, Hermans et al. 2017)."""
+
+    mining: Literal["semi_hard", "batch_hard"] = Field(
+        "semi_hard",
+        description="which triplets of the batch count: for each pair of an identity the nearest negative that is "
+        "farther than the pair, or for each picture its farthest positive and its nearest negative",
+    )
+    margin: float = Field(
+        0.2, gt=0, le=4, description="how much farther a negative must be, in squared distances of unit embeddings"
+    )
+
+
+class SupConConfig(ObjectiveConfig):
+    """Pictures of one identity told apart from the rest of the batch by a softmax over it (Khosla et al. 2020)."""
+
+    temperature: float = Field(0.1, ge=0.001, le=10, description="what cosines are divided by")
+
+
+class CenterConfig(ObjectiveConfig):
+    """Embeddings drawn to a center of their identity (Wen et al. 2016)."""
+
+    centers: Literal["own", "head"] = Field(
+        "own", description="whose centers: a table of this term's own, which follows the embeddings, or the head's rows"
+    )
+    alpha: float = Field(
+        0.5, gt=0, le=1, description="how fast own centers follow the mean of their identity's embeddings in a step"
+    )
+
+    @model_validator(mode="after")
+    def _alpha_is_of_own_centers(self) -> Self:
+        if self.centers == "head" and self.alpha != type(self).model_fields["alpha"].default:
+            raise ValueError("centers: head moves no center by alpha, the head's optimizer does; remove alpha")
+        return self
+
+
+class SampleToSampleConfig(ObjectiveConfig):
+    """Pairs of one identity above one learned threshold, all other pairs below it (USS loss, Jia et al. 2023)."""
+
+    scale: float = Field(64.0, gt=0, le=1024, description="gamma: what cosines are multiplied by")
+    margin: float = Field(0.1, ge=0, le=1, description="what is taken from the cosines of pairs of one identity")
+    lr_scale: float = Field(
+        1.0, ge=0, le=1000, description="the threshold's learning rate is that of the schedule times this factor"
+    )
+
+
 class ObjectivesConfig(Section):
     """Terms of the loss beside the head's; any of them at once, each with a weight of its own."""
+
+    triplet: TripletConfig | None = None
+    supcon: SupConConfig | None = None
+    center: CenterConfig | None = None
+    sample_to_sample: SampleToSampleConfig | None = None
 
     @field_validator("*", mode="before")
     @classmethod

@@ -25,6 +25,8 @@ class Gathered:
         host_labels: the labels on the CPU.
         sources: [G] int64 on the CPU, the set that each sample was read from.
         own: this rank's samples.
+        weights: [G] float32 on the device, what each sample counts in a mean, which is then a weighted sum; None where
+            all count the same.
     """
 
     embeddings: Tensor
@@ -32,6 +34,7 @@ class Gathered:
     host_labels: NDArray[np.int64]
     sources: NDArray[np.int64]
     own: slice
+    weights: Tensor | None = None
 
 
 class Gathering:

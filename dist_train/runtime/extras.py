@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "gcs": ("gcsfs",),
     "ray": ("ray",),
     "timm": ("timm",),
+    "metric": ("pytorch_metric_learning",),
 }
 
 
