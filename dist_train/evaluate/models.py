@@ -32,6 +32,7 @@ class Model:
         foreign: an ONNX file that does not state what it takes; the user may.
         told: what the user stated that makes its embeddings others than the file's alone.
         misfit: the option that contradicts what the model states itself; empty if none does.
+        network: the network that computes, in evaluation mode; None for an ONNX file.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Model:
     foreign: bool = False
     told: Mapping[str, str] = field(default_factory=dict)
     misfit: str = ""
+    network: nn.Module | None = None
 
 
 def load_model(path: Path, device: torch.device, stated: Stated | None = None) -> Model:
@@ -110,6 +112,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
         convention.embedding_dim,
         digest,
         misfit=convention.contradicts(stated, None),
+        network=backbone,
     )
 
 

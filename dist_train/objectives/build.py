@@ -7,7 +7,10 @@ from contextlib import ExitStack
 from dist_train.objectives.objective import Objective
 from dist_train.objectives.setting import ObjectiveSetting
 
-BUILDERS: dict[str, str] = {}
+BUILDERS: dict[str, str] = {
+    "distill": "dist_train.objectives.distill",
+    "compatible_with": "dist_train.objectives.compatible",
+}
 """By name of the field in `ObjectivesConfig`, the module whose `build(section, setting)` makes the objective."""
 
 
