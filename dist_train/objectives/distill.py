@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_train.checkpoint.compatibility import from_digest
 from dist_train.checkpoint.part import HostCopy
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError, UserError
@@ -53,7 +54,7 @@ class Distill:
         self._group = HeadGroup(ranks.group, ranks.rank, ranks.world_size)
         differ = section.cosine and teacher.embedding_dim != student_dim
         self._projection = Projection(student_dim, teacher.embedding_dim, seed, ranks.device) if differ else None
-        self._digest = torch.frombuffer(bytearray.fromhex(teacher.digest), dtype=torch.uint8).clone()
+        self._digest = from_digest(teacher.digest)
         self._taught: tuple[Batch, Tensor] | None = None
         self._values: dict[str, Tensor] = {}
 
