@@ -1,6 +1,6 @@
 """The objective by which a student's embeddings follow a teacher's."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,12 +9,15 @@ from dist_train.checkpoint.compatibility import from_digest
 from dist_train.checkpoint.part import HostCopy
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError, UserError
+from dist_train.head import Head
 from dist_train.head.exchange import HeadGroup
 from dist_train.objectives.config import DistillConfig
 from dist_train.objectives.distill_terms import cosine_distance, relation_distance
 from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.projection import Projection
 from dist_train.objectives.setting import ObjectiveSetting
+from dist_train.objectives.soft_labels import SoftLabels, check_heads
+from dist_train.objectives.still_head import build_still_head, open_other_run
 from dist_train.objectives.teacher import KEY, Teacher, open_teacher
 from dist_train.runtime.ranks import Ranks
 
@@ -28,7 +31,16 @@ def build(section: DistillConfig, setting: ObjectiveSetting) -> "Distill":
     """
     config, ranks = setting.config, setting.ranks
     teacher = open_teacher(section.teacher, config, setting.loader.image_size, ranks)
-    return Distill(section, teacher, config.backbone.embedding_dim, config.seed, setting.gathering, ranks)
+    soft_labels = _soft_labels(section, setting) if section.soft_labels else None
+    dim = config.backbone.embedding_dim
+    return Distill(section, teacher, dim, config.seed, setting.gathering, ranks, soft_labels)
+
+
+def _soft_labels(section: DistillConfig, setting: ObjectiveSetting) -> SoftLabels:
+    other = open_other_run(KEY, section.teacher, setting.config, setting.ranks)
+    with setting.ranks.first_speaks():
+        check_heads("objectives.distill", setting.config.head, other.head)
+    return SoftLabels(cast(Head, setting.head), build_still_head(other, setting), section.temperature)
 
 
 class Distill:
@@ -45,12 +57,21 @@ class Distill:
         seed: of the run; the projection starts from it.
         gathering: of the student's embeddings.
         ranks: this process among the job's.
+        soft_labels: the term over classes; None without.
     """
 
     def __init__(
-        self, section: DistillConfig, teacher: Teacher, student_dim: int, seed: int, gathering: Gathering, ranks: Ranks
+        self,
+        section: DistillConfig,
+        teacher: Teacher,
+        student_dim: int,
+        seed: int,
+        gathering: Gathering,
+        ranks: Ranks,
+        soft_labels: SoftLabels | None = None,
     ) -> None:
         self._section, self._teacher, self._gathering = section, teacher, gathering
+        self._soft_labels = soft_labels
         self._group = HeadGroup(ranks.group, ranks.rank, ranks.world_size)
         differ = section.cosine and teacher.embedding_dim != student_dim
         self._projection = Projection(student_dim, teacher.embedding_dim, seed, ranks.device) if differ else None
@@ -74,6 +95,8 @@ class Distill:
                 terms["cosine"] = self._section.cosine, cosine_distance(seen, teacher)
             if self._section.relations:
                 terms["relations"] = self._section.relations, relation_distance(student, teacher)
+            if self._soft_labels is not None:
+                terms["soft_labels"] = self._section.soft_labels, self._soft_labels(embeddings, teacher)
         self._values = {name: value.detach() for name, (_, value) in terms.items()}
         return torch.stack([weight * value for weight, value in terms.values()]).sum()
 
@@ -110,6 +133,8 @@ class Distill:
     def close(self) -> None:
         """See `Objective`."""
         self._teacher.close()
+        if self._soft_labels is not None:
+            self._soft_labels.close()
 
     def state_dict(self) -> dict[str, Any]:
         """See `Part`: the teacher's digest, and the projection."""

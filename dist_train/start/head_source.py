@@ -82,7 +82,7 @@ def row_shape(head: HeadConfig, embedding_dim: int) -> RowShape:
 def open_head_source(
     path: Path, run_dir: Path, ranks: Ranks, checked: Path | None = None, key: str = "start.head"
 ) -> HeadSource:
-    """What `start.head` or another key names, opened on every rank. A collective, in which the ranks share the checking of files.
+    """What a key of the recipe names, opened on every rank. A collective: the ranks share the checking of files.
 
     Args:
         path: a run directory, one checkpoint, or exported centers.

@@ -51,7 +51,7 @@ def new_recipe(folder, sets, old_run, **more):
 
 def old_centers(old_run):
     """Float64 [C, D] of the new set's identities, by the rules: the old run's rows, else means of its embeddings."""
-    backbone, config, _ = load_backbone(old_run)
+    backbone, _, _ = load_backbone(old_run)
     table = StoredTable(committed_checkpoints(old_run)[-1], "head.centers")
     rows = table.take(np.arange(OLD)).double()
     centers = torch.zeros(NEW, rows.shape[1], dtype=torch.float64)
@@ -181,7 +181,7 @@ def test_a_new_model_searches_the_old_models_gallery_in_every_form_and_no_other_
         ("names", r"no identities\.parquet in it"),
         ("strangers", r"objectives\.compatible_with: .* have no identity in common"),
         ("itself", r"objectives\.compatible_with .* lies in the run's own run_dir"),
-        ("file", r"objectives\.compatible_with .*: is a file; the class centers of a run are needed"),
+        ("file", r"objectives\.compatible_with .*: is a file, and the class centers of a run are needed"),
     ],
 )
 def test_an_old_run_that_does_not_fit_is_refused_with_the_key_and_the_way_out(tmp_path, sets, old_run, change, said):
