@@ -8,6 +8,7 @@ from torch import Tensor
 from dist_train.checkpoint.compatibility import from_digest
 from dist_train.checkpoint.part import HostCopy
 from dist_train.data.batch import Batch
+from dist_train.embed.table import SUFFIXES
 from dist_train.errors import NonFiniteError, UserError
 from dist_train.head import Head
 from dist_train.head.exchange import HeadGroup
@@ -18,8 +19,10 @@ from dist_train.objectives.projection import Projection
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.objectives.soft_labels import SoftLabels, check_heads
 from dist_train.objectives.still_head import build_still_head, open_other_run
+from dist_train.objectives.stored_teacher import open_stored_teacher
 from dist_train.objectives.teacher import KEY, Teacher, open_teacher
 from dist_train.runtime.ranks import Ranks
+from dist_train.start.place import find_place
 
 
 def build(section: DistillConfig, setting: ObjectiveSetting) -> "Distill":
@@ -30,7 +33,12 @@ def build(section: DistillConfig, setting: ObjectiveSetting) -> "Distill":
         WorkError: a damaged checkpoint.
     """
     config, ranks = setting.config, setting.ranks
-    teacher = open_teacher(section.teacher, config, setting.loader.image_size, ranks)
+    teacher: Teacher
+    if section.teacher.suffix in SUFFIXES:
+        find_place(KEY, section.teacher, config.run_dir, "embeddings", ranks)
+        teacher = open_stored_teacher(KEY, section.teacher, config, setting.loader, ranks)
+    else:
+        teacher = open_teacher(section.teacher, config, setting.loader.image_size, ranks)
     soft_labels = _soft_labels(section, setting) if section.soft_labels else None
     dim = config.backbone.embedding_dim
     return Distill(section, teacher, dim, config.seed, setting.gathering, ranks, soft_labels)
@@ -89,12 +97,13 @@ class Distill:
         with torch.autocast(embeddings.device.type, enabled=False):
             student = self._gathering(embeddings, batch).embeddings
             teacher = self._targets(batch)
+            known = teacher.any(dim=1)
             terms: dict[str, tuple[float, Tensor]] = {}
             if self._section.cosine:
                 seen = student if self._projection is None else self._projection(student)
-                terms["cosine"] = self._section.cosine, cosine_distance(seen, teacher)
+                terms["cosine"] = self._section.cosine, cosine_distance(seen, teacher, known)
             if self._section.relations:
-                terms["relations"] = self._section.relations, relation_distance(student, teacher)
+                terms["relations"] = self._section.relations, relation_distance(student, teacher, known)
             if self._soft_labels is not None:
                 terms["soft_labels"] = self._section.soft_labels, self._soft_labels(embeddings, teacher)
         self._values = {name: value.detach() for name, (_, value) in terms.items()}

@@ -30,7 +30,7 @@ class Teacher(Protocol):
     digest: str
 
     def __call__(self, batch: Batch, /) -> Tensor:
-        """Embeddings float32 [B, Dt], without a graph, on the device of the batch."""
+        """Embeddings float32 [B, Dt], without a graph, on the device of the batch; zeros where it knows none."""
 
     def figures(self) -> dict[str, float]:
         """What there is to say of the last step."""

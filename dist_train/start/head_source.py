@@ -165,7 +165,11 @@ def check_same_rows(source: HeadSource, head: HeadConfig, embedding_dim: int) ->
         bias = {True: "have a bias, as those of head.margin=softmax", False: "have none"}
         differences.append(f"rows there {bias[there.biased]}, here head.margin={head.margin}: they {bias[here.biased]}")
     if differences:
+        lengths = there.embedding_dim != here.embedding_dim and source.key == "start.head"
+        projected = (
+            "; a teacher of another length is followed through a projection: objectives.distill" if lengths else ""
+        )
         raise UserError(
             f"{source.key}: the rows of {source.path} do not fit: {'; '.join(differences)}; take the same values, or "
-            f"start without {source.key}"
+            f"start without {source.key}{projected}"
         )

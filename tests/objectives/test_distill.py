@@ -19,6 +19,7 @@ from tests.launch.recipes import write_recipe
 from tests.ranks import ranks_here, run_ranks
 from tests.sets import write_set
 from tests.single import losses, trainer
+from tests.start.runs import write_names
 
 SAMPLES = 3  # of a rank
 STUDENT, TEACHER = 4, 6  # lengths of embeddings
@@ -125,6 +126,7 @@ def test_an_embedding_of_the_teacher_that_is_not_finite_is_refused_on_all_ranks(
 def tiny_set(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "set"
     write_set(path)
+    write_names(path, [f"p{number}" for number in range(10)])
     return path
 
 
@@ -140,7 +142,9 @@ def teacher(tmp_path_factory, tiny_set):
 
 def student(folder, data, teacher, checkpoint=None, **more):
     folder.mkdir(exist_ok=True)
-    objectives = {} if teacher is None else {"objectives__distill": {"teacher": str(teacher), **more}}
+    objectives = (
+        {} if teacher is None else {"objectives__distill": {"teacher": str(teacher), **more}, "head__sample_rate": 0.5}
+    )
     return trainer(folder, data, checkpoint, **objectives)
 
 
@@ -169,17 +173,18 @@ def test_a_student_of_another_length_follows_a_run_and_the_teacher_moves_neither
 
 
 def test_a_resumed_student_goes_on_bit_for_bit_and_refuses_another_teacher(tmp_path, tiny_set, teacher):
-    whole = student(tmp_path / "whole", tiny_set, teacher, relations=1.0)
+    terms = {"relations": 1.0, "soft_labels": 0.5}
+    whole = student(tmp_path / "whole", tiny_set, teacher, **terms)
     expected = losses(whole, 6)
     weights = whole.program.backbone.state_dict()
     projection = whole.program.parts["distill"].state_dict()["projection"].clone()
-    half = student(tmp_path / "half", tiny_set, teacher, relations=1.0)
+    half = student(tmp_path / "half", tiny_set, teacher, **terms)
     losses(half, 3)
     half.save()
     half.checkpointer.wait()
     half.close()
     checkpoint = committed_checkpoints(tmp_path / "half" / "run")[-1]
-    again = student(tmp_path / "half", tiny_set, teacher, checkpoint, relations=1.0)
+    again = student(tmp_path / "half", tiny_set, teacher, checkpoint, **terms)
     assert losses(again, 3) == expected[3:]
     assert all(torch.equal(value, weights[name]) for name, value in again.program.backbone.state_dict().items())
     assert torch.equal(again.program.parts["distill"].state_dict()["projection"], projection)

@@ -25,7 +25,9 @@ def build(config, dim, rank, world_size):
 
 def two_micro_batches(rank, world_size, settings, weight):
     """The centers before and after a step of two micro-batches, and what was computed on the way."""
-    student = build(HeadConfig(scale=SCALE, momentum=0.0, weight_decay=0.0, block_rows=2, **settings), DIM, rank, world_size)
+    student = build(
+        HeadConfig(scale=SCALE, momentum=0.0, weight_decay=0.0, block_rows=2, **settings), DIM, rank, world_size
+    )
     teacher = build(HeadConfig(scale=TEACHER_SCALE), TEACHER_DIM, rank, world_size)
     labels = SoftLabels(student, teacher, TEMPERATURE)
     found = {"before": student.class_centers().numpy().copy(), "taught": teacher.class_centers().numpy(), "micro": []}
@@ -71,8 +73,8 @@ def test_value_and_gradients_of_embeddings_and_centers_are_those_of_the_formula_
         else [two_micro_batches(0, 1, settings, each)]
         for each in (weight, 0.0)
     )
-    joined = lambda name: torch.from_numpy(np.concatenate([found[name] for found in with_term]).astype(np.float64))
-    centers, taught = joined("before").requires_grad_(), joined("taught")
+    before, taught = (np.concatenate([found[name] for found in with_term]) for name in ("before", "taught"))
+    centers, taught = torch.from_numpy(before).double().requires_grad_(), torch.from_numpy(taught).double()
     total = torch.zeros((), dtype=torch.float64)
     for micro in range(2):
         generator = torch.Generator().manual_seed(micro)
