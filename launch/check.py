@@ -15,6 +15,7 @@ from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.suite import absent_sets, check_sets, present_sets
 from dist_train.head.config import HeadConfig
+from dist_train.objectives.check import check_objectives, missing_runs
 from dist_train.replica.zero import check_options
 from dist_train.runtime.extras import missing
 from dist_train.runtime.ranks import ALONE
@@ -22,7 +23,7 @@ from dist_train.runtime.terminal import echo
 from dist_train.start.backbone import find_start
 from dist_train.start.head import check_head
 from dist_train.train.batching import micro_batches, total_steps
-from dist_train.train.dry_step import dry_step
+from dist_train.train.dry_step import DryStep, dry_step
 from launch.plan import largest
 from launch.plan_hardware import GIB, GPUS, backbone_cost
 from launch.plan_model import Setup, fits, gpu_memory
@@ -71,14 +72,24 @@ def check(config: RunConfig) -> None:
     if config.head and config.start.head is not None and config.start.head.exists() and manifest:
         join = check_head(config, config.head, manifest.num_classes, ALONE)
         echo(f"start.head {config.start.head}: identities carried {join.carried}, new {join.new}, gone {join.gone}")
+    for line in check_objectives(config, image_size, manifest.num_classes if manifest else None):
+        echo(line)
     step = dry_step(config, image_size)
-    echo(
-        f"dry step on the CPU in float32: {config.backbone.name}, {_losses(config)}, {config.optimizer.name}, "
-        f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
-        f"{step.gradient_norm:.3g}, {step.seconds:.1f} s"
-    )
+    echo(_about_step(config, image_size, step))
     plural = "" if len(warnings) == 1 else "s"
     echo(f"check passed with {len(warnings)} warning{plural}" if warnings else "check passed")
+
+
+def _about_step(config: RunConfig, image_size: int, step: DryStep | None) -> str:
+    """What the small step gave."""
+    if step is None:
+        return "no dry step: without the run's own identities and pictures there is nothing to train by"
+    left_out = f"; left out: {', '.join(step.left_out)}" if step.left_out else ""
+    return (
+        f"dry step on the CPU in float32: {config.backbone.name}, {_losses(config)}, {config.optimizer.name}, "
+        f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
+        f"{step.gradient_norm:.3g}, {step.seconds:.1f} s{left_out}"
+    )
 
 
 def _losses(config: RunConfig) -> str:
@@ -103,6 +114,7 @@ def _missing(config: RunConfig) -> Iterator[str]:
         yield f"{key} {absent}: not there; a run does not start without it"
     if config.start.backbone is not None and not config.start.backbone.exists():
         yield f"start.backbone {config.start.backbone}: not there; a run does not start without it"
+    yield from missing_runs(config)
     if config.train.device == "cuda" and not torch.cuda.is_available():
         yield "train.device=cuda: no GPU on this machine"
     if config.export.onnx and (lack := missing("export")):

@@ -106,7 +106,7 @@ def start_head(
     return {START_FIGURES + name: value for name, value in figures.items()}
 
 
-def check_head(config: RunConfig, head: HeadConfig, num_classes: int, ranks: Ranks) -> Join:
+def check_head(config: RunConfig, head: HeadConfig, num_classes: int, ranks: Ranks, key: str = "start.head") -> Join:
     """What becomes of the identities when a run of `num_classes` starts from `start.head`; changes nothing.
 
     Args:
@@ -114,11 +114,12 @@ def check_head(config: RunConfig, head: HeadConfig, num_classes: int, ranks: Ran
         head: its section `head`.
         num_classes: identities of the run's set.
         ranks: this process among the job's.
+        key: for messages, where another key of the recipe stands for `start.head`.
 
     Raises:
         UserError, WorkError: as `start_head`, where the start itself is at fault.
     """
-    source = open_head_source(Path(str(config.start.head)), config.run_dir, ranks)
+    source = open_head_source(Path(str(config.start.head)), config.run_dir, ranks, key=key)
     check_same_rows(source, head, config.backbone.embedding_dim)
     return _join(config, source, num_classes)
 

@@ -15,6 +15,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.models import load_model
 from dist_train.train.build import open_training
 from dist_train.train.run import run
+from launch.check import check
 from tests.launch.recipes import headcount_here, write_recipe
 from tests.ranks import ranks_here, run_ranks
 from tests.sets import picture, write_set
@@ -141,9 +142,15 @@ def test_a_resumed_run_goes_on_bit_for_bit_without_old_centers_in_its_checkpoint
         started(tmp_path / "half", sets, old, checkpoint)
 
 
-def test_a_new_model_searches_the_old_models_gallery_in_every_form_and_no_other_model_does(tmp_path, sets, old_run):
+def test_a_new_model_searches_the_old_models_gallery_in_every_form_and_no_other_model_does(
+    tmp_path, sets, old_run, capsys
+):
     new = tmp_path / "run"
     recipe = new_recipe(tmp_path, sets, old_run, train__steps=1, export__onnx=True)
+    check(load_config(recipe))
+    said = capsys.readouterr().out
+    assert "run: identities that it knows 3, new to it 3, gone 1" in said
+    assert "left out: compatible_with" in said
     assert run(load_config(recipe), resume=False) == 0
     old_digest = load_model(old_run, ALONE.device).digest()
     assert json.loads((new / "summary.json").read_text())["compatible_with"] == old_digest

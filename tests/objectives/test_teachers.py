@@ -13,6 +13,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.models import load_model
 from dist_train.train.build import open_training
 from dist_train.train.run import run
+from launch.check import check
 from tests.evaluate.models import write_color_model
 from tests.launch.recipes import headcount_here, write_recipe
 from tests.sets import write_set
@@ -125,7 +126,7 @@ def test_a_damaged_copy_of_stored_embeddings_is_refused(tmp_path, folder):
     student(tmp_path, folder, folder / "all.parquet").close()
     (tars,) = (tmp_path / "cache").rglob("tars.json")
     tars.write_text(json.dumps({"tiny-000000.tar": [0, 10**9]}))
-    with pytest.raises(UserError, match="is damaged .a range of rows that are not there.; remove it"):
+    with pytest.raises(UserError, match=r"is damaged \(a range of rows that are not there\); remove it"):
         student(tmp_path, folder, folder / "all.parquet")
 
 
@@ -147,3 +148,18 @@ def test_the_rows_of_a_teacher_of_another_length_cannot_be_inherited_and_the_way
     config.run_dir.mkdir()
     with pytest.raises(UserError, match=r"backbone\.embedding_dim is 16 there and 8 here.*objectives\.distill"):
         open_training(config, ALONE)
+
+
+def test_a_check_looks_at_the_teacher_and_says_what_its_small_step_leaves_out(tmp_path, folder, capsys):
+    def checked(**distill):
+        options = {"backbone__embedding_dim": 8, "objectives__distill": distill}
+        check(load_config(write_recipe(tmp_path / "a.yaml", folder / "set", tmp_path / "new", **options)))
+        return capsys.readouterr().out
+
+    said = checked(teacher=str(folder / "run"))
+    assert "run: a network, 16 numbers, to which a learned projection leads from 8" in said
+    assert "left out" not in said
+    said = checked(teacher=str(folder / "all.parquet"))
+    assert "all.parquet: 80 stored embeddings, 16 numbers" in said
+    assert "left out: distill" in said
+    assert "teacher nowhere: not there; a run does not start without it" in checked(teacher="nowhere")
