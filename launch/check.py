@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from dist_train.data.sources import Sources, open_sources
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.suite import absent_sets, check_sets, present_sets
 from dist_train.head.config import HeadConfig
+from dist_train.objectives.check import check_objectives, missing_runs
 from dist_train.replica.zero import check_options
 from dist_train.runtime.extras import missing
 from dist_train.runtime.ranks import ALONE
@@ -23,7 +25,7 @@ from dist_train.runtime.terminal import echo
 from dist_train.start.backbone import find_start
 from dist_train.start.head import check_head
 from dist_train.train.batching import micro_batches, total_steps
-from dist_train.train.dry_step import dry_step
+from dist_train.train.dry_step import DryStep, dry_step
 from dist_train.train.phases import check_phases
 from launch.plan import largest
 from launch.plan_hardware import GIB, GPUS, backbone_cost
@@ -76,13 +78,12 @@ def check(config: RunConfig) -> None:
     if config.head and config.start.head is not None and config.start.head.exists() and manifest:
         join = check_head(config, config.head, manifest.num_classes, ALONE)
         echo(f"start.head {config.start.head}: identities carried {join.carried}, new {join.new}, gone {join.gone}")
+    identities = manifest.num_classes if manifest else None
+    about = (check_objectives(recipe, image_size, identities) for _, recipe in config.recipes)
+    for line in dict.fromkeys(chain.from_iterable(about)):  # phases often have the same ones
+        echo(line)
     for begin, recipe in _unlike(config):
-        step = dry_step(recipe, sizes[begin])
-        echo(
-            f"dry step{_phase(config, begin)} on the CPU in float32: {recipe.backbone.name}, {_losses(recipe)}, "
-            f"{recipe.optimizer.name}, {step.pictures} drawn pictures of {sizes[begin]} px: loss {step.loss:.2f}, "
-            f"gradient norm {step.gradient_norm:.3g}, {step.seconds:.1f} s"
-        )
+        echo(_about_step(recipe, _phase(config, begin), sizes[begin], dry_step(recipe, sizes[begin])))
     plural = "" if len(warnings) == 1 else "s"
     echo(f"check passed with {len(warnings)} warning{plural}" if warnings else "check passed")
 
@@ -100,6 +101,18 @@ def _unlike(config: RunConfig) -> Iterator[tuple[int, RunConfig]]:
 def _phase(config: RunConfig, begin: int) -> str:
     """Which steps are spoken of, where there are phases."""
     return f" for steps {begin:,} and later" if config.phases else ""
+
+
+def _about_step(config: RunConfig, phase: str, image_size: int, step: DryStep | None) -> str:
+    """What the small step gave."""
+    if step is None:
+        return f"no dry step{phase}: without the run's own identities and pictures there is nothing to train by"
+    left_out = f"; left out: {', '.join(step.left_out)}" if step.left_out else ""
+    return (
+        f"dry step{phase} on the CPU in float32: {config.backbone.name}, {_losses(config)}, {config.optimizer.name}, "
+        f"{step.pictures} drawn pictures of {image_size} px: loss {step.loss:.2f}, gradient norm "
+        f"{step.gradient_norm:.3g}, {step.seconds:.1f} s{left_out}"
+    )
 
 
 def _losses(config: RunConfig) -> str:
@@ -124,6 +137,7 @@ def _missing(config: RunConfig) -> Iterator[str]:
         yield f"{key} {absent}: not there; a run does not start without it"
     if config.start.backbone is not None and not config.start.backbone.exists():
         yield f"start.backbone {config.start.backbone}: not there; a run does not start without it"
+    yield from missing_runs(config)
     if config.train.device == "cuda" and not torch.cuda.is_available():
         yield "train.device=cuda: no GPU on this machine"
     if config.export.onnx and (lack := missing("export")):

@@ -30,11 +30,11 @@ ORDER = (
     "checkpoint",
     "weights",
     "start",
-    "objectives",
     "track",
     "evaluate",
     "export",
     "embed",
+    "objectives",  # teachers are what can be evaluated, or what was embedded
     "train",
 )
 # Modules that stand below their rooms: sections of recipes, whose base the recipe is, their registries, what a file

@@ -34,6 +34,21 @@ def newest_sound_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
     return None
 
 
+def found_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path stands for: itself, or the newest of a run directory.
+
+    Raises:
+        UserError: no checkpoint there.
+    """
+    if (path / METADATA_NAME).exists():
+        return path
+    if found := committed_checkpoints(path):
+        return found[-1]
+    raise UserError(
+        f"{path}: no checkpoint found; give a run directory or one like RUN/{CHECKPOINTS_NAME}/step-00001000"
+    )
+
+
 def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
     """The trained backbone of a run, in evaluation mode on the CPU: its moving average where one was kept.
 
@@ -44,14 +59,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
         UserError: no checkpoint there, or of another architecture than the configuration beside it.
         WorkError: a damaged checkpoint.
     """
-    checkpoint = path
-    if not (path / METADATA_NAME).exists():
-        found = committed_checkpoints(path)
-        if not found:
-            raise UserError(
-                f"{path}: no checkpoint found; give a run directory or one like RUN/{CHECKPOINTS_NAME}/step-00001000"
-            )
-        checkpoint = found[-1]
+    checkpoint = found_checkpoint(path)
     progress = read_progress(checkpoint)
     config = load_config(checkpoint.parent.parent / CONFIG_NAME)
     backbone = build_backbone(config.backbone, progress.image_size)

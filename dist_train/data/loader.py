@@ -16,7 +16,8 @@ from dist_train.data.bad_samples import BadSampleLog
 from dist_train.data.batch import Batch, Transfer
 from dist_train.data.class_index import build_class_index
 from dist_train.data.config import DataConfig
-from dist_train.data.order import Order
+from dist_train.data.counters import Ints
+from dist_train.data.order import Order, SamplePlaces
 from dist_train.data.pool import LocalProducer, Producer, WorkerPool
 from dist_train.data.remote import Prefetcher, cache_policy, is_remote
 from dist_train.data.sources import Sources, open_sources
@@ -112,6 +113,10 @@ class Loader:
     def _look_ahead(self) -> None:
         if self._prefetcher is not None:
             self._prefetcher.want(self._order.upcoming(self._position).tolist())
+
+    def locate(self, positions: Ints) -> SamplePlaces:
+        """Which sample of which shard the order has at `positions` [n]; a bad one was replaced by a later one."""
+        return self._order.locate(positions)
 
     @property
     def bad_samples(self) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.backbones.config import BackboneConfig
+from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
+from dist_train.checkpoint.load import found_checkpoint, load_backbone
 from dist_train.errors import UserError
 from dist_train.evaluate.batches import EmbedFn
 from dist_train.export.convention import Convention, Stated
@@ -32,6 +34,9 @@ class Model:
         foreign: an ONNX file that does not state what it takes; the user may.
         told: what the user stated that makes its embeddings others than the file's alone.
         misfit: the option that contradicts what the model states itself; empty if none does.
+        compatible_with: reads the SHA-256 of the older model that this one was trained to be compatible with; empty for
+            none.
+        network: the network that computes, in evaluation mode; None for an ONNX file.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Model:
     foreign: bool = False
     told: Mapping[str, str] = field(default_factory=dict)
     misfit: str = ""
+    compatible_with: Callable[[], str] = str
+    network: nn.Module | None = None
 
 
 def load_model(path: Path, device: torch.device, stated: Stated | None = None) -> Model:
@@ -93,6 +100,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
             model.foreign,
             model.told,
             "" if model.foreign else convention.contradicts(stated, model.output),
+            lambda: "" if model.foreign else model.metadata.get(COMPATIBLE_KEY, ""),
         )
     backbone, section, image_size = _load(path)
     backbone.to(device)
@@ -101,7 +109,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
         result: Tensor = backbone(images.to(device))
         return result
 
-    digest = partial(_digest_weights, backbone)
+    digest = partial(digest_weights, backbone)
     convention = Convention.of_ours(image_size, section.embedding_dim)
     return Model(
         path.resolve().name if path.is_dir() else path.stem,
@@ -110,6 +118,8 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
         convention.embedding_dim,
         digest,
         misfit=convention.contradicts(stated, None),
+        compatible_with=partial(_compatible_with, path),
+        network=backbone,
     )
 
 
@@ -124,13 +134,21 @@ def _load(path: Path) -> tuple[nn.Module, BackboneConfig, int]:
             f"model {path}: expected a run directory, a checkpoint directory, an .onnx file, or a .safetensors file by "
             "`headcount checkpoint export`"
         )
-    from dist_train.checkpoint.load import load_backbone
-
     backbone, config, progress = load_backbone(path)
     return backbone, config.backbone, progress.image_size
 
 
-def _digest_weights(backbone: nn.Module) -> str:
+def _compatible_with(path: Path) -> str:
+    """Which older model one of ours says that it is compatible with."""
+    if path.suffix == ".safetensors":
+        from dist_train.weights.files import read_weights
+
+        return read_weights(path).about.get(COMPATIBLE_KEY, "")
+    return compatible_with(found_checkpoint(path))
+
+
+def digest_weights(backbone: nn.Module) -> str:
+    """The hexadecimal SHA-256 of a network's weights, by which galleries know it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

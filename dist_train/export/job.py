@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.checkpoint.load import load_backbone
+from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
+from dist_train.checkpoint.load import found_checkpoint, load_backbone
 from dist_train.checkpoint.store import Progress
 from dist_train.config import RunConfig
 from dist_train.data.manifest import MANIFEST_NAME
@@ -73,6 +74,8 @@ def export_forms(job: ExportJob) -> Exported:
     calibration = _calibration(job, progress.image_size)
     path = job.output or _default_output(job.run, progress)
     origin = {"run": config.run_dir.name, "step": str(progress.step)}
+    if older := compatible_with(found_checkpoint(job.run)):
+        origin[COMPATIBLE_KEY] = older
     written = export_onnx(
         backbone, progress.image_size, path, normalize_inside=job.normalize_inside, opset=job.opset, origin=origin
     )

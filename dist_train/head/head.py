@@ -22,6 +22,7 @@ from dist_train.head.rounding import StochasticRounder
 from dist_train.head.sampling import ClassSampler, Indices
 from dist_train.head.sizes import class_range, row_width
 from dist_train.head.softmax import BlockSoftmax
+from dist_train.head.step import Exchanged
 from dist_train.head.storage import RowStore, fill_normal
 from dist_train.head.update import RowUpdate
 from dist_train.runtime.ranks import Ranks
@@ -209,6 +210,11 @@ class Head:
         check_labels(found, self.num_classes, self.ranks.world_size)
         return found
 
+    @property
+    def pending(self) -> Exchanged | None:
+        """The last forward pass in training, whose backward pass is to come: another term may join it."""
+        return self._loss.pending
+
     def hold(self, still: bool) -> None:
         """Let rows, their optimizer's state and the margin's averages stand still from now on, or move again.
 
@@ -278,6 +284,9 @@ class Head:
             waiting.rows.lease.release()
             self._softmax.recycle(waiting)
         self._loss.micro_batches = []
+        if self._loss.pending is not None:  # another term refused the micro-batch
+            self._loss.pending.rows.lease.release()
+            self._loss.pending = None
         self._gradient_norm = None
 
     def _moving(self) -> dict[str, Tensor]:

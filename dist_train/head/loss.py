@@ -68,6 +68,7 @@ class ShardedLoss:
     Attributes:
         micro_batches: whose backward pass is over and whose rows wait for the step.
         observed: of the last forward pass; None before the first.
+        pending: the last forward pass of training until its backward pass, for terms over the same rows; else None.
         margin_moves: whether the margin's moving averages follow what training sees.
     """
 
@@ -91,6 +92,7 @@ class ShardedLoss:
         self.stop = start + store.num_classes
         self.micro_batches: list[Step] = []
         self.observed: Observed | None = None
+        self.pending: Exchanged | None = None
         self.margin_moves = True
 
     def __call__(self, queries: Tensor, norms: Tensor, labels: Indices) -> Tensor:
@@ -114,6 +116,7 @@ class ShardedLoss:
         exchanged = self._exchanged(passed, log_sum, norms) if training else None
         if exchanged is None:
             choice.lease.release()
+        self.pending = exchanged
         left = choice.lease if exchanged is None else exchanged.rows.lease
         owned = max(1, self.store.num_classes)
         self.observed = Observed(cosines, choice.lease.count / owned, left.count / owned)
@@ -135,6 +138,7 @@ class ShardedLoss:
         Returns:
             [B, D + 1] gradient of this rank's queries and norms.
         """
+        self.pending = None
         self.micro_batches.append(exchanged.step(loss_gradient.float()))
         return self.ranks.reduce_scatter(exchanged.gradient) * loss_gradient
 

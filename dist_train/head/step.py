@@ -3,12 +3,20 @@
 Shapes as in `records`; T targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
 from dist_train.head.records import ChosenRows
 from dist_train.head.weights import Weights
+
+
+class FurtherGradient(Protocol):
+    """What another term of the loss adds to the gradient of the rows that the head has chosen for a micro-batch."""
+
+    def add_to(self, out: Tensor, rows: Tensor, start: int, stop: int, /) -> None:
+        """Add to the gradient `out` [n·K, D] of `rows` [n·K, D], as `Step.row_gradient` gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,7 @@ class Exchanged:
         nearest: [T] which of its class's K centers each target is compared with.
         target_gradient: [T] d mean loss / d inner product of query and that center.
         gradient: [G, D + 1] this rank's share of d mean loss / d (queries, embedding norms).
+        further: of other terms over the same rows.
     """
 
     rows: ChosenRows
@@ -30,10 +39,12 @@ class Exchanged:
     nearest: Tensor
     target_gradient: Tensor
     gradient: Tensor
+    further: list[FurtherGradient] = field(default_factory=list)
 
     def step(self, loss_scale: Tensor) -> "Step":
         """What waits for the optimizer, with the gradient [] of the final loss with respect to the mean."""
-        return Step(self.rows, self.weights, self.queries, self.nearest, self.target_gradient, loss_scale)
+        rows, weights, queries = self.rows, self.weights, self.queries
+        return Step(rows, weights, queries, self.nearest, self.target_gradient, loss_scale, self.further)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class Step:
         nearest: [T] which of its class's K centers each target is compared with.
         target_gradient: [T] d mean loss / d inner product of query and that center.
         loss_scale: [] gradient of the final loss with respect to the mean over samples.
+        further: of other terms over the same rows.
     """
 
     rows: ChosenRows
@@ -55,6 +67,7 @@ class Step:
     nearest: Tensor
     target_gradient: Tensor
     loss_scale: Tensor
+    further: list[FurtherGradient]
 
     def row_gradient(self, rows: Tensor, start: int, stop: int, out: Tensor) -> None:
         """Gradient of chosen rows before its projection: sum over samples of d loss / d product · query.
@@ -72,3 +85,5 @@ class Step:
             pulls = self.target_gradient[here] * self.loss_scale
             targets = (places.positions[here] - start) * k + self.nearest[here]
             out.index_add_(0, targets, self.queries[places.samples[here]] * pulls[:, None])
+        for term in self.further:
+            term.add_to(out, rows, start, stop)

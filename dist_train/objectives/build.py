@@ -14,6 +14,8 @@ BUILDERS: dict[str, str] = {
     "supcon": "dist_train.objectives.supcon",
     "center": "dist_train.objectives.center",
     "sample_to_sample": "dist_train.objectives.sample_to_sample",
+    "distill": "dist_train.objectives.distill",
+    "compatible_with": "dist_train.objectives.compatible",
 }
 """By name of the field in `ObjectivesConfig`, the module whose `build(section, setting)` makes the objective."""
 

@@ -1,6 +1,7 @@
 """The `objectives` section of a configuration: terms of the loss beside the head's, a field for each kind."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_serializer, model_validator
@@ -65,6 +66,44 @@ class SampleToSampleConfig(ObjectiveConfig):
     )
 
 
+class DistillConfig(ObjectiveConfig):
+    """A teacher that the embeddings follow; docs/objectives.md has the formulas of its terms."""
+
+    teacher: Path = Field(
+        description="the network that teaches: a run directory, one checkpoint, exported weights or an ONNX file; or "
+        "embeddings of the training set by `headcount embed`, a .parquet or .npy"
+    )
+    cosine: float = Field(1.0, ge=0, le=1e6, description="weight of 1 - cosine to the teacher's embedding")
+    relations: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the difference between both matrices of cosines within the batch"
+    )
+    soft_labels: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="weight of the divergence between both distributions over the step's classes; the teacher is a run",
+    )
+    temperature: float = Field(4.0, gt=0, le=1000, description="what logits of soft labels are divided by")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if not (self.cosine or self.relations or self.soft_labels):
+            raise ValueError("cosine, relations and soft_labels are all 0; give one of them a weight")
+        return self
+
+
+class CompatibleConfig(ObjectiveConfig):
+    """An older run in whose galleries the embeddings can be searched; the run alone is the short form."""
+
+    run: Path = Field(description="the older run: its directory, or one of its checkpoints")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_run(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a recipe holds
+        """`compatible_with: RUN` stands for `{run: RUN}`."""
+        return {"run": values} if isinstance(values, str | Path) else values
+
+
 class ObjectivesConfig(Section):
     """Terms of the loss beside the head's; any of them at once, each with a weight of its own."""
 
@@ -72,6 +111,10 @@ class ObjectivesConfig(Section):
     supcon: SupConConfig | None = None
     center: CenterConfig | None = None
     sample_to_sample: SampleToSampleConfig | None = None
+    distill: DistillConfig | None = Field(None, description="a teacher that the embeddings follow; null is none")
+    compatible_with: CompatibleConfig | None = Field(
+        None, description="an older run in whose galleries the embeddings can be searched; null is none"
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -40,7 +40,13 @@ _BLOCK_BYTES = 16 << 20  # of rows that are carried at a time
 
 
 def start_head(
-    config: RunConfig, head: Head, backbone: nn.Module, image_size: int, ranks: Ranks, checked: Path | None = None
+    config: RunConfig,
+    head: Head,
+    backbone: nn.Module,
+    image_size: int,
+    ranks: Ranks,
+    checked: Path | None = None,
+    key: str = "start.head",
 ) -> dict[str, float]:
     """Give a head that was just built the rows of `start.head`, and new identities rows of their own. A collective.
 
@@ -51,6 +57,7 @@ def start_head(
         image_size: side of its pictures in pixels.
         ranks: this process among the job's.
         checked: what `start_backbone` has read; of the same run it is not read through a second time.
+        key: for messages, where another key of the recipe stands for `start.head`.
 
     Returns:
         For the trackers, how many identities were carried, are new and are gone, and what became of the new ones'
@@ -63,7 +70,7 @@ def start_head(
     if config.start.head is None:
         return {}
     known = checked if config.start.head == config.start.backbone else None
-    source = open_head_source(config.start.head, config.run_dir, ranks, known)
+    source = open_head_source(config.start.head, config.run_dir, ranks, known, key)
     ranks.agree(lambda: check_same_rows(source, head.config, head.embedding_dim))
     # Names are many: one rank joins them, and each gets what it needs to know of its own classes.
     join = ranks.agree(lambda: _join(config, source, head.num_classes) if ranks.rank == 0 else None)
@@ -73,7 +80,7 @@ def start_head(
     embeds = bool(new) and config.start.new_rows == "embed"
     seen = _Seen(row_shape(head.config, head.embedding_dim)) if embeds else None
     mine = int(np.count_nonzero(old >= 0)) * (1 + len(state))
-    work_off(ranks, [_carry(source, head, old, state, seen)], mine, "start.head", "row")
+    work_off(ranks, [_carry(source, head, old, state, seen)], mine, key, "row")
     ranks.agree(lambda: _carry_margin(source, head))
     figures = {"carried": carried, "new": new, "gone": gone}
     if seen is not None:
@@ -88,7 +95,8 @@ def start_head(
         totals = np.sum(ranks.gather((rows.bad_pictures, rows.left_random)), axis=0)
         figures |= {"bad_pictures": int(totals[0]), "without_pictures": int(totals[1])}
     if ranks.rank == 0:
-        logger.info("head started from %s: identities carried %d, new %d, gone %d", source.path, carried, new, gone)
+        what = "head" if key == "start.head" else f"{key}: a head that stands still"
+        logger.info("%s started from %s: identities carried %d, new %d, gone %d", what, source.path, carried, new, gone)
         if figures.get("bad_pictures") or figures.get("without_pictures"):
             logger.warning(
                 "of the new identities' pictures %d cannot be used; %d identities have none and start at random",
@@ -98,7 +106,7 @@ def start_head(
     return {START_FIGURES + name: value for name, value in figures.items()}
 
 
-def check_head(config: RunConfig, head: HeadConfig, num_classes: int, ranks: Ranks) -> Join:
+def check_head(config: RunConfig, head: HeadConfig, num_classes: int, ranks: Ranks, key: str = "start.head") -> Join:
     """What becomes of the identities when a run of `num_classes` starts from `start.head`; changes nothing.
 
     Args:
@@ -106,11 +114,12 @@ def check_head(config: RunConfig, head: HeadConfig, num_classes: int, ranks: Ran
         head: its section `head`.
         num_classes: identities of the run's set.
         ranks: this process among the job's.
+        key: for messages, where another key of the recipe stands for `start.head`.
 
     Raises:
         UserError, WorkError: as `start_head`, where the start itself is at fault.
     """
-    source = open_head_source(Path(str(config.start.head)), config.run_dir, ranks)
+    source = open_head_source(Path(str(config.start.head)), config.run_dir, ranks, key=key)
     check_same_rows(source, head, config.backbone.embedding_dim)
     return _join(config, source, num_classes)
 
@@ -125,8 +134,8 @@ def _join(config: RunConfig, source: HeadSource, classes: int) -> Join:
     where = " or ".join(str(each) for each in (config.data.path, *(other.path for other in config.data.mix)))
     if new is None:
         raise UserError(
-            f"start.head carries rows by name, and there is no {IDENTITIES_NAME} in {where}; write the set with "
-            "`headcount prep`, or start without start.head"
+            f"{source.key} carries rows by name, and there is no {IDENTITIES_NAME} in {where}; write the set with "
+            f"`headcount prep`, or start without {source.key}"
         )
     mixed = "merge the sets of data.mix with `headcount prep merge`, or " if config.data.mix else ""
     join = join_by_name(
@@ -135,8 +144,8 @@ def _join(config: RunConfig, source: HeadSource, classes: int) -> Join:
     )
     if not join.carried:
         raise UserError(
-            f"start.head: {source.path} and {where} have no identity in common: names there are like "
-            f"{_example(old)}, here like {_example(new)}; correct one of the two, or start without start.head"
+            f"{source.key}: {source.path} and {where} have no identity in common: names there are like "
+            f"{_example(old)}, here like {_example(new)}; correct one of the two, or start without {source.key}"
         )
     if join.new and config.start.new_rows == "embed" and config.start.backbone is None:
         raise UserError(
@@ -179,10 +188,10 @@ def _common_state(source: HeadSource, head: Head, ranks: Ranks) -> list[str]:
     there = {name: table.shape[1] for name, table in source.tables.items() if name != "centers"}
     if own == there:
         return list(own)
-    if ranks.rank == 0:
+    if own and ranks.rank == 0:
         logger.info(
             "the head's optimizer state (%s) starts from zero: %s has %s",
-            ", ".join(own) or "none",
+            ", ".join(own),
             source.path,
             ", ".join(there) or "none",
         )

@@ -54,6 +54,7 @@ class HeadSource:
     """A head that another one starts from.
 
     Attributes:
+        key: of the recipe that names it, for messages.
         path: of the checkpoint or file, for messages.
         classes: of the head.
         shape: of a class's row in `centers`.
@@ -63,6 +64,7 @@ class HeadSource:
         names: reads label and name of the identities.
     """
 
+    key: str
     path: Path
     classes: int
     shape: RowShape
@@ -77,31 +79,34 @@ def row_shape(head: HeadConfig, embedding_dim: int) -> RowShape:
     return RowShape(embedding_dim, head.centers_per_class, not MARGINS[head.margin].normalised)
 
 
-def open_head_source(path: Path, run_dir: Path, ranks: Ranks, checked: Path | None = None) -> HeadSource:
-    """What `start.head` names, opened on every rank. A collective, in which the ranks share the checking of files.
+def open_head_source(
+    path: Path, run_dir: Path, ranks: Ranks, checked: Path | None = None, key: str = "start.head"
+) -> HeadSource:
+    """What a key of the recipe names, opened on every rank. A collective: the ranks share the checking of files.
 
     Args:
         path: a run directory, one checkpoint, or exported centers.
         run_dir: of the run that starts.
         ranks: this process among the job's.
         checked: what `find_place` has found there before; None if nothing has looked yet.
+        key: of the recipe that names it.
 
     Raises:
         UserError: nothing to start from is there, or it is the run that starts.
         WorkError: a damaged checkpoint or file.
     """
     if checked is None:
-        checked = find_place("start.head", path, run_dir, f"exported centers (NAME{CENTERS_SUFFIX})", ranks)
-    return ranks.agree(lambda: _of_checkpoint(checked) if checked.is_dir() else _of_file(checked))
+        checked = find_place(key, path, run_dir, f"exported centers (NAME{CENTERS_SUFFIX})", ranks)
+    return ranks.agree(lambda: _of_checkpoint(checked, key) if checked.is_dir() else _of_file(checked, key))
 
 
-def _of_checkpoint(checkpoint: Path) -> HeadSource:
+def _of_checkpoint(checkpoint: Path, key: str) -> HeadSource:
     run_dir = checkpoint.resolve().parent.parent
     progress = read_progress(checkpoint)
     config = load_config(run_dir / CONFIG_NAME)
     if config.head is None:
         raise UserError(
-            f"start.head: {run_dir} was trained without a head (head: null); start.backbone alone can take that run"
+            f"{key}: {run_dir} was trained without a head (head: null); start.backbone alone can take that run"
         )
     stored = read_tensors(checkpoint)
     specs = build_tables(config.head, row_width(config.head, config.backbone.embedding_dim))
@@ -115,10 +120,11 @@ def _of_checkpoint(checkpoint: Path) -> HeadSource:
         expected = (progress.num_classes, spec.width)
         if spec.name in tables and tables[spec.name].shape != expected:
             raise UserError(
-                f"start.head: checkpoint {checkpoint}: head.{spec.name} is {list(tables[spec.name].shape)}, expected "
+                f"{key}: checkpoint {checkpoint}: head.{spec.name} is {list(tables[spec.name].shape)}, expected "
                 f"{list(expected)} by the {CONFIG_NAME} of its run; bring back the one that it was trained with"
             )
     return HeadSource(
+        key,
         checkpoint,
         progress.num_classes,
         row_shape(config.head, config.backbone.embedding_dim),
@@ -129,10 +135,11 @@ def _of_checkpoint(checkpoint: Path) -> HeadSource:
     )
 
 
-def _of_file(path: Path) -> HeadSource:
+def _of_file(path: Path, key: str) -> HeadSource:
     centers, names = centers_beside(path)
     table = ExportedCenters(centers)
     return HeadSource(
+        key,
         centers,
         table.shape[0],
         RowShape(table.embedding_dim, table.centers_per_class, biased=False),
@@ -158,7 +165,11 @@ def check_same_rows(source: HeadSource, head: HeadConfig, embedding_dim: int) ->
         bias = {True: "have a bias, as those of head.margin=softmax", False: "have none"}
         differences.append(f"rows there {bias[there.biased]}, here head.margin={head.margin}: they {bias[here.biased]}")
     if differences:
+        lengths = there.embedding_dim != here.embedding_dim and source.key == "start.head"
+        projected = (
+            "; a teacher of another length is followed through a projection: objectives.distill" if lengths else ""
+        )
         raise UserError(
-            f"start.head: the rows of {source.path} do not fit: {'; '.join(differences)}; take the same values, or "
-            "start without start.head"
+            f"{source.key}: the rows of {source.path} do not fit: {'; '.join(differences)}; take the same values, or "
+            f"start without {source.key}{projected}"
         )

@@ -21,6 +21,7 @@ from dist_train.data.foreign import write_index
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
 from dist_train.errors import WorkError
 from dist_train.evaluate.config import EvaluateConfig
+from dist_train.objectives.check import dry_objectives
 from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.ranks import Ranks
 from dist_train.train.build import open_training
@@ -38,29 +39,39 @@ class DryStep:
         loss: before the step.
         gradient_norm: L2 norm of the backbone's gradient.
         seconds: of the step, without building the network.
+        left_out: objectives that need the run's own identities or pictures.
     """
 
     pictures: int
     loss: float
     gradient_norm: float
     seconds: float
+    left_out: tuple[str, ...]
 
 
-def dry_step(config: RunConfig, image_size: int) -> DryStep:
+def dry_step(config: RunConfig, image_size: int) -> DryStep | None:
     """Train one step as `config` says, by the same code as a run, and leave nothing behind.
 
     Augmentation, backbone, margin, sampling, both optimizers, clipping and the moving average are the recipe's. Size is
     not: two pictures (or two classes, where batches are made by class) out of a hundred classes. Nor is what a CPU
-    without other ranks cannot do: it is float32, one rank, one set, no compilation.
+    without other ranks cannot do: it is float32, one rank, one set, no compilation. A teaching network does so here,
+    too; terms over the identities of another run, and stored embeddings, are left out.
 
     Args:
         config: the recipe; its set, run directory and evaluation sets are not touched.
         image_size: side of the pictures in pixels.
 
+    Returns:
+        What the step gave; None where nothing is left to train by.
+
     Raises:
         UserError: a combination of values that the parts refuse.
         WorkError: the loss or the gradient is not finite.
     """
+    objectives, left_out = dry_objectives(config)
+    if config.head is None and not any(section.weight for section in objectives.given().values()):
+        return None
+    config = config.model_copy(update={"objectives": objectives})
     with tempfile.TemporaryDirectory(prefix="headcount-check-") as name, _one_thread():
         small = _small(config, Path(name), image_size)
         pictures = small.train.global_batch_size
@@ -72,7 +83,7 @@ def dry_step(config: RunConfig, image_size: int) -> DryStep:
             seconds = time.monotonic() - began
             if not math.isfinite(loss):
                 raise WorkError(f"dry step: loss {loss}, expected a finite number; what was not finite stands above")
-            return DryStep(pictures, loss, float(loop.gradient_norm), seconds)
+            return DryStep(pictures, loss, float(loop.gradient_norm), seconds, tuple(left_out))
 
 
 @contextmanager

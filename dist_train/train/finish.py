@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
+from dist_train.checkpoint.load import found_checkpoint
 from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.report import RunReport, Sample, write_report
@@ -87,16 +89,27 @@ def _export(config: RunConfig, outcome: Outcome) -> dict[str, float]:
     from dist_train.export.onnx import compare_onnx, export_onnx
 
     backbone = outcome.backbone.cpu()
+    compatible = {COMPATIBLE_KEY: older} if (older := _compatible_with(config)) else {}
     exported = export_onnx(
         backbone,
         outcome.image_size,
         config.run_dir / ONNX_NAME,
         normalize_inside=config.export.normalize_inside,
         opset=config.export.opset,
-        origin={"run": config.run_dir.name, "step": str(outcome.step)},
+        origin={"run": config.run_dir.name, "step": str(outcome.step)} | compatible,
     )
     difference, cosine = compare_onnx(exported.path, backbone, outcome.samples[: config.export.check_images].cpu())
     return {"onnx_max_abs_diff": difference, "onnx_min_cosine": cosine}
+
+
+def _compatible_with(config: RunConfig) -> str:
+    """SHA-256 of the older network that the run's last checkpoint was trained to be compatible with; empty for none."""
+    if config.objectives.compatible_with is None:
+        return ""
+    try:
+        return compatible_with(found_checkpoint(config.run_dir))
+    except (UserError, WorkError):  # the checkpoint could not be written, which is said elsewhere
+        return ""
 
 
 def _publish(run_dir: Path, report: RunReport, started: float) -> dict[str, str]:
@@ -129,6 +142,8 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
     started = {key: value for line in history[:1] for key, value in line.items() if key.startswith(START_FIGURES)}
     if started:
         summary["start"] = {key.removeprefix(START_FIGURES): value for key, value in started.items()}
+    if older := _compatible_with(config):
+        summary[COMPATIBLE_KEY] = older
     first = next((result for result in found.verification if result.accuracy is not None), None)
     if first is not None and first.accuracy is not None and first.accuracy_std is not None:
         summary["verification_accuracy"] = round(first.accuracy, 5)

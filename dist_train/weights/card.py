@@ -10,6 +10,7 @@ from typing import cast
 import yaml
 
 from dist_train.backbones.registry import BACKBONES
+from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
 from dist_train.checkpoint.store import Progress
 from dist_train.config import RunConfig, differences, dump_config
 from dist_train.data.alignment import TEMPLATE_112
@@ -40,18 +41,21 @@ class Parent:
         config: the run's recipe.
         progress: where the run stood.
         summary: figures of the run, of the same step; empty where it has none.
+        compatible_with: SHA-256 of the older network that embeddings can be compared with those of; empty for none.
     """
 
     run: str
     config: RunConfig
     progress: Progress
     summary: dict[str, object] = field(default_factory=dict)
+    compatible_with: str = ""
 
     @classmethod
     def of(cls, checkpoint: Path, config: RunConfig, progress: Progress) -> "Parent":
         """Read what the run's directory says of the checkpoint."""
         run_dir = checkpoint.absolute().parent.parent
-        return cls(run_dir.name, config, progress, _read_summary(run_dir, progress.step))
+        summary = _read_summary(run_dir, progress.step)
+        return cls(run_dir.name, config, progress, summary, compatible_with(checkpoint))
 
     def __str__(self) -> str:
         return f"{self.run}, step {self.progress.step}"
@@ -83,6 +87,12 @@ class Card:
         first = self.parents[0]
         return Convention.of_ours(first.progress.image_size, first.config.backbone.embedding_dim)
 
+    @property
+    def compatible_with(self) -> str:
+        """SHA-256 of the older network that every checkpoint was trained to be compatible with; empty for none."""
+        found = {each.compatible_with for each in self.parents}
+        return found.pop() if len(found) == 1 else ""
+
     def header(self) -> dict[str, str]:
         """The facts that a program may need, for the header of a safetensors file."""
         config = self.parents[0].config
@@ -94,6 +104,8 @@ class Card:
             "parents": "; ".join(map(str, self.parents)),
             "data_digest": "; ".join(dict.fromkeys(shown_start(each.progress.data_digest) for each in self.parents)),
         }
+        if self.compatible_with:
+            facts[COMPATIBLE_KEY] = self.compatible_with
         return facts if len(self.parents) > 1 else facts | {"recipe": dump_config(config)}
 
     def text(self) -> str:
@@ -120,6 +132,9 @@ class Card:
             what = "trained on" if len(self.parents) == 1 else escaped(str(each))
             digest = escaped(shown_start(each.progress.data_digest))
             rows.append((what, f"{each.progress.num_classes:,} identities{counted}, set {digest}"))
+        if self.compatible_with:
+            older = f"embeddings can be searched in galleries of the network with SHA-256 {self.compatible_with}"
+            rows.append(("compatible", older))
         return rows + [(escaped(name), escaped(value)) for name, value in self.notes.items()]
 
     def _input(self) -> str:

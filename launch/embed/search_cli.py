@@ -61,7 +61,7 @@ def build(
 def query(
     gallery: Annotated[Path, typer.Argument(help="directory of the gallery")],
     photo: Annotated[Path, typer.Argument(help="photo to search the gallery with")],
-    model: Annotated[Path, typer.Option(help="model that the gallery was embedded with")],
+    model: Annotated[Path, typer.Option(help="model that the gallery was embedded with, or one compatible with it")],
     align: Annotated[
         bool | None,
         typer.Option("--align/--no-align", help="whether the face is found and aligned; by default as for the gallery"),
@@ -129,7 +129,10 @@ def _check_model(gallery: "Gallery", model: "Model") -> None:
             f"model {model.name} gives embeddings of {model.embedding_dim} numbers, gallery {gallery.directory} holds "
             f"{gallery.embedding_dim}; give the model that it was embedded with: {made_by['model']['name']}"
         )
-    if (digest := model.digest()) != made_by["model"]["sha256"]:
+    digest = model.digest()
+    if digest != made_by["model"]["sha256"] and model.compatible_with() == made_by["model"]["sha256"]:
+        echo(f"model {model.name} was trained to be compatible with the gallery's, {made_by['model']['name']}")
+    elif digest != made_by["model"]["sha256"]:
         raise UserError(
             f"gallery {gallery.directory} was embedded with model {made_by['model']['name']} (SHA-256 "
             f"{made_by['model']['sha256'][:12]}), --model is {model.name} ({digest[:12]}); their embeddings cannot be "
