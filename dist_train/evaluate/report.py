@@ -15,6 +15,7 @@ from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.kinds import result_sections
+from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.sections import Section, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
@@ -57,6 +58,7 @@ class RunReport:
         subtitle: a line under the headline.
         ijb: results by set.
         distractors: results by set.
+        knn: results by set.
     """
 
     title: str
@@ -68,12 +70,18 @@ class RunReport:
     subtitle: str = ""
     ijb: Sequence[IjbResult] = ()
     distractors: Sequence[DistractorResult] = ()
+    knn: Sequence[KnnResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
         """The sections with plots and pictures; drawn once, however often the report is written."""
         scores = ModelScores(
-            "", list(self.verification), list(self.identification), list(self.ijb), list(self.distractors)
+            "",
+            list(self.verification),
+            list(self.identification),
+            list(self.ijb),
+            list(self.distractors),
+            list(self.knn),
         )
         curves = [plots.plot_history(self.history, *entry) for entry in _HISTORY]
         return [

@@ -57,6 +57,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             identification=found.identification,
             ijb=found.ijb,
             distractors=found.distractors,
+            knn=found.knn,
             samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
         )
         missing = _publish(config.run_dir, report, started)
@@ -140,4 +141,6 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
     if found.distractors:
         first_search = found.distractors[0]
         summary["rank1_among_distractors"] = {str(n): round(share, 5) for n, share in first_search.rank1.items()}
+    if found.knn:
+        summary["knn_accuracy"] = round(found.knn[0].accuracy, 5)
     return summary
