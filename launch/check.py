@@ -82,6 +82,8 @@ def check(config: RunConfig) -> None:
 
 
 def _losses(config: RunConfig) -> str:
+    if config.program == "contrast":
+        return config.program
     margin = [] if config.head is None else [config.head.margin]
     return " + ".join([*margin, *config.objectives.given()])
 
