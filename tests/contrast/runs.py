@@ -90,7 +90,7 @@ def plain_step(program, batch, *, seed, step, temperature, queue=None):
         own = logits.diagonal()[:BATCH]
         total = total + 2 * temperature * (logits.exp().sum(dim=1).log() - own).mean()
     total.backward()
-    return float(total), {name: weight.grad.numpy() for name, weight in network.named_parameters()}
+    return float(total.detach()), {name: weight.grad.numpy() for name, weight in network.named_parameters()}
 
 
 def all_of(batches):
