@@ -1,7 +1,7 @@
 """What contrastive training puts behind a backbone: a projector, and for queries a predictor.
 
-Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers" (ICCV 2021), MoCo v3, section 4.2: a
-projector of three layers and a predictor of two, BatchNorm after each layer but the predictor's last, no biases.
+Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers" (ICCV 2021), MoCo v3, section 5: for
+transformers a projector of three layers and a predictor of two, BatchNorm after each, no biases. Any backbone has them.
 """
 
 from collections.abc import Iterator
@@ -15,26 +15,25 @@ PROJECTOR_LAYERS = 3
 PREDICTOR_LAYERS = 2
 
 
-def perceptron(layers: int, dim_in: int, hidden_dim: int, dim_out: int, *, ends_normed: bool) -> nn.Sequential:
-    """Linear layers with BatchNorm and ReLU between them: [B, dim_in] -> [B, dim_out].
+def perceptron(layers: int, dim_in: int, hidden_dim: int, dim_out: int) -> nn.Sequential:
+    """Linear layers, each with BatchNorm, ReLU between them: [B, dim_in] -> [B, dim_out].
+
+    The last BatchNorm has no parameters, as the embedding's of this field's networks.
 
     Args:
         layers: linear ones.
         dim_in: numbers of an input.
         hidden_dim: of what lies between two layers.
         dim_out: of an output.
-        ends_normed: a BatchNorm without parameters comes last.
     """
 
     def modules() -> Iterator[nn.Module]:
         for layer in range(layers):
             last = layer == layers - 1
             yield nn.Linear(hidden_dim if layer else dim_in, dim_out if last else hidden_dim, bias=False)
+            yield nn.BatchNorm1d(dim_out, affine=False) if last else nn.BatchNorm1d(hidden_dim)
             if not last:
-                yield nn.BatchNorm1d(hidden_dim)
                 yield nn.ReLU(inplace=True)
-            elif ends_normed:
-                yield nn.BatchNorm1d(dim_out, affine=False)
 
     return nn.Sequential(*modules())
 
@@ -52,8 +51,8 @@ class QueryNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, embedding_dim: int, hidden_dim: int, projection_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = perceptron(PROJECTOR_LAYERS, embedding_dim, hidden_dim, projection_dim, ends_normed=True)
-        self.predictor = perceptron(PREDICTOR_LAYERS, projection_dim, hidden_dim, projection_dim, ends_normed=False)
+        self.projector = perceptron(PROJECTOR_LAYERS, embedding_dim, hidden_dim, projection_dim)
+        self.predictor = perceptron(PREDICTOR_LAYERS, projection_dim, hidden_dim, projection_dim)
         self.memory_format: torch.memory_format = memory_format(backbone)
 
     def parts(self) -> dict[str, list[str]]:

@@ -77,7 +77,7 @@ def plain_step(program, batch, *, seed, step, temperature, queue=None):
 
     keys = []
     for view in views:
-        made = torch.empty(BATCH, program.network.predictor[-1].out_features, dtype=torch.float64)
+        made = torch.empty(BATCH, program.network.predictor[3].out_features, dtype=torch.float64)
         with torch.no_grad():
             for group in order.split(MICRO):
                 made[group] = slow.projector(slow.backbone(view[group]))
