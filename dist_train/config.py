@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dist_train.backbones.config import AnyBackboneConfig, backbone_section, section_class
+from dist_train.contrast.config import ContrastConfig, check_without_labels
 from dist_train.data.config import DataConfig
 from dist_train.errors import UserError
 from dist_train.evaluate.config import EvaluateConfig
@@ -181,11 +182,17 @@ class RunConfig(Section):
 
     run_dir: Path = Field(description="directory to which the run writes everything")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
+    program: Literal["recognition", "contrast"] = Field(
+        "recognition",
+        description="what is trained: a backbone that recognises by a head and objectives, or one that only learns to "
+        "find the other view of a picture, without labels (contrast)",
+    )
     data: DataConfig
     start: StartConfig = Field(default_factory=StartConfig)
     backbone: AnyBackboneConfig = Field(default_factory=lambda: backbone_section({}))
     head: HeadConfig | None = Field(default_factory=HeadConfig)
     objectives: ObjectivesConfig = Field(default_factory=ObjectivesConfig)
+    contrast: ContrastConfig = Field(default_factory=ContrastConfig)
     train: TrainConfig
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -196,9 +203,26 @@ class RunConfig(Section):
         (), max_length=MOST_PHASES, description="what changes at given steps, in rising order; see docs/phases.md"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_head_without_labels(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a recipe holds
+        """Pre-training has no head, which its recipes need not say."""
+        if isinstance(values, dict) and values.get("program") == "contrast":
+            return {"head": None} | values
+        return values
+
+    @model_validator(mode="after")
+    def _without_labels(self) -> "RunConfig":
+        if self.program == "contrast":
+            check_without_labels(self.head, self.objectives, self.data, self.start)
+            for key, plain in (("strategy", "ddp"), ("ema_decay", None)):
+                if getattr(self.train, key) != plain:
+                    raise ValueError(f"program: contrast knows only train.{key}={plain or 'null'}")
+        return self
+
     @model_validator(mode="after")
     def _something_to_learn(self) -> "RunConfig":
-        if self.head is None:
+        if self.head is None and self.program == "recognition":
             if not any(section.weight for section in self.objectives.given().values()):
                 raise ValueError(
                     "head: null leaves nothing to train by; add an objective, e.g. objectives: {triplet: {}}"

@@ -116,6 +116,8 @@ def _about_step(config: RunConfig, phase: str, image_size: int, step: DryStep | 
 
 
 def _losses(config: RunConfig) -> str:
+    if config.program == "contrast":
+        return config.program
     margin = [] if config.head is None else [config.head.margin]
     return " + ".join([*margin, *config.objectives.given()])
 

@@ -27,6 +27,7 @@ ORDER = (
     "backbones",
     "head",
     "replica",
+    "contrast",
     "checkpoint",
     "weights",
     "start",
@@ -40,7 +41,8 @@ ORDER = (
 # Modules that stand below their rooms: sections of recipes, whose base the recipe is, their registries, what a file
 # states of itself, and the arithmetic of grey levels.
 SECTIONS = {
-    f"dist_train.{room}.config" for room in ("backbones", "data", "evaluate", "export", "head", "objectives", "start")
+    f"dist_train.{room}.config"
+    for room in ("backbones", "contrast", "data", "evaluate", "export", "head", "objectives", "start")
 }
 SECTIONS |= {
     "dist_train.objectives.config",

@@ -35,6 +35,7 @@ class BatchPlan(NamedTuple):
         global_batch: samples per step over all ranks.
         image_size: side of the pictures in pixels.
         class_index: directory of the samples sorted by class, where the order needs that.
+        views: pictures made of each sample, each by augmentation draws of its own.
     """
 
     sets: tuple[ImageSet, ...]
@@ -43,6 +44,7 @@ class BatchPlan(NamedTuple):
     global_batch: int
     image_size: int
     class_index: str = ""
+    views: int = 1
 
 
 def build_order(plan: BatchPlan) -> Order:
@@ -84,19 +86,19 @@ class Assembler:
         self._plan = plan
         self.order = build_order(plan)
         self.reader = open_reader(plan)
-        self._augmenter = Augmenter(plan.image_size)
+        self._augmenters = [Augmenter(plan.image_size) for _ in range(plan.views)]
 
-    def draw(self, places: SamplePlaces) -> Augmentation:
-        """Augmentation parameters of some places."""
+    def draw(self, places: SamplePlaces, view: int) -> Augmentation:
+        """Augmentation parameters of some places in a view."""
         config = self._plan.config.augment
-        return draw(config, self._plan.seed, places.epoch, places.offset, self._plan.image_size)
+        return draw(config, self._plan.seed, places.epoch, places.offset, self._plan.image_size, view)
 
     def fill(self, positions: Ints, images: Pixels, labels: Ints, sources: Ints) -> list[BadSample]:
         """Write the samples at `positions` [n], and where they come from.
 
         Args:
             positions: in the sample order, [n].
-            images: takes the pictures, [n, 3, size, size], red first.
+            images: takes the pictures of each view, [views, n, 3, size, size], red first.
             labels: takes their classes, [n].
             sources: takes the numbers of the sets that they were read from, [n].
 
@@ -107,11 +109,14 @@ class Assembler:
             WorkError: nothing but bad samples follow a position.
         """
         places = self.order.locate(positions)
-        self._augmenter.load(self.draw(places))
+        for view, augmenter in enumerate(self._augmenters):
+            augmenter.load(self.draw(places, view))
 
         def put(row: int, shard: int, sample: int) -> None:
             raw = self.reader.read(shard, sample)
-            self._augmenter.apply(decode(raw.image, raw.set_px), row, images[row])
+            picture = decode(raw.image, raw.set_px)
+            for view, augmenter in enumerate(self._augmenters):
+                augmenter.apply(picture, row, images[view, row])
             labels[row], sources[row] = raw.label, raw.source
 
         return self.walk(positions, places, put)

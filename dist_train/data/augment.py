@@ -1,4 +1,4 @@
-"""Augmentation parameters: one row of numbers per sample, drawn from its (seed, epoch, index).
+"""Augmentation parameters: one row of numbers per sample, drawn from its (seed, epoch, index, view).
 
 The rows, not the pictures, are what backends share: OpenCV and DALI apply the same affine map, colour matrix and so on.
 All geometry is one affine map and all colour is one matrix, so a picture is resampled once.
@@ -45,10 +45,10 @@ class Augmentation(NamedTuple):
     box: Ints
 
 
-def draw(config: AugmentConfig, seed: int, epochs: Ints, indices: Ints, size_px: int) -> Augmentation:
-    """Parameters of the samples at (`epochs`, `indices`), both [n], for pictures of side `size_px`."""
+def draw(config: AugmentConfig, seed: int, epochs: Ints, indices: Ints, size_px: int, view: int = 0) -> Augmentation:
+    """Parameters of the samples at (`epochs`, `indices`), both [n], in a `view`, for pictures of side `size_px`."""
     rare = config.low_resolution or config.blur or config.jpeg or config.erase
-    drawn = uniforms(seed, _STREAM, epochs, indices, _DRAWS if rare else _COMMON_DRAWS)
+    drawn = uniforms(seed, _STREAM, epochs, indices, _DRAWS if rare else _COMMON_DRAWS, view)
     u = np.ones((_DRAWS, len(indices)))
     u[: drawn.shape[1]] = drawn.T  # [20, n]
     flip = np.where(u[0] < config.flip, -1.0, 1.0)

@@ -25,6 +25,8 @@ class Batch(NamedTuple):
         host_labels: the labels on the CPU, for whoever must know them before the device has worked off its queue.
         source: int64 [B], the set that each sample was read from, on the CPU: 0 for `data.path`, n for the n-th set of
             `data.mix`. A bad sample's replacement may come from another set than the order had there.
+        other: like `images`, the second view of the same samples under augmentation draws of its own; None where the
+            loader makes one view.
     """
 
     images: Tensor
@@ -32,10 +34,12 @@ class Batch(NamedTuple):
     positions: Tensor
     host_labels: Tensor
     source: Tensor
+    other: Tensor | None = None
 
     def chunk(self, count: int) -> "list[Batch]":
         """The batch cut into `count` micro-batches, in order."""
-        return [Batch(*fields) for fields in zip(*(field.chunk(count) for field in self), strict=True)]
+        fields = [[None] * count if field is None else field.chunk(count) for field in self]
+        return [Batch(*parts) for parts in zip(*fields, strict=False)]
 
 
 class _Pooled:
@@ -72,22 +76,28 @@ class Transfer:
         labels: NDArray[np.int64],
         positions: NDArray[np.int64],
         sources: NDArray[np.int64],
+        other: NDArray[np.uint8] | Tensor | None = None,
     ) -> Batch:
-        """A batch that shares no memory with `images` [B, 3, S, S], `labels`, `positions` or `sources` [B]."""
-        pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
+        """A batch that shares no memory with `images`, `other` [B, 3, S, S], `labels`, `positions` or `sources` [B]."""
         on_host = (labels, positions, sources)
         host_labels, host_positions, host_sources = (torch.from_numpy(values.copy()) for values in on_host)
+        near_labels = host_labels if self._device.type == "cpu" else host_labels.to(self._device)
+        second = None if other is None else self._floats(other)
+        return Batch(self._floats(images), near_labels, host_positions, host_labels, host_sources, second)
+
+    def _floats(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Pictures [B, 3, S, S] on the device, normalised."""
+        pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
         if self._device.type == "cpu":
-            out = torch.from_numpy(self._array(tuple(images.shape)))
+            out = torch.from_numpy(self._array(tuple(pixels.shape)))
             for part, part_out in zip(pixels.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
                 normalise(part, part_out)
-            return Batch(out, host_labels, host_positions, host_labels, host_sources)
+            return out
         if self._device.type == "cuda" and pixels.device.type == "cpu":
             # The pinned copy may be dropped at once: its allocator waits for the transfer before reusing it.
             pixels = pixels.pin_memory()
         # Blocking where memory is not pinned: the caller's arrays may change as soon as this returns.
-        pixels = pixels.to(self._device, non_blocking=pixels.is_pinned())
-        return Batch(normalise(pixels), host_labels.to(self._device), host_positions, host_labels, host_sources)
+        return normalise(pixels.to(self._device, non_blocking=pixels.is_pinned()))
 
     def _array(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         # A fresh array would cost ten times the normalisation, in page faults.

@@ -38,6 +38,13 @@ class AugmentConfig(Section):
         0.5, gt=0, le=1, description="largest side of the erased rectangle, as a share of the picture's side"
     )
 
+    @property
+    def varies(self) -> bool:
+        """Whether two draws of a picture may differ in more than a flip."""
+        strengths = self.rotation, self.brightness, self.contrast, self.saturation
+        rare = self.low_resolution, self.blur, self.jpeg, self.erase
+        return self.crop < 1 or any(strengths) or any(rare) or 0 < self.grey < 1
+
 
 class SourceConfig(Section):
     """A further set that is mixed in."""

@@ -38,14 +38,14 @@ def philox(seed: int, counter: tuple[UInts | np.uint64 | int, ...]) -> UInts:
     return np.stack([x0, x1, x2, x3], axis=-1)
 
 
-def uniforms(seed: int, stream: int, epochs: Ints, indices: Ints, count: int) -> NDArray[np.float64]:
-    """`count` uniform numbers in [0, 1) for each (epoch, index): [n] and [n] -> [n, count]."""
+def uniforms(seed: int, stream: int, epochs: Ints, indices: Ints, count: int, series: int = 0) -> NDArray[np.float64]:
+    """`count` uniform numbers in [0, 1) for each (epoch, index), others in each `series`: [n] and [n] -> [n, count]."""
     low = indices.astype(np.uint64)[:, None]  # [n, 1]
     high = epochs.astype(np.uint64)[:, None]
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)[None, :]  # [1, blocks]
     # 48 bits of index, 32 of epoch, 16 of stream and block: 128 in all.
     tail = ((low >> _HALF) << np.uint64(16)) | (np.uint64(stream) << np.uint64(8)) | blocks
-    words = philox(seed, (low, high, tail, np.uint64(0)))  # [n, blocks, 4]
+    words = philox(seed, (low, high, tail, np.uint64(series)))  # [n, blocks, 4]
     return words.reshape(len(indices), -1)[:, :count].astype(np.float64) * 2.0**-32
 
 

@@ -22,7 +22,7 @@ from dist_train.data.counters import Ints
 from dist_train.data.exchange import positions_of
 from dist_train.data.opencv import ERASED, check_square, decode
 from dist_train.data.pictures import Pixels
-from dist_train.data.pool import Finished
+from dist_train.data.pool import Finished, second
 from dist_train.data.shards import RawSample
 from dist_train.errors import WorkError
 
@@ -69,6 +69,7 @@ class DaliProducer:
             self._plan.config.augment,
             self._plan.image_size,
             self._device.type == "cuda",
+            self._plan.views,
             batch_size=self._batch_size,
             num_threads=_THREADS,
             device_id=(self._device.index or 0) if self._device.type == "cuda" else None,
@@ -95,12 +96,13 @@ class DaliProducer:
         # On a GPU the outputs are bound to torch's stream: neither side waits for the other on the host.
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
-            (output,) = self._pipeline.share_outputs(cuda_stream=stream)
+            outputs = self._pipeline.share_outputs(cuda_stream=stream)
         except RuntimeError as error:
             return self._fall_back(batch, error)
-        images = torch.from_dlpack(output.as_tensor())  # uint8 [B, 3, S, S]; it keeps DALI's buffer alive
+        # uint8 [B, 3, S, S] each; they keep DALI's buffers alive
+        images, *others = (torch.from_dlpack(output.as_tensor()) for output in outputs)
         self._pipeline.release_outputs()
-        return Finished(images, batch.labels, batch.positions, batch.sources, batch.bad)
+        return Finished(images, batch.labels, batch.positions, batch.sources, batch.bad, others[0] if others else None)
 
     def _wait(self, future: "Future[_Gathered]") -> _Gathered:
         begin = time.monotonic()
@@ -131,12 +133,13 @@ class DaliProducer:
         rest, self._running = self._running, deque()
         for each in rest:
             self._schedule(each)
-        images = np.empty((self._batch_size, 3, self._plan.image_size, self._plan.image_size), dtype=np.uint8)
+        size_px = self._plan.image_size
+        images = np.empty((self._plan.views, self._batch_size, 3, size_px, size_px), dtype=np.uint8)
         labels, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(2))
         assembler = Assembler(self._plan)  # the thread that reads ahead uses the other one
         bad = assembler.fill(batch.positions, images, labels, sources)
         assembler.close()
-        return Finished(images, labels, batch.positions, sources, bad)
+        return Finished(images[0], labels, batch.positions, sources, bad, second(images))
 
     def _gather(self, first: int) -> _Gathered:
         positions = positions_of(first, 0, self._batch_size)
@@ -152,8 +155,10 @@ class DaliProducer:
 
         places = self._assembler.order.locate(positions)
         bad = self._assembler.walk(positions, places, put)
-        parameters = self._assembler.draw(places)
-        inputs = _inputs(self._plan.config.augment, parameters, sides, self._plan.image_size)
+        inputs = {}
+        for view in range(self._plan.views):
+            parameters = self._assembler.draw(places, view)
+            inputs |= _inputs(self._plan.config.augment, parameters, sides, self._plan.image_size, view)
         return _Gathered(encoded, labels, positions, sources, bad, inputs, samples)
 
     def close(self) -> None:
@@ -174,8 +179,8 @@ def _prepare(raw: RawSample, difficult: bool) -> tuple[Pixels, int]:
     return raw.image, header.width
 
 
-def _inputs(config: AugmentConfig, rows: Augmentation, sides: Ints, size_px: int) -> dict[str, NDArray[Any]]:
-    """The parameters in DALI's terms, by the names of the pipeline's inputs; each [n, ...]."""
+def _inputs(config: AugmentConfig, rows: Augmentation, sides: Ints, size_px: int, view: int) -> dict[str, NDArray[Any]]:
+    """The parameters of a view in DALI's terms, by the names of the pipeline's inputs; each [n, ...]."""
     inputs: dict[str, NDArray[Any]] = {
         "maps": pixel_maps(rows, sides, centre=0).astype(np.float32),  # [n, 2, 3]
         "sizes": np.repeat(rows.side[:, None], 2, axis=1).astype(np.float32),  # [n, 2]
@@ -193,7 +198,7 @@ def _inputs(config: AugmentConfig, rows: Augmentation, sides: Ints, size_px: int
     if config.erase:
         inputs["anchors"] = rows.box[:, 1::-1].astype(np.float32)  # [n, 2], top and left
         inputs["shapes"] = (rows.box[:, 3:1:-1] - rows.box[:, 1::-1]).astype(np.float32)  # [n, 2]
-    return inputs
+    return {f"{name}{view}": values for name, values in inputs.items()}
 
 
 def _has_colour(config: AugmentConfig) -> bool:
@@ -201,30 +206,35 @@ def _has_colour(config: AugmentConfig) -> bool:
 
 
 @pipeline_def(enable_conditionals=True)
-def _make_pipeline(config: AugmentConfig, size_px: int, gpu: bool) -> Any:  # noqa: ANN401  a DataNode has no stubs
+def _make_pipeline(config: AugmentConfig, size_px: int, gpu: bool, views: int) -> Any:  # noqa: ANN401  a DataNode has no stubs
     encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1)
-    maps = fn.external_source(name="maps", dtype=DALIDataType.FLOAT, ndim=2)
-    sizes = fn.external_source(name="sizes", dtype=DALIDataType.FLOAT, ndim=1)
-    picture: Any = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
+    picture = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=DALIImageType.RGB)
+    return tuple(_view(picture, config, size_px, view) for view in range(views))
+
+
+def _view(picture: Any, config: AugmentConfig, size_px: int, view: int) -> Any:  # noqa: ANN401  a DataNode has no stubs
+    """A view of a decoded picture, by the parameters of that view."""
+    maps = fn.external_source(name=f"maps{view}", dtype=DALIDataType.FLOAT, ndim=2)
+    sizes = fn.external_source(name=f"sizes{view}", dtype=DALIDataType.FLOAT, ndim=1)
     picture = fn.warp_affine(picture, matrix=maps, size=sizes, fill_value=0)
     if config.low_resolution:
         picture = fn.resize(
             picture, resize_x=size_px, resize_y=size_px, interp_type=DALIInterpType.INTERP_LINEAR, antialias=False
         )
     if config.blur:
-        sigmas = fn.external_source(name="sigmas", dtype=DALIDataType.FLOAT, ndim=0)
-        windows = fn.external_source(name="windows", dtype=DALIDataType.INT32, ndim=0)
+        sigmas = fn.external_source(name=f"sigmas{view}", dtype=DALIDataType.FLOAT, ndim=0)
+        windows = fn.external_source(name=f"windows{view}", dtype=DALIDataType.INT32, ndim=0)
         picture = fn.gaussian_blur(picture, sigma=sigmas, window_size=windows)
     if config.jpeg:
-        qualities = fn.external_source(name="qualities", dtype=DALIDataType.INT32, ndim=0)
+        qualities = fn.external_source(name=f"qualities{view}", dtype=DALIDataType.INT32, ndim=0)
         if qualities > 0:
             picture = fn.jpeg_compression_distortion(picture, quality=qualities)
     if _has_colour(config):
-        colours = fn.external_source(name="colours", dtype=DALIDataType.FLOAT, ndim=2)
-        offsets = fn.external_source(name="offsets", dtype=DALIDataType.FLOAT, ndim=1)
+        colours = fn.external_source(name=f"colours{view}", dtype=DALIDataType.FLOAT, ndim=2)
+        offsets = fn.external_source(name=f"offsets{view}", dtype=DALIDataType.FLOAT, ndim=1)
         picture = fn.coord_transform(picture, M=colours, T=offsets, dtype=DALIDataType.UINT8)
     if config.erase:
-        anchors = fn.external_source(name="anchors", dtype=DALIDataType.FLOAT, ndim=1)
-        shapes = fn.external_source(name="shapes", dtype=DALIDataType.FLOAT, ndim=1)
+        anchors = fn.external_source(name=f"anchors{view}", dtype=DALIDataType.FLOAT, ndim=1)
+        shapes = fn.external_source(name=f"shapes{view}", dtype=DALIDataType.FLOAT, ndim=1)
         picture = fn.erase(picture, anchor=anchors, shape=shapes, axis_names="HW", fill_value=ERASED)
     return fn.transpose(picture, perm=[2, 0, 1])  # [H, W, 3] -> [3, H, W]

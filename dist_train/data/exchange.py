@@ -22,14 +22,14 @@ class Board:
     """Arrays over one piece of shared memory.
 
     Attributes:
-        images: uint8 [slots, B, 3, S, S], the pictures of the batches under way.
+        images: uint8 [slots, views, B, 3, S, S], the pictures of the batches under way.
         labels: int64 [slots, B].
         sources: int64 [slots, B], the set that each picture is from.
         working: int64 [workers, 2], the position each worker is at (-1: none) and since when, in nanoseconds.
     """
 
-    def __init__(self, memory: int, slots: int, batch_size: int, size_px: int, workers: int) -> None:
-        shapes = _shapes(slots, batch_size, size_px, workers)
+    def __init__(self, memory: int, slots: int, views: int, batch_size: int, size_px: int, workers: int) -> None:
+        shapes = _shapes(slots, views, batch_size, size_px, workers)
         self._map = mmap.mmap(memory, _bytes(shapes))
         arrays: list[Any] = []
         offset = 0
@@ -39,9 +39,9 @@ class Board:
         self.labels, self.sources, self.working, self.images = arrays
 
 
-def make_memory(slots: int, batch_size: int, size_px: int, workers: int) -> int:
+def make_memory(slots: int, views: int, batch_size: int, size_px: int, workers: int) -> int:
     """A new piece of memory for a `Board`, as a file descriptor; it goes when the last process closes it."""
-    size = _bytes(_shapes(slots, batch_size, size_px, workers))
+    size = _bytes(_shapes(slots, views, batch_size, size_px, workers))
     memory = anonymous_file("headcount-batches")
     os.ftruncate(memory, size)
     return memory
@@ -55,8 +55,8 @@ def anonymous_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def _shapes(slots: int, batch_size: int, size_px: int, workers: int) -> list[tuple[tuple[int, ...], type]]:
-    pictures = (slots, batch_size, 3, size_px, size_px)
+def _shapes(slots: int, views: int, batch_size: int, size_px: int, workers: int) -> list[tuple[tuple[int, ...], type]]:
+    pictures = (slots, views, batch_size, 3, size_px, size_px)
     numbers = ((slots, batch_size), np.int64)
     return [numbers, numbers, ((workers, 2), np.int64), (pictures, np.uint8)]
 

@@ -102,7 +102,7 @@ class Loader:
         begin = time.perf_counter()
         finished = self._producer.collect()
         self._bad_samples.add(len(finished.labels), finished.bad)
-        batch = self._transfer(finished.images, finished.labels, finished.positions, finished.sources)
+        batch = self._transfer(finished.images, finished.labels, finished.positions, finished.sources, finished.other)
         ahead = self._plan.config.prefetch * self._plan.global_batch
         self._producer.submit(self._position + ahead + self._offset)
         self._position += self._plan.global_batch
@@ -156,6 +156,7 @@ def build_loader(
     start_position: int = 0,
     device: torch.device | None = None,
     bad_samples_path: Path | None = None,
+    views: int = 1,
 ) -> Loader:
     """Open the sets of `config` and start at a position.
 
@@ -172,6 +173,7 @@ def build_loader(
         start_position: positions already consumed.
         device: where batches are wanted; default: CPU.
         bad_samples_path: file that bad samples are appended to, one JSON object a line.
+        views: 2 makes `Batch.other` too, of the same samples under other augmentation draws; 1 or 2.
 
     Raises:
         UserError: no set there, or one that is smaller than a global batch.
@@ -184,6 +186,7 @@ def build_loader(
         batch_size * world_size,
         config.image_size or sources.manifest.image_size,
         _class_index(config, sources, batch_size),
+        views,
     )
     order = build_order(plan)  # what is wrong with it is said before any process starts
     device = device or torch.device("cpu")

@@ -36,13 +36,22 @@ _GRACE_S = 2.0  # for workers to end by themselves
 
 
 class Finished(NamedTuple):
-    """A batch before it goes to the device; its arrays may be overwritten after the next `submit`."""
+    """A batch before it goes to the device; its arrays may be overwritten after the next `submit`.
+
+    `other` is the second view of the samples, where the plan has two.
+    """
 
     images: "NDArray[np.uint8] | Tensor"
     labels: Ints
     positions: Ints
     sources: Ints
     bad: list[BadSample]
+    other: "NDArray[np.uint8] | Tensor | None" = None
+
+
+def second(images: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """The second view among [views, B, 3, S, S], if there is one."""
+    return images[1] if len(images) > 1 else None
 
 
 class Producer(Protocol):
@@ -64,7 +73,7 @@ class LocalProducer:
     def __init__(self, plan: BatchPlan, batch_size: int) -> None:
         self._assembler = Assembler(plan)
         self._firsts: deque[int] = deque()
-        self._images = np.empty((batch_size, 3, plan.image_size, plan.image_size), dtype=np.uint8)
+        self._images = np.empty((plan.views, batch_size, 3, plan.image_size, plan.image_size), dtype=np.uint8)
         self._labels = np.empty(batch_size, dtype=np.int64)
         self._sources = np.empty_like(self._labels)
 
@@ -76,7 +85,7 @@ class LocalProducer:
         """Make the batch that was asked for first."""
         positions = positions_of(self._firsts.popleft(), 0, len(self._labels))
         bad = self._assembler.fill(positions, self._images, self._labels, self._sources)
-        return Finished(self._images, self._labels, positions, self._sources, bad)
+        return Finished(self._images[0], self._labels, positions, self._sources, bad, second(self._images))
 
     def close(self) -> None:
         """Close the shards."""
@@ -105,8 +114,8 @@ class WorkerPool:
         self._rest = b""
         self._looked = time.monotonic()
         self._workers: list[subprocess.Popen[bytes]] = []
-        memory = make_memory(slots, batch_size, plan.image_size, workers)
-        self._board = Board(memory, slots, batch_size, plan.image_size, workers)
+        memory = make_memory(slots, plan.views, batch_size, plan.image_size, workers)
+        self._board = Board(memory, slots, plan.views, batch_size, plan.image_size, workers)
         self._board.working[:, 0] = -1
         tasks_out, self._tasks = os.pipe()
         self._results, results_in = os.pipe()
@@ -161,7 +170,8 @@ class WorkerPool:
         positions = positions_of(batch.first, 0, self._batch_size)
         batch.bad.sort()
         board, slot = self._board, batch.slot
-        return Finished(board.images[slot], board.labels[slot], positions, board.sources[slot], batch.bad)
+        images = board.images[slot]
+        return Finished(images[0], board.labels[slot], positions, board.sources[slot], batch.bad, second(images))
 
     def _receive(self) -> None:
         try:

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     with os.fdopen(plan_fd, "rb") as file:
         plan, batch_size, slots, workers = pickle.load(file)
     try:
-        _serve(plan, Board(memory, slots, batch_size, plan.image_size, workers), tasks, results, number)
+        _serve(plan, Board(memory, slots, plan.views, batch_size, plan.image_size, workers), tasks, results, number)
     except BrokenPipeError:
         return 0  # the trainer has gone
     except (WorkError, UserError) as error:
@@ -47,7 +47,7 @@ def _serve(plan: BatchPlan, board: Board, tasks: int, results: int, number: int)
         first, slot, start, count = TASK.unpack(record)
         board.working[number] = (first + start, time.monotonic_ns())
         rows = slice(start, start + count)
-        arrays = (board.images[slot, rows], board.labels[slot, rows], board.sources[slot, rows])
+        arrays = (board.images[slot, :, rows], board.labels[slot, rows], board.sources[slot, rows])
         bad = assembler.fill(positions_of(first, start, count), *arrays)
         for each in bad:
             _send(results, ["bad", slot, *_shortened(each)])

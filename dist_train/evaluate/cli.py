@@ -37,6 +37,10 @@ def evaluate(
         Path | None,
         typer.Option(help="directory of shards of strangers, among whom the mates of other sets of shards are hidden"),
     ] = None,
+    knn: Annotated[
+        list[Path] | None,
+        typer.Option(help="directory of labelled shards, whose pictures their neighbours classify; repeat for more"),
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="file for the figures as JSON")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="file for an HTML report")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
@@ -75,16 +79,17 @@ def evaluate(
     if report is not None:
         require("report", "--report")
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
-    if not sets:
+    if not sets and not knn:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
-    check_names(sets)
+    for each in (sets or [], knn or []):
+        check_names(each)
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
     ranks = join_ranks(device, None)
     try:
         with ranks.first_speaks():
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
-            by_kind = _by_kind(sets, distractors)
+            by_kind = _by_kind(sets or [], distractors, knn or [])
             ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip) for model in opened]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
@@ -109,7 +114,7 @@ def _named(models: list["Model"]) -> list["Model"]:
     ]
 
 
-def _by_kind(sets: list[Path], distractors: Path | None) -> "EvaluateConfig":
+def _by_kind(sets: list[Path], distractors: Path | None, knn: list[Path]) -> "EvaluateConfig":
     """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
     from dist_train.evaluate.config import DistractorConfig, EvaluateConfig
     from dist_train.evaluate.ijb_layout import ijb_kind
@@ -122,6 +127,7 @@ def _by_kind(sets: list[Path], distractors: Path | None) -> "EvaluateConfig":
         ijb=tuple(layouts),
         identification=() if distractors else tuple(shards),
         distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards) if distractors else (),
+        knn=tuple(knn),
     )
 
 

@@ -45,13 +45,19 @@ class EvaluateConfig(Section):
     distractors: tuple[DistractorConfig, ...] = Field(
         (), description="searches among strangers, as MegaFace's: each a set and the strangers it is searched among"
     )
+    knn: tuple[Path, ...] = Field(
+        (),
+        description="labelled sets: directories of shards each of whose pictures is classified by its neighbours "
+        "among the others",
+    )
+    knn_neighbours: int = Field(20, ge=1, le=1000, description="k: how many nearest pictures vote in those sets")
     every_steps: int | None = Field(
         None, ge=1, description="steps between evaluations in training; null evaluates only at the end"
     )
     batch_size: int = Field(64, ge=1, le=8192, description="pictures in one forward pass of a rank")
     flip: bool = Field(True, description="whether the mirrored picture's embedding is added, as in published figures")
 
-    @field_validator("verification", "identification", "ijb")
+    @field_validator("verification", "identification", "ijb", "knn")
     @classmethod
     def _told_apart(cls, sets: tuple[Path, ...]) -> tuple[Path, ...]:
         try:

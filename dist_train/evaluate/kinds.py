@@ -17,6 +17,7 @@ from dist_train.evaluate.distractors import DistractorResult, evaluate_distracto
 from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
 from dist_train.evaluate.ijb import IjbResult, evaluate_ijb
 from dist_train.evaluate.ijb_layout import check_layout
+from dist_train.evaluate.knn import KnnResult, evaluate_knn
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.tables import ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult, evaluate_verification
@@ -34,6 +35,7 @@ class Judging(NamedTuple):
         batch_size: pictures per rank and forward pass.
         ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
+        neighbours: k of those that vote.
     """
 
     embed: EmbedFn
@@ -41,6 +43,7 @@ class Judging(NamedTuple):
     batch_size: int
     ranks: Ranks
     flip: bool
+    neighbours: int = 20
 
 
 class Kind(NamedTuple):
@@ -129,6 +132,11 @@ def _judge_distractors(entry: DistractorConfig, how: Judging) -> DistractorResul
     return evaluate_distractors(how.embed, entry.set, entry.strangers, *shared, flip=how.flip)
 
 
+def _judge_neighbours(path: Path, how: Judging) -> KnnResult:
+    shared = (how.image_size, how.batch_size, how.neighbours, how.ranks)
+    return evaluate_knn(how.embed, path, *shared, flip=how.flip)
+
+
 def _distractor_figures(result: DistractorResult) -> dict[str, float]:
     figures = {f"{result.name}/rank1_in_{count}": share for count, share in result.rank1.items()}
     return figures | {f"{result.name}/tar_at_far_{far:g}": tar.tar for far, tar in result.tar_at_far.items()}
@@ -174,5 +182,15 @@ KINDS = (
         score=lambda result: result.rank1[result.distractors],
         table=tables.distractor_table,
         sections=sections.distractor_sections,
+    ),
+    Kind(
+        "knn",
+        paths=_one,
+        check=_check_shards,
+        judge=_judge_neighbours,
+        figures=lambda result: {f"{result.name}/knn_accuracy": result.accuracy},
+        score=lambda result: result.accuracy,
+        table=tables.knn_table,
+        sections=sections.knn_sections,
     ),
 )

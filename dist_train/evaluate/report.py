@@ -15,6 +15,7 @@ from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.kinds import result_sections
+from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.sections import Section, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
@@ -58,6 +59,7 @@ class RunReport:
         ijb: results by set.
         distractors: results by set.
         phases: steps at which phases of training begin.
+        knn: results by set.
     """
 
     title: str
@@ -70,12 +72,18 @@ class RunReport:
     ijb: Sequence[IjbResult] = ()
     distractors: Sequence[DistractorResult] = ()
     phases: Sequence[int] = ()
+    knn: Sequence[KnnResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
         """The sections with plots and pictures; drawn once, however often the report is written."""
         scores = ModelScores(
-            "", list(self.verification), list(self.identification), list(self.ijb), list(self.distractors)
+            "",
+            list(self.verification),
+            list(self.identification),
+            list(self.ijb),
+            list(self.distractors),
+            list(self.knn),
         )
         entries = (*_HISTORY, *self._objectives())
         curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]

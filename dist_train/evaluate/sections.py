@@ -93,6 +93,13 @@ def distractor_sections(models: Sequence[ModelScores]) -> list[Section]:
     return [Section(table.title, note, [table], drawn)]
 
 
+def knn_sections(models: Sequence[ModelScores]) -> list[Section]:
+    """Classification by neighbours."""
+    table = tables.knn_table(models)
+    note = "Each picture is given the label that its nearest others in the set vote for, by exp(cosine / 0.07)."
+    return [] if table is None else [Section(table.title, note, [table])]
+
+
 def hard_sections(models: Sequence[ModelScores]) -> list[Section]:
     """The wrongly decided pairs of every model and set, as pictures."""
     return [

@@ -14,6 +14,7 @@ from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.ijb_layout import ijb_kind
 from dist_train.evaluate.kinds import KINDS, Judging
+from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.tables import ModelScores
 from dist_train.evaluate.verification import VerificationResult
 from dist_train.runtime.ranks import Ranks
@@ -27,13 +28,15 @@ class Evaluation:
     identification: list[IdentificationResult] = field(default_factory=list)
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
+    knn: list[KnnResult] = field(default_factory=list)
 
     @property
     def score(self) -> float:
         """One number to choose a checkpoint by, 0..1: the mean over the sets of the first kind that has a say.
 
         The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
-        identification, rank-1 among all distractors. Sets with one kind of pairs have no accuracy, and no say.
+        identification, rank-1 among all distractors, accuracy by neighbours. Sets with one kind of pairs have no
+        accuracy, and no say.
         """
         for kind in KINDS:
             values = [value for each in getattr(self, kind.name) if (value := kind.score(each)) is not None]
@@ -53,7 +56,7 @@ class Evaluation:
 
     def named(self, name: str) -> ModelScores:
         """The results as those of a model called `name`, for tables and reports."""
-        return ModelScores(name, self.verification, self.identification, self.ijb, self.distractors)
+        return ModelScores(name, self.verification, self.identification, self.ijb, self.distractors, self.knn)
 
 
 def check_sets(config: EvaluateConfig) -> None:
@@ -101,7 +104,8 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
-    return evaluate_sets(config, Judging(embed, image_size, config.batch_size, ranks, config.flip))
+    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours)
+    return evaluate_sets(config, how)
 
 
 def evaluate_sets(config: EvaluateConfig, how: Judging) -> Evaluation:

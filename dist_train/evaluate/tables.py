@@ -9,6 +9,7 @@ from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
+from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.verification import VerificationResult
 
 _NONE = "-"
@@ -24,6 +25,7 @@ class ModelScores:
     identification: list[IdentificationResult] = field(default_factory=list)
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
+    knn: list[KnnResult] = field(default_factory=list)
 
     def searched(self) -> list[IdentificationResult]:
         """All 1:N results, IJB's galleries among them."""
@@ -152,6 +154,27 @@ def distractor_table(models: Sequence[ModelScores]) -> Table | None:
     }
     last = 1 + len(counts) + len(fars)
     return _table("Identification among distractors", [*heads, "probes", "searches"], rows, best=range(1, last))
+
+
+def knn_table(models: Sequence[ModelScores]) -> Table | None:
+    """Accuracy of the neighbours' vote."""
+    results = by_set([(model.name, each) for model in models for each in model.knn])
+    rows = {
+        name: [
+            [
+                label(model, name),
+                f"{100 * result.accuracy:.2f}",
+                f"{result.neighbours:,}",
+                f"{result.pictures:,}",
+                f"{result.identities:,}",
+            ]
+            for model, result in group
+        ]
+        for name, group in results.items()
+    }
+    return _table(
+        "By neighbours", ["set", "accuracy %", "neighbours", "pictures", "identities"], rows, best=range(1, 2)
+    )
 
 
 def by_set(results: Sequence[tuple[str, Any]]) -> dict[str, list[tuple[str, Any]]]:

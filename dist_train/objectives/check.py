@@ -5,6 +5,7 @@ from contextlib import closing
 
 from dist_train.config import RunConfig
 from dist_train.embed.table import SUFFIXES, EmbeddingFile
+from dist_train.objectives.build import every_objective
 from dist_train.objectives.compatible import KEY as COMPATIBLE
 from dist_train.objectives.compatible import check_length
 from dist_train.objectives.config import CompatibleConfig, DistillConfig, ObjectivesConfig
@@ -19,10 +20,11 @@ from dist_train.start.head import check_head
 
 def missing_runs(config: RunConfig) -> Iterator[str]:
     """What objectives name and is not there, a line each."""
-    distill, compatible = config.objectives.distill, config.objectives.compatible_with
-    for key, path in ((TEACHER, distill and distill.teacher), (COMPATIBLE, compatible and compatible.run)):
-        if path is not None and not path.exists():
-            yield f"{key} {path}: not there; a run does not start without it"
+    for section in every_objective(config).values():
+        if isinstance(section, DistillConfig) and not section.teacher.exists():
+            yield f"{TEACHER} {section.teacher}: not there; a run does not start without it"
+        if isinstance(section, CompatibleConfig) and not section.run.exists():
+            yield f"{COMPATIBLE} {section.run}: not there; a run does not start without it"
 
 
 def check_objectives(config: RunConfig, image_size: int, identities: int | None) -> Iterator[str]:

@@ -13,6 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import check_same_data, read_progress
 from dist_train.config import RunConfig
+from dist_train.contrast.momentum import MomentumEncoder
+from dist_train.contrast.network import QueryNetwork
+from dist_train.contrast.queue import KeyQueue, check_queue
 from dist_train.data.class_counts import class_counts
 from dist_train.data.loader import Loader, build_loader
 from dist_train.evaluate.suite import check_sets
@@ -22,6 +25,7 @@ from dist_train.objectives.config import ObjectiveConfig
 from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective
 from dist_train.objectives.setting import ObjectiveSetting
+from dist_train.replica.base import compute_dtype
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
 from dist_train.start.backbone import start_backbone
@@ -30,6 +34,7 @@ from dist_train.track.meter import Meter
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.track.trackers import Trackers
 from dist_train.train.batching import check_one_set, micro_batches, total_steps
+from dist_train.train.contrast import Contrast, Length
 from dist_train.train.loop import Loop
 from dist_train.train.phases import check_phases
 from dist_train.train.program import Program
@@ -138,11 +143,47 @@ def _build_head(setting: Setting) -> Head | None:
     )
 
 
+def build_contrast(setting: Setting) -> Contrast:
+    """The program that trains a backbone without labels. A collective.
+
+    Raises:
+        UserError: values of the recipe that do not go together.
+        WorkError: damaged files that it starts from.
+    """
+    config, ranks, loader, section = setting.config, setting.ranks, setting.loader, setting.config.contrast
+    samples = config.train.global_batch_size
+    ranks.agree(lambda: check_queue(section, samples, loader.manifest.samples))
+    torch.manual_seed(config.seed)  # the same initial network on every rank
+    replicas = Replicas(config, loader.image_size, setting.accumulation, ranks)
+    backbone = replicas.backbone()
+    if not setting.resumes:
+        start_backbone(config, backbone, loader.image_size, ranks)
+    dims = config.backbone.embedding_dim, section.hidden_dim, section.projection_dim
+    network = QueryNetwork(backbone, *dims).to(ranks.device)
+    momentum_encoder = MomentumEncoder(network)  # before a strategy or a compiler changes what it is a copy of
+    return Contrast(
+        ranks.agree(lambda: replicas.replicate(network, setting.step)),
+        network,
+        momentum_encoder,
+        KeyQueue(section.queue, section.projection_dim, config.seed, ranks.device) if section.queue else None,
+        section=section,
+        length=Length(total_steps(config, loader.steps_per_epoch), samples, setting.accumulation),
+        dtype=compute_dtype(config.train.precision, ranks.device),
+        seed=config.seed,
+        step=setting.step,
+        stopwatch=setting.stopwatch,
+    )
+
+
+PROGRAMS: Mapping[str, Callable[[Setting], Program]] = {"recognition": build_recognition, "contrast": build_contrast}
+"""By the value of a recipe's `program`."""
+
+
 def open_training(
     config: RunConfig,
     ranks: Ranks,
     checkpoint: Path | None = None,
-    build_program: Callable[[Setting], Program] = build_recognition,
+    build_program: Callable[[Setting], Program] | None = None,
 ) -> Loop:
     """A run on this rank, to be closed; what was opened is closed again where the start fails. A collective.
 
@@ -150,7 +191,7 @@ def open_training(
         config: the whole recipe.
         ranks: this process among the job's.
         checkpoint: where to go on from; None for a fresh start.
-        build_program: makes what is trained, on every rank.
+        build_program: makes what is trained, on every rank; None: what `program` names.
 
     Raises:
         UserError: batch sizes that do not divide, or a dataset that cannot be trained on.
@@ -176,7 +217,8 @@ def open_training(
         meter = Meter(config.train.global_batch_size, ranks.device)
         started: dict[str, float] = {}
         resumes = checkpoint is not None
-        program = build_program(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started))
+        build = build_program or PROGRAMS[config.program]
+        program = build(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started))
         opened.callback(program.close)
         recipe = config.model_dump(mode="json")
         trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)
@@ -217,4 +259,5 @@ def _open_loader(config: RunConfig, ranks: Ranks, step: int, position: int) -> L
         start_position=position,
         device=ranks.device,
         bad_samples_path=config.run_dir / BAD_SAMPLES_NAME,
+        views=2 if config.program == "contrast" else 1,
     )

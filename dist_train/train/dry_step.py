@@ -99,7 +99,7 @@ def _one_thread() -> Iterator[None]:
 
 def _small(config: RunConfig, scratch: Path, image_size: int) -> RunConfig:
     """The recipe for a small step in the directory `scratch`."""
-    train, head = config.train, config.head
+    train, head, contrast = config.train, config.head, config.contrast
     run_dir, rows = scratch / "run", scratch / "rows"
     run_dir.mkdir()
     pictures = 2 * (config.data.images_per_class or 1)
@@ -118,6 +118,8 @@ def _small(config: RunConfig, scratch: Path, image_size: int) -> RunConfig:
                 }
             ),
             "head": head and head.model_copy(update={"storage_dir": rows if head.storage == "mmap" else None}),
+            # A queue holds at least a step's keys, and at most the set's.
+            "contrast": contrast.model_copy(update={"queue": pictures if contrast.queue else 0}),
             "train": train.model_copy(
                 update={
                     "epochs": None,

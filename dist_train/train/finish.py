@@ -13,6 +13,7 @@ from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.report import RunReport, Sample, write_report
 from dist_train.evaluate.suite import Evaluation, evaluate_backbone
+from dist_train.objectives.build import every_objective
 from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
 from dist_train.runtime import extras
 from dist_train.runtime.ranks import Ranks
@@ -60,6 +61,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             ijb=found.ijb,
             distractors=found.distractors,
             phases=[phase.at for phase in config.phases],
+            knn=found.knn,
             samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
         )
         missing = _publish(config.run_dir, report, started)
@@ -104,7 +106,7 @@ def _export(config: RunConfig, outcome: Outcome) -> dict[str, float]:
 
 def _compatible_with(config: RunConfig) -> str:
     """SHA-256 of the older network that the run's last checkpoint was trained to be compatible with; empty for none."""
-    if config.objectives.compatible_with is None:
+    if "compatible_with" not in every_objective(config):
         return ""
     try:
         return compatible_with(found_checkpoint(config.run_dir))
@@ -156,4 +158,6 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
     if found.distractors:
         first_search = found.distractors[0]
         summary["rank1_among_distractors"] = {str(n): round(share, 5) for n, share in first_search.rank1.items()}
+    if found.knn:
+        summary["knn_accuracy"] = round(found.knn[0].accuracy, 5)
     return summary

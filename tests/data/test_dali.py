@@ -106,3 +106,17 @@ def test_a_reader_that_hangs_is_an_error_after_the_time_limit(tmp_path, monkeypa
     monkeypatch.setattr(dali.DaliProducer, "_gather", lambda self, first: __import__("time").sleep(3))
     with pytest.raises(WorkError, match=r"within data.timeout_s=0.5 s: waited .* for the thread that reads shards"):
         load(tmp_path, "dali", timeout_s=0.5, prefetch=1)
+
+
+def test_backends_agree_on_both_views(path):
+    values = {"path": str(path), "workers": 0, "augment": CHANGES[-1]}
+    found = []
+    for backend in ("opencv", "dali"):
+        config = DataConfig.model_validate(values | {"backend": backend})
+        with build_loader(config, 10, 0, 1, 3, views=2) as loader:
+            batches = [next(loader) for _ in range(3)]
+        found.append([torch.cat(views) for views in zip(*((each.images, each.other) for each in batches), strict=True)])
+    for expected, other in zip(*found, strict=True):
+        difference = (expected - other).abs() * 127.5
+        assert difference.mean() < 2
+        assert difference.mean(dim=(1, 2, 3)).max() < 4

@@ -9,11 +9,11 @@ import torch
 
 from dist_train.data import loader as loader_module
 from dist_train.data.batch import Transfer
-from dist_train.data.config import DataConfig
+from dist_train.data.config import AugmentConfig, DataConfig
 from dist_train.data.loader import build_loader
 from dist_train.data.manifest import Manifest
 from dist_train.errors import UserError
-from tests.data.sets import make_set, picture, write_tar
+from tests.data.sets import make_set, picture, sample, write_tar
 
 SHARDS = [10, 7, 0, 13, 5, 9, 20]
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def config(path, **values):
 
 def take(loader, count):
     batches = [next(loader) for _ in range(count)]
-    return [torch.cat(parts).numpy() for parts in zip(*batches, strict=True)]
+    return [torch.cat(parts).numpy() for parts in zip(*batches, strict=True) if parts[0] is not None]
 
 
 def load(config, count, batch_size=8, rank=0, world_size=1, seed=5, start=0):
@@ -208,3 +208,43 @@ def test_a_start_that_fails_after_its_workers_began_ends_them(path, monkeypatch)
     with pytest.raises(UserError, match="no such device"):
         build_loader(config(path, workers=1), 8, 0, 1, 0)
     assert not [p for p in psutil.Process().children() if "dist_train.data.worker" in " ".join(p.cmdline())]
+
+
+def load_views(config, count, batch_size=8, rank=0, world_size=1):
+    with build_loader(config, batch_size, rank, world_size, 5, views=2) as loader:
+        return take(loader, count)
+
+
+def test_two_views_show_the_same_samples_under_other_draws_and_the_first_is_the_usual_one(path):
+    values = config(path, augment=FIELD)
+    usual = load(values, 4)
+    *first, other = load_views(values, 4)
+    assert all(np.array_equal(a, b) for a, b in zip(usual, first, strict=True))
+    assert (np.abs(other - first[0]).reshape(32, -1).max(axis=1) > 0.01).all(), "each picture has draws of its own"
+    *first, other = load_views(config(path, augment={"flip": 0}), 4)
+    assert np.array_equal(first[0], other), "without random changes the views are the same picture"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_views_are_the_same_from_workers_and_over_ranks_with_bad_samples_among_them(tmp_path, workers):
+    samples = [sample(n, n % 5) for n in range(40)]
+    samples[7], samples[22] = ([(f"{n}.jpg", b"no picture"), (f"{n}.cls", b"0")] for n in (7, 22))
+    Manifest(32, 5, (write_tar(tmp_path / "x-000000.tar", samples),)).save(tmp_path)
+    values = config(str(tmp_path), augment={"flip": 0}, max_bad_fraction=1, workers=workers, prefetch=2)
+    images, *_, other = load_views(values, 5)
+    assert np.array_equal(images, other), "a bad sample's place is taken by the same one in both views"
+    values = values.model_copy(update={"augment": AugmentConfig.model_validate(FIELD)})
+    whole = load_views(config(str(tmp_path), augment=FIELD, max_bad_fraction=1), 5)
+    parts = [load_views(values, 5, 4, rank, 2) for rank in range(2)]
+    for field, expected in enumerate(whole):
+        joined = np.concatenate([np.split(part[field], 5)[step] for step in range(5) for part in parts])
+        assert np.array_equal(joined, expected)
+
+
+def test_micro_batches_keep_both_views_of_a_sample_together(path):
+    with build_loader(config(path, augment=FIELD), 7, 0, 1, 5, views=2) as loader:
+        batch = next(loader)
+    parts = batch.chunk(3)
+    assert [len(part.labels) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat([part.other for part in parts]), batch.other)
+    assert [part.other for part in batch._replace(other=None).chunk(3)] == [None] * 3
