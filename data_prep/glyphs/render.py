@@ -3,7 +3,7 @@
 import hashlib
 
 import numpy as np
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
 from data_prep.glyphs.fonts import Font
 
@@ -35,7 +35,10 @@ class Renderer:
         width, height = core.size
         if not width or not height or max(width, height) > MAX_EMS * EM_PX:
             return None
-        mask = np.array(core, dtype=np.uint8).reshape(height, width)
+        # By way of a picture: numpy itself would ask for each pixel as a Python number, which takes most of the time.
+        picture = Image.new("L", core.size)
+        picture.im.paste(core, (0, 0, width, height))
+        mask = np.asarray(picture)
         rows, columns = np.flatnonzero(mask.max(axis=1) > 64), np.flatnonzero(mask.max(axis=0) > 64)
         if not len(rows) or not len(columns):
             return None

@@ -14,6 +14,8 @@ from tests.ranks import forked, free_port, torchrun_variables
 
 REFERENCE = {"checkpoint__every_steps": 100_000}
 """Of a run whose losses others are compared with: saving, of which only the last is made, changes none."""
+QUICK = {"backbone__name": "nano", "train__micro_batch_size": 24}
+"""A third of a step's time, for one or two ranks: where a run's steps only have to pass."""
 
 
 def write_recipe(path, data, run_dir, **overrides):
@@ -69,17 +71,23 @@ def headcount_here(*arguments, env=None):
     return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
 
 
-def headcount_forked(*arguments, ranks=1):
+def headcount_forked(*arguments, ranks=1, main=None):
     """The same in one process or several ranks that need import nothing, and without an agent.
 
-    For runs whose way of being started is not under test. The status is that of the first one that fails.
+    For runs whose way of being started is not under test. They draw no report, which takes longer than many a run.
+    The status is that of the first one that fails.
+
+    Args:
+        arguments: of the command.
+        ranks: number of processes.
+        main: another function that runs the command, from a module's top level.
     """
     command = ["headcount", *map(str, arguments)]
     port = free_port()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         processes = [
             forked(
-                _command,
+                main or _command,
                 command,
                 variables=environment() | (torchrun_variables(rank, ranks, port) if ranks > 1 else {}),
                 outputs=(out.fileno(), err.fileno()),
@@ -99,5 +107,6 @@ def headcount_forked(*arguments, ranks=1):
 def _command(arguments):
     from launch.cli import main
 
+    sys.modules["matplotlib"] = None  # as where it is not installed
     sys.argv = arguments
     main()

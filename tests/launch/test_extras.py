@@ -1,8 +1,6 @@
 """What works without the optional packages, and what commands say that need one."""
 
 import importlib.util
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +9,8 @@ import pytest
 from dist_train.data.addresses import read_address
 from dist_train.errors import UserError
 from dist_train.runtime.extras import EXTRAS
-from tests.launch.recipes import environment, write_recipe
+from tests.launch import without
+from tests.launch.recipes import headcount_forked, write_recipe
 from tests.sets import write_set
 
 ROOT = Path(__file__).parents[2]
@@ -19,9 +18,7 @@ ALL = ",".join(sorted({module for modules in EXTRAS.values() for module in modul
 
 
 def headcount_without(hidden, *arguments):
-    command = [sys.executable, "-m", "tests.launch.without", hidden, *map(str, arguments)]
-    path = environment(PYTHONPATH=str(ROOT))
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=path, cwd=ROOT, check=False)
+    return headcount_forked(hidden, *arguments, main=without.run)
 
 
 def refused(done, extra):

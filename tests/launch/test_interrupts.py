@@ -11,7 +11,7 @@ import pytest
 
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.track.trackers import read_metrics
-from tests.launch.recipes import environment, write_recipe
+from tests.launch.recipes import QUICK, environment, write_recipe
 from tests.sets import write_pairs, write_set
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -111,7 +111,7 @@ def test_a_command_that_is_starting_ends_at_once(tmp_path, data, command):
     [("evaluate_backbone", [INT]), ("evaluate_backbone", [TERM, INT]), ("export_onnx", [INT, INT])],
 )
 def test_evaluation_and_export_end_at_once_with_what_was_made(tmp_path, data, name, signals):
-    options = {"train__steps": 2, "export__onnx": True, "evaluate__verification": [str(data / "pairs.bin")]}
+    options = QUICK | {"train__steps": 2, "export__onnx": True, "evaluate__verification": [str(data / "pairs.bin")]}
     recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", **options)
     module = "dist_train.export.onnx" if name == "export_onnx" else "dist_train.train.finish"
     process = start("-c", PATCHED, module, name, 30, "train", recipe)
@@ -124,7 +124,7 @@ def test_evaluation_and_export_end_at_once_with_what_was_made(tmp_path, data, na
 
 
 def test_a_second_signal_while_the_last_checkpoint_is_written_does_not_cost_it(tmp_path, data):
-    recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", train__steps=2)
+    recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", **QUICK, train__steps=2)
     process = start("-c", PATCHED, "dist_train.checkpoint.checkpointer:Checkpointer", "_write", 3, "train", recipe)
     at(process, READY)
     message = interrupted(process, [TERM, INT, INT])
@@ -135,7 +135,7 @@ def test_a_second_signal_while_the_last_checkpoint_is_written_does_not_cost_it(t
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.5])
 def test_ranks_of_a_launcher_end_in_order_however_often_they_are_asked(tmp_path, data, pause_s):
-    recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", train__steps=100000)
+    recipe = write_recipe(tmp_path / "a.yaml", data / "set", tmp_path / "run", **QUICK, train__steps=100000)
     process = start("-m", "launch", "launch", "local", recipe, "--ranks", 2)
     while not len(read_metrics(tmp_path / "run")) > 2:
         assert process.poll() is None, process.stderr.read()

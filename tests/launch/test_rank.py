@@ -7,7 +7,7 @@ import pytest
 from dist_train.run_files import CONFIG_NAME
 from dist_train.runtime.stop_signal import StopSignal
 from launch.rank import begun_before, repeat_warnings, slurm_ranks
-from tests.launch.recipes import headcount, write_recipe
+from tests.launch.recipes import QUICK, headcount, headcount_forked, write_recipe
 from tests.sets import write_set
 
 
@@ -49,13 +49,13 @@ def test_a_warning_that_comes_before_training_is_there_when_it_begins():
 
 @pytest.fixture(scope="module")
 def done_run(tmp_path_factory):
-    """The command that made a run."""
+    """The command of a job, whose run another one has made."""
     path = tmp_path_factory.mktemp("run")
     write_set(path / "set")
-    recipe = write_recipe(path / "a.yaml", path / "set", path / "run", train__steps=2)
-    call = ("launch", "torchrun", recipe, "--procs-per-node", 1)
-    assert headcount(*call).returncode == 0
-    return call
+    recipe = write_recipe(path / "a.yaml", path / "set", path / "run", **QUICK, train__steps=2)
+    assert not begun_before(path / "run", "another", resume=False)
+    assert headcount_forked("train", recipe).returncode == 0
+    return ("launch", "torchrun", recipe, "--procs-per-node", 1)
 
 
 @pytest.mark.parametrize("again", [False, True])

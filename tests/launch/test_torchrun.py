@@ -15,7 +15,7 @@ from dist_train.track.trackers import read_metrics
 from launch.agent import hints
 from launch.cli import app
 from launch.torchrun import SETTINGS, meeting_point, node_range
-from tests.launch.recipes import REFERENCE, environment, headcount_forked, write_recipe
+from tests.launch.recipes import QUICK, REFERENCE, environment, headcount_forked, write_recipe
 from tests.ranks import free_port
 from tests.sets import write_set
 
@@ -145,10 +145,11 @@ def losses(run_dir):
 
 
 def test_a_killed_rank_means_a_fresh_start_from_the_newest_checkpoint(tmp_path, tiny_set):
-    whole = headcount_forked("train", write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **REFERENCE), ranks=2)
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **QUICK, **REFERENCE)
+    whole = headcount_forked("train", recipe, ranks=2)
     assert whole.returncode == 0, whole.stderr
     # Two agents of one rank each are two machines to torchrun. The one that keeps its rank counts no failure.
-    recipe = write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b")
+    recipe = write_recipe(tmp_path / "b.yaml", tiny_set, tmp_path / "b", **QUICK)
     meeting = f"localhost:{free_port()}"
     agents = [start(recipe, "--nodes", 2, "--procs-per-node", 1, "--rdzv", meeting) for _ in range(2)]
     wait_for_step(tmp_path / "b", 7, *agents)
@@ -170,7 +171,7 @@ def is_asked_to_stop(process):
 
 def test_a_machine_that_comes_later_is_taken_in_at_the_same_losses(tmp_path, tiny_set):
     # Over the steps rounding grows; a low rate keeps it far below what another sample order would change.
-    steps = {"optimizer__lr": 0.0002}
+    steps = QUICK | {"optimizer__lr": 0.0002}
     recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "a", **steps, **REFERENCE)
     whole = headcount_forked("train", recipe, ranks=2)
     assert whole.returncode == 0, whole.stderr
@@ -199,7 +200,7 @@ def test_a_machine_that_comes_later_is_taken_in_at_the_same_losses(tmp_path, tin
 
 
 def test_a_signal_to_the_agent_leaves_a_checkpoint_and_status_130(tmp_path, tiny_set):
-    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run", train__steps=100_000)
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run", **QUICK, train__steps=100_000)
     agent = start(recipe, "--procs-per-node", 2)
     wait_for_step(tmp_path / "run", 3, agent)
     os.kill(agent.pid, signal.SIGTERM)

@@ -12,7 +12,7 @@ import pytest
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.track.trackers import read_metrics
 from tests.launch.hosts import Hosts, missing
-from tests.launch.recipes import REFERENCE, environment, headcount_forked, write_recipe
+from tests.launch.recipes import QUICK, REFERENCE, environment, headcount_forked, write_recipe
 from tests.sets import write_set
 
 pytestmark = [
@@ -43,7 +43,7 @@ def wait_until(holds, *agents):
     while not holds():
         assert [agent.poll() for agent in agents] == [None] * len(agents), [agent.communicate() for agent in agents]
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def worlds_of(agent):
@@ -66,7 +66,7 @@ def losses(run_dir):
 def test_when_a_host_is_lost_the_other_goes_on_alone_at_the_same_losses(hosts, tmp_path):
     write_set(tmp_path / "set")
     # Over 80 steps rounding grows; a low rate keeps it far below what another sample order would change.
-    steps = {"train__steps": 80, "optimizer__lr": 0.0002, "train__timeout_s": 10}
+    steps = QUICK | {"train__steps": 80, "optimizer__lr": 0.0002, "train__timeout_s": 10}
     recipe = write_recipe(tmp_path / "b.yaml", tmp_path / "set", tmp_path / "b", **steps)
     agents = [start(hosts, name, recipe, "1:2") for name in ("host-a", "host-b")]
     wait_until(lambda: worlds_of(agents[1]) == {"2"}, *agents)

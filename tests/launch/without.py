@@ -1,4 +1,4 @@
-"""The command `headcount` where modules are hidden: `python -m tests.launch.without MODULE,MODULE ARGUMENT...`."""
+"""The command `headcount` where modules are hidden."""
 
 import importlib.abc
 import sys
@@ -17,10 +17,14 @@ class Hiding(importlib.abc.MetaPathFinder):
         return next((spec for spec in found if spec is not None), None)
 
 
-if __name__ == "__main__":
-    hidden, *arguments = sys.argv[1:]
-    sys.meta_path[:] = [Hiding(frozenset(hidden.split(",")), tuple(sys.meta_path))]
-    sys.argv = ["headcount", *arguments]
+def run(command):
+    """In a process of its own: the first word names modules, apart by commas, the others are the command line."""
+    name, hidden, *arguments = command
+    hidden = frozenset(hidden.split(","))
+    if loaded := hidden & sys.modules.keys():  # by what every command imports
+        raise AssertionError(f"{', '.join(loaded)} cannot be hidden any more")
+    sys.meta_path[:] = [Hiding(hidden, tuple(sys.meta_path))]
+    sys.argv = [name, *arguments]
 
     from launch.__main__ import main
 

@@ -1,7 +1,6 @@
 import json
 import pickle
-import subprocess
-import sys
+import shutil
 
 import cv2
 import matplotlib
@@ -17,6 +16,7 @@ from data_prep.glyphs.render import EM_PX, Renderer
 from data_prep.glyphs.survey import FontSurvey, find_conflicts
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
+from tests.launch.recipes import headcount_here
 
 OPTIONS = {
     "image_size": 32,
@@ -25,15 +25,33 @@ OPTIONS = {
     "heldout_identities": 20,
     "pairs": 40,
     "shard_samples": 100,
-    # Only fonts that are a dependency, so that the test sees the same ones everywhere.
-    "font_dirs": (default_font_dirs()[0],),
 }
+# Of three families: a third of all characters that the fonts of the dependency have, each of which is drawn.
+FONTS = (
+    "DejaVuSansMono.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    "DejaVuSansMono-Oblique.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Italic.ttf",
+    "STIXGeneral.ttf",
+    "STIXGeneralBol.ttf",
+    "STIXGeneralItalic.ttf",
+)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def options(tmp_path_factory):
+    """Only with fonts that are a dependency, so that the test sees the same ones everywhere."""
+    folder = tmp_path_factory.mktemp("fonts")
+    for name in FONTS:
+        shutil.copy(default_font_dirs()[0] / name, folder)
+    return OPTIONS | {"font_dirs": (folder,)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, options):
     output = tmp_path_factory.mktemp("glyphs") / "set"
-    return output, build_glyphs(GlyphOptions(output=output, **OPTIONS))
+    return output, build_glyphs(GlyphOptions(output=output, **options))
 
 
 def records(directory):
@@ -56,12 +74,12 @@ def test_plain_webdataset_reads_what_the_manifest_promises(made):
     assert names["name"][int(samples[0]["cls"])].endswith(record["char"])
 
 
-def test_characters_and_font_families_of_the_two_parts_are_disjoint(made):
+def test_characters_and_font_families_of_the_two_parts_are_disjoint(made, options):
     output, stats = made
     train = [json.loads(sample["json"]) for sample in records(output / "train")]
     heldout = [json.loads(sample["json"]) for sample in records(output / "heldout")]
     assert not {r["char"] for r in train} & {r["char"] for r in heldout}
-    fonts = {font.name: font.family for font in find_fonts(OPTIONS["font_dirs"]).fonts}
+    fonts = {font.name: font.family for font in find_fonts(options["font_dirs"]).fonts}
     families = {fonts[r["font"]] for r in heldout}
     assert families == set(stats["heldout"]["families"])
     assert not {fonts[r["font"]] for r in train} & families
@@ -86,18 +104,18 @@ def test_the_verification_set_is_balanced_in_every_fold(made):
     assert all(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is not None for image in images)
 
 
-def test_the_same_seed_gives_the_same_bytes_on_any_number_of_workers(made, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_on_any_number_of_workers(made, options, tmp_path):
     output, _ = made
-    build_glyphs(GlyphOptions(output=tmp_path / "again", workers=2, **OPTIONS))
+    build_glyphs(GlyphOptions(output=tmp_path / "again", workers=2, **options))
     names = sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
     assert names == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     for name in names:
         assert (output / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_another_seed_chooses_and_draws_otherwise(made, tmp_path):
+def test_another_seed_chooses_and_draws_otherwise(made, options, tmp_path):
     output, _ = made
-    build_glyphs(GlyphOptions(output=tmp_path / "other", seed=1, **OPTIONS))
+    build_glyphs(GlyphOptions(output=tmp_path / "other", seed=1, **options))
     assert load_manifest(output / "train").digest != load_manifest(tmp_path / "other" / "train").digest
 
 
@@ -119,8 +137,8 @@ def test_dropped_twins_occur_in_neither_part(made):
     assert not shown & dropped
 
 
-def test_difficulty_zero_is_clean_and_more_is_noisier():
-    fonts = find_fonts(OPTIONS["font_dirs"]).fonts
+def test_difficulty_zero_is_clean_and_more_is_noisier(options):
+    fonts = find_fonts(options["font_dirs"]).fonts
     mask = Renderer(fonts).mask(0, ord("R"))
 
     def levels(difficulty, view):
@@ -132,14 +150,9 @@ def test_difficulty_zero_is_clean_and_more_is_noisier():
     assert levels(0, 1)[0, 0].tolist() == [255, 255, 255]
 
 
-def run_prep(*arguments):
-    command = [sys.executable, "-m", "launch", "prep", "glyphs", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_mistakes_are_one_message_with_the_way_out(tmp_path):
     (tmp_path / "empty").mkdir()
-    done = run_prep(tmp_path / "out", "--fonts", tmp_path / "empty")
+    done = headcount_here("prep", "glyphs", tmp_path / "out", "--fonts", tmp_path / "empty")
     assert done.returncode == 2
     assert "no usable font in" in done.stderr
     assert "make fonts" in done.stderr
@@ -148,10 +161,10 @@ def test_mistakes_are_one_message_with_the_way_out(tmp_path):
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
-    done = run_prep(tmp_path / "full")
+    done = headcount_here("prep", "glyphs", tmp_path / "full")
     assert (done.returncode, "exists and is not empty" in done.stderr) == (2, True)
 
-    done = run_prep("/proc/out")
+    done = headcount_here("prep", "glyphs", "/proc/out")
     assert (done.returncode, "cannot write there" in done.stderr) == (2, True)
 
 
@@ -163,8 +176,7 @@ def test_fonts_of_a_dependency_alone_suffice(tmp_path):
 
 
 def test_a_set_needs_two_families(tmp_path):
-    source = next(f for f in find_fonts(OPTIONS["font_dirs"]).fonts if f.name == "DejaVu Sans Book").path
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "a.ttf").write_bytes(source.read_bytes())
+    shutil.copy(default_font_dirs()[0] / FONTS[0], tmp_path / "one" / "a.ttf")
     with pytest.raises(UserError, match="too few to hold a family out"):
         build_glyphs(GlyphOptions(output=tmp_path / "out", font_dirs=(tmp_path / "one",)))

@@ -112,10 +112,17 @@ def test_groups_of_few_pixels_change_nothing(together):
     assert_equal(together, Detector(batch_px=200_000).detect(mixed()))
 
 
-@pytest.mark.parametrize("limits", [Limits((64, 100), 1, 1), Limits((24, 24), 7, 3), Limits((2048, 2048), 8192, 4096)])
-def test_neither_canvas_nor_chunks_change_the_result(together, limits, monkeypatch):
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [
+        (Limits((64, 100), 1, 1), None),
+        (Limits((24, 24), 7, 3), 5),  # a canvas for a few windows: the crowd alone would take a minute
+        (Limits((2048, 2048), 8192, 4096), None),
+    ],
+)
+def test_neither_canvas_nor_chunks_change_the_result(together, limits, count, monkeypatch):
     monkeypatch.setitem(cascade.LIMITS, "cpu", limits)
-    assert_equal(together, Detector().detect(mixed()))
+    assert_equal(together[:count], Detector().detect(mixed()[:count]))
 
 
 def test_one_detector_serves_batch_after_batch(together):

@@ -1,6 +1,7 @@
 """Parts that stand still, and rates by part, under every strategy: against plain torch in one process."""
 
 import copy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -128,6 +129,7 @@ def learn(rank, world_size, cases):
     return found, a_still_backbone(cases[-1][1], ranks)
 
 
+@cache
 def plain_states(name, shards):
     """The same by plain torch: every shard is normalised by itself, gradients add up."""
     backbone, (_, rates) = network(), CASES[name]

@@ -1,8 +1,6 @@
 """A whole run under each way of replicating the backbone, with evaluation on the way, checkpoint, export and report."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -10,8 +8,8 @@ from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.store import read_best
 from dist_train.track.trackers import read_metrics
 from tests.evaluate.faces import write_role_set
-from tests.launch.recipes import environment, write_recipe
-from tests.ranks import free_port
+from tests.launch.recipes import QUICK, headcount_forked, write_recipe
+from tests.replica import whole_runs
 from tests.sets import write_pairs, write_set
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
@@ -30,6 +28,7 @@ def runs(tmp_path_factory):
             path / f"{strategy}.yaml",
             path / "set",
             path / strategy,
+            **QUICK,
             train__steps=4,
             train__strategy=strategy,
             checkpoint__every_steps=2,
@@ -41,22 +40,9 @@ def runs(tmp_path_factory):
         )
         for strategy in STRATEGIES
     ]
-    command = [sys.executable, "-m", "tests.replica.whole_runs", *map(str, recipes)]
-    port = str(free_port())
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    logs = [path / f"rank-{rank}.log" for rank in range(2)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("wb") as file:
-                own = environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank))
-                processes.append(subprocess.Popen(command, env=own, stdout=file, stderr=subprocess.STDOUT))
-        statuses = [process.wait(timeout=270) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    said = "".join(log.read_text() for log in logs)
-    assert statuses == [0, 0], said
+    done = headcount_forked(*recipes, ranks=2, main=whole_runs.run)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
     return {strategy: path / strategy for strategy in STRATEGIES}, said
 
 

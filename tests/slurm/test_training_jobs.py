@@ -15,7 +15,7 @@ from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.run_files import SLURM_JOBS_NAME
 from dist_train.track.trackers import read_metrics
 from launch.cli import app
-from tests.launch.recipes import REFERENCE, environment, headcount_forked, write_recipe
+from tests.launch.recipes import QUICK, REFERENCE, environment, headcount_forked, write_recipe
 from tests.sets import write_set
 from tests.slurm.cluster import Cluster, missing
 
@@ -46,7 +46,7 @@ def tiny_set(tmp_path_factory):
 
 def recipe(directory, tiny_set, **overrides):
     # At a constant rate the losses do not depend on where the run is to end.
-    defaults = {
+    defaults = QUICK | {
         "train__steps": STEPS,
         "checkpoint__every_steps": CHECKPOINT_EVERY,
         "optimizer__schedule": "constant",

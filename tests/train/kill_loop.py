@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.run_files import CONFIG_NAME
 from launch.torchrun import SETTINGS, TorchrunJob
-from tests.launch.recipes import environment, write_recipe
+from tests.launch.recipes import environment, headcount_forked, write_recipe
 from tests.sets import write_set
 from tests.train.killed_rank import KINDS, PLAN, Kill, left, write_plan
 
@@ -51,16 +51,7 @@ def train(folder: Path, data: Path, kills: list[Kill]) -> dict[str, torch.Tensor
     """
     run_dir, plan = folder / "run", folder / "plan"
     write_plan(plan, kills)
-    recipe = write_recipe(
-        folder / "recipe.yaml",
-        data,
-        run_dir,
-        train__steps=STEPS,
-        train__global_batch_size=16,
-        train__micro_batch_size=8,
-        head__sample_rate=0.5,
-        checkpoint__every_steps=EVERY,
-    )
+    recipe = _recipe(folder, data)
     for start in range(len(kills) + 1):
         job = TorchrunJob(1, 1, RANKS, "localhost:0", f"{folder.name}-{start}", max_restarts=len(kills))
         resume = ["--resume"] if (run_dir / CONFIG_NAME).exists() else []
@@ -77,7 +68,31 @@ def train(folder: Path, data: Path, kills: list[Kill]) -> dict[str, torch.Tensor
             break
         assert done.returncode == -9, done.stderr  # the agent was killed; otherwise it restarts the ranks itself
     assert not left(plan), f"never struck: {[file.read_text() for file in left(plan)]}"
-    last = committed_checkpoints(run_dir)[-1]
+    return _weights(folder)
+
+
+def train_unbroken(folder: Path, data: Path) -> dict[str, torch.Tensor]:
+    """The same of a run that nothing kills, which needs no agent."""
+    done = headcount_forked("train", _recipe(folder, data), ranks=RANKS)
+    assert done.returncode == 0, done.stderr
+    return _weights(folder)
+
+
+def _recipe(folder: Path, data: Path) -> Path:
+    return write_recipe(
+        folder / "recipe.yaml",
+        data,
+        folder / "run",
+        train__steps=STEPS,
+        train__global_batch_size=16,
+        train__micro_batch_size=8,
+        head__sample_rate=0.5,
+        checkpoint__every_steps=EVERY,
+    )
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    last = committed_checkpoints(folder / "run")[-1]
     assert last.name.endswith(f"{STEPS:08d}"), last
     assert not list(last.parent.glob(".*-step-*")), "leftovers of killed saves"
     dcp_to_torch_save(last, folder / "whole.pt")
@@ -109,7 +124,7 @@ def main() -> int:
         folder = Path(name)
         write_set(folder / "set")
         (folder / "whole").mkdir()
-        whole = train(folder / "whole", folder / "set", [])
+        whole = train_unbroken(folder / "whole", folder / "set")
         while (missing := options.kills - kinds.total()) > 0:
             runs += 1
             kills = random_kills(chance, min(KILLS_PER_RUN, missing))
