@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from dist_train.contrast.network import QueryNetwork
 class MomentumEncoder(nn.Module):
     """A moving average of a query network's backbone and projector: images [B, 3, S, S] -> keys [B, P].
 
-    Its BatchNorm always normalises by the batch, as in MoCo, and so keeps no running statistics.
+    Its BatchNorm always normalises by the batch, as in MoCo, and so keeps no running statistics. What a network leaves
+    out at random in training, keys are made of.
 
     Args:
         network: what it begins as a copy of.
@@ -27,6 +29,14 @@ class MomentumEncoder(nn.Module):
         for module in self.modules():
             if isinstance(module, _BatchNorm):
                 module.track_running_stats = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for BatchNorm alone."""
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(mode)
+        return self
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from dist_train.backbones import draw
 from dist_train.checkpoint.part import CopiedPart, Part
 from dist_train.contrast.config import ContrastConfig
 from dist_train.contrast.loss import Contrasted, info_nce, is_finite
@@ -143,6 +144,7 @@ class Contrast:
         for query in queries:
             with self.replica.accumulate(query is queries[-1]):
                 with self._time("backbone"):
+                    self._draw(query)
                     predictions = self.replica.embed(query.batch.images)
                 border = predictions.detach().float().requires_grad_()
                 found = self._contrasted(border, query, keys)
@@ -150,6 +152,7 @@ class Contrast:
                 with self._time("backbone"):
                     self.replica.backward(predictions, cast(Tensor, border.grad))
             sums += torch.stack([found.loss.detach(), found.hits])
+        loss: Tensor
         loss, self._hits = self._group.all_reduce(sums)
         if not loss.isfinite():
             raise NonFiniteError(f"the loss is {float(loss)}; lower the learning rate or look at that step's pictures")
@@ -183,6 +186,10 @@ class Contrast:
                 seen = batch._replace(images=images.contiguous(memory_format=layout))
                 found.append(Query(seen, view, own))
         return found
+
+    def _draw(self, query: Query) -> None:
+        """Let the backbone draw for the samples of its next forward pass, for each view apart."""
+        draw(self.network.backbone, self._seed, 2 * self._step + query.view, query.batch.positions)
 
     def _contrasted(self, predictions: Tensor, query: Query, keys: Sequence[Tensor]) -> Contrasted:
         """Loss and hits of a pass as shares of the step's means, against the other view's keys and the queue's."""
@@ -226,7 +233,10 @@ class Contrast:
         def loss(predictions: Tensor, batch: Batch) -> Tensor:
             return self._contrasted(predictions, by_batch[id(batch)], keys).loss
 
-        return diagnose(self.replica, loss, [query.batch for query in queries])
+        def draws(batch: Batch) -> None:
+            self._draw(by_batch[id(batch)])
+
+        return diagnose(self.replica, loss, draws, [query.batch for query in queries])
 
     def close(self) -> None:
         """See `Program`; nothing is open."""
