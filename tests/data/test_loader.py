@@ -208,3 +208,20 @@ def test_a_start_that_fails_after_its_workers_began_ends_them(path, monkeypatch)
     with pytest.raises(UserError, match="no such device"):
         build_loader(config(path, workers=1), 8, 0, 1, 0)
     assert not [p for p in psutil.Process().children() if "dist_train.data.worker" in " ".join(p.cmdline())]
+
+
+def test_a_changed_augmentation_and_size_hold_from_the_next_batch_on_and_the_order_goes_on(path):
+    before, after = config(path), config(path, augment=FIELD, image_size=48)
+    one_worker = {"workers": 1}
+    with build_loader(before.model_copy(update=one_worker), 8, 0, 1, 5) as loader:
+        first = take(loader, 2)
+        loader.change(after.model_copy(update=one_worker))
+        second = take(loader, 2)
+        loader.change(after.model_copy(update=one_worker))  # which is what it is
+        third = take(loader, 1)
+        assert loader.image_size == 48
+    for found, expected in zip(
+        (first, second, third), (load(before, 2), load(after, 2, start=16), load(after, 1, start=32)), strict=True
+    ):
+        for values, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(values, wanted)

@@ -29,6 +29,11 @@ from tests.sets import write_set
 from tests.train.killed_rank import KINDS, PLAN, Kill, left, write_plan
 
 RANKS, STEPS, EVERY = 2, 24, 4
+PHASES = [
+    {"at": 9, "head": {"sample_rate": 1.0, "scale": 12.0}, "data": {"augment": {"rotation": 10.0}}},
+    {"at": 16, "optimizer": {"lr": 0.002}, "start": {"freeze": ["stem"]}},
+]
+"""Between checkpoints and at one."""
 KILLS_PER_RUN = 5
 
 
@@ -61,6 +66,8 @@ def train(folder: Path, data: Path, kills: list[Kill]) -> dict[str, torch.Tensor
         head__sample_rate=0.5,
         checkpoint__every_steps=EVERY,
     )
+    # The helper writes sections alone, and JSON is YAML.
+    recipe.write_text(recipe.read_text() + f"phases: {json.dumps(PHASES)}\n")
     for start in range(len(kills) + 1):
         job = TorchrunJob(1, 1, RANKS, "localhost:0", f"{folder.name}-{start}", max_restarts=len(kills))
         resume = ["--resume"] if (run_dir / CONFIG_NAME).exists() else []
