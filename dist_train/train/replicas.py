@@ -71,13 +71,10 @@ class Replicas:
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in backbone.parameters()]
         trained, every = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
         still = self.freezing.at(step)
-        end, first = self.freezing.until(step), self.freezing.steps
-        until = (
-            ("the rest of the run" if self.freezing.later else "all steps")
-            if end is None
-            else f"the first {end:,} steps"
-            if end == first
-            else f"steps before {end:,}"
-        )
+        end = self.freezing.until(step)
+        if end is None:
+            until = "the rest of the run" if self.freezing.later else "all steps"
+        else:
+            until = f"the first {end:,} steps" if end == self.freezing.steps else f"the steps before {end:,}"
         what = f"{', '.join(still)} stand still for {until}" if still else "all parts train from now on"
         logger.info("start.freeze: %s; %s of the backbone's %s parameters train", what, f"{trained:,}", f"{every:,}")

@@ -248,3 +248,20 @@ def test_micro_batches_keep_both_views_of_a_sample_together(path):
     assert [len(part.labels) for part in parts] == [3, 3, 1]
     assert torch.equal(torch.cat([part.other for part in parts]), batch.other)
     assert [part.other for part in batch._replace(other=None).chunk(3)] == [None] * 3
+
+
+def test_a_changed_augmentation_and_size_hold_from_the_next_batch_on_and_the_order_goes_on(path):
+    before, after = config(path), config(path, augment=FIELD, image_size=48)
+    one_worker = {"workers": 1}
+    with build_loader(before.model_copy(update=one_worker), 8, 0, 1, 5) as loader:
+        first = take(loader, 2)
+        loader.change(after.model_copy(update=one_worker))
+        second = take(loader, 2)
+        loader.change(after.model_copy(update=one_worker))  # which is what it is
+        third = take(loader, 1)
+        assert loader.image_size == 48
+    for found, expected in zip(
+        (first, second, third), (load(before, 2), load(after, 2, start=16), load(after, 1, start=32)), strict=True
+    ):
+        for values, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(values, wanted)

@@ -29,6 +29,11 @@ from tests.sets import write_set
 from tests.train.killed_rank import KINDS, PLAN, Kill, left, write_plan
 
 RANKS, STEPS, EVERY = 2, 24, 4
+PHASES = [
+    {"at": 9, "head": {"sample_rate": 1.0, "scale": 12.0}, "data": {"augment": {"rotation": 10.0}}},
+    {"at": 16, "optimizer": {"lr": 0.002}, "start": {"freeze": ["stem"]}},
+]
+"""Between checkpoints and at one."""
 KILLS_PER_RUN = 5
 
 
@@ -79,7 +84,8 @@ def train_unbroken(folder: Path, data: Path) -> dict[str, torch.Tensor]:
 
 
 def _recipe(folder: Path, data: Path) -> Path:
-    return write_recipe(
+    """Two objectives with state of their own, and two phases."""
+    recipe = write_recipe(
         folder / "recipe.yaml",
         data,
         folder / "run",
@@ -87,8 +93,14 @@ def _recipe(folder: Path, data: Path) -> Path:
         train__global_batch_size=16,
         train__micro_batch_size=8,
         head__sample_rate=0.5,
+        data__images_per_class=4,
+        objectives__center={"weight": 0.1},
+        objectives__sample_to_sample={"weight": 0.01, "warmup_steps": 8},
         checkpoint__every_steps=EVERY,
     )
+    # The helper writes sections alone, and JSON is YAML.
+    recipe.write_text(recipe.read_text() + f"phases: {json.dumps(PHASES)}\n")
+    return recipe
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dist_train.config import load_config
+from dist_train.errors import UserError
 from dist_train.train.build import open_training
 from tests.launch.recipes import write_recipe
 from tests.ranks import run_ranks
@@ -17,7 +18,7 @@ PHASES = [
     {
         "at": SECOND,
         "head": {"sample_rate": 1.0, "margin": "arcface", "scale": 8.0},
-        "data": {"augment": {"rotation": 20.0}},
+        "data": {"augment": {"rotation": 20.0}, "image_size": 48},
         "start": {"freeze": []},
     },
     {
@@ -39,6 +40,7 @@ OPTIONS = {
     "train__global_batch_size": 24,
     "train__micro_batch_size": 4,
     "backbone__name": "nano",
+    "data__image_size": 40,  # at which it has the same parameters as at 48
 }
 
 
@@ -136,3 +138,27 @@ def test_another_number_of_ranks_goes_on_with_the_phases(on_two_ranks, tmp_path,
     for again in run_ranks(world_size, resumed, recipe, tmp_path / "run", checkpoint):
         # Two steps: adaface's averages move with every forward pass, of which ranks that are more make fewer.
         np.testing.assert_allclose(again[:2], losses[step : step + 2], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "length", "message"),
+    [
+        ({"at": 2, "data": {"image_size": 64}}, {"steps": 4}, r"phases.0.data.image_size 64: .* has other parameters"),
+        ({"at": 2, "data": {"image_size": 16}}, {"steps": 4}, "image_size 16 px is too small"),
+        ({"at": 2, "start": {"freeze": ["stages.9"]}}, {"steps": 4}, "has no part stages.9"),
+        (
+            {"at": 9, "head": {"scale": 3.0}},
+            {"epochs": 1},
+            "phases.0.at 9: such a step never comes in a run of 3 steps",
+        ),
+    ],
+)
+def test_a_phase_that_network_or_set_do_not_admit_is_refused_before_the_first_step(
+    tiny_set, tmp_path, phase, length, message
+):
+    path, _ = phased_recipe(tmp_path / "recipe.yaml", tiny_set, tmp_path / "run", data__image_size=None)
+    changes = [f"phases=[{phase}]", "train.steps=null", *(f"train.{key}={value}" for key, value in length.items())]
+    config = load_config(path, [*changes, "optimizer.name=sgd"])
+    config.run_dir.mkdir()
+    with pytest.raises(UserError, match=message):
+        open_training(config, ranks_of_test(0, 1))
