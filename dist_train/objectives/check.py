@@ -20,8 +20,10 @@ from dist_train.start.head import check_head
 def missing_runs(config: RunConfig) -> Iterator[str]:
     """What objectives name and is not there, a line each."""
     distill, compatible = config.objectives.distill, config.objectives.compatible_with
-    for key, path in ((TEACHER, distill and distill.teacher), (COMPATIBLE, compatible and compatible.run)):
-        if path is not None and not path.exists():
+    named = [] if distill is None else [(TEACHER, distill.teacher)]
+    named += [] if compatible is None else [(COMPATIBLE, compatible.run)]
+    for key, path in named:
+        if not path.exists():
             yield f"{key} {path}: not there; a run does not start without it"
 
 

@@ -19,8 +19,10 @@ from dist_train.start.config import StartConfig
 from dist_train.start.head import start_head
 from dist_train.start.place import find_place
 
-_OF_LOSS = ("margin", "m1", "m2", "m3", "scale", "easy_margin", "curricular_momentum", "adaface", "magface", "adaptive")
-_OF_LOSS += ("centers_per_class", "interclass_threshold")
+_OF_LOSS = (
+    *("margin", "m1", "m2", "m3", "scale", "easy_margin", "curricular_momentum", "adaface", "magface", "adaptive"),
+    *("centers_per_class", "interclass_threshold"),
+)
 
 
 class OtherRun(NamedTuple):
