@@ -7,6 +7,7 @@ ISO/IEC 19795-1 without a limit of the candidate list.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,7 @@ def evaluate_identification(
     ranks: Ranks = ALONE,
     *,
     flip: bool = True,
+    gallery_embed_fn: EmbedFn | None = None,
 ) -> IdentificationResult:
     """Identify the probes of a set among its gallery, over all ranks; every rank gets the same result.
 
@@ -241,6 +243,7 @@ def evaluate_identification(
         batch_size: pictures per rank and forward pass.
         ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
+        gallery_embed_fn: embeds the gallery, as an older model has done; None: `embed_fn`.
 
     Raises:
         UserError: no such set, or one without roles, gallery or probes.
@@ -248,17 +251,17 @@ def evaluate_identification(
     """
     name = f"identification set {set_dir}"
     with ranks.agree(lambda: RoleSet(set_dir), "all") as samples:
-        embeddings = embed_pictures(
-            embed_fn,
-            decoding(samples.read, image_size, name),
-            len(samples),
-            batch_size,
-            flip=flip,
-            name=name,
-            ranks=ranks,
-        )
+        load = decoding(samples.read, image_size, name)
+        embed = partial(embed_pictures, batch_size=batch_size, flip=flip, name=name, ranks=ranks)
+        embeddings = embed(embed_fn, load, len(samples))
+        older = None
+        if gallery_embed_fn is not None:
+            entries = np.flatnonzero(samples.is_gallery)
+            older = embed(gallery_embed_fn, lambda number: load(int(entries[number])), len(entries))
         labels, is_gallery = torch.from_numpy(samples.labels), torch.from_numpy(samples.is_gallery)
     features = embeddings.normalized()
+    if older is not None:
+        features[is_gallery] = older.normalized()
     if ranks.rank == 0:
         warn_of_sameness(name, features, labels)
     gallery_labels = labels[is_gallery]

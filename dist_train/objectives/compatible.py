@@ -64,6 +64,7 @@ class Compatible:
     def __init__(self, head: Head, digest: str, run: Path) -> None:
         self._head, self._run = head, run
         self._digest = from_digest(digest)
+        self._loss: Tensor | None = None
 
     def prepare(self, batch: Batch) -> None:
         """See `Objective`."""
@@ -71,7 +72,9 @@ class Compatible:
 
     def __call__(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """See `Objective`."""
-        return self._head(embeddings, batch)
+        loss = self._head(embeddings, batch)
+        self._loss = loss.detach()
+        return loss
 
     def step(self, lr: float, *, measure: bool) -> None:
         """See `Objective`; nothing moves."""
@@ -82,8 +85,9 @@ class Compatible:
         self._head.zero_grad()
 
     def statistics(self) -> dict[str, float]:
-        """See `Objective`: cosines of the new embeddings with the older run's centers."""
-        return {name: value for name, value in self._head.statistics().items() if name.startswith("target_cosine")}
+        """See `Objective`: `loss`, and cosines of the new embeddings with the older run's centers."""
+        loss = {} if self._loss is None else {"loss": float(self._loss)}
+        return loss | {name: value for name, value in self._head.statistics().items() if name.startswith("target_")}
 
     def close(self) -> None:
         """See `Objective`."""

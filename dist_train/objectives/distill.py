@@ -106,8 +106,9 @@ class Distill:
                 terms["relations"] = self._section.relations, relation_distance(student, teacher, known)
             if self._soft_labels is not None:
                 terms["soft_labels"] = self._section.soft_labels, self._soft_labels(embeddings, teacher)
-        self._values = {name: value.detach() for name, (_, value) in terms.items()}
-        return torch.stack([weight * value for weight, value in terms.values()]).sum()
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        self._values = {"loss": loss.detach()} | {name: value.detach() for name, (_, value) in terms.items()}
+        return loss
 
     def _targets(self, batch: Batch) -> Tensor:
         """The teacher's embeddings of all ranks [G, Dt]."""
@@ -136,7 +137,7 @@ class Distill:
             self._projection.zero_grad()
 
     def statistics(self) -> dict[str, float]:
-        """See `Objective`: each term without its weight."""
+        """See `Objective`: `loss`, and each term without its weight."""
         return {name: float(value) for name, value in self._values.items()} | self._teacher.figures()
 
     def close(self) -> None:

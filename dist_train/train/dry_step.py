@@ -54,8 +54,8 @@ def dry_step(config: RunConfig, image_size: int) -> DryStep | None:
 
     Augmentation, backbone, margin, sampling, both optimizers, clipping and the moving average are the recipe's. Size is
     not: two pictures (or two classes, where batches are made by class) out of a hundred classes. Nor is what a CPU
-    without other ranks cannot do: it is float32, one rank, one set, no compilation. A teaching network does so here,
-    too; terms over the identities of another run, and stored embeddings, are left out.
+    without other ranks cannot do: it is float32, one rank, one set, no compilation. A network that teaches does so
+    here, too; terms over another run's identities, and stored embeddings, are left out.
 
     Args:
         config: the recipe; its set, run directory and evaluation sets are not touched.
