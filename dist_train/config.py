@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +19,9 @@ from dist_train.export.config import ExportConfig
 from dist_train.head.config import HeadConfig
 from dist_train.objectives.config import ObjectivesConfig
 from dist_train.phases import MOST_PHASES, PhaseConfig, resolve
+from dist_train.recipe_tree import read_tree, short
 from dist_train.section import Section, section_of
 from dist_train.start.config import StartConfig
-
-MOST_BYTES = 1 << 18
-"""Largest size of a recipe; the largest known ones have 4 kB. YAML is read at about 100 kB a second."""
-_MOST_DEPTH = 20
-_MOST_VALUES = 100_000  # with aliases written out, which can stand for more than any memory holds
-_SHOWN = 200  # characters of a wrong value
-_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in paths, names, scripts and figures
 
 
 class TrainConfig(Section):
@@ -264,12 +257,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: the file or an override cannot be read, a key is unknown or a value out of range.
     """
-    tree = _parse(_read(path), f"config {path}")
-    if not isinstance(tree, dict):
-        raise UserError(f"config {path}: expected sections with keys, found {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    _check_tree(tree, f"config {path}")
+    tree = read_tree(path, overrides)
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -277,7 +265,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for key, value in _flatten(config.model_dump()):
         if _is_unusable(value):
             raise UserError(
-                f"config {path}:\n  {key}: expected a finite number that 64 bits hold; found {_short(value)}"
+                f"config {path}:\n  {key}: expected a finite number that 64 bits hold; found {short(value)}"
             )
     return config
 
@@ -305,58 +293,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML; a value that does not fit its own tag, e.g. a date of month 13, is an error with line and column."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
-        """Construct a value; a wrong one is an error with its line."""
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{_short(node.value)} is no {kind}: {_short(str(error))}", node.start_mark
-            ) from error
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise UserError(f"config {path}: more than {MOST_BYTES >> 10} kB; it is no recipe")
-        return content.decode()
-    except OSError as error:
-        raise UserError(f"config {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"config {path}: byte {error.start} is not UTF-8; save it as UTF-8 text") from error
-
-
-def _parse(text: str, where: str) -> Any:  # noqa: ANN401 - whatever the text holds
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply; a recipe has sections with keys") from error
-
-
-def _check_tree(tree: dict[Any, Any], where: str) -> None:
-    """Refuse what is too large or too deep to be worked with, and text that no value may hold."""
-    todo: list[tuple[str, Any]] = [("", tree)]
-    count = 0
-    while todo:
-        key, value = todo.pop()
-        count += 1
-        if count > _MOST_VALUES or key.count(".") > _MOST_DEPTH:
-            what = f"nested deeper than {_MOST_DEPTH} sections" if count <= _MOST_VALUES else "too many values"
-            raise UserError(f"{where}: {what} ({_short(key)}); a recipe has sections with keys")
-        if isinstance(value, str) and (found := _UNUSABLE.search(value)):
-            raise UserError(f"{where}: {key[:_SHOWN]}: {found[0]!r} in {_short(value)}; remove the control character")
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        todo += [(f"{key}.{name}".removeprefix("."), item) for name, item in items]
-
-
 def _is_unusable(value: object) -> bool:
     """Whether a number is not finite or too large for the arithmetic that follows, here or in a list."""
     if isinstance(value, list | tuple):
@@ -364,24 +300,6 @@ def _is_unusable(value: object) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     return isinstance(value, int) and not -(2**63) <= value < 2**63
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise UserError(f"override {_short(override)}: expected section.key=value, e.g. head.sample_rate=0.2")
-    value = _parse(text, f"override {_short(override)}")
-    *sections, last = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"override {_short(override)}: {section} is a value, not a section")
-    tree[last] = value
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[str]:
@@ -397,7 +315,7 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[str]:
             yield f"  {key}: missing; it has no default"
         else:
             message = item["msg"].removeprefix("Value error, ")
-            yield f"  {key or 'config'}: {message[:1].lower() + message[1:]}; found {_short(item['input'])}"
+            yield f"  {key or 'config'}: {message[:1].lower() + message[1:]}; found {short(item['input'])}"
 
 
 def _keys_beside(location: list[str], tree: dict[str, Any]) -> list[str]:

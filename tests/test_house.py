@@ -20,6 +20,7 @@ ORDER = (
     "section",
     "run_files",
     "runtime",
+    "recipe_tree",
     "sections",  # of recipes: see SECTIONS
     "phases",
     "config",
@@ -60,6 +61,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",
+    "pytorch_metric_learning": "pytorch-metric-learning",
     "nvidia": "nvidia-dali-cuda130",
     "aiohttp": "fsspec",  # its extra `http`
     "pydantic_core": "pydantic",

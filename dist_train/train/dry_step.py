@@ -69,7 +69,8 @@ def dry_step(config: RunConfig, image_size: int) -> DryStep | None:
         WorkError: the loss or the gradient is not finite.
     """
     objectives, left_out = dry_objectives(config)
-    if config.head is None and not any(section.weight for section in objectives.given().values()):
+    learns = config.program == "contrast" or any(section.weight for section in objectives.given().values())
+    if config.head is None and not learns:
         return None
     config = config.model_copy(update={"objectives": objectives})
     with tempfile.TemporaryDirectory(prefix="headcount-check-") as name, _one_thread():
