@@ -58,6 +58,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",
     "nvidia": "nvidia-dali-cuda130",
+    "pytorch_metric_learning": "pytorch-metric-learning",
     "aiohttp": "fsspec",  # its extra `http`
     "pydantic_core": "pydantic",
 }

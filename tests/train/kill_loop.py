@@ -59,6 +59,9 @@ def train(folder: Path, data: Path, kills: list[Kill]) -> dict[str, torch.Tensor
         train__global_batch_size=16,
         train__micro_batch_size=8,
         head__sample_rate=0.5,
+        data__images_per_class=4,
+        objectives__center={"weight": 0.1},  # two terms with state of their own
+        objectives__sample_to_sample={"weight": 0.01, "warmup_steps": 8},
         checkpoint__every_steps=EVERY,
     )
     for start in range(len(kills) + 1):
