@@ -3,9 +3,9 @@
     python benchmarks/objectives.py --case cost
     python benchmarks/objectives.py --case cost --batch 32 --classes 1000 --steps 2    # a small trial
 
-One JSON line for each objective of a case. `cost`: seconds of a whole step with the head alone, and with what the objective
-adds to it: its value, its gradient and its update, measured by itself, in turns with the step. A difference of two whole steps
-would drown in the noise of the machine. 112x112 pictures, four of each identity, one thread.
+One JSON line for each objective of a case. `cost`: seconds of a whole step with the head alone, and of what the
+objective adds to it: its value, its gradient and its update, measured by itself, in turns with the step. A difference
+of two whole steps would drown in the noise of the machine. 112x112 pictures, four of each identity, one thread.
 """
 
 import argparse

@@ -63,6 +63,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "pytorch_metric_learning": "pytorch-metric-learning",
     "nvidia": "nvidia-dali-cuda130",
+    "pytorch_metric_learning": "pytorch-metric-learning",
     "aiohttp": "fsspec",  # its extra `http`
     "pydantic_core": "pydantic",
 }

@@ -81,4 +81,4 @@ def test_the_extras_that_messages_name_are_those_of_the_distribution():
     assert declared["all"] == [f"headcount[{','.join(EXTRAS)}]"]
     for extra, modules in EXTRAS.items():
         packages = {package.partition(">")[0] for package in declared[extra]}
-        assert packages == {module.lower() for module in modules}
+        assert packages == {module.lower().replace("_", "-") for module in modules}

@@ -16,6 +16,7 @@ from dist_train.objectives.config import (
     SupConConfig,
     TripletConfig,
 )
+from dist_train.runtime.extras import EXTRAS
 from tests.objectives.settings import CLASSES, WIDTH, batch_of, setting
 from tests.ranks import run_ranks
 
@@ -260,6 +261,14 @@ def test_semi_hard_triplets_are_the_same_in_pieces(monkeypatch):
     whole = triplet.semi_hard_triplets(rows, labels)
     monkeypatch.setattr(triplet, "_MINED_AT_ONCE", 50)
     assert all(torch.equal(a, b) for a, b in zip(whole, triplet.semi_hard_triplets(rows, labels), strict=True))
+
+
+@pytest.mark.parametrize("name", ["semi_hard", "supcon"])
+def test_a_term_whose_library_is_not_installed_names_the_extra(name, monkeypatch):
+    monkeypatch.setitem(EXTRAS, "metric", ("no_such_module",))
+    module, section, _ = TERMS[name]
+    with pytest.raises(UserError, match=r"objectives\..*: needs no_such_module.*pip install 'headcount\[metric\]'"):
+        module.build(section, setting())
 
 
 @pytest.mark.parametrize(("head", "said"), [(None, "head is null"), ({"centers_per_class": 2}, "is 2")])
