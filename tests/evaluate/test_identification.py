@@ -111,6 +111,16 @@ def test_a_set_of_shards_is_identified_by_role(tmp_path):
     assert result.summary()["tpir_at_fpir"]["0.01"] is None
 
 
+def test_probes_of_one_model_are_searched_in_the_gallery_of_another(tmp_path):
+    directory = write_role_set(tmp_path / "heldout")
+    alone = evaluate_identification(embed_color, directory, 16, 5)
+    same = evaluate_identification(embed_color, directory, 16, 5, gallery_embed_fn=embed_color)
+    assert same.summary() == alone.summary()
+    np.testing.assert_array_equal(same.mate_scores, alone.mate_scores)
+    other = evaluate_identification(embed_color, directory, 16, 5, gallery_embed_fn=lambda images: -embed_color(images))
+    assert other.rank1 < alone.rank1
+
+
 @pytest.mark.parametrize(
     ("roles", "message"),
     [

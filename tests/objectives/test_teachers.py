@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dist_train.checkpoint.rows import StoredTable
+from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.config import load_config
 from dist_train.errors import UserError
 from dist_train.evaluate.models import load_model
@@ -18,6 +20,7 @@ from tests.evaluate.models import write_color_model
 from tests.launch.recipes import headcount_here, write_recipe
 from tests.sets import write_set
 from tests.single import ALONE, losses, trainer
+from tests.start.runs import write_names
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,7 @@ def folder(tmp_path_factory):
     """A set, a run on it, and its embeddings in both forms."""
     home = tmp_path_factory.mktemp("teachers")
     write_set(home / "set")
+    write_names(home / "set", [f"p{number}" for number in range(10)])
     recipe = write_recipe(home / "a.yaml", home / "set", home / "run", train__steps=1)
     assert run(load_config(recipe), resume=False) == 0
     for name in ("all.parquet", "all.npy"):
@@ -140,6 +144,17 @@ def test_a_damaged_copy_of_stored_embeddings_is_refused(tmp_path, folder):
 def test_a_section_that_teaches_nothing_is_refused(tmp_path, folder, section, said):
     with pytest.raises(UserError, match=said):
         load_config(write_recipe(tmp_path / "a.yaml", folder / "set", tmp_path / "run", objectives__distill=section))
+
+
+@pytest.mark.parametrize("freeze", [["head"], []])
+def test_a_student_inherits_the_teachers_classifier_frozen_or_moving(tmp_path, folder, freeze):
+    table = StoredTable(committed_checkpoints(folder / "run")[-1], "head.centers")
+    made = trainer(tmp_path, folder / "set", start__head=str(folder / "run"), start__freeze=freeze)
+    expected = table.take(np.arange(10))
+    assert torch.equal(made.program.head.class_centers(), expected)
+    losses(made, 2)
+    assert torch.equal(made.program.head.class_centers(), expected) == bool(freeze)
+    made.close()
 
 
 def test_the_rows_of_a_teacher_of_another_length_cannot_be_inherited_and_the_way_out_is_named(tmp_path, folder):
