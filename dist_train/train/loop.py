@@ -198,7 +198,9 @@ class Loop:
     def save(self, score: float | None = None) -> None:
         """Begin a checkpoint of the present step, as the best one where it has a `score`; a collective."""
         manifest = self.loader.manifest
-        data = (self.loader.image_size, manifest.num_classes, manifest.digest)
+        # Of the step that comes, with which a resumed run begins; the loader may be at the one before.
+        image_size = self.config.at(self.step).data.image_size or manifest.image_size
+        data = (image_size, manifest.num_classes, manifest.digest)
         self.checkpointer.save(Progress(self.step, self.position, *data), score)
 
     def outcome(self) -> Outcome:
