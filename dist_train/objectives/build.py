@@ -7,7 +7,10 @@ from contextlib import ExitStack
 from dist_train.objectives.objective import Objective
 from dist_train.objectives.setting import ObjectiveSetting
 
-BUILDERS: dict[str, str] = {}
+BUILDERS: dict[str, str] = {
+    "consistency": "dist_train.objectives.consistency",
+    "coral": "dist_train.objectives.coral",
+}
 """By name of the field in `ObjectivesConfig`, the module whose `build(section, setting)` makes the objective."""
 
 

@@ -17,6 +17,7 @@ from dist_train.data.loader import Loader, build_loader
 from dist_train.evaluate.suite import check_sets
 from dist_train.head import Head
 from dist_train.objectives.build import build_objectives
+from dist_train.objectives.by_source import LossBySource
 from dist_train.objectives.config import ObjectiveConfig
 from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective
@@ -74,7 +75,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         WorkError: damaged files that it starts from.
     """
     config, ranks, loader = setting.config, setting.ranks, setting.loader
-    gathering = Gathering(ranks)
+    gathering = Gathering(ranks, config.data)
     with ExitStack() as opened:
         head = _build_head(setting)
         if head is not None:
@@ -106,6 +107,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             stopwatch=setting.stopwatch,
             terms=terms,
             gathering=gathering,
+            by_source=LossBySource(config.data, gathering),
         )
         opened.pop_all()
     return program
@@ -211,4 +213,5 @@ def _open_loader(config: RunConfig, ranks: Ranks, position: int) -> Loader:
         start_position=position,
         device=ranks.device,
         bad_samples_path=config.run_dir / BAD_SAMPLES_NAME,
+        views=config.objectives.views,
     )
