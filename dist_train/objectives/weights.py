@@ -21,8 +21,8 @@ def sample_weights(data: DataConfig, sources: NDArray[np.int64]) -> NDArray[np.f
     if data.loss_weight is None:
         if labelled.all():
             return None
-        counted = labelled[sources].astype(np.float64)
-        return counted / max(1.0, counted.sum())
+        counted: NDArray[np.float64] = labelled[sources].astype(np.float64)
+        return counted / max(1.0, float(counted.sum()))
     weights = np.array([data.loss_weight, *(each.loss_weight or 0.0 for each in data.mix)])
     each = weights / np.maximum(1, np.bincount(sources, minlength=len(weights)))
     found: NDArray[np.float64] = each[sources]

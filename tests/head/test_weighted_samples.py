@@ -56,7 +56,6 @@ def one_step(rank: int, world_size: int, settings: dict, equal: bool = False) ->
         weights[:] = 1 / len(labels)
     mine = slice(rank * BATCH, (rank + 1) * BATCH)
     local = embeddings[mine].clone().requires_grad_()
-    before = head.class_centers().clone() if settings["margin"] != "softmax" else None
     start = head.tables()["centers"].clone()
     if settings.get("scale"):
         head._softmax.budget = 0
@@ -70,7 +69,7 @@ def one_step(rank: int, world_size: int, settings: dict, equal: bool = False) ->
         mask[:] = False
         mask[choice] = True
     found = {
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "losses": head.sample_losses.numpy(),
         "grad": local.grad.numpy() / 3,
         "before": start.numpy(),
@@ -78,7 +77,6 @@ def one_step(rank: int, world_size: int, settings: dict, equal: bool = False) ->
         "chosen": mask,
         "scale": head.margin.scale,
     }
-    assert before is None or before.shape[0] == head.stop - head.start
     head.close()
     return found
 
@@ -114,7 +112,8 @@ def test_a_weighted_step_agrees_with_the_plain_formula_in_float64(world_size):
         after = torch.from_numpy(np.concatenate([one["after"] for one in found])).view(rows.shape)
         change = -0.5 * (3 * answer.rows_grad + config.weight_decay * rows.double())
         change = torch.where(chosen[:, None, None], change, 0.0)
-        size = change.abs().max().item()
+        # Where the gradient is 0 for all, decay alone moves rows, by less than their numbers resolve.
+        size = max(change.abs().max().item(), 0.02 * rows.abs().max().item())
         np.testing.assert_allclose((after - rows) / size, change / size, atol=1e-5, err_msg=str(settings))
 
 
@@ -126,7 +125,7 @@ def test_equal_weights_give_the_mean_within_float_error():
     local = embeddings.clone().requires_grad_()
     loss = head(local, labels)
     loss.backward()
-    np.testing.assert_allclose(weighted["loss"], float(loss), rtol=1e-6)
+    np.testing.assert_allclose(weighted["loss"], float(loss.detach()), rtol=1e-6)
     np.testing.assert_allclose(weighted["grad"], local.grad.numpy(), atol=1e-6 * float(local.grad.abs().max()))
     head.close()
 
