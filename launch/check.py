@@ -208,6 +208,7 @@ def _about_memory(config: RunConfig, identities: int | None, sizes: Mapping[int,
     yield (
         f"plan{which} for {setup.gpus} GPUs of one machine, {setup.batch} pictures a GPU and pass"
         + (f", {setup.accumulation} passes" if setup.accumulation > 1 else "")
+        + (f", {setup.views} views of each" if setup.views > 1 else "")
         + " (`headcount launch plan` tells more):"
     )
     for name, gpu in GPUS.items():
@@ -242,6 +243,7 @@ def _setup(config: RunConfig, head: HeadConfig, identities: int, image_size: int
         strategy=config.train.strategy,
         moments=2 if config.optimizer.name == "adamw" else 1,
         head=head,
+        views=config.objectives.views,
     )
 
 

@@ -59,6 +59,7 @@ class Setup:
         strategy: `train.strategy`.
         moments: numbers that the backbone's optimizer keeps for a weight: 1 for SGD, 2 for AdamW.
         head: the head's section of the recipe.
+        views: of each picture, each of which passes the backbone.
     """
 
     identities: int
@@ -76,6 +77,7 @@ class Setup:
     strategy: str
     moments: int
     head: HeadConfig
+    views: int = 1
 
     @property
     def rows(self) -> int:
@@ -254,9 +256,9 @@ def gpu_memory(setup: Setup) -> dict[str, int]:
         "backbone optimizer": setup.moments * numbers // (ranks if stage >= 1 else 1),
         "backbone weights in 16 bits": numbers // 2 if setup.half else 0,
         # Activations that the backward pass needs, and the gradients at its widest layer, into and out of a block.
-        "activations": setup.batch * (backbone.saved + 4 * backbone.largest) * activation,
+        "activations": setup.views * setup.batch * (backbone.saved + 4 * backbone.largest) * activation,
         # This batch, and the next one on its way.
-        "pictures": 2 * setup.batch * setup.accumulation * 3 * setup.image_size**2 * 4,
+        "pictures": 2 * setup.views * setup.batch * setup.accumulation * 3 * setup.image_size**2 * 4,
         **head_memory(head_shape(setup)),
         "CUDA, NCCL, cuDNN": GPU_FIXED_BYTES,
     }
@@ -315,7 +317,7 @@ def step_seconds(setup: Setup) -> dict[str, float]:
     bandwidth = BANDWIDTH_SHARE * gpu.memory_gb_s * 1e9
     flops = CONV_FLOPS_SHARE * (gpu.half_tflops if setup.half else gpu.float32_tflops) * 1e12
     kept = backbone.saved * (2 if setup.half else 4)
-    network = times * setup.batch * (6 * backbone.macs / flops + ACTIVATION_PASSES * kept / bandwidth)
+    network = times * setup.views * setup.batch * (6 * backbone.macs / flops + ACTIVATION_PASSES * kept / bandwidth)
     update = 4 * backbone.parameters * (3 + 3 * setup.moments) / bandwidth
     products = head_flops(shape) / (HEAD_FLOPS_SHARE * gpu.float32_tflops * 1e12)
     rows = head_traffic(shape) / bandwidth

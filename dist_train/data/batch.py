@@ -36,6 +36,17 @@ class Batch(NamedTuple):
     source: Tensor
     other: Tensor | None = None
 
+    def both(self) -> "Batch":
+        """A batch of 2·B samples, the second views behind the first ones.
+
+        Raises:
+            ValueError: the loader made one view.
+        """
+        if self.other is None:
+            raise ValueError("the batch has one view of each sample; open its loader with views=2")
+        twice = [torch.cat([field, field]) for field in self[1:5]]
+        return Batch(torch.cat([self.images, self.other]), *twice)
+
     def chunk(self, count: int) -> "list[Batch]":
         """The batch cut into `count` micro-batches, in order."""
         fields = [[None] * count if field is None else field.chunk(count) for field in self]

@@ -18,7 +18,7 @@ def class_counts(sources: Sources) -> Tensor:
         UserError: a set has no such table, or one that does not fit.
     """
     counts = torch.zeros(sources.manifest.num_classes, dtype=torch.int64)
-    for each in sources.sets:
+    for each in sources.labelled:
         path = Path(each.path) / IDENTITIES_NAME
         try:
             table = read_identities(path, "count", each.manifest.num_classes)

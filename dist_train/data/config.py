@@ -55,6 +55,22 @@ class SourceConfig(Section):
         False,
         description="whether a label means the same identity as in data.path; if not, the identities are further ones",
     )
+    labelled: bool = Field(
+        True,
+        description="whether the set's labels are read; if not, it adds no identities, and its pictures take part only "
+        "in objectives that need no label",
+    )
+    loss_weight: float | None = Field(
+        None, ge=0, le=1e6, description="as data.loss_weight, for this set; an unlabelled one has none"
+    )
+
+    @model_validator(mode="after")
+    def _unlabelled(self) -> "SourceConfig":
+        if not self.labelled and self.shared_labels:
+            raise ValueError("shared_labels: a set with labelled: false has none; remove one of the two")
+        if not self.labelled and self.loss_weight is not None:
+            raise ValueError("loss_weight weighs losses that need labels, and labelled is false; remove one of the two")
+        return self
 
 
 class DataConfig(Section):
@@ -63,6 +79,13 @@ class DataConfig(Section):
     path: str = Field(min_length=1, description="the set: a directory of shards, or its http, s3 or gs address")
     weight: float = Field(
         1.0, gt=0, description="share of data.path in a batch when data.mix names further sets, relative to theirs"
+    )
+    loss_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1e6,
+        description="what the mean loss over the pictures of data.path in a batch is multiplied by; the loss is then "
+        "the sum over all labelled sets, of which each gives its loss_weight. By default the mean over all pictures",
     )
     mix: tuple[SourceConfig, ...] = Field(
         (), description="further sets; each picture of a batch comes from one of the sets, chosen by weight"
@@ -115,3 +138,26 @@ class DataConfig(Section):
         if self.mix and self.images_per_class:
             raise ValueError("images_per_class and mix cannot be combined; merge the sets with `headcount prep`")
         return self
+
+    @model_validator(mode="after")
+    def _weights_of_all_or_none(self) -> "DataConfig":
+        weights = {"loss_weight": self.loss_weight}
+        weights |= {f"mix.{number}.loss_weight": each.loss_weight for number, each in self.labelled_mix()}
+        given = [key for key, weight in weights.items() if weight is not None]
+        if not given:
+            return self
+        if absent := [key for key in weights if key not in given]:
+            raise ValueError(f"{given[0]} is given, {absent[0]} is not: give every labelled set one, or none")
+        if len(weights) == 1:
+            raise ValueError("loss_weight: weighs labelled sets against each other, and there is one; remove it")
+        if not any(weights.values()):
+            raise ValueError("loss_weight: 0 for every set, so that nothing is left of the loss; give one a weight")
+        return self
+
+    def labelled_mix(self) -> list[tuple[int, SourceConfig]]:
+        """The further sets whose labels are read, with their numbers in `mix`."""
+        return [(number, each) for number, each in enumerate(self.mix) if each.labelled]
+
+    def labelled(self) -> list[bool]:
+        """For `path` and then each set of `mix`, whether its labels are read."""
+        return [True, *(each.labelled for each in self.mix)]

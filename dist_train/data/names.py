@@ -28,7 +28,7 @@ def class_names(config: DataConfig) -> pa.Table | None:
     sources = open_sources(config.model_copy(update={"check_at_start": False}))
     named = np.zeros(sources.manifest.num_classes, dtype=bool)
     tables = []
-    for each in sources.sets:
+    for each in sources.labelled:
         table = _names_of(each, config.retries)
         if table is None:
             continue

@@ -9,7 +9,7 @@ from dist_train.data.config import DataConfig
 from dist_train.data.foreign import write_index
 from dist_train.data.manifest import Manifest
 from dist_train.data.remote import CachePolicy, ShardCache, cache_policy, is_remote
-from dist_train.data.shards import BadSampleError, OpenShard, RawSample
+from dist_train.data.shards import UNLABELLED, BadSampleError, OpenShard, RawSample
 from dist_train.errors import UserError
 
 
@@ -20,11 +20,13 @@ class ImageSet(NamedTuple):
         path: directory or address.
         manifest: what is in it.
         first_label: added to its labels.
+        labelled: whether labels are read; else each is -1.
     """
 
     path: str
     manifest: Manifest
     first_label: int = 0
+    labelled: bool = True
 
 
 class SampleReader:
@@ -50,11 +52,12 @@ class SampleReader:
         Raises:
             BadSampleError: it cannot be used.
         """
-        raw = self._get(shard).read(sample, self._label_key, with_record)
         number, source, _ = self._shards[shard]
+        raw = self._get(shard).read(sample, self._label_key if source.labelled else None, with_record)
         if raw.label >= source.manifest.num_classes:
             raise BadSampleError(f"label {raw.label}, but the set has {source.manifest.num_classes} classes")
-        return raw._replace(label=raw.label + source.first_label, set_px=source.manifest.image_size, source=number)
+        label = raw.label + source.first_label if source.labelled else UNLABELLED
+        return raw._replace(label=label, set_px=source.manifest.image_size, source=number)
 
     def name(self, shard: int) -> str:
         """Where a shard is, for messages."""

@@ -16,6 +16,7 @@ from dist_train.data.tar_samples import key_of, parts_of, same_key
 from dist_train.runtime.text import shown_name
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+UNLABELLED = -1  # in place of a label that is not read
 _MOST_BYTES = 256 << 20  # of a sample; a damaged index may claim anything
 
 
@@ -29,7 +30,7 @@ class RawSample(NamedTuple):
     Attributes:
         key: name of its members without extension.
         image: the encoded picture.
-        label: class number.
+        label: class number; -1 where none was asked for.
         record: the parsed `.json`, if it was asked for and is there.
         set_px: side of the pictures of its set in pixels; 0 where no set is known.
         source: number of its set among the sets that are read together.
@@ -99,8 +100,8 @@ class OpenShard:
         except BadSampleError:
             return f"#{sample}"
 
-    def read(self, sample: int, label_key: str, with_record: bool = False) -> RawSample:
-        """Read one sample.
+    def read(self, sample: int, label_key: str | None, with_record: bool = False) -> RawSample:
+        """Read one sample; without a `label_key` its label is not looked for.
 
         Raises:
             BadSampleError: no picture or label in it, or its bytes are not where the index says.
@@ -115,9 +116,11 @@ class OpenShard:
             raise BadSampleError(f"{shown_name(image.name)}: not taken here, only .jpg, .jpeg, .png and .webp")
         if image.size == 0:
             raise BadSampleError(f"{shown_name(image.name)} is empty")
-        if label is None and record is None:
+        if label_key is None:
+            label = None
+        elif label is None and record is None:
             raise BadSampleError("no label: neither .cls nor .json in it")
-        if label is not None and not with_record:
+        if (label is not None or label_key is None) and not with_record:
             record = None  # it is not worth parsing
         wanted = [member for member in (image, label, record) if member is not None]
         start = min(member.offset for member in wanted) - HEADER_BYTES
@@ -132,7 +135,9 @@ class OpenShard:
         for member in wanted:
             _check_member(data, start, member)
         body = None if record is None else _parse_record(data, start, record)
-        number = _label_in(body, label_key) if label is None else _parse_label(data, start, label)
+        number = UNLABELLED
+        if label_key is not None:
+            number = _label_in(body, label_key) if label is None else _parse_label(data, start, label)
         if number >= MAX_CLASSES:
             raise BadSampleError(f"label {number} is out of all range, the largest is {MAX_CLASSES - 1}")
         pixels = np.frombuffer(data, dtype=np.uint8, count=image.size, offset=image.offset - start)

@@ -20,11 +20,16 @@ class Sources(NamedTuple):
 
     Attributes:
         sets: in the order of the configuration.
-        manifest: of all of them together.
+        manifest: of all of them together; its classes are those of the labelled sets.
     """
 
     sets: tuple[ImageSet, ...]
     manifest: Manifest
+
+    @property
+    def labelled(self) -> list[ImageSet]:
+        """The sets whose labels are read, in order."""
+        return [each for each in self.sets if each.labelled]
 
 
 def open_sources(config: DataConfig) -> Sources:
@@ -39,6 +44,9 @@ def open_sources(config: DataConfig) -> Sources:
     classes = first.num_classes
     for source in config.mix:
         manifest = open_manifest(source.path, config.label_key, config.retries)
+        if not source.labelled:
+            sets.append(ImageSet(source.path, manifest, labelled=False))
+            continue
         sets.append(ImageSet(source.path, manifest, 0 if source.shared_labels else classes))
         classes = max(classes, sets[-1].first_label + manifest.num_classes)
     if config.check_at_start:

@@ -20,6 +20,7 @@ from dist_train.head.margins.build import build_margin
 from dist_train.head.optimizers import build_row_optimizer, build_tables
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.sampling import ClassSampler, Indices
+from dist_train.head.shares import Shares
 from dist_train.head.sizes import class_range, row_width
 from dist_train.head.softmax import BlockSoftmax
 from dist_train.head.step import Exchanged
@@ -141,8 +142,8 @@ class Head:
             centers.view(share, config.centers_per_class, self._width)[:, :, -1] = 0
         return store
 
-    def __call__(self, embeddings: Tensor, batch: Batch | Tensor) -> Tensor:
-        """Mean loss over the global batch.
+    def __call__(self, embeddings: Tensor, batch: Batch | Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean loss over the global batch, or its samples' losses weighted.
 
         Rows are chosen and gradients formed where `embeddings` require a gradient; otherwise the result is the loss
         over all classes, and the head keeps nothing of the call.
@@ -150,12 +151,15 @@ class Head:
         Args:
             embeddings: [B, D] raw, of any float type, on the head's device.
             batch: its labels are meant, [B] int64 classes in [0, C); or these alone.
+            weights: [G] of all ranks' samples, equal on every rank, best on the host: the loss, and a margin's
+                penalty, is the sum of weight times value in place of the mean. Where one is 0 the label may be -1, and
+                the sample has no part in the margin's averages either.
 
         Returns:
             [] float32, equal on every rank.
 
         Raises:
-            UserError: shapes or labels that do not fit; nothing is updated.
+            UserError: shapes, labels or weights that do not fit; nothing is updated.
             NonFiniteError: an embedding of any rank is not finite; nothing is updated.
         """
         labels = _labels_of(batch)
@@ -164,7 +168,8 @@ class Head:
                 f"rank {self.ranks.rank}: embeddings {list(embeddings.shape)} and labels {list(labels.shape)}, "
                 f"expected [B, {self.embedding_dim}] and [B]"
             )
-        every = self._all_labels(labels)
+        every = self._all_labels(labels, weights)
+        shares = None if weights is None else Shares.of(weights, self.device)
         self._remember()
         with torch.autocast(self.device.type, enabled=False):
             embeddings = embeddings.float()
@@ -175,9 +180,9 @@ class Head:
                 queries = embeddings * (self.margin.scale * inverse)[:, None]
             else:
                 queries = torch.cat([embeddings, torch.ones_like(embeddings[:, :1])], dim=1)
-            return self._loss(queries, norms, every)
+            return self._loss(queries, norms, every, shares)
 
-    def prepare(self, batch: Batch | Tensor) -> None:
+    def prepare(self, batch: Batch | Tensor, weights: Tensor | None = None) -> None:
         """Exchange the labels of the batch of the next call and choose its rows, before its embeddings are computed.
 
         Rows of stores outside the device are fetched meanwhile. Optional; on all ranks or none, and with the batch
@@ -185,29 +190,29 @@ class Head:
 
         Args:
             batch: its labels are meant; or these alone, [B] int64. Those on a device are waited for.
+            weights: as the next call has them.
 
         Raises:
             UserError: a label out of range; the same on all ranks.
         """
         self._prepared = None
         labels = _labels_of(batch).to("cpu", torch.int64)
-        every = self._all_labels(labels)
+        every = self._all_labels(labels, weights)
         self._prepared = (labels, every)
         self._remember()
         self._sampler.choose_ahead(every)
 
-    def _all_labels(self, labels: Tensor) -> Indices:
+    def _all_labels(self, labels: Tensor, weights: Tensor | None) -> Indices:
         """Labels [G] of all ranks, on the host, checked: those that `prepare` has exchanged, or exchanged now."""
         labels = labels.to("cpu", torch.int64)
         prepared, self._prepared = self._prepared, None
         if prepared is not None and torch.equal(labels, prepared[0]):
-            return prepared[1]
-        if self._hosts is not None:
-            every = self._hosts.gather(labels)
+            found = prepared[1]
+        elif self._hosts is not None:
+            found = self._hosts.gather(labels).numpy()
         else:
-            every = self.ranks.gather(labels.to(self.device)).cpu()
-        found: Indices = every.numpy()
-        check_labels(found, self.num_classes, self.ranks.world_size)
+            found = self.ranks.gather(labels.to(self.device)).cpu().numpy()
+        check_labels(found, self.num_classes, self.ranks.world_size, weights)
         return found
 
     @property
@@ -306,15 +311,20 @@ class Head:
         observed = self._loss.observed
         if observed is None:
             return {}
-        figures = {
-            "target_cosine_mean": float(observed.cosines.mean()),
-            "target_cosine_std": float(observed.cosines.std(correction=0)),
-            "classes_sampled": observed.chosen,
-            "classes_updated": observed.updated,
-        }
+        figures = {"classes_sampled": observed.chosen, "classes_updated": observed.updated}
+        if len(observed.cosines):
+            figures["target_cosine_mean"] = float(observed.cosines.mean())
+            figures["target_cosine_std"] = float(observed.cosines.std(correction=0))
         if self._gradient_norm is not None:
             figures["gradient_norm"] = float(self._gradient_norm)
         return figures
+
+    @property
+    def sample_losses(self) -> Tensor:
+        """Losses [G] of all ranks' samples in the last call, without a penalty; 0 where a sample does not count."""
+        if self._loss.observed is None:
+            raise ValueError("the head has seen no batch; call it first")
+        return self._loss.observed.losses
 
     def class_centers(self) -> Tensor:
         """This rank's centers as stored: [stop - start, D], or [stop - start, K, D] for K > 1; a live view."""

@@ -16,6 +16,7 @@ from dist_train.head.exchange import HeadGroup
 from dist_train.head.margins.base import Margin
 from dist_train.head.records import Forward
 from dist_train.head.sampling import ClassSampler, Indices
+from dist_train.head.shares import Shares
 from dist_train.head.softmax import BlockSoftmax
 from dist_train.head.step import Exchanged, Step
 from dist_train.head.storage import Lease, RowStore
@@ -27,12 +28,15 @@ class Observed:
     """What a forward pass saw.
 
     Attributes:
-        cosines: [G] target cosines of the global batch (inner products where the margin does not normalise).
+        cosines: [n] target cosines of the samples of the global batch that count (inner products where the margin
+            does not normalise).
+        losses: [G] of the global batch's samples, without a penalty; 0 where a sample does not count.
         chosen: share of this rank's classes that were in the softmax.
         updated: share that the filter left, which the step updates.
     """
 
     cosines: Tensor
+    losses: Tensor
     chosen: float
     updated: float
 
@@ -95,13 +99,16 @@ class ShardedLoss:
         self.pending: Exchanged | None = None
         self.margin_moves = True
 
-    def __call__(self, queries: Tensor, norms: Tensor, labels: Indices) -> Tensor:
-        """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and all ranks' labels [G]."""
-        loss: Tensor = _Border.apply(queries, norms, labels, self)
+    def __call__(self, queries: Tensor, norms: Tensor, labels: Indices, shares: Shares | None) -> Tensor:
+        """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and all ranks' labels [G].
+
+        With `shares` it is the sum of the samples' losses times their weights.
+        """
+        loss: Tensor = _Border.apply(queries, norms, labels, shares, self)
         return loss
 
     def forward(
-        self, queries: Tensor, norms: Tensor, labels: Indices, training: bool
+        self, queries: Tensor, norms: Tensor, labels: Indices, shares: Shares | None, training: bool
     ) -> tuple[Tensor, Exchanged | None]:
         """The mean loss [], and in training what the backward pass and the step need.
 
@@ -111,16 +118,23 @@ class ShardedLoss:
         batch = len(queries)
         queries, norms = self._gather(queries, norms)
         choice = self._choose(labels, training)
-        passed = self._pass_over_rows(choice, queries, norms, training)
-        loss, log_sum, cosines = self._exchange_statistics(passed)
-        exchanged = self._exchanged(passed, log_sum, norms) if training else None
+        passed = self._pass_over_rows(choice, queries, norms, shares, training)
+        losses, log_sum, cosines = self._exchange_statistics(passed)
+        if shares is None:
+            loss = losses.mean()
+        else:
+            losses = losses.masked_fill(shares.ignored, 0)  # without a target it may be infinite
+            loss, cosines = (losses * shares.weights).sum(), cosines[shares.counted]
+            # Each softmax weight is an exponential relative to this: none is left of a sample that does not count.
+            log_sum = log_sum.masked_fill(shares.ignored, torch.inf)
+        exchanged = self._exchanged(passed, log_sum, norms, shares) if training else None
         if exchanged is None:
             choice.lease.release()
         self.pending = exchanged
         left = choice.lease if exchanged is None else exchanged.rows.lease
         owned = max(1, self.store.num_classes)
-        self.observed = Observed(cosines, choice.lease.count / owned, left.count / owned)
-        penalty, slopes = self._penalty(norms)
+        self.observed = Observed(cosines, losses, choice.lease.count / owned, left.count / owned)
+        penalty, slopes = self._penalty(norms, shares)
         if penalty is not None:
             loss = loss + penalty
             if exchanged is not None:  # every rank knows the whole penalty: each adds its own samples' slopes, once
@@ -174,12 +188,15 @@ class ShardedLoss:
         places = TargetPlaces(self._near(mine[order]), self._near(positions[order]), positions[order])
         return _Choice(lease, classes, places, self._near(local[order]))
 
-    def _pass_over_rows(self, choice: _Choice, queries: Tensor, norms: Tensor, training: bool) -> Forward:
+    def _pass_over_rows(
+        self, choice: _Choice, queries: Tensor, norms: Tensor, shares: Shares | None, training: bool
+    ) -> Forward:
         """Step 3, on this rank: logits of the targets, then the negatives' block by block."""
         softmax, places = self.softmax, choice.places
         centers = softmax.logits.nearest_centers(choice.lease, places, queries)
         cosines = self._all_target_cosines(places, centers.cosines, len(queries))
-        self.margin.observe(norms, cosines, training and self.margin_moves)
+        moves = training and self.margin_moves and (shares is None or shares.some)
+        self.margin.observe(norms, cosines, moves, None if shares is None else shares.counted)
         targets = softmax.logits.of_targets(places, centers, norms, choice.target_classes)
         kept = sum(step.weights.kept_bytes for step in self.micro_batches)
         return softmax.forward(choice.lease, choice.classes, queries, targets, kept, training)
@@ -196,7 +213,7 @@ class ShardedLoss:
         """Step 3, over ranks, in one collective.
 
         Returns:
-            Mean loss [], logarithm of the sum of exponentials [G], target cosines [G].
+            Losses [G], logarithm of the sum of exponentials [G], target cosines [G].
         """
         targets, samples = passed.targets, passed.targets.places.samples
         statistics = passed.queries.new_zeros((4, len(passed.queries)))
@@ -206,33 +223,43 @@ class ShardedLoss:
         every = self.ranks.gather(statistics.unsqueeze(0))  # [W, 4, G]
         top = every[:, 0].amax(dim=0)
         log_sum = top + (every[:, 1] * (every[:, 0] - top).exp()).sum(dim=0).log()
-        return (log_sum - every[:, 2].sum(dim=0)).mean(), log_sum, every[:, 3].sum(dim=0)
+        return log_sum - every[:, 2].sum(dim=0), log_sum, every[:, 3].sum(dim=0)
 
-    def _exchanged(self, passed: Forward, log_sum: Tensor, norms: Tensor) -> Exchanged:
+    def _exchanged(self, passed: Forward, log_sum: Tensor, norms: Tensor, shares: Shares | None) -> Exchanged:
         """Step 4, on this rank: its share of the gradient of all samples."""
         targets, samples = passed.targets, len(norms)
         negatives = self.softmax.negatives(passed, log_sum)
         places, centers = negatives.rows.places, targets.centers
-        outer = ((targets.logits - log_sum[places.samples]).exp() - 1) / samples  # d loss / d target logit
+        outer = (targets.logits - log_sum[places.samples]).exp() - 1
+        weights = None if shares is None else shares.weights
+        outer = outer / samples if weights is None else outer * weights[places.samples]  # d loss / d target logit
         gradient = torch.cat([negatives.query_gradient, norms.new_zeros((samples, 1))], dim=1)
-        gradient.mul_((negatives.query_scale / samples)[:, None])
+        scale = negatives.query_scale / samples if weights is None else negatives.query_scale * weights
+        gradient.mul_(scale[:, None])
         direct = torch.cat([centers.unit * targets.slopes[:, None], targets.norm_slopes[:, None]], dim=1)
         gradient.index_add_(0, places.samples, direct * outer[:, None])
         target_gradient = outer * targets.slopes * centers.inverse
-        return Exchanged(negatives.rows, negatives.weights, passed.queries, centers.nearest, target_gradient, gradient)
+        return Exchanged(
+            negatives.rows, negatives.weights, passed.queries, weights, centers.nearest, target_gradient, gradient
+        )
 
-    def _penalty(self, norms: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _penalty(self, norms: Tensor, shares: Shares | None) -> tuple[Tensor | None, Tensor]:
         with torch.enable_grad():
             norms = norms.requires_grad_()
-            penalty = self.margin.penalty(norms)
+            penalty = self.margin.penalty(norms, None if shares is None else shares.weights)
             if penalty is None:
                 return None, norms
             return penalty.detach(), torch.autograd.grad(penalty, norms)[0]
 
 
-def check_labels(labels: Indices, num_classes: int, world_size: int) -> None:
-    """Raise UserError unless all ranks' labels [G] lie in [0, num_classes)."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+def check_labels(labels: Indices, num_classes: int, world_size: int, weights: Tensor | None = None) -> None:
+    """Raise UserError unless all ranks' labels [G] lie in [0, num_classes), or are -1 where `weights` [G] are 0."""
+    outside = (labels < 0) | (labels >= num_classes)
+    if weights is not None:
+        if weights.shape != labels.shape:
+            raise UserError(f"sample weights {list(weights.shape)}, expected [{len(labels)}], those of all ranks")
+        outside &= (labels != -1) | (weights.cpu().numpy() != 0)
+    wrong = np.flatnonzero(outside)
     if len(wrong):
         rank, place = divmod(int(wrong[0]), len(labels) // world_size)
         raise UserError(
@@ -251,16 +278,18 @@ class _Border(torch.autograd.Function):
     """Where autograd meets the head: local queries [B, D] and norms [B] in, the global mean loss out."""
 
     @staticmethod
-    def forward(ctx: _Context, queries: Tensor, norms: Tensor, labels: Indices, sharded: ShardedLoss) -> Tensor:
+    def forward(
+        ctx: _Context, queries: Tensor, norms: Tensor, labels: Indices, shares: Shares | None, sharded: ShardedLoss
+    ) -> Tensor:
         training = any(ctx.needs_input_grad)
-        loss, ctx.exchanged = sharded.forward(queries.detach(), norms.detach(), labels, training)
+        loss, ctx.exchanged = sharded.forward(queries.detach(), norms.detach(), labels, shares, training)
         ctx.sharded = sharded
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: _Context, *outer: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: _Context, *outer: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if ctx.exchanged is None:
             raise RuntimeError("autograd asks for the gradient of a loss that needs none")
         local = ctx.sharded.backward(ctx.exchanged, outer[0])
-        return local[:, :-1], local[:, -1], None, None
+        return local[:, :-1], local[:, -1], None, None, None

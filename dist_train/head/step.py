@@ -27,6 +27,7 @@ class Exchanged:
         rows: the rows to update.
         weights: the negatives' weights on them.
         queries: [G, D] the global batch.
+        shares: [G] what each sample's loss is multiplied by; None: 1 / G.
         nearest: [T] which of its class's K centers each target is compared with.
         target_gradient: [T] d mean loss / d inner product of query and that center.
         gradient: [G, D + 1] this rank's share of d mean loss / d (queries, embedding norms).
@@ -36,6 +37,7 @@ class Exchanged:
     rows: ChosenRows
     weights: Weights
     queries: Tensor
+    shares: Tensor | None
     nearest: Tensor
     target_gradient: Tensor
     gradient: Tensor
@@ -43,8 +45,8 @@ class Exchanged:
 
     def step(self, loss_scale: Tensor) -> "Step":
         """What waits for the optimizer, with the gradient [] of the final loss with respect to the mean."""
-        rows, weights, queries = self.rows, self.weights, self.queries
-        return Step(rows, weights, queries, self.nearest, self.target_gradient, loss_scale, self.further)
+        rows, weights, queries, shares = self.rows, self.weights, self.queries, self.shares
+        return Step(rows, weights, queries, shares, self.nearest, self.target_gradient, loss_scale, self.further)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Step:
         rows: the rows to update.
         weights: the negatives' weights on them.
         queries: [G, D] the global batch.
+        shares: [G] what each sample's loss is multiplied by; None: 1 / G.
         nearest: [T] which of its class's K centers each target is compared with.
         target_gradient: [T] d mean loss / d inner product of query and that center.
         loss_scale: [] gradient of the final loss with respect to the mean over samples.
@@ -64,6 +67,7 @@ class Step:
     rows: ChosenRows
     weights: Weights
     queries: Tensor
+    shares: Tensor | None
     nearest: Tensor
     target_gradient: Tensor
     loss_scale: Tensor
@@ -78,7 +82,8 @@ class Step:
             stop: one past the last.
             out: [n·K, D] receives the gradient.
         """
-        self.weights.times(self.loss_scale / len(self.queries), rows, start, stop, out)
+        factor = self.loss_scale / len(self.queries) if self.shares is None else self.loss_scale * self.shares
+        self.weights.times(factor, rows, start, stop, out)
         places, k = self.rows.places, self.rows.k
         here = places.between(start, stop)
         if here.stop > here.start:

@@ -40,7 +40,7 @@ class Weights(Protocol):
         """Weights of chosen classes [start, stop) times queries [G, D] times `factor`, into `out`.
 
         Args:
-            factor: [].
+            factor: [], or [G] for each sample.
             rows: [n·K, D] centers of these classes.
             start: first class.
             stop: one past the last.

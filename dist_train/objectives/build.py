@@ -16,6 +16,8 @@ BUILDERS: dict[str, str] = {
     "sample_to_sample": "dist_train.objectives.sample_to_sample",
     "distill": "dist_train.objectives.distill",
     "compatible_with": "dist_train.objectives.compatible",
+    "consistency": "dist_train.objectives.consistency",
+    "coral": "dist_train.objectives.coral",
 }
 """By name of the field in `ObjectivesConfig`, the module whose `build(section, setting)` makes the objective."""
 

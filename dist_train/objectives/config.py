@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
@@ -11,6 +11,8 @@ from dist_train.section import Section
 
 class ObjectiveConfig(Section):
     """The keys that every objective has."""
+
+    views: ClassVar[int] = 1  # of each sample
 
     weight: float = Field(1.0, ge=0, le=1e6, description="what the term is multiplied by in the loss; 0 leaves it out")
     warmup_steps: int = Field(0, ge=0, description="steps in which the weight rises linearly from 0")
@@ -102,6 +104,18 @@ class CompatibleConfig(ObjectiveConfig):
     def _from_run(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a recipe holds
         """`compatible_with: RUN` stands for `{run: RUN}`."""
         return {"run": values} if isinstance(values, str | Path) else values
+class ConsistencyConfig(ObjectiveConfig):
+    """Agreement of the embeddings of two views of a sample, for which no label is needed."""
+
+    views: ClassVar[int] = 2
+
+    samples: Literal["all", "unlabelled"] = Field(
+        "all", description="whether every sample takes part, or those of sets with labelled: false alone"
+    )
+
+
+class CoralConfig(ObjectiveConfig):
+    """Distance between the covariances of the embeddings of data.path and of the sets of data.mix."""
 
 
 class ObjectivesConfig(Section):
@@ -114,6 +128,11 @@ class ObjectivesConfig(Section):
     distill: DistillConfig | None = Field(None, description="a teacher that the embeddings follow; null is none")
     compatible_with: CompatibleConfig | None = Field(
         None, description="an older run in whose galleries the embeddings can be searched; null is none"
+    consistency: ConsistencyConfig | None = Field(
+        None, description="agreement of two views of each sample; a step then costs two forward passes"
+    )
+    coral: CoralConfig | None = Field(
+        None, description="alignment of the domains of data.path and data.mix by the covariances of their embeddings"
     )
 
     @field_validator("*", mode="before")
@@ -128,6 +147,11 @@ class ObjectivesConfig(Section):
     def _without_absent(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """The objectives that are there: what is dumped can be read again."""
         return {name: section for name, section in dump(self).items() if section is not None}
+
+    @property
+    def views(self) -> int:
+        """Views of each sample that the objectives need."""
+        return max((each.views for each in self.given().values() if each.weight), default=1)
 
     def given(self) -> dict[str, ObjectiveConfig]:
         """The objectives of the recipe by name, in the order of the fields."""

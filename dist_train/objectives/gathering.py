@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.data.batch import Batch
+from dist_train.data.config import DataConfig
 from dist_train.errors import NonFiniteError
 from dist_train.head.exchange import HeadGroup
+from dist_train.objectives.weights import is_weighted, sample_weights
 from dist_train.runtime.ranks import Ranks
 
 
@@ -25,8 +27,8 @@ class Gathered:
         host_labels: the labels on the CPU.
         sources: [G] int64 on the CPU, the set that each sample was read from.
         own: this rank's samples.
-        weights: [G] float32 on the device, what each sample counts in a mean, which is then a weighted sum; None where
-            all count the same.
+        weights: [G] float32, on the device: the mean of a value that needs labels is the sum of weight times value;
+            None: the plain mean.
     """
 
     embeddings: Tensor
@@ -42,9 +44,11 @@ class Gathering:
 
     Args:
         ranks: this process among the job's.
+        data: the `data` section, which may weigh samples; None: they weigh the same.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, data: DataConfig | None = None) -> None:
+        self._data = data if data is not None and is_weighted(data) else None
         self._rank, self._device = ranks.rank, ranks.device
         self._near = HeadGroup(ranks.group, ranks.rank, ranks.world_size)
         self._hosts = HeadGroup(ranks.control_group, ranks.rank, ranks.world_size)
@@ -57,6 +61,19 @@ class Gathering:
             every = self._hosts.gather(torch.stack([batch.host_labels, batch.source], dim=1))
             self._prepared = (batch, every.numpy().T)
         return self._prepared[1]
+
+    def weights(self, batch: Batch) -> Tensor | None:
+        """Weights [G] float64, on the host, of all ranks' samples in losses that need labels; None: the plain mean.
+
+        A collective where the recipe weighs samples.
+        """
+        found = None if self._data is None else sample_weights(self._data, self.prepare(batch)[1])
+        return None if found is None else torch.from_numpy(found)
+
+    def every_source(self, source: Tensor) -> NDArray[np.int64]:
+        """The sets [G] that all ranks' samples are from, by this rank's [B] on the CPU. A collective."""
+        found: NDArray[np.int64] = self._hosts.gather(source).numpy()
+        return found
 
     def __call__(self, embeddings: Tensor, batch: Batch) -> Gathered:
         """The global micro-batch. A collective at the first call with these embeddings.
@@ -74,7 +91,10 @@ class Gathering:
             self._check(every.detach())
             near = torch.from_numpy(labels.copy()).to(self._device, non_blocking=True)
             own = slice(self._rank * len(embeddings), (self._rank + 1) * len(embeddings))
-            self._made = (embeddings, Gathered(every, near, labels, sources, own))
+            weights = self.weights(batch)
+            if weights is not None:
+                weights = weights.to(torch.float32).to(self._device, non_blocking=True)
+            self._made = (embeddings, Gathered(every, near, labels, sources, own, weights))
         return self._made[1]
 
     def forget(self) -> None:

@@ -50,3 +50,10 @@ class Objective(Protocol):
 
     def close(self) -> None:
         """End threads and files; safe to repeat."""
+
+
+class OfTwoViews:
+    """Base of objectives that compare two views of each sample.
+
+    They are called with embeddings [2·B, D], those of `Batch.other` behind those of `Batch.images`.
+    """

@@ -45,6 +45,9 @@ class ClassPictures:
         self._sets: list[_Indexed] = []
         first = 0
         for each in sources.sets:
+            if not each.labelled:
+                first += each.manifest.samples
+                continue
             # The index is of the set alone, whatever its labels are in this mixture.
             alone = ImageSet(each.path, each.manifest)
             index = load_class_index(build_class_index(alone, config.label_key, policy.directory))

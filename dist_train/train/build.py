@@ -21,6 +21,7 @@ from dist_train.data.loader import Loader, build_loader
 from dist_train.evaluate.suite import check_sets
 from dist_train.head import Head
 from dist_train.objectives.build import build_objectives
+from dist_train.objectives.by_source import LossBySource
 from dist_train.objectives.config import ObjectiveConfig
 from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective
@@ -82,7 +83,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         WorkError: damaged files that it starts from.
     """
     config, ranks, loader = setting.config, setting.ranks, setting.loader
-    gathering = Gathering(ranks)
+    gathering = Gathering(ranks, config.data)
     with ExitStack() as opened:
         head = _build_head(setting)
         if head is not None:
@@ -114,6 +115,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             config=config,
             terms=terms,
             gathering=gathering,
+            by_source=LossBySource(config.data, gathering),
         )
         opened.pop_all()
     return program
@@ -249,6 +251,11 @@ def open_training(
         )
 
 
+def views_of(config: RunConfig) -> int:
+    """How many views of each picture the run takes, in any of its phases."""
+    return 2 if config.program == "contrast" else max(recipe.objectives.views for _, recipe in config.recipes)
+
+
 def _open_loader(config: RunConfig, ranks: Ranks, step: int, position: int) -> Loader:
     return build_loader(
         config.at(step).data,
@@ -259,5 +266,5 @@ def _open_loader(config: RunConfig, ranks: Ranks, step: int, position: int) -> L
         start_position=position,
         device=ranks.device,
         bad_samples_path=config.run_dir / BAD_SAMPLES_NAME,
-        views=2 if config.program == "contrast" else 1,
+        views=views_of(config),
     )

@@ -110,7 +110,7 @@ def _small(config: RunConfig, scratch: Path, image_size: int) -> RunConfig:
             "data": config.data.model_copy(
                 update={
                     "path": str(scratch / "set"),
-                    "mix": (),
+                    "mix": tuple(each.model_copy(update={"path": str(scratch / "set")}) for each in config.data.mix),
                     "image_size": image_size,
                     "backend": "opencv",
                     "workers": 0,

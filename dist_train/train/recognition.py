@@ -14,8 +14,9 @@ from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError
 from dist_train.head import Head
+from dist_train.objectives.by_source import LossBySource
 from dist_train.objectives.gathering import Gathering
-from dist_train.objectives.objective import Objective
+from dist_train.objectives.objective import Objective, OfTwoViews
 from dist_train.replica.base import Replica
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.train.diagnosis import diagnose
@@ -49,6 +50,7 @@ class Recognition:
         config: the whole recipe, whose phases the head follows, and whose seed the backbone's draws.
         terms: by name, further terms of the loss.
         gathering: what the terms share of a micro-batch.
+        by_source: takes the head's losses, for figures by set.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class Recognition:
         config: RunConfig,
         terms: Mapping[str, Term],
         gathering: Gathering,
+        by_source: LossBySource,
     ) -> None:
         self.replica, self.head, self.average = replica, head, average
         self._accumulation, self._replicas, self._time = accumulation, replicas, stopwatch
-        self._further, self._gathering, self._config = dict(terms), gathering, config
+        self._further, self._gathering = dict(terms), gathering
+        self._config, self._by_source = config, by_source
         self._opened: list[Objective] = [
             *([] if head is None else [head]),
             *(term.objective for term in terms.values()),
@@ -124,16 +128,21 @@ class Recognition:
         """See `Program`."""
         self.replica.train()
         self._kept.keep()
+        self._by_source.begin()
 
     def micro_step(self, batch: Batch, *, last: bool) -> Tensor:
         """See `Program`."""
-        images = batch.images.contiguous(memory_format=self._memory_format)
+        seen = self._views_of(batch)
+        images = seen.images.contiguous(memory_format=self._memory_format)
         with self.replica.accumulate(last):
             with self._time("head"):
-                for term in self._terms.values():
-                    term.prepare(batch)  # e.g. rows kept elsewhere come while the backbone computes
+                # E.g. rows kept elsewhere come while the backbone computes.
+                if self.head is not None:
+                    self.head.prepare(batch, self._gathering.weights(batch))
+                for name in self._weights:
+                    self._terms[name].prepare(batch)
             with self._time("backbone"):
-                self._draw(batch)
+                self._draw(seen)
                 embeddings = self.replica.embed(images)
             # The border: every term sees a leaf, and one backward pass through the backbone takes what they give.
             border = embeddings.detach().float().requires_grad_()
@@ -154,12 +163,28 @@ class Recognition:
         draw(self.backbone, self._seed, self._step, batch.positions)
 
     def loss(self, embeddings: Tensor, batch: Batch) -> Tensor:
-        """The sum of all terms [], for this rank's embeddings [B, D]: a mean over the global micro-batch."""
-        total = embeddings.new_zeros(()) if self.head is None else self.head(embeddings, batch)
+        """The sum of all terms []: means over the global micro-batch, or what sets weigh in it.
+
+        Args:
+            embeddings: [B, D], this rank's; [2·B, D] where a term takes two views, the second ones behind the first.
+            batch: that they were made from.
+        """
+        first = embeddings[: len(batch.labels)] if len(embeddings) > len(batch.labels) else embeddings
+        total = embeddings.new_zeros(())
+        if self.head is not None:
+            total = self.head(first, batch, self._gathering.weights(batch))
+            self._by_source.add(self.head.sample_losses, batch.source)
         for name, weight in self._weights.items():
-            total = total + weight * self._terms[name](embeddings, batch)
+            term = self._terms[name]
+            total = total + weight * term(embeddings if isinstance(term, OfTwoViews) else first, batch)
         self._gathering.forget()
         return total
+
+    def _views_of(self, batch: Batch) -> Batch:
+        """The batch with the second views as further samples, where a term of this step takes them."""
+        if any(isinstance(term, OfTwoViews) for term in self._terms.values()):
+            return batch.both()
+        return batch
 
     def update(self, lr: float, *, measure: bool) -> Tensor:
         """See `Program`."""
@@ -176,6 +201,7 @@ class Recognition:
         self._gathering.forget()
         for term in self._terms.values():
             term.zero_grad()
+        self._by_source.begin()
         self._kept.restore()  # a forward pass with NaN leaves NaN in BatchNorm's
 
     def evaluated(self) -> nn.Module:
@@ -203,11 +229,18 @@ class Recognition:
     def figures(self) -> dict[str, float]:
         """See `Program`: statistics of each term under its name."""
         terms = self._terms.items()
-        return {f"{name}/{key}": value for name, term in terms for key, value in term.statistics().items()}
+        found = {f"{name}/{key}": value for name, term in terms for key, value in term.statistics().items()}
+        return found | {f"head/{key}": value for key, value in self._by_source.figures().items()}
 
     def diagnose(self, micro_batches: list[Batch]) -> str | None:
         """See `Program`."""
-        return diagnose(self.replica, self.loss, self._draw, micro_batches)
+        whole = [self._views_of(batch) for batch in micro_batches]
+        single = {id(both): batch for both, batch in zip(whole, micro_batches, strict=True)}
+
+        def loss(embeddings: Tensor, both: Batch) -> Tensor:
+            return self.loss(embeddings, single[id(both)])
+
+        return diagnose(self.replica, loss, self._draw, whole)
 
     def close(self) -> None:
         """See `Program`."""

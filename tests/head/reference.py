@@ -70,7 +70,14 @@ def target_cosine(config: HeadConfig, t: Tensor, norms: Tensor, labels: Tensor, 
 
 
 def solve(
-    config: HeadConfig, rows: Tensor, embeddings: Tensor, labels: Tensor, chosen: Tensor, scale: float, counts: Tensor
+    config: HeadConfig,
+    rows: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    chosen: Tensor,
+    scale: float,
+    counts: Tensor,
+    weights: Tensor | None = None,
 ) -> Answer:
     """Loss and gradients of a run's first batch, with the softmax over `chosen` classes.
 
@@ -82,10 +89,12 @@ def solve(
         chosen: [C] bool.
         scale: s.
         counts: [C] images per class.
+        weights: [G] of the samples' losses, whose sum takes the place of the mean.
     """
     rows = rows.detach().double().clone().requires_grad_()
     embeddings = embeddings.detach().double().clone().requires_grad_()
     norms = embeddings.norm(dim=1)
+    weights = torch.full((len(labels),), 1 / len(labels)).double() if weights is None else weights.double()
     penalty: Tensor | float = 0.0
     if config.margin == "softmax":
         logits = torch.einsum("gd,ckd->gck", embeddings, rows[:, :, :-1]) + rows[:, :, -1]
@@ -104,9 +113,9 @@ def solve(
             others = torch.where(others > bound[:, None], others * (average + others), others)
         if config.margin == "magface":
             clipped = norms.clamp(config.magface.lower_norm, config.magface.upper_norm)
-            penalty = config.magface.weight * (clipped / config.magface.upper_norm**2 + 1 / clipped).mean()
+            penalty = config.magface.weight * (weights * (clipped / config.magface.upper_norm**2 + 1 / clipped)).sum()
         logits = scale * others.scatter(1, labels[:, None], shown[:, None])
     logits = logits.masked_fill(~chosen, -torch.inf)
-    loss = torch.nn.functional.cross_entropy(logits, labels) + penalty
+    loss = (weights * torch.nn.functional.cross_entropy(logits, labels, reduction="none")).sum() + penalty
     loss.backward()
     return Answer(loss.detach(), embeddings.grad, rows.grad)

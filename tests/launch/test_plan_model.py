@@ -203,3 +203,14 @@ def test_rows_from_the_host_cost_time_only_where_the_backbone_does_not_hide_them
     assert step_seconds(few)["rows from host or disk"] == 0
     assert step_seconds(many)["rows from host or disk"] > 0
     assert "class centers" not in gpu_memory(many)
+
+
+def test_two_views_cost_two_passes_of_the_backbone_and_one_of_the_head():
+    one, two = setup(), setup(views=2)
+    for part in ("activations", "pictures"):
+        assert gpu_memory(two)[part] == 2 * gpu_memory(one)[part]
+    seconds = step_seconds(one), step_seconds(two)
+    update = 2 * seconds[0]["backbone"] - seconds[1]["backbone"]  # what does not depend on the views
+    assert 0 < update < 0.1 * seconds[0]["backbone"]
+    assert seconds[0]["head, products"] == seconds[1]["head, products"]
+    assert images_per_second(two) < 0.6 * images_per_second(one)

@@ -114,14 +114,17 @@ class Margin:
         """
         return None
 
-    def observe(self, norms: Tensor, cosines: Tensor | None, training: bool) -> None:
+    def observe(self, norms: Tensor, cosines: Tensor | None, training: bool, counted: Tensor | None = None) -> None:
         """See the global batch's norms [G], and target cosines [G] if asked for, before any logit is formed.
 
-        Moving averages move only in training.
+        Moving averages move only in training, by the samples `counted` [n] int64 (None: all), whatever their weight.
         """
 
-    def penalty(self, norms: Tensor) -> Tensor | None:
-        """A term of the loss that depends on the global batch's norms [G] alone; [], differentiable."""
+    def penalty(self, norms: Tensor, weights: Tensor | None = None) -> Tensor | None:
+        """A term of the loss that depends on the global batch's norms [G] alone; [], differentiable.
+
+        With `weights` [G] it is their sum over samples, else the mean.
+        """
         return None
 
     def state(self) -> dict[str, Tensor]:

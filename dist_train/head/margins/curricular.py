@@ -25,12 +25,13 @@ class CurricularFace(Margin):
         self.t = torch.zeros((), device=classes.device)
         self._bounds = torch.empty(0, device=classes.device)  # [G] scaled cosines beyond which a negative is hard
 
-    def observe(self, norms: Tensor, cosines: Tensor | None, training: bool) -> None:
+    def observe(self, norms: Tensor, cosines: Tensor | None, training: bool, counted: Tensor | None = None) -> None:
         """See `Margin`."""
         if cosines is None:
             raise ValueError("CurricularFace needs the target cosines")
         if training:
-            self.t.lerp_(cosines.mean(), 1 - self.momentum)
+            seen = cosines if counted is None else cosines[counted]
+            self.t.lerp_(seen.mean(), 1 - self.momentum)
         self._bounds = self.scale * (cosines * math.cos(self.m2) - sine(cosines) * math.sin(self.m2))
 
     def target_logits(self, cosines: Tensor, norms: Tensor, classes: Tensor) -> Tensor:

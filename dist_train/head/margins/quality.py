@@ -25,10 +25,10 @@ class AdaFace(Margin):
         self.mean = torch.tensor(20.0, device=classes.device)
         self.deviation = torch.tensor(100.0, device=classes.device)
 
-    def observe(self, norms: Tensor, cosines: Tensor | None, training: bool) -> None:
+    def observe(self, norms: Tensor, cosines: Tensor | None, training: bool, counted: Tensor | None = None) -> None:
         """See `Margin`."""
         if training:
-            norms = norms.clamp(0.001, 100)
+            norms = (norms if counted is None else norms[counted]).clamp(0.001, 100)
             self.mean.lerp_(norms.mean(), 1 - self.momentum)
             self.deviation.lerp_(norms.std(correction=min(1, len(norms) - 1)), 1 - self.momentum)
 
@@ -62,7 +62,8 @@ class MagFace(Margin):
         margins = rise * (norms.clamp(own.lower_norm, own.upper_norm) - own.lower_norm) + own.lower_margin
         return self.scale * arc_cosine(cosines, margins)
 
-    def penalty(self, norms: Tensor) -> Tensor:
+    def penalty(self, norms: Tensor, weights: Tensor | None = None) -> Tensor:
         """See `Margin`."""
         clipped = norms.clamp(self.config.lower_norm, self.config.upper_norm)
-        return self.config.weight * (clipped / self.config.upper_norm**2 + 1 / clipped).mean()
+        each = clipped / self.config.upper_norm**2 + 1 / clipped
+        return self.config.weight * (each.mean() if weights is None else (each * weights).sum())

@@ -1,0 +1,45 @@
+"""What each sample of a global batch counts in the loss."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The weights of a weighted loss, in which their sum takes the place of the mean.
+
+    Attributes:
+        weights: [G] float32, on the head's device.
+        counted: [n] int64, the samples whose weight is not 0, on that device.
+        ignored: [G] bool, the others.
+        some: whether any sample counts.
+    """
+
+    weights: Tensor
+    counted: Tensor
+    ignored: Tensor
+    some: bool
+
+    @classmethod
+    def of(cls, weights: Tensor, device: torch.device) -> Self:
+        """Of `weights` [G] on the host (others are waited for).
+
+        Raises:
+            UserError: a weight is negative or not finite.
+        """
+        host = weights.detach().to("cpu", torch.float64).numpy()
+        wrong = np.flatnonzero(~(np.isfinite(host) & (host >= 0)))
+        if len(wrong):
+            raise UserError(f"weight {host[wrong[0]]} of sample {wrong[0]}, expected a finite number from 0 on")
+        numbers = np.flatnonzero(host)
+        near, counted, ignored = (
+            torch.from_numpy(values).to(device, non_blocking=True)
+            for values in (host.astype(np.float32), numbers, host == 0)
+        )
+        return cls(near, counted, ignored, len(numbers) > 0)
