@@ -240,6 +240,11 @@ class RunConfig(Section):
     def _resolved(self) -> "tuple[tuple[int, RunConfig], ...]":
         return resolve(self.model_copy(update={"phases": ()}), self.phases, self.train.steps)
 
+    @property
+    def views(self) -> int:
+        """How many views of each picture the run takes, in any of its phases."""
+        return 2 if self.program == "contrast" else max(recipe.objectives.views for _, recipe in self.recipes)
+
     def at(self, step: int) -> "RunConfig":
         """The recipe that holds in step `step` of 0, 1, ..., without phases; without any, the recipe itself."""
         return next(recipe for begin, recipe in reversed(self.recipes) if begin <= step)

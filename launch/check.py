@@ -243,7 +243,7 @@ def _setup(config: RunConfig, head: HeadConfig, identities: int, image_size: int
         strategy=config.train.strategy,
         moments=2 if config.optimizer.name == "adamw" else 1,
         head=head,
-        views=config.objectives.views,
+        views=config.views,
     )
 
 

@@ -61,7 +61,6 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",
-    "pytorch_metric_learning": "pytorch-metric-learning",
     "nvidia": "nvidia-dali-cuda130",
     "pytorch_metric_learning": "pytorch-metric-learning",
     "aiohttp": "fsspec",  # its extra `http`

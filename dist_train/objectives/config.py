@@ -104,6 +104,8 @@ class CompatibleConfig(ObjectiveConfig):
     def _from_run(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a recipe holds
         """`compatible_with: RUN` stands for `{run: RUN}`."""
         return {"run": values} if isinstance(values, str | Path) else values
+
+
 class ConsistencyConfig(ObjectiveConfig):
     """Agreement of the embeddings of two views of a sample, for which no label is needed."""
 
@@ -128,6 +130,7 @@ class ObjectivesConfig(Section):
     distill: DistillConfig | None = Field(None, description="a teacher that the embeddings follow; null is none")
     compatible_with: CompatibleConfig | None = Field(
         None, description="an older run in whose galleries the embeddings can be searched; null is none"
+    )
     consistency: ConsistencyConfig | None = Field(
         None, description="agreement of two views of each sample; a step then costs two forward passes"
     )

@@ -251,11 +251,6 @@ def open_training(
         )
 
 
-def views_of(config: RunConfig) -> int:
-    """How many views of each picture the run takes, in any of its phases."""
-    return 2 if config.program == "contrast" else max(recipe.objectives.views for _, recipe in config.recipes)
-
-
 def _open_loader(config: RunConfig, ranks: Ranks, step: int, position: int) -> Loader:
     return build_loader(
         config.at(step).data,
@@ -266,5 +261,5 @@ def _open_loader(config: RunConfig, ranks: Ranks, step: int, position: int) -> L
         start_position=position,
         device=ranks.device,
         bad_samples_path=config.run_dir / BAD_SAMPLES_NAME,
-        views=views_of(config),
+        views=config.views,
     )
