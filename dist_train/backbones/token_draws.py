@@ -26,7 +26,8 @@ def kept_paths(seed: int, step: int, positions: Ints, rates: Sequence[float]) ->
     """
     shares = np.asarray(rates)
     drawn = uniforms(seed, _PATHS, np.full_like(positions, step), positions, len(shares))
-    return ((drawn >= shares) / (1 - shares)).astype(np.float32)
+    factors: NDArray[np.float32] = ((drawn >= shares) / (1 - shares)).astype(np.float32)
+    return factors
 
 
 def kept_patches(seed: int, step: int, positions: Ints, count: int, kept: int) -> Ints:
