@@ -155,7 +155,7 @@ class DaliProducer:
 
         places = self._assembler.order.locate(positions)
         bad = self._assembler.walk(positions, places, put)
-        inputs = {}
+        inputs: dict[str, NDArray[Any]] = {}
         for view in range(self._plan.views):
             parameters = self._assembler.draw(places, view)
             inputs |= _inputs(self._plan.config.augment, parameters, sides, self._plan.image_size, view)
