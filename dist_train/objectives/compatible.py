@@ -13,6 +13,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.models import digest_weights
 from dist_train.head import Head
 from dist_train.objectives.config import CompatibleConfig
+from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.objectives.still_head import OtherRun, build_still_head, open_other_run
 
@@ -30,7 +31,7 @@ def build(section: CompatibleConfig, setting: ObjectiveSetting) -> "Compatible":
     with setting.ranks.first_speaks():
         check_length(older, setting.config.backbone.embedding_dim)
     digest = digest_weights(older.backbone)
-    return Compatible(build_still_head(older, setting), digest, section.run)
+    return Compatible(build_still_head(older, setting), setting.gathering, digest, section.run)
 
 
 def check_length(older: OtherRun, embedding_dim: int) -> None:
@@ -57,22 +58,23 @@ class Compatible:
 
     Args:
         head: with the older run's centers.
+        gathering: says what samples weigh: those without a label, nothing.
         digest: hexadecimal SHA-256 of the older network's weights.
         run: where they are from, for messages.
     """
 
-    def __init__(self, head: Head, digest: str, run: Path) -> None:
-        self._head, self._run = head, run
+    def __init__(self, head: Head, gathering: Gathering, digest: str, run: Path) -> None:
+        self._head, self._gathering, self._run = head, gathering, run
         self._digest = from_digest(digest)
         self._loss: Tensor | None = None
 
     def prepare(self, batch: Batch) -> None:
         """See `Objective`."""
-        self._head.prepare(batch)
+        self._head.prepare(batch, self._gathering.weights(batch))
 
     def __call__(self, embeddings: Tensor, batch: Batch) -> Tensor:
         """See `Objective`."""
-        loss = self._head(embeddings, batch)
+        loss = self._head(embeddings, batch, self._gathering.weights(batch))
         self._loss = loss.detach()
         return loss
 

@@ -92,6 +92,22 @@ def arcface(embeddings, centers, labels):
     return torch.nn.functional.cross_entropy(logits, labels)
 
 
+def test_pictures_without_a_label_have_no_share_in_the_term(tmp_path, sets, old_run):
+    write_set(tmp_path / "target", classes=3)
+    data = {"mix": [{"path": str(tmp_path / "target"), "weight": 1.0, "labelled": False}]}
+    config = load_config(new_recipe(tmp_path, sets, old_run, **{f"data__{key}": value for key, value in data.items()}))
+    config.run_dir.mkdir()
+    loop = open_training(config, ALONE)
+    batch = next(loop.loader)
+    embeddings = torch.randn(len(batch.labels), 16).requires_grad_()
+    loop.program.loss(embeddings, batch).backward()
+    loop.close()
+    unlabelled = batch.host_labels < 0
+    assert 0 < unlabelled.sum() < len(unlabelled)
+    assert not embeddings.grad[unlabelled].any()
+    assert embeddings.grad[~unlabelled].any(dim=1).all()
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_term_is_the_old_runs_loss_with_old_centers_and_means_of_old_embeddings_on_any_number_of_ranks(
     tmp_path, sets, old_run, world_size
