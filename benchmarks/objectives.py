@@ -1,6 +1,7 @@
-"""What objectives cost and bring.
+"""What objectives, phases, transformers and pre-training cost and bring.
 
     python benchmarks/objectives.py --case cost
+    python benchmarks/objectives.py --case distill    # runs on the glyph set, see benchmarks/studies.py
     python benchmarks/objectives.py --case cost --batch 32 --classes 1000 --steps 2    # a small trial
 
 One JSON line for each objective of a case. `cost`: seconds of a whole step with the head alone, and of what the
@@ -21,6 +22,7 @@ from typing import Any, cast
 import torch
 from line import print_line
 from pictures import SIDE
+from studies import STUDIES, compatible, study
 
 from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
@@ -128,23 +130,21 @@ def cost(case: str, sizes: Sizes) -> None:
         )
 
 
-CASES: dict[str, tuple[Callable[[str, Sizes], None], Sizes]] = {"cost": (cost, Sizes(512, 100_000, 7))}
+CASES: dict[str, Callable[[str], None]] = {"compatible": compatible} | dict.fromkeys(STUDIES, study)
 
 
 def main() -> None:
     """Run one case or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=sorted(CASES), help="only this case")
+    parser.add_argument("--case", choices=sorted(["cost", *CASES]), default="cost", help="what is measured")
     parser.add_argument("--batch", type=int, help="for a trial: other than the case has, a multiple of 4")
     parser.add_argument("--classes", type=int, help="for a trial: other than the case has")
     parser.add_argument("--steps", type=int, help="for a trial: steps of a measurement")
     options = parser.parse_args()
-    for name in [options.case] if options.case else CASES:
-        run, sizes = CASES[name]
-        run(
-            name,
-            Sizes(options.batch or sizes.batch, options.classes or sizes.classes, options.steps or sizes.steps),
-        )
+    if options.case != "cost":
+        CASES[options.case](options.case)
+        return
+    cost("cost", Sizes(options.batch or 512, options.classes or 100_000, options.steps or 7))
 
 
 if __name__ == "__main__":
