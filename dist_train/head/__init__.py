@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING, Any
 from dist_train.head.config import HeadConfig
 
 if TYPE_CHECKING:
-    from dist_train.head.head import Head, HeadSnapshot
+    from dist_train.head.head import Head
+    from dist_train.head.head_snapshot import HeadSnapshot
 
 __all__ = ["Head", "HeadConfig", "HeadSnapshot"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of its names
-    if name in ("Head", "HeadSnapshot"):
-        from dist_train.head import head
+    if name == "Head":
+        from dist_train.head.head import Head
 
-        return getattr(head, name)
+        return Head
+    if name == "HeadSnapshot":
+        from dist_train.head.head_snapshot import HeadSnapshot
+
+        return HeadSnapshot
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
