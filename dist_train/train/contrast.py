@@ -150,6 +150,7 @@ class Contrast:
                 with self._time("backbone"):
                     self.replica.backward(predictions, cast(Tensor, border.grad))
             sums += torch.stack([found.loss.detach(), found.hits])
+        loss: Tensor
         loss, self._hits = self._group.all_reduce(sums)
         if not loss.isfinite():
             raise NonFiniteError(f"the loss is {float(loss)}; lower the learning rate or look at that step's pictures")
