@@ -211,6 +211,9 @@ class RunConfig(Section):
             for key, plain in (("strategy", "ddp"), ("ema_decay", None)):
                 if getattr(self.train, key) != plain:
                     raise ValueError(f"program: contrast knows only train.{key}={plain or 'null'}")
+            for number, phase in enumerate(self.phases):
+                if phase.start:
+                    raise ValueError(f"phases.{number}.start: program contrast lets parts stand still in all steps")
         return self
 
     @model_validator(mode="after")

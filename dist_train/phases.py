@@ -57,7 +57,8 @@ class PhaseConfig(Section):
     @classmethod
     def _no_fixed_section(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a recipe holds
         """Name the sections that a recipe has and a phase has not as what they are: no typing errors."""
-        fixed = {"run_dir", "seed", "backbone", "train", "checkpoint", "track", "evaluate", "export", "phases"}
+        fixed = {"run_dir", "seed", "program", "backbone", "contrast", "train", "checkpoint", "track", "evaluate"}
+        fixed |= {"export", "phases"}
         if isinstance(values, dict) and (found := sorted(fixed & set(map(str, values)))):
             raise ValueError(f"{found[0]} cannot change within a run; a phase has at, {', '.join(CHANGEABLE)}")
         return values

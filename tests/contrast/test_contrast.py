@@ -212,6 +212,11 @@ def test_the_momentum_encoder_keeps_no_statistics_and_no_gradient(tmp_path, tiny
         ({"start": {"freeze": ["stem"], "freeze_steps": 3}}, "for all steps; remove freeze_steps"),
         ({"contrast.final_momentum": 0.5}, "contrast: final_momentum 0.5 is below momentum 0.99"),
         ({"contrast.temperature": 0}, "contrast.temperature: input should be greater than 0"),
+        (
+            {"phases": [{"at": 2, "start": {"freeze": ["stem"]}}]},
+            "phases.0.start: program contrast lets parts",
+        ),
+        ({"objectives": {"supcon": {}}}, "objectives: program contrast has one loss of its own"),
         ({"program": "contrasts"}, "program: input should be 'recognition' or 'contrast'"),
     ],
 )
