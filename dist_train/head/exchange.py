@@ -1,7 +1,10 @@
 """The exchanges between the ranks that share the classes."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 
 class HeadGroup:
@@ -39,3 +42,12 @@ class HeadGroup:
         if self.world_size > 1:
             dist.all_reduce(value, group=self.group)
         return value
+
+
+def sharded_rows(rows: Tensor, num_classes: int, ranks: HeadGroup) -> Tensor:
+    """A rank's rows [n, width] as a view of the table [num_classes, width] of all ranks; alone, the rows themselves."""
+    if ranks.group is None or ranks.world_size == 1:
+        return rows
+    shape = torch.Size((num_classes, rows.shape[1]))
+    mesh = DeviceMesh.from_group(ranks.group, rows.device.type)
+    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1))

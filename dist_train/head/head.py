@@ -6,13 +6,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from dist_train.data.batch import Batch
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
-from dist_train.head.exchange import HeadGroup
+from dist_train.head.exchange import HeadGroup, sharded_rows
 from dist_train.head.head_snapshot import HeadSnapshot
 from dist_train.head.loss import ShardedLoss, check_labels
 from dist_train.head.margins.base import Classes
@@ -20,7 +19,7 @@ from dist_train.head.margins.build import build_margin
 from dist_train.head.optimizers import build_row_optimizer, build_tables
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.sampling import ClassSampler, Indices
-from dist_train.head.shares import Shares
+from dist_train.head.shares import Shares, same_weights
 from dist_train.head.sizes import class_range, row_width
 from dist_train.head.softmax import BlockSoftmax
 from dist_train.head.step import Exchanged
@@ -119,7 +118,7 @@ class Head:
         self._still = False
         self._steps = torch.zeros((), dtype=torch.int64)
         self._before: dict[str, Tensor] | None = None  # what moves in a forward pass, as the present step found it
-        self._prepared: tuple[Tensor, Indices] | None = None  # this rank's labels, and those of all ranks
+        self._prepared: tuple[Tensor, Tensor | None, Indices] | None = None  # own labels, weights, labels of all ranks
 
     def _open_store(self, seed: int) -> RowStore:
         config, (rank, world_size) = self.config, (self.ranks.rank, self.ranks.world_size)
@@ -198,7 +197,7 @@ class Head:
         self._prepared = None
         labels = _labels_of(batch).to("cpu", torch.int64)
         every = self._all_labels(labels, weights)
-        self._prepared = (labels, every)
+        self._prepared = (labels, weights, every)
         self._remember()
         self._sampler.choose_ahead(every)
 
@@ -206,9 +205,9 @@ class Head:
         """Labels [G] of all ranks, on the host, checked: those that `prepare` has exchanged, or exchanged now."""
         labels = labels.to("cpu", torch.int64)
         prepared, self._prepared = self._prepared, None
-        if prepared is not None and torch.equal(labels, prepared[0]):
-            found = prepared[1]
-        elif self._hosts is not None:
+        if prepared is not None and torch.equal(labels, prepared[0]) and same_weights(weights, prepared[1]):
+            return prepared[2]
+        if self._hosts is not None:
             found = self._hosts.gather(labels).numpy()
         else:
             found = self.ranks.gather(labels.to(self.device)).cpu().numpy()
@@ -395,15 +394,6 @@ class Head:
         """Finish write-backs; the head is not used afterwards."""
         self.zero_grad()
         self._store.close()
-
-
-def sharded_rows(rows: Tensor, num_classes: int, ranks: HeadGroup) -> Tensor:
-    """A rank's rows [n, width] as a view of the table [num_classes, width] of all ranks; alone, the rows themselves."""
-    if ranks.group is None or ranks.world_size == 1:
-        return rows
-    shape = torch.Size((num_classes, rows.shape[1]))
-    mesh = DeviceMesh.from_group(ranks.group, rows.device.type)
-    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1))
 
 
 def _labels_of(batch: Batch | Tensor) -> Tensor:

@@ -43,3 +43,8 @@ class Shares:
             for values in (host.astype(np.float32), numbers, host == 0)
         )
         return cls(near, counted, ignored, len(numbers) > 0)
+
+
+def same_weights(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two weightings of a batch, None for none, are the same."""
+    return one is other or (one is not None and other is not None and torch.equal(one, other))

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import UserError
-from dist_train.head.exchange import HeadGroup
-from dist_train.head.head import sharded_rows
+from dist_train.head.exchange import HeadGroup, sharded_rows
 from dist_train.head.head_snapshot import HeadSnapshot
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.sizes import class_range

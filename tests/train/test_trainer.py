@@ -45,7 +45,7 @@ def test_rows_are_fetched_before_the_backbone_computes(tmp_path, tiny_set, monke
     calls = []
     prepare, embed = made.program.head.prepare, made.program.replica.embed
     monkeypatch.setattr(
-        made.program.head, "prepare", lambda batch: (calls.append(batch.labels.tolist()), prepare(batch))
+        made.program.head, "prepare", lambda batch, *more: (calls.append(batch.labels.tolist()), prepare(batch, *more))
     )
     monkeypatch.setattr(made.program.replica, "embed", lambda images: (calls.append("embed"), embed(images))[1])
     batch = next(iter(made.loader))

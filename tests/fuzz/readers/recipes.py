@@ -25,7 +25,7 @@ phases:
   - {at: 10, head: {sample_rate: 1.0}, optimizer: {schedule: constant, milestones: []}}
   - {at: 20, data: {augment: {flip: 0.0}, image_size: 64}, start: {freeze: [stem]}}
 """
-OVERRIDES = (b"head.sample_rate=0.2", b"evaluate.verification=[a.bin, b.bin]", b"track.name=null", b"train={steps: 3}")
+OVERRIDES = (b"head.sample_rate=0.2", b"evaluate.verification=[a.bin, b.bin]", b"track.name=null", b"train={steps: 30}")
 
 
 def _recipes() -> list[Scene]:
