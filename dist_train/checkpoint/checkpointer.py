@@ -16,6 +16,7 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 
 from dist_train.checkpoint.errors import DCP_ERRORS, last_line
+from dist_train.checkpoint.metadata import read_tensors
 from dist_train.checkpoint.part import Part, Snapshot
 from dist_train.checkpoint.reader import load_tensors
 from dist_train.checkpoint.store import (
@@ -53,6 +54,10 @@ class PendingSave:
     final: Path
     score: float | None
     written: Future[None]
+
+
+_MISSED = "optimizer.scalars.missed"
+"""Steps that parts have missed, which the checkpoint of a run in which nothing stood still lacks: there are none."""
 
 
 class Checkpointer:
@@ -214,6 +219,8 @@ class Checkpointer:
         """
         state = {name: part.state_dict() for name, part in self._parts.items()}
         try:
+            if _MISSED not in read_tensors(checkpoint):
+                state.get("optimizer", {}).get("scalars", {}).pop("missed", None)
             load_tensors(state, checkpoint, self._ranks.control_group)
         except DCP_ERRORS as error:  # all mean that this checkpoint cannot be used
             raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error

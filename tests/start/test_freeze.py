@@ -91,6 +91,25 @@ def test_parts_stand_still_until_the_thaw_and_a_resumed_run_is_the_unbroken_one(
         assert same(states[-1], state_of(resumed), states[-1]), checkpoint.name
 
 
+def test_parts_of_a_run_that_is_under_way_can_be_let_stand_still(tmp_path, tiny_set):
+    adamw = {"optimizer__name": "adamw"}
+    first = trainer(tmp_path, tiny_set, **adamw)
+    losses(first, 2)
+    first.save()
+    first.checkpointer.wait()
+    first.close()
+    resumed = trainer(tmp_path, tiny_set, committed_checkpoints(tmp_path / "run")[-1], **adamw, start__freeze=["stem"])
+    assert int(resumed.program.replica.optimizer_state()["scalars"]["steps"]) == 2
+    before = {name: value.clone() for name, value in resumed.program.backbone.state_dict().items()}
+    losses(resumed, 2)
+    moved = {
+        name for name, value in resumed.program.backbone.state_dict().items() if not torch.equal(value, before[name])
+    }
+    resumed.close()
+    assert moved
+    assert not {name for name in moved if name.startswith("stem")}
+
+
 def still_names(loop, freeze):
     """Names of the tensors in `state_of` that stand still."""
     backbone = loop.program.backbone
