@@ -4,6 +4,7 @@ A study is a table of runs, each under every seed, beside one of them as the bas
 trained again: runs/objectives/ keeps it, so that a study goes on where it was stopped.
 """
 
+import json
 import pickle
 import statistics
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from dist_train.data.manifest import IDENTITIES_NAME, MANIFEST_NAME, load_manife
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.evaluate.identification import evaluate_identification
 from dist_train.evaluate.models import load_model
+from dist_train.run_files import METRICS_NAME
 
 RUNS, SETS = Path("runs/objectives"), Path("data/objectives")
 GLYPHS = Path("data/benchmark")
@@ -218,7 +220,8 @@ def study(case: str) -> None:
         for seed in SEEDS[:1] if name in chosen.once else SEEDS:
             own = [override.format(runs=runs, seed=seed) for override in overrides]
             folder = runs / f"{name.replace(' ', '_')}-{seed}"
-            found.setdefault(name, []).append(train(recipe, folder, *own, f"seed={seed}", ranks=2))
+            summary = train(recipe, folder, *own, f"seed={seed}", ranks=2)
+            found.setdefault(name, []).append(summary | {"sets": by_set(folder)})
     base = measured(found[chosen.baseline])
     for name, summaries in found.items():
         if name == chosen.baseline:
@@ -239,6 +242,14 @@ def study(case: str) -> None:
         )
 
 
+def by_set(run: Path) -> dict[str, float]:
+    """Accuracy of a run's last evaluation on each of its verification sets."""
+    lines = (json.loads(line) for line in (run / METRICS_NAME).read_text(encoding="utf-8").splitlines())
+    last = [line for line in lines if "evaluate/score" in line][-1]
+    found = {key: value for key, value in last.items() if key.startswith("evaluate/") and key.endswith("/accuracy")}
+    return {key.split("/")[1]: value for key, value in found.items()}
+
+
 def measured(summaries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Percent over the seeds of a run: mean and each."""
     measures: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -247,6 +258,8 @@ def measured(summaries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         "rank1": lambda one: one["rank1"],
     }
     values = {name: [percent(measure(one)) for one in summaries] for name, measure in measures.items()}
+    if len(summaries[0]["sets"]) > 1:
+        values |= {name: [percent(one["sets"][name]) for one in summaries] for name in summaries[0]["sets"]}
     return {name: {"mean": round(statistics.mean(each), 2), "seeds": each} for name, each in values.items()}
 
 
