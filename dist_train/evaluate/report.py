@@ -19,6 +19,7 @@ from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.sections import Section, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
+from dist_train.objectives.config import ObjectivesConfig
 from dist_train.runtime.written import write_failures, write_text
 
 _TEMPLATE = "report.html.jinja"
@@ -94,9 +95,9 @@ class RunReport:
         ]
 
     def _objectives(self) -> list[tuple[str, str, str, bool]]:
-        """A curve for the loss of each further term, by the order of their first lines."""
-        keys = dict.fromkeys(key for row in self.history for key in row if key.endswith("/loss"))
-        return [(key, f"Loss of {key.removesuffix('/loss')}, without its weight", "loss", True) for key in keys]
+        """A curve for the loss of each further term that recipes know: a foreign file could name any number."""
+        names = ObjectivesConfig.model_fields
+        return [(f"{name}/loss", f"Loss of {name}, without its weight", "loss", True) for name in names]
 
 
 def write_report(path: Path, run: RunReport) -> None:

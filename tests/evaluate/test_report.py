@@ -116,3 +116,11 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match="cannot be written"):
         write_report(tmp_path / "file" / "report.html", RunReport("x", {}))
+
+
+def test_figures_that_no_recipe_knows_get_no_plots(tmp_path):
+    history = [
+        {"step": step, "loss": 1.0, **{f"{n}/loss": 1.0 for n in range(1000)}, "triplet/loss": 1.0} for step in (1, 2)
+    ]
+    write_report(tmp_path / "report.html", RunReport("foreign", {}, history))
+    assert (tmp_path / "report.html").read_text().count("<svg") == 2
