@@ -231,7 +231,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _phases_that_can_be(self) -> "RunConfig":
-        assert self.recipes  # which is where they are looked at
+        _ = self.recipes  # which raises ValueError for the first one that cannot be, with its key
         return self
 
     @property
