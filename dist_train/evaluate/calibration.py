@@ -1,5 +1,6 @@
-"""Thresholds of one model with the error rates that they were measured to have: by `headcount eval --json`, or as an
-exported file states them.
+"""A calibration: thresholds of one model, with the errors that a set has there.
+
+`headcount eval --json` measures it; an exported file may state it.
 """
 
 import json
@@ -20,6 +21,7 @@ WEIGHTS_KEY = "weights_sha256"
 """Entry of an exported file's metadata: digest of the weights that it was made of, as runs know them."""
 _MOST_BYTES = 64 << 20  # of a file of figures
 _MOST_TEXT = 1 << 18  # characters of an entry in metadata
+_MOST_NAMED = 5  # in a message
 
 _Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Cosine = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -72,8 +74,8 @@ class Calibration:
     impostor_pairs: _Pairs
     operating_points: Annotated[tuple[Point, ...], Field(min_length=1, max_length=100)]
 
-    def point(self, fmr: float) -> Point:
-        """The threshold of a rate.
+    def at(self, fmr: float) -> tuple[float, Point]:
+        """The threshold of a rate, and what was measured there.
 
         Raises:
             UserError: it was not measured; the message has those that were.
@@ -85,7 +87,7 @@ class Calibration:
                 f"--fmr {fmr:g}: no threshold was measured for it on {shown_start(self.set)}; there is one for "
                 f"{', '.join(usable) or 'no rate'}"
             )
-        return found
+        return found.threshold, found
 
     def to_text(self) -> str:
         """The calibration as an entry of a file's metadata."""
@@ -143,7 +145,7 @@ def read_calibration(path: Path, owner: Owner) -> Calibration:
     """The thresholds of a model in a file of figures.
 
     Raises:
-        UserError: the file is missing or another one, is of other models, or has no thresholds or those of several sets.
+        UserError: the file is missing or another one, is of other models, has no thresholds, or those of several sets.
     """
     try:
         figures = _FIGURES.validate_json(read_bounded(path, _MOST_BYTES))
@@ -151,24 +153,26 @@ def read_calibration(path: Path, owner: Owner) -> Calibration:
         raise UserError(
             f"--calibration {path}: {first_fault(error)}; expected figures by `headcount eval --json`"
         ) from error
-    own = [each for each in figures if owner.owns(each.model_sha256)]
+    own = [(each.model_sha256, each.all_pairs) for each in figures if owner.owns(each.model_sha256)]
     if not own:
         raise UserError(f"--calibration {path}: {_of_others(figures, owner)}")
-    found = [(each, measured) for each in own for measured in each.all_pairs]
+    found = [
+        Calibration(digest or "", each.set, each.genuine_pairs, each.impostor_pairs, each.operating_points)
+        for digest, measured in own
+        for each in measured
+    ]
     if not found:
         raise UserError(
             f"--calibration {path}: no operating points in it; measure them on all pairs of a set: headcount eval "
             f"MODEL --sets SET --json {path}"
         )
     if len(found) > 1:
-        sets = ", ".join(shown_start(measured.set) for _, measured in found)
         raise UserError(
-            f"--calibration {path}: thresholds of {len(found)} sets, {sets}, and one set must decide; evaluate on the "
-            "one that is like the pictures in use"
+            f"--calibration {path}: thresholds of {len(found)} sets, "
+            f"{', '.join(shown_start(each.set) for each in found[:_MOST_NAMED])}, and one must decide; evaluate on the "
+            "one that is most like the pictures in use"
         )
-    (model, measured), digest = found[0], found[0][0].model_sha256
-    assert digest is not None, f"{model.model} was found by it"
-    return Calibration(digest, measured.set, measured.genuine_pairs, measured.impostor_pairs, measured.operating_points)
+    return found[0]
 
 
 def stated_calibration(text: str, owner: Owner) -> Calibration | None:
@@ -195,7 +199,9 @@ def stated_calibration(text: str, owner: Owner) -> Calibration | None:
 
 def _of_others(figures: list[_Evaluated], owner: Owner) -> str:
     """What to say where no figures are of the model."""
-    told = ", ".join(f"{shown_start(each.model)} ({(each.model_sha256 or 'no digest')[:12]})" for each in figures[:5])
+    told = ", ".join(
+        f"{shown_start(each.model)} ({(each.model_sha256 or 'no digest')[:12]})" for each in figures[:_MOST_NAMED]
+    )
     why = f"figures of {told or 'no model'}, and none of {owner}; a threshold holds for the model it was measured with"
     if owner.exported and not owner.weights:
         why += f"; {owner.name} does not say which weights it was exported from"
