@@ -57,7 +57,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="EVAL.json",
-            help="figures of RUN by `headcount eval --json`, whose thresholds the files state; those in int8 state none",
+            help="figures of RUN by `headcount eval --json`, whose thresholds the files state, but int8 ones",
         ),
     ] = None,
 ) -> None:
