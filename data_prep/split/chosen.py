@@ -69,10 +69,13 @@ def names_of(source: MergeSource, own: NDArray[np.bool_]) -> pa.Array:
 
 
 def _rows(files: SplitFiles, source: MergeSource) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Each shard's number and its rows, of those samples that can be used; and their numbers in the shard."""
+    """Each shard's number and its rows."""
     for unit, shard in enumerate(source.manifest.shards):
         try:
-            yield unit, read_rows(files, unit, shard)
+            rows = read_rows(files, unit, shard)
+            if len(rows) and rows["label"].max() >= source.manifest.num_classes:
+                raise ValueError(f"{files.rows(unit)}: label {rows['label'].max()}")
+            yield unit, rows
         except (OSError, ValueError) as error:
             raise WorkError(f"{error}; remove {files.out} and run the same command again") from error
 

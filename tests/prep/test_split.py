@@ -23,6 +23,8 @@ from dist_train.runtime.written import write_json
 from tests.data.tars import tar_of
 from tests.prep.merging import content, identities, jpeg, made, members, pictures
 
+pytestmark = pytest.mark.job  # whole jobs in the test's own process
+
 
 def split(*arguments: object) -> str:
     """What the command prints, without processes of its own."""
