@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from typer.testing import CliRunner
 
-from dist_train.data.cli import app
 from dist_train.data import verify as verify_module
+from dist_train.data.cli import app
 from dist_train.data.tars import walk_tar
 from dist_train.errors import UserError, WorkError
 from tests.data.tars import by_data, by_embed, drawn, labelled, tar_of

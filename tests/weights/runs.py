@@ -20,7 +20,7 @@ def write_names(path, names):
 
 
 def read_once(monkeypatch, *modules):
-    """Have `modules` read each checkpoint once for all tests, which takes a fifth of a second, and copy what they get."""
+    """Have `modules` read each checkpoint once for all tests, and copy what they get: it takes a fifth of a second."""
 
     def load(path):
         backbone, config, progress = _loaded(path)
