@@ -6,16 +6,14 @@ whose cosine is below it; ISO/IEC 19795-1 for comparisons without failures to ac
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.pair_counts import Ordered, PairCounts, count_pairs, order_by_identity
 from dist_train.evaluate.resampling import fnmr_intervals
 from dist_train.runtime.ranks import ALONE, Ranks
-
-if TYPE_CHECKING:
-    from dist_train.evaluate.embedded_set import EmbeddedSet
 
 FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 RULE_OF_THREE = 3
@@ -57,7 +55,7 @@ class OperatingPoint:
 
 
 def operating_points(
-    embedded: "EmbeddedSet", ranks: Ranks = ALONE, fmrs: Sequence[float] = FMRS
+    embedded: EmbeddedSet, ranks: Ranks = ALONE, fmrs: Sequence[float] = FMRS
 ) -> tuple[OperatingPoint, ...]:
     """Operating points over all pairs of a set's labelled pictures, the same on every rank. A collective.
 
