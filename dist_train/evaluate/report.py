@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from dist_train.evaluate import plots
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
@@ -61,6 +62,7 @@ class RunReport:
         distractors: results by set.
         phases: steps at which phases of training begin.
         knn: results by set.
+        all_pairs: results by set.
     """
 
     title: str
@@ -74,6 +76,7 @@ class RunReport:
     distractors: Sequence[DistractorResult] = ()
     phases: Sequence[int] = ()
     knn: Sequence[KnnResult] = ()
+    all_pairs: Sequence[AllPairsResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
@@ -85,6 +88,7 @@ class RunReport:
             list(self.ijb),
             list(self.distractors),
             list(self.knn),
+            list(self.all_pairs),
         )
         entries = (*_HISTORY, *self._objectives())
         curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]
