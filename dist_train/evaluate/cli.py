@@ -15,6 +15,14 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.evaluate.own_options import (
+    DEFAULT_FMR,
+    ByOption,
+    FmrOption,
+    OwnEntries,
+    QualityOption,
+    own_entries,
+)
 from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 
@@ -53,6 +61,9 @@ def evaluate(
     input_color: ColorOption = None,
     input_size: SizeOption = None,
     output: OutputOption = None,
+    by: ByOption = None,
+    quality: QualityOption = None,
+    fmr: FmrOption = None,
 ) -> None:
     """Evaluate models on verification and identification sets, several models side by side.
 
@@ -92,8 +103,9 @@ def evaluate(
     try:
         with ranks.first_speaks():
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
-            by_kind = _by_kind(sets or [], distractors, knn or [])
-            ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip) for model in opened]
+            own = own_entries(by or [], quality or [], fmr or [DEFAULT_FMR])
+            by_kind = _by_kind(sets or [], distractors, knn or [], own)
+            ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip, kept={}) for model in opened]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
             return
@@ -117,7 +129,7 @@ def _named(models: list["Model"]) -> list["Model"]:
     ]
 
 
-def _by_kind(sets: list[Path], distractors: Path | None, knn: list[Path]) -> "EvaluateConfig":
+def _by_kind(sets: list[Path], distractors: Path | None, knn: list[Path], own: OwnEntries) -> "EvaluateConfig":
     """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
     from dist_train.evaluate.config import DistractorConfig, EvaluateConfig
     from dist_train.evaluate.ijb_layout import ijb_kind
@@ -131,6 +143,7 @@ def _by_kind(sets: list[Path], distractors: Path | None, knn: list[Path]) -> "Ev
         identification=() if distractors else tuple(shards),
         distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards) if distractors else (),
         knn=tuple(knn),
+        **own(shards),
     )
 
 

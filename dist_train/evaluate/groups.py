@@ -18,11 +18,41 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import UserError
+from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.group_results import NONE, SIGNIFICANT, Differential, Group, GroupsResult
+from dist_train.evaluate.operating_points import just_above
+from dist_train.evaluate.pair_counts import count_pairs, order_by_identity
 from dist_train.evaluate.rates import Dyads, Rate, adjusted, genuine_rate, gini, higher, impostor_rate, pooled
-from dist_train.evaluate.scored_pairs import ScoredPairs
+from dist_train.evaluate.scored_pairs import ScoredPairs, false_matches, genuine_pairs
+from dist_train.runtime.ranks import ALONE, Ranks
 
 MOST_GROUPS = 64
+
+
+def evaluate_groups(embedded: EmbeddedSet, by: str, fmr: float, ranks: Ranks = ALONE) -> GroupsResult:
+    """The rates of the groups of a set at the threshold of an FMR over all its impostor pairs. A collective.
+
+    Pictures without a label are left out.
+
+    Args:
+        embedded: the set, with the column.
+        by: name of the column.
+        fmr: demanded of all impostor pairs.
+        ranks: the processes that share the work.
+
+    Raises:
+        UserError: no pair of one identity or none of two, no groups, or too many.
+        WorkError: embeddings that are not finite.
+    """
+    name = f"set {embedded.path}"
+    ordered = order_by_identity(embedded.features, embedded.labels, name)
+    names, group = group_values([embedded.columns[by][number] for number in ordered.order], by, name)
+    threshold = just_above(count_pairs(ordered, [fmr], ranks).thresholds[fmr].barred)
+    labels = torch.from_numpy(ordered.identity)
+    genuine = genuine_pairs(ordered.features, labels, ranks)
+    matches = false_matches(ordered.features, labels, threshold, ranks)
+    title = (embedded.name, by, fmr)
+    return judge_groups(labels, group, genuine, matches, threshold, names=names, title=title)
 
 
 def group_values(values: Sequence[object], by: str, name: str) -> tuple[list[str], np.ndarray]:

@@ -12,10 +12,12 @@ import numpy as np
 
 from dist_train.evaluate import plots
 from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.kinds import result_sections
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.quality import QualityResult
 from dist_train.evaluate.sections import Section, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
@@ -61,6 +63,8 @@ class RunReport:
         distractors: results by set.
         phases: steps at which phases of training begin.
         knn: results by set.
+        groups: results by set and column.
+        quality: results by set and quality.
     """
 
     title: str
@@ -74,6 +78,8 @@ class RunReport:
     distractors: Sequence[DistractorResult] = ()
     phases: Sequence[int] = ()
     knn: Sequence[KnnResult] = ()
+    groups: Sequence[GroupsResult] = ()
+    quality: Sequence[QualityResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
@@ -85,6 +91,8 @@ class RunReport:
             list(self.ijb),
             list(self.distractors),
             list(self.knn),
+            groups=list(self.groups),
+            quality=list(self.quality),
         )
         entries = (*_HISTORY, *self._objectives())
         curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]
