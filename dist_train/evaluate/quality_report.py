@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dist_train.evaluate import plots
-from dist_train.evaluate.quality import LIMIT, SHARES, QualityResult
+from dist_train.evaluate.quality import LIMIT, QualityResult
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.tables import Cell, Table, label, rate
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dist_train.evaluate.tables import ModelScores
 
 _NONE = "-"
+_SHOWN = (0.0, 0.1, 0.2, 0.3)
 
 
 def quality_table(models: Sequence["ModelScores"]) -> Table | None:
@@ -21,7 +22,7 @@ def quality_table(models: Sequence["ModelScores"]) -> Table | None:
         return None
     heads = [
         "set",
-        *(f"FNMR % less {100 * share:g} %" if share else "FNMR %" for share in SHARES),
+        *(f"FNMR % less {100 * share:g} %" if share else "FNMR %" for share in _SHOWN),
         "pAUC of random [95 %]",
         "best",
         "pairs",
@@ -33,7 +34,7 @@ def quality_table(models: Sequence["ModelScores"]) -> Table | None:
         rows.append(
             [
                 name,
-                *(f"{100 * result.errors[share]:.2f}" for share in SHARES),
+                *(f"{100 * result.errors[share]:.2f}" for share in _SHOWN),
                 f"{result.share:.3f} [{low:.3f}, {high:.3f}]" if known else _NONE,
                 f"{result.best_share:.3f}" if known else _NONE,
                 f"{result.pairs:,}",
