@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dist_train.errors import UserError
 from dist_train.section import Section
@@ -35,6 +35,26 @@ class DistractorConfig(Section):
 
     set: Path = Field(description="directory of shards with two or more pictures of each identity")
     strangers: Path = Field(description="directory of shards among whose pictures the mates are hidden")
+
+
+class AllPairsConfig(Section):
+    """A labelled set whose pairs are judged at operating points; a path alone stands for its set."""
+
+    set: Path = Field(description="directory of labelled shards; roles are not looked at")
+    pairs: Path | None = Field(
+        None, description="list of the pairs that count, LFW's or a .csv, .tsv or .parquet; null takes all pairs"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_path(cls, value: object) -> object:
+        return {"set": value} if isinstance(value, str | Path) else value
+
+
+def all_pairs_name(entry: AllPairsConfig) -> str:
+    """What pairs of a set are called in figures."""
+    name = set_name(entry.set)
+    return name if entry.pairs is None else f"{name} by {entry.pairs.name}"
 
 
 class GroupsConfig(Section):
@@ -86,6 +106,11 @@ class EvaluateConfig(Section):
         "among the others",
     )
     knn_neighbours: int = Field(20, ge=1, le=1000, description="k: how many nearest pictures vote in those sets")
+    all_pairs: tuple[AllPairsConfig, ...] = Field(
+        (),
+        description="labelled sets: directories of shards, all pairs of whose pictures, or those of a list, give "
+        "thresholds at demanded false match rates",
+    )
     groups: tuple[GroupsConfig, ...] = Field(
         (), description="comparisons of groups: each a labelled set and the column that its groups are of"
     )
@@ -116,6 +141,11 @@ class EvaluateConfig(Section):
             if named.setdefault(both, pair) is not pair:
                 raise ValueError(f"two entries are both called '{both[0]} + {both[1]}' in figures; rename a directory")
         return pairs
+
+    @field_validator("all_pairs")
+    @classmethod
+    def _entries_told_apart(cls, entries: tuple[AllPairsConfig, ...]) -> tuple[AllPairsConfig, ...]:
+        return _names_told_apart(entries, all_pairs_name)
 
     @field_validator("groups")
     @classmethod

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
-from dist_train.evaluate import groups_report, quality_report, sections, tables
+from dist_train.evaluate import all_pairs_report, groups_report, quality_report, sections, tables
+from dist_train.evaluate.all_pairs import AllPairsResult, all_pairs_paths, check_all_pairs, evaluate_all_pairs
 from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.config import DistractorConfig, GroupsConfig
 from dist_train.evaluate.distractors import DistractorResult, evaluate_distractors
@@ -125,6 +126,15 @@ def _distractor_figures(result: DistractorResult) -> dict[str, float]:
     return figures | {f"{result.name}/tar_at_far_{far:g}": tar.tar for far, tar in result.tar_at_far.items()}
 
 
+def _point_figures(result: AllPairsResult) -> dict[str, float]:
+    return {f"{result.name}/fnmr_at_fmr_{point.fmr:g}": point.fnmr for point in result.points if point.resolved}
+
+
+def _point_score(result: AllPairsResult) -> float | None:
+    point = result.last_resolved()
+    return None if point is None else 1 - point.fnmr
+
+
 def _set_path(entry: GroupsConfig) -> tuple[Path, ...]:
     return (entry.set,)
 
@@ -193,6 +203,16 @@ KINDS = (
         score=lambda result: result.accuracy,
         table=tables.knn_table,
         sections=sections.knn_sections,
+    ),
+    Kind(
+        "all_pairs",
+        paths=all_pairs_paths,
+        check=check_all_pairs,
+        judge=evaluate_all_pairs,
+        figures=_point_figures,
+        score=_point_score,
+        table=all_pairs_report.all_pairs_table,
+        sections=all_pairs_report.all_pairs_sections,
     ),
     Kind(
         "groups",

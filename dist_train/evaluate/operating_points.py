@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 
 from dist_train.evaluate.embedded_set import EmbeddedSet
-from dist_train.evaluate.pair_counts import Ordered, PairCounts, count_pairs, order_by_identity
+from dist_train.evaluate.pair_counts import (
+    Ordered,
+    PairCounts,
+    Threshold,
+    allowed_matches,
+    count_pairs,
+    order_by_identity,
+)
 from dist_train.evaluate.resampling import fnmr_intervals
+from dist_train.evaluate.thinned import PairSample
 from dist_train.runtime.ranks import ALONE, Ranks
 
 FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -72,21 +80,25 @@ def points_of(ordered: Ordered, counts: PairCounts, ranks: Ranks = ALONE) -> tup
     fmrs = tuple(counts.thresholds)
     both = counts.genuine_sample, counts.impostor_sample
     ends = fnmr_intervals(*both, fmrs, len(ordered.sizes), ordered.sizes, ranks)
-    points = []
-    for fmr, (low, high) in zip(fmrs, ends.tolist(), strict=True):
-        found = counts.thresholds[fmr]
-        points.append(
-            OperatingPoint(
-                fmr,
-                just_above(found.barred),
-                found.false_matches / ordered.impostor_pairs,
-                found.false_non_matches / ordered.genuine_pairs,
-                low,
-                high,
-                is_resolved(fmr, ordered.impostor_pairs),
-            )
+    return _made(counts.thresholds, ends, ordered.genuine_pairs, ordered.impostor_pairs)
+
+
+def _made(
+    thresholds: dict[float, Threshold], ends: np.ndarray, genuine: int, impostor: int
+) -> tuple[OperatingPoint, ...]:
+    """Points of counts and intervals [F, 2], with so many pairs of each kind."""
+    return tuple(
+        OperatingPoint(
+            fmr,
+            just_above(found.barred),
+            found.false_matches / impostor,
+            found.false_non_matches / genuine,
+            low,
+            high,
+            is_resolved(fmr, impostor),
         )
-    return tuple(points)
+        for (fmr, found), (low, high) in zip(thresholds.items(), ends.tolist(), strict=True)
+    )
 
 
 def is_resolved(rate: float, pairs: int) -> bool:
@@ -97,3 +109,36 @@ def is_resolved(rate: float, pairs: int) -> bool:
 def just_above(barred: float) -> float:
     """The lowest float32 that a score which must not match does not reach."""
     return float(np.nextafter(np.float32(barred), np.float32(np.inf)))
+
+
+def points_of_list(
+    scores: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    same: np.ndarray,
+    fmrs: Sequence[float] = FMRS,
+    ranks: Ranks = ALONE,
+) -> tuple[OperatingPoint, ...]:
+    """Operating points over listed pairs alone, the same on every rank. A collective.
+
+    Args:
+        scores: float32 [n].
+        left: number of the first picture's identity, 0 .. I - 1, int64 [n].
+        right: of the second's.
+        same: whether a pair is genuine, bool [n]; both kinds are there.
+        fmrs: demanded rates.
+        ranks: the processes that share the work.
+    """
+    order = np.argsort(scores, kind="stable")
+    kinds = [order[same[order]], order[~same[order]]]
+    genuine, impostor = (
+        PairSample(scores[kind], left[kind].astype(np.int32), right[kind].astype(np.int32), np.ones(len(kind)))
+        for kind in kinds
+    )
+    counts = {}
+    for fmr in fmrs:
+        barred = impostor.scores[-1 - allowed_matches(fmr, len(impostor.scores))]
+        matches = len(impostor.scores) - int(np.searchsorted(impostor.scores, barred, side="right"))
+        counts[fmr] = Threshold(float(barred), matches, int(np.searchsorted(genuine.scores, barred, side="right")))
+    ends = fnmr_intervals(genuine, impostor, fmrs, 1 + int(max(left.max(), right.max())), None, ranks)
+    return _made(counts, ends, len(genuine.scores), len(impostor.scores))

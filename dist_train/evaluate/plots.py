@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dist_train.evaluate.curves import Histogram, Roc
+from dist_train.evaluate.operating_points import OperatingPoint
 from dist_train.evaluate.quality import QualityResult
 from dist_train.evaluate.rates import Rate
 
@@ -128,6 +129,28 @@ def plot_det(name: str, curves: Sequence[tuple[str, Roc]]) -> str:
         axes.text(0.5, 0.5, "no false rejects", transform=axes.transAxes, ha="center", fontsize=9, color=_INK)
     _legend(axes, "upper right")
     return _svg(figure, f"det {name}")
+
+
+def plot_operating_points(name: str, curves: Sequence[tuple[str, Roc, Sequence[OperatingPoint]]]) -> str:
+    """FNMR over FMR, both logarithmic, with the intervals of the points that a set carries as a band."""
+    figure, axes = _figure(f"Operating points: {name}", "false match rate", "false non-match rate")
+    lowest, drawn = 0.1, False
+    for style, (label, curve, points) in zip(_styles(len(curves)), curves, strict=True):
+        seen = (curve.far > 0) & (curve.tar < 1)
+        axes.plot(curve.far[seen], 1 - curve.tar[seen], label=label, **style, drawstyle="steps-post")
+        carried = [point for point in points if point.resolved]
+        rates = [point.fmr for point in carried]
+        band = [[getattr(point, end) for point in carried] for end in ("fnmr_low", "fnmr_high")]
+        axes.fill_between(rates, *band, color=style["color"], alpha=0.18, linewidth=0)
+        axes.plot(rates, [point.fnmr for point in carried], "o", color=style["color"], markersize=4)
+        lowest = min([lowest, *rates])
+        drawn |= bool(seen.any())
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
+    if drawn:
+        axes.set_yscale("log", nonpositive="clip")
+    _legend(axes, "upper right")
+    return _svg(figure, f"points {name}")
 
 
 def plot_scores(label: str, spread: Histogram) -> str:

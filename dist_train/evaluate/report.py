@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from dist_train.evaluate import plots
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
@@ -63,6 +64,7 @@ class RunReport:
         distractors: results by set.
         phases: steps at which phases of training begin.
         knn: results by set.
+        all_pairs: results by set.
         groups: results by set and column.
         quality: results by set and quality.
     """
@@ -78,6 +80,7 @@ class RunReport:
     distractors: Sequence[DistractorResult] = ()
     phases: Sequence[int] = ()
     knn: Sequence[KnnResult] = ()
+    all_pairs: Sequence[AllPairsResult] = ()
     groups: Sequence[GroupsResult] = ()
     quality: Sequence[QualityResult] = ()
 
@@ -91,6 +94,7 @@ class RunReport:
             list(self.ijb),
             list(self.distractors),
             list(self.knn),
+            list(self.all_pairs),
             groups=list(self.groups),
             quality=list(self.quality),
         )

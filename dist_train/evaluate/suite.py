@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dist_train.backbones import memory_format
 from dist_train.errors import UserError
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.config import EvaluateConfig, set_name
 from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.group_results import GroupsResult
@@ -32,6 +33,7 @@ class Evaluation:
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
     knn: list[KnnResult] = field(default_factory=list)
+    all_pairs: list[AllPairsResult] = field(default_factory=list)
     groups: list[GroupsResult] = field(default_factory=list)
     quality: list[QualityResult] = field(default_factory=list)
 
@@ -40,8 +42,8 @@ class Evaluation:
         """One number to choose a checkpoint by, 0..1: the mean over the sets of the first kind that has a say.
 
         The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
-        identification, rank-1 among all distractors, accuracy by neighbours. Sets with one kind of pairs have no
-        accuracy, and no say.
+        identification, rank-1 among all distractors, accuracy by neighbours, 1 - FNMR at the lowest FMR that all pairs
+        carry. Sets with one kind of pairs have no accuracy, and no say.
         """
         for kind in KINDS:
             values = [value for each in getattr(self, kind.name) if (value := kind.score(each)) is not None]

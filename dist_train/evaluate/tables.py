@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.group_results import GroupsResult
@@ -28,6 +29,7 @@ class ModelScores:
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
     knn: list[KnnResult] = field(default_factory=list)
+    all_pairs: list[AllPairsResult] = field(default_factory=list)
     groups: list[GroupsResult] = field(default_factory=list)
     quality: list[QualityResult] = field(default_factory=list)
 
