@@ -1,8 +1,7 @@
 """`headcount eval`."""
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +18,7 @@ from dist_train.evaluate.own_options import (
     DEFAULT_FMR,
     ByOption,
     FmrOption,
+    FuseOption,
     OwnEntries,
     QualityOption,
     own_entries,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 def evaluate(
     models: Annotated[
-        list[Path], typer.Argument(help="models to evaluate: run directories, checkpoints or .onnx files")
-    ],
+        list[Path] | None, typer.Argument(help="models to evaluate: run directories, checkpoints or .onnx files")
+    ] = None,
     sets: Annotated[
         list[Path] | None,
         typer.Option(
@@ -74,6 +74,7 @@ def evaluate(
     by: ByOption = None,
     quality: QualityOption = None,
     fmr: FmrOption = None,
+    fuse: FuseOption = None,
 ) -> None:
     """Evaluate models on verification and identification sets, several models side by side.
 
@@ -96,6 +97,7 @@ def evaluate(
     with quick_imports():
         from dist_train.errors import UserError
         from dist_train.evaluate.config import check_names
+        from dist_train.evaluate.fuse_cli import evaluate_files
         from dist_train.evaluate.judging import Judging
         from dist_train.evaluate.kinds import result_tables
         from dist_train.evaluate.models import load_models
@@ -106,6 +108,13 @@ def evaluate(
 
     if report is not None:
         require("report", "--report")
+    if fuse:
+        if models or sets or knn:
+            raise UserError("--fuse judges files of embeddings alone; leave models and sets out")
+        evaluate_files(fuse, (fmr or [DEFAULT_FMR])[0], json_path, report)
+        return
+    if not models:
+        raise UserError("no model to evaluate; name run directories, checkpoints or .onnx files")
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     if not sets and not knn:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
@@ -171,26 +180,12 @@ def _by_kind(
 
 
 def _write_json(path: Path, scores: list["ModelScores"], models: list["Model"]) -> None:
-    from dist_train.evaluate.kinds import KINDS
-    from dist_train.runtime.written import write_failures, write_json
+    from dist_train.evaluate.figures_file import figures_of, write_figures
 
-    body: list[dict[str, Any]] = [
-        {
-            "model": each.name,
-            "model_sha256": model.digest(),
-            **{kind.name: [result.summary() for result in getattr(each, kind.name)] for kind in KINDS},
-        }
-        for each, model in zip(scores, models, strict=True)
-    ]
-    with write_failures(f"figures {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, _finite(body))
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """The value with null for numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    write_figures(
+        path,
+        [
+            {"model": each.name, "model_sha256": model.digest(), **figures_of(each)}
+            for each, model in zip(scores, models, strict=True)
+        ],
+    )

@@ -1,4 +1,4 @@
-"""Options of `headcount eval` for sets of one's own: groups and quality."""
+"""Options of `headcount eval` for sets of one's own: groups, quality and fusion."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +29,14 @@ FmrOption = Annotated[
         min=1e-9,
         max=0.1,
         help=f"false match rate whose threshold --by and --quality take, {DEFAULT_FMR:g} by default; repeat for more",
+    ),
+]
+
+FuseOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="file of embeddings by `headcount embed`, instead of a model; two or more of the same pictures, one "
+        "--fuse for each, are judged alone and fused"
     ),
 ]
 

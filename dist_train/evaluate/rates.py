@@ -66,9 +66,22 @@ def genuine_rate(errors: np.ndarray, pairs: np.ndarray) -> Rate:
     count, total = len(pairs), float(pairs.sum())
     if not count:
         return Rate(0, 0, 0.0, 0)
-    share = errors.sum() / total
-    variance = float(((errors - share * pairs) ** 2).sum()) / total**2
-    return Rate(int(errors.sum()), int(total), variance * _corrected(count), count)
+    deviation = clustered_difference(errors, pairs)[1]
+    return Rate(int(errors.sum()), int(total), deviation**2, count)
+
+
+def clustered_difference(differences: np.ndarray, pairs: np.ndarray) -> tuple[float, float]:
+    """A difference of two rates over the same pairs, and its standard deviation over identities.
+
+    Args:
+        differences: of the errors, by identity, [I].
+        pairs: of each identity, [I].
+    """
+    there = pairs > 0
+    differences, pairs = differences[there].astype(np.float64), pairs[there].astype(np.float64)
+    share = float(differences.sum() / pairs.sum())
+    variance = float(((differences - share * pairs) ** 2).sum()) / float(pairs.sum()) ** 2
+    return share, math.sqrt(variance * _corrected(len(pairs)))
 
 
 class Dyads(NamedTuple):

@@ -122,13 +122,14 @@ def write_report(path: Path, run: RunReport) -> None:
     _write(path, run.title, run.subtitle, _tiles(run), [*run.drawn, figures])
 
 
-def write_comparison(path: Path, title: str, models: Sequence[ModelScores]) -> None:
-    """Write several models' results side by side to `path`, by rename.
+def write_comparison(path: Path, title: str, models: Sequence[ModelScores], first: Sequence[Table] = ()) -> None:
+    """Write several models' results side by side to `path`, by rename, and before them other tables.
 
     Raises:
         WorkError: the file cannot be written.
     """
-    _write(path, title, " · ".join(model.name for model in models), [], result_sections(models))
+    before = [Section(table.title, tables=[table]) for table in first]
+    _write(path, title, " · ".join(model.name for model in models), [], [*before, *result_sections(models)])
 
 
 def _write(path: Path, title: str, subtitle: str, tiles: list[tuple[str, str]], sections: Sequence[Section]) -> None:

@@ -1,6 +1,7 @@
 """Error against discarded pairs: against brute force, planted qualities, tables of qualities, and the command."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +59,7 @@ def planted(seed, blind=False):
     rows = torch.nn.functional.normalize(torch.where(spoiled[:, None], rows * 0.3 + noise, rows), dim=1)
     norms = torch.from_numpy(random.random(len(rows)).astype(np.float32)) + (0 if blind else 2 * ~spoiled)
     keys = [f"{number:06d}" for number in range(len(rows))]
-    return EmbeddedSet("planted", "sets/planted", rows, norms.float(), labels, keys, [None] * len(rows))
+    return EmbeddedSet("planted", Path("sets/planted"), rows, norms.float(), labels, keys, [None] * len(rows))
 
 
 def test_a_quality_that_knows_the_spoiled_pictures_has_a_third_of_the_area_of_random():
