@@ -21,6 +21,8 @@ from dist_train.evaluate.own_options import (
     FuseOption,
     OwnEntries,
     QualityOption,
+    TemplatesOption,
+    TemplateWeights,
     own_entries,
 )
 from dist_train.runtime.imports import quick_imports
@@ -75,6 +77,7 @@ def evaluate(
     quality: QualityOption = None,
     fmr: FmrOption = None,
     fuse: FuseOption = None,
+    templates: TemplatesOption = TemplateWeights.SCORE,
 ) -> None:
     """Evaluate models on verification and identification sets, several models side by side.
 
@@ -128,7 +131,10 @@ def evaluate(
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
             own = own_entries(by or [], quality or [], fmr or [DEFAULT_FMR])
             by_kind = ranks.agree(lambda: _by_kind(sets or [], distractors, knn or [], own, pairs), "all")
-            ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip, kept={}) for model in opened]
+            ways = [
+                Judging(model.embed, model.image_size, batch_size, ranks, flip, templates=templates.value, kept={})
+                for model in opened
+            ]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
             return

@@ -111,7 +111,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
-    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours)
+    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours, config.templates)
     return evaluate_sets(config, how)
 
 
