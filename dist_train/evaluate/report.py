@@ -13,10 +13,12 @@ import numpy as np
 from dist_train.evaluate import plots
 from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.kinds import result_sections
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.quality import QualityResult
 from dist_train.evaluate.sections import Section, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
@@ -63,6 +65,8 @@ class RunReport:
         phases: steps at which phases of training begin.
         knn: results by set.
         all_pairs: results by set.
+        groups: results by set and column.
+        quality: results by set and quality.
     """
 
     title: str
@@ -77,6 +81,8 @@ class RunReport:
     phases: Sequence[int] = ()
     knn: Sequence[KnnResult] = ()
     all_pairs: Sequence[AllPairsResult] = ()
+    groups: Sequence[GroupsResult] = ()
+    quality: Sequence[QualityResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
@@ -89,6 +95,8 @@ class RunReport:
             list(self.distractors),
             list(self.knn),
             list(self.all_pairs),
+            groups=list(self.groups),
+            quality=list(self.quality),
         )
         entries = (*_HISTORY, *self._objectives())
         curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]
@@ -114,13 +122,14 @@ def write_report(path: Path, run: RunReport) -> None:
     _write(path, run.title, run.subtitle, _tiles(run), [*run.drawn, figures])
 
 
-def write_comparison(path: Path, title: str, models: Sequence[ModelScores]) -> None:
-    """Write several models' results side by side to `path`, by rename.
+def write_comparison(path: Path, title: str, models: Sequence[ModelScores], first: Sequence[Table] = ()) -> None:
+    """Write several models' results side by side to `path`, by rename, and before them other tables.
 
     Raises:
         WorkError: the file cannot be written.
     """
-    _write(path, title, " · ".join(model.name for model in models), [], result_sections(models))
+    before = [Section(table.title, tables=[table]) for table in first]
+    _write(path, title, " · ".join(model.name for model in models), [], [*before, *result_sections(models)])
 
 
 def _write(path: Path, title: str, subtitle: str, tiles: list[tuple[str, str]], sections: Sequence[Section]) -> None:

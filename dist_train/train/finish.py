@@ -63,6 +63,8 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             phases=[phase.at for phase in config.phases],
             knn=found.knn,
             all_pairs=found.all_pairs,
+            groups=found.groups,
+            quality=found.quality,
             samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
         )
         missing = _publish(config.run_dir, report, started)
