@@ -14,7 +14,8 @@ os.environ.update(ONE_THREAD)  # before a test module loads torch
 TIERS = ("cluster", "job", "ranks", "unit")
 # A test belongs to the heaviest tier whose words its module uses. A helper counts where it starts the processes.
 CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/launch/test_two_hosts.py")
-WHOLE = (  # a whole run, export or cascade in the test's own process: seconds each
+WHOLE = (  # a whole run, export or cascade in the test's own process, or a browser beside it: seconds each
+    "tests/browser/",
     "tests/prep/test_mtcnn.py",
     "tests/prep/test_align_cli.py",
     "tests/prep/test_glyphs.py",

@@ -16,6 +16,7 @@ from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.kinds import result_sections
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.plots import cut
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.shown_pictures import ShownPicture, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
@@ -146,7 +147,7 @@ def write_page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["cut"] = plots.cut
+    environment.filters["cut"] = cut
     page = environment.get_template(_TEMPLATE).render(
         title=title,
         subtitle=subtitle,

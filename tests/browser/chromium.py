@@ -35,6 +35,7 @@ class Browser:
         self._directory = directory
         self._session: str | None = None
         self._calls = 0
+        self._received = bytearray()
 
     def __enter__(self) -> Self:
         command = [program() or PROGRAMS[0], *OPTIONS, f"--user-data-dir={self._directory}"]
@@ -98,12 +99,14 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        received = bytearray()
-        while (byte := self._process.stdout.read(1)) != b"\0":
-            if not byte:
+        while b"\0" not in self._received:
+            arrived = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not arrived:
                 raise RuntimeError(f"{self._process.args}: ended with status {self._process.wait()}")
-            received += byte
-        message: dict[str, Any] = json.loads(received)
+            self._received += arrived
+        line, _, rest = self._received.partition(b"\0")
+        self._received = rest
+        message: dict[str, Any] = json.loads(line)
         if message.get("method") == "Runtime.consoleAPICalled":
             self.complaints.append(str(message["params"]["args"]))
         elif message.get("method") == "Log.entryAdded":
