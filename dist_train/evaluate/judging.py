@@ -1,8 +1,10 @@
 """What an evaluation judges, and how."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.evaluate.batches import EmbedFn
+from dist_train.evaluate.embeddings import Embeddings
 from dist_train.runtime.ranks import Ranks
 
 
@@ -16,6 +18,7 @@ class Judging(NamedTuple):
         ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
         neighbours: k of those that vote.
+        kept: embeddings of sets by path, for whatever else is judged on the same set; None keeps none.
     """
 
     embed: EmbedFn
@@ -24,3 +27,4 @@ class Judging(NamedTuple):
     ranks: Ranks
     flip: bool
     neighbours: int = 20
+    kept: dict[Path, Embeddings] | None = None

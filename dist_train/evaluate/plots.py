@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dist_train.evaluate.curves import Histogram, Roc
+from dist_train.evaluate.operating_points import OperatingPoint
+from dist_train.evaluate.quality import QualityResult
+from dist_train.evaluate.rates import Rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,6 +221,28 @@ def plot_det(name: str, curves: Sequence[tuple[str, Roc]]) -> str:
     return _svg(figure, f"det {name}")
 
 
+def plot_operating_points(name: str, curves: Sequence[tuple[str, Roc, Sequence[OperatingPoint]]]) -> str:
+    """FNMR over FMR, both logarithmic, with the intervals of the points that a set carries as a band."""
+    figure, axes = _figure(f"Operating points: {name}", "false match rate", "false non-match rate")
+    lowest, drawn = 0.1, False
+    for style, (label, curve, points) in zip(_styles(len(curves)), curves, strict=True):
+        seen = (curve.far > 0) & (curve.tar < 1)
+        axes.plot(curve.far[seen], 1 - curve.tar[seen], label=label, **style, drawstyle="steps-post")
+        carried = [point for point in points if point.resolved]
+        rates = [point.fmr for point in carried]
+        band = [[getattr(point, end) for point in carried] for end in ("fnmr_low", "fnmr_high")]
+        axes.fill_between(rates, *band, color=style["color"], alpha=0.18, linewidth=0)
+        axes.plot(rates, [point.fnmr for point in carried], "o", color=style["color"], markersize=4)
+        lowest = min([lowest, *rates])
+        drawn |= bool(seen.any())
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
+    if drawn:
+        axes.set_yscale("log", nonpositive="clip")
+    _legend(axes, "upper right")
+    return _svg(figure, f"points {name}")
+
+
 def plot_scores(label: str, spread: Histogram) -> str:
     """Histograms of the cosines of both kinds of pairs, and the threshold where there is one."""
     figure, axes = _figure(f"Scores: {label}", "cosine", "share of pairs")
@@ -261,6 +286,37 @@ def plot_rank1(name: str, curves: Sequence[tuple[str, dict[int, float]]]) -> str
     _share_axis(axes, min(min(shares.values()) for _, shares in curves))
     _legend(axes, "lower left")
     return _svg(figure, f"rank1 {name}")
+
+
+def plot_discard(name: str, curves: Sequence[tuple[str, QualityResult]], limit: float) -> str:
+    """FNMR of the pairs left over the share of pairs discarded, a stair; thin lines are FNMR as it was."""
+    figure, axes = _figure(f"Error and discard: {name}", "share of genuine pairs discarded", "FNMR of those left")
+    for style, (label, result) in zip(_styles(len(curves)), curves, strict=True):
+        ends = np.append(result.stairs.discarded, 1.0), np.append(result.stairs.error, result.stairs.error[-1])
+        axes.step(*ends, where="post", label=label, **style)
+        axes.axhline(result.fnmr, color=style["color"], linewidth=0.7, alpha=0.6, linestyle="--")
+    axes.set_xlim(0, limit)
+    axes.set_ylim(bottom=0)
+    _legend(axes, "lower left")
+    return _svg(figure, f"discard {name}")
+
+
+def plot_rates(title: str, kind: str, rates: Sequence[tuple[str, Rate]]) -> str:
+    """Rates by name as points with their 95 % intervals, over a logarithmic axis; a rate of 0 is its interval alone."""
+    figure, axes = _figure(title, kind, "")
+    shown = [(name, rate.share, *rate.interval) for name, rate in rates if rate.pairs]
+    lowest = min([each for _, *values in shown for each in values if each > 0], default=1e-3) / 2
+    for place, (_, share, low, high) in enumerate(shown):
+        axes.plot([max(low, lowest), max(high, lowest)], [place, place], color=COLORS[0], alpha=0.5, linewidth=2)
+        if share > 0:
+            axes.plot([share], [place], marker="o", markersize=5, color=COLORS[0])
+    axes.set_xscale("log")
+    axes.set_xlim(left=lowest)
+    for text in axes.set_yticks(range(len(shown)), [name for name, *_ in shown]) and axes.get_yticklabels():
+        text.set_parse_math(False)
+    axes.invert_yaxis()
+    figure.set_figheight(max(3.1, 1.2 + 0.22 * len(shown)))
+    return _svg(figure, f"rates {title}")
 
 
 def _share_axis(axes: "Axes", floor: float) -> None:

@@ -11,12 +11,15 @@ import cv2
 import numpy as np
 
 from dist_train.evaluate import plots
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.kinds import result_sections
 from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.plots import cut
+from dist_train.evaluate.quality import QualityResult
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.shown_pictures import ShownPicture, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
@@ -64,6 +67,9 @@ class RunReport:
         distractors: results by set.
         phases: steps at which phases of training begin.
         knn: results by set.
+        all_pairs: results by set.
+        groups: results by set and column.
+        quality: results by set and quality.
     """
 
     title: str
@@ -77,6 +83,9 @@ class RunReport:
     distractors: Sequence[DistractorResult] = ()
     phases: Sequence[int] = ()
     knn: Sequence[KnnResult] = ()
+    all_pairs: Sequence[AllPairsResult] = ()
+    groups: Sequence[GroupsResult] = ()
+    quality: Sequence[QualityResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
@@ -88,6 +97,9 @@ class RunReport:
             list(self.ijb),
             list(self.distractors),
             list(self.knn),
+            list(self.all_pairs),
+            groups=list(self.groups),
+            quality=list(self.quality),
         )
         entries = (*_HISTORY, *self._objectives())
         curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]
@@ -113,13 +125,14 @@ def write_report(path: Path, run: RunReport) -> None:
     write_page(path, run.title, [*run.drawn, figures], run.subtitle, _tiles(run))
 
 
-def write_comparison(path: Path, title: str, models: Sequence[ModelScores]) -> None:
-    """Write several models' results side by side to `path`, by rename.
+def write_comparison(path: Path, title: str, models: Sequence[ModelScores], first: Sequence[Table] = ()) -> None:
+    """Write several models' results side by side to `path`, by rename, and before them other tables.
 
     Raises:
         WorkError: the file cannot be written.
     """
-    write_page(path, title, result_sections(models), " · ".join(model.name for model in models))
+    before = [Section(table.title, tables=[table]) for table in first]
+    write_page(path, title, [*before, *result_sections(models)], " · ".join(model.name for model in models))
 
 
 def write_page(

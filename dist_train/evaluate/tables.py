@@ -5,11 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.quality import QualityResult
 from dist_train.evaluate.verification import VerificationResult
 
 _NONE = "-"
@@ -26,6 +29,9 @@ class ModelScores:
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
     knn: list[KnnResult] = field(default_factory=list)
+    all_pairs: list[AllPairsResult] = field(default_factory=list)
+    groups: list[GroupsResult] = field(default_factory=list)
+    quality: list[QualityResult] = field(default_factory=list)
 
     def searched(self) -> list[IdentificationResult]:
         """All 1:N results, IJB's galleries among them."""
