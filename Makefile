@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test test-fast lock build fuzz lint bench measured benchmark fonts slurm slurm-test kill-loop clean
+.PHONY: help quickstart test test-fast lock build fuzz lint bench measured benchmark fonts slurm slurm-test browser kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
@@ -19,6 +19,7 @@ help:
 	@echo "make benchmark   what losses, sampling and row types do to accuracy, on 20,000 identities; after make fonts"
 	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
 	@echo "make slurm       Debian's Slurm, for make slurm-test: jobs on a real cluster of two nodes on this machine (root)"
+	@echo "make browser     Debian's headless Chromium, in which tests open the pages that reports are (root)"
 	@echo "make kill-loop   50 random kills of ranks and launcher: every run must end with the same weights"
 	@echo "make clean       remove .venv; data/ and runs/ stay"
 
@@ -81,6 +82,9 @@ bench: $(INSTALLED) $(QUICK)/report.html
 measured: $(INSTALLED)
 	$(BIN)/python -m benchmarks.measured
 
+# Targets that install wait for one another.
+APT_INSTALL := apt-get install --yes --no-install-recommends -o DPkg::Lock::Timeout=600
+
 # Free CJK and Korean typefaces of Debian and Ubuntu.
 FONTS := alee arphic-bkai00mp arphic-bsmi00lp arphic-gbsn00lp arphic-gkai00mp arphic-ukai arphic-uming \
 	babelstone-han baekmuk cns11643-kai cns11643-sung cwtex-fs cwtex-heib cwtex-kai cwtex-ming cwtex-yen dejima-mincho \
@@ -89,10 +93,15 @@ FONTS := alee arphic-bkai00mp arphic-bsmi00lp arphic-gbsn00lp arphic-gkai00mp ar
 	nanum-extra naver-d2coding noto-cjk oradano-mincho-gsrr sawarabi-gothic sawarabi-mincho seto \
 	smiley-sans takao umeplus unfonts-core unfonts-extra unifont vlgothic woowa-bm wqy-microhei wqy-zenhei
 fonts:
-	apt-get install --yes --no-install-recommends $(addprefix fonts-,$(FONTS))
+	$(APT_INSTALL) $(addprefix fonts-,$(FONTS))
 
 slurm:
-	command -v slurmctld >/dev/null || apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+	command -v slurmctld >/dev/null || $(APT_INSTALL) slurmctld slurmd slurm-client munge
+
+# The shell without windows is the smallest of Debian's; any other that is there will do.
+browser:
+	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome || \
+		$(APT_INSTALL) chromium-headless-shell fonts-dejavu-core
 
 benchmark: data/benchmark/train/manifest.json
 	$(BIN)/python benchmarks/accuracy.py

@@ -39,10 +39,11 @@ class ModelScores:
 
 
 class Cell(NamedTuple):
-    """A cell of a table; `best` marks the best of its column among the models."""
+    """A cell of a table; `best` marks the best of its column among the models, `shade` is its depth in 0 .. 1."""
 
     text: str
     best: bool = False
+    shade: float = 0.0
 
 
 @dataclass
