@@ -41,6 +41,24 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="directory of labelled shards, whose pictures their neighbours classify; repeat for more"),
     ] = None,
+    retrieval: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="directory of labelled shards, whose probes are searched for in its gallery, or, without roles, each "
+            "picture among all others; repeat for more"
+        ),
+    ] = None,
+    ignore_same: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="with --retrieval: gallery entries of a probe's own label that share this field of the .json, such as "
+            "the camera, are left out",
+        ),
+    ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="with --retrieval: figures after k-reciprocal re-ranking too")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="file for the figures as JSON")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="file for an HTML report")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
@@ -66,6 +84,8 @@ def evaluate(
       headcount eval w600k_r50.onnx -s lfw.bin --input-range 0..255
 
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
+
+      headcount eval runs/people --retrieval sets/market/test --ignore-same camera --no-flip --report searches.html
     """
     from dist_train.errors import UserError
     from dist_train.evaluate.config import check_names
@@ -79,9 +99,11 @@ def evaluate(
     if report is not None:
         require("report", "--report")
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
-    if not sets and not knn:
+    if (ignore_same is not None or rerank) and not retrieval:
+        raise UserError("--ignore-same and --rerank go with --retrieval DIRECTORY")
+    if not sets and not knn and not retrieval:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
-    for each in (sets or [], knn or []):
+    for each in (sets or [], knn or [], retrieval or []):
         check_names(each)
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
@@ -89,7 +111,8 @@ def evaluate(
     try:
         with ranks.first_speaks():
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
-            by_kind = _by_kind(sets or [], distractors, knn or [])
+            searched = [{"set": path, "ignore_same": ignore_same, "rerank": rerank} for path in retrieval or []]
+            by_kind = _by_kind(sets or [], distractors, knn or [], searched)
             ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip) for model in opened]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
@@ -114,9 +137,11 @@ def _named(models: list["Model"]) -> list["Model"]:
     ]
 
 
-def _by_kind(sets: list[Path], distractors: Path | None, knn: list[Path]) -> "EvaluateConfig":
+def _by_kind(
+    sets: list[Path], distractors: Path | None, knn: list[Path], retrieval: list[dict[str, Any]]
+) -> "EvaluateConfig":
     """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
-    from dist_train.evaluate.config import DistractorConfig, EvaluateConfig
+    from dist_train.evaluate.config import DistractorConfig, EvaluateConfig, RetrievalConfig
     from dist_train.evaluate.ijb_layout import ijb_kind
 
     files = [path for path in sets if path.suffix == ".bin" or path.is_file()]
@@ -128,6 +153,7 @@ def _by_kind(sets: list[Path], distractors: Path | None, knn: list[Path]) -> "Ev
         identification=() if distractors else tuple(shards),
         distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards) if distractors else (),
         knn=tuple(knn),
+        retrieval=tuple(RetrievalConfig.model_validate(each) for each in retrieval),
     )
 
 

@@ -34,6 +34,21 @@ class DistractorConfig(Section):
     strangers: Path = Field(description="directory of shards among whose pictures the mates are hidden")
 
 
+class RetrievalConfig(Section):
+    """A labelled set whose pictures are searched for."""
+
+    set: Path = Field(
+        description="directory of shards: probes are searched for in the gallery; without roles each picture among all "
+        "others"
+    )
+    ignore_same: str | None = Field(
+        None,
+        description="field of the samples' .json: gallery entries of a probe's own label that share its value, such as "
+        "the camera, are left out",
+    )
+    rerank: bool = Field(False, description="whether figures after k-reciprocal re-ranking are given too")
+
+
 class EvaluateConfig(Section):
     """On what, and how, a model is evaluated."""
 
@@ -51,6 +66,9 @@ class EvaluateConfig(Section):
         "among the others",
     )
     knn_neighbours: int = Field(20, ge=1, le=1000, description="k: how many nearest pictures vote in those sets")
+    retrieval: tuple[RetrievalConfig, ...] = Field(
+        (), description="sets whose pictures are searched for: R@k, mAP, mAP@R, R-precision, mINP"
+    )
     every_steps: int | None = Field(
         None, ge=1, description="steps between evaluations in training; null evaluates only at the end"
     )
@@ -65,6 +83,12 @@ class EvaluateConfig(Section):
         except UserError as error:
             raise ValueError(str(error)) from error
         return sets
+
+    @field_validator("retrieval")
+    @classmethod
+    def _searches_told_apart(cls, entries: tuple[RetrievalConfig, ...]) -> tuple[RetrievalConfig, ...]:
+        cls._told_apart(tuple(each.set for each in entries))
+        return entries
 
     @field_validator("distractors")
     @classmethod

@@ -12,12 +12,14 @@ from dist_train.errors import UserError
 from dist_train.evaluate import sections, tables
 from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.bin import read_bin
-from dist_train.evaluate.config import DistractorConfig
+from dist_train.evaluate.config import DistractorConfig, RetrievalConfig
 from dist_train.evaluate.distractors import DistractorResult, evaluate_distractors
 from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
 from dist_train.evaluate.ijb import IjbResult, evaluate_ijb
 from dist_train.evaluate.ijb_layout import check_layout
 from dist_train.evaluate.knn import KnnResult, evaluate_knn
+from dist_train.evaluate.retrieval_report import retrieval_sections, retrieval_table
+from dist_train.evaluate.retrieval_set import RetrievalResult, evaluate_retrieval
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.tables import ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult, evaluate_verification
@@ -142,6 +144,18 @@ def _distractor_figures(result: DistractorResult) -> dict[str, float]:
     return figures | {f"{result.name}/tar_at_far_{far:g}": tar.tar for far, tar in result.tar_at_far.items()}
 
 
+def _check_retrieval(entry: RetrievalConfig) -> None:
+    load_manifest(entry.set)
+
+
+def _retrieval_figures(result: RetrievalResult) -> dict[str, float]:
+    figures = {f"{result.name}/recall_at_{k}": share for k, share in result.figures.recall.items()}
+    figures |= {f"{result.name}/map": result.figures.mean_ap, f"{result.name}/map_at_r": result.figures.map_at_r}
+    if result.reranked is not None:
+        figures[f"{result.name}/reranked_map"] = result.reranked.mean_ap
+    return figures
+
+
 KINDS = (
     Kind(
         "verification",
@@ -192,5 +206,15 @@ KINDS = (
         score=lambda result: result.accuracy,
         table=tables.knn_table,
         sections=sections.knn_sections,
+    ),
+    Kind(
+        "retrieval",
+        paths=lambda entry: (entry.set,),
+        check=_check_retrieval,
+        judge=evaluate_retrieval,
+        figures=_retrieval_figures,
+        score=lambda result: result.figures.mean_ap,
+        table=retrieval_table,
+        sections=retrieval_sections,
     ),
 )

@@ -16,6 +16,7 @@ from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.kinds import result_sections
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.sections import Section, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
@@ -61,6 +62,7 @@ class RunReport:
         distractors: results by set.
         phases: steps at which phases of training begin.
         knn: results by set.
+        retrieval: results by set.
     """
 
     title: str
@@ -74,6 +76,7 @@ class RunReport:
     distractors: Sequence[DistractorResult] = ()
     phases: Sequence[int] = ()
     knn: Sequence[KnnResult] = ()
+    retrieval: Sequence[RetrievalResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
@@ -85,6 +88,7 @@ class RunReport:
             list(self.ijb),
             list(self.distractors),
             list(self.knn),
+            list(self.retrieval),
         )
         entries = (*_HISTORY, *self._objectives())
         curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]

@@ -15,6 +15,7 @@ from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.ijb_layout import ijb_kind
 from dist_train.evaluate.kinds import KINDS, Judging
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.tables import ModelScores
 from dist_train.evaluate.verification import VerificationResult
 from dist_train.runtime.ranks import Ranks
@@ -29,13 +30,14 @@ class Evaluation:
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
     knn: list[KnnResult] = field(default_factory=list)
+    retrieval: list[RetrievalResult] = field(default_factory=list)
 
     @property
     def score(self) -> float:
         """One number to choose a checkpoint by, 0..1: the mean over the sets of the first kind that has a say.
 
         The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
-        identification, rank-1 among all distractors, accuracy by neighbours. Sets with one kind of pairs have no
+        identification, rank-1 among all distractors, accuracy by neighbours, mAP. Sets with one kind of pairs have no
         accuracy, and no say.
         """
         for kind in KINDS:
@@ -56,7 +58,7 @@ class Evaluation:
 
     def named(self, name: str) -> ModelScores:
         """The results as those of a model called `name`, for tables and reports."""
-        return ModelScores(name, self.verification, self.identification, self.ijb, self.distractors, self.knn)
+        return ModelScores(name, **{kind.name: getattr(self, kind.name) for kind in KINDS})
 
 
 def check_sets(config: EvaluateConfig) -> None:

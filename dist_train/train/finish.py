@@ -62,6 +62,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             distractors=found.distractors,
             phases=[phase.at for phase in config.phases],
             knn=found.knn,
+            retrieval=found.retrieval,
             samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
         )
         missing = _publish(config.run_dir, report, started)
