@@ -1,7 +1,7 @@
 """Re-ranking of searches by the neighbours that two pictures share, in bounded memory.
 
-Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017), as the authors' code
-computes it, with its usual k1 = 20, k2 = 6, lambda = 0.3. Over all pictures, probes and gallery together:
+Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017), as the authors'
+code computes it, with its usual k1 = 20, k2 = 6, lambda = 0.3. Over all pictures, probes and gallery together:
 
     d(i, j)   squared distance 2 - 2 cos, divided by the largest one of i
     F(i, k)   i and its k nearest
@@ -10,8 +10,8 @@ computes it, with its usual k1 = 20, k2 = 6, lambda = 0.3. Over all pictures, pr
     V(i)      exp(-d(i, j)) for j in R*(i), else 0, divided by its sum; then the mean over F(i, k2 - 1)
     J(i, j)   1 - sum min(V(i), V(j)) / sum max(V(i), V(j))
 
-A gallery is ordered by rising (1 - lambda) J + lambda d. V has some hundred entries a picture that are not 0 and is kept
-as those; the distances are computed block by block, twice.
+A gallery is ordered by rising (1 - lambda) J + lambda d. V has some hundred entries a picture that are not 0, and only
+these are kept; the distances are computed block by block, twice.
 """
 
 from typing import NamedTuple
@@ -63,7 +63,8 @@ def reranked(searches: Searches, ranks: Ranks = ALONE) -> Scores:
     together = gallery if searches.itself is not None else torch.cat([gallery, probes])
     if len(together) > MOST_PICTURES:
         raise UserError(
-            f"{len(together):,} pictures to re-rank, at most {MOST_PICTURES:,} fit in memory; leave --rerank (rerank) out"
+            f"{len(together):,} pictures to re-rank, at most {MOST_PICTURES:,} fit in memory; leave --rerank (rerank) "
+            "out"
         )
     near = _nearest(together, ranks)
     encoded = _mean_over(_encode(together, near), near.rows[:, :K2])
@@ -167,7 +168,7 @@ def _by_column(encoded: _Rows, rows: int) -> _Rows:
 
 
 def _shared(encoded: _Rows, by_column: _Rows, number: int, entries: int) -> NDArray[np.float64]:
-    """sum min(V(i), V(j)) of one picture with each of the gallery [N]."""
+    """Sum min(V(i), V(j)) of one picture with each of the gallery [N]."""
     inside = slice(encoded.starts[number], encoded.starts[number + 1])
     entry, owner = _entries(by_column.starts, encoded.columns[inside])
     least = np.minimum(encoded.values[inside][owner], by_column.values[entry])

@@ -119,8 +119,8 @@ def ordered(
     Args:
         features: unit rows [N, D].
         labels: int64 [N]; -1: none, so that the picture has no mate.
-        is_probe: for each picture, whether it is a probe, else it belongs to the gallery; None: each picture is searched
-            for among all others.
+        is_probe: for each picture, whether it is a probe, else it belongs to the gallery; None: each picture is
+            searched for among all others.
         groups: gallery entries of a probe's own label and group are left out, int64 [N].
 
     Raises:

@@ -1,4 +1,4 @@
-"""Retrieval against scikit-learn, pytorch-metric-learning and the published dense re-ranking; equal on 1, 2, 3 ranks."""
+"""Retrieval against scikit-learn, pytorch-metric-learning and the dense re-ranking; equal on 1, 2 and 3 ranks."""
 
 import numpy as np
 import pytest
