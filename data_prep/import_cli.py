@@ -8,7 +8,7 @@ import typer
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
-    from data_prep.layouts.job import Imported
+    from data_prep.layouts.job import Imported, Shape
 
 
 def import_folder(
@@ -56,7 +56,7 @@ def import_folder(
     from data_prep.layouts.table import find_layout
 
     found = find_layout(folder, layout)
-    shape = "align" if align else "copy" if image_size is None else "resize"
+    shape: Shape = "align" if align else "copy" if image_size is None else "resize"
     echo(_told(out, found.name, import_set(folder, out, found, shape, image_size)))
 
 

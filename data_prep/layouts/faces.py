@@ -61,10 +61,10 @@ def read_cfp(folder: Path) -> Contents:
     pairs = {}
     for kind in ("FF", "FP"):
         split = f"{protocol}/Split/{kind}"
-        numbered = tuple(listed[pose] for pose in kind)
+        left, right = (listed[pose] for pose in kind)
         pairs[f"cfp_{kind.lower()}"] = list(
             chain.from_iterable(
-                _fold(folder / split / fold / f"{name}.txt", *numbered, same)
+                _fold(folder / split / fold / f"{name}.txt", left, right, same)
                 for fold in folders_in(folder, split)
                 for name, same in (("same", True), ("diff", False))
             )

@@ -18,6 +18,7 @@ from data_prep.pairs import make_pairs
 from data_prep.shards import ShardWriter, write_set
 from data_prep.sources.folder import read_file
 from data_prep.transforms import Crop, Made
+from dist_train.data.manifest import Shard
 from dist_train.data.pictures import EXTENSIONS, PictureError, check
 from dist_train.data.reject import Reject
 from dist_train.errors import WorkError
@@ -95,7 +96,8 @@ def _write_part(
     counts = Counter(labels[entry.identity] for entry in entries)
     random = np.random.Generator(np.random.Philox(key=np.array([0, len(entries)], np.uint64)))
     mixed = iter([(int(number), entries[number]) for number in random.permutation(len(entries))])
-    shards, sides = [], _Sides()
+    shards: list[Shard] = []
+    sides = _Sides()
     with tqdm(total=len(entries), desc=f"write {directory.name}", unit="picture") as bar:
         while unit := list(islice(mixed, shard)):
             with ShardWriter(directory / f"{directory.name}-{len(shards):06d}.tar") as writer:

@@ -172,7 +172,7 @@ def _shared(encoded: _Rows, by_column: _Rows, number: int, entries: int) -> NDAr
     inside = slice(encoded.starts[number], encoded.starts[number + 1])
     entry, owner = _entries(by_column.starts, encoded.columns[inside])
     least = np.minimum(encoded.values[inside][owner], by_column.values[entry])
-    return np.bincount(by_column.columns[entry], least, entries)
+    return np.bincount(by_column.columns[entry], least, entries).astype(np.float64)
 
 
 def _entries(starts: Numbers, rows: Numbers) -> tuple[Numbers, Numbers]:
