@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
     Attributes:
         rows: numbers of the pictures, int64 [P, 2].
         cosine: of their embeddings [P].
-        likeness: of their pixels; nan where no pixels were asked [P].
+        likeness: of their pixels; nan as long as these were not compared [P].
     """
 
     rows: Ints

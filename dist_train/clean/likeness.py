@@ -59,4 +59,3 @@ def _correlations(read: ReadFn, other: ReadFn, pairs: Ints) -> Iterator[Floats]:
             rows = np.stack([np.full(SIDE_PX**2, np.nan, np.float32) if each is None else each for each in small])
             sides.append(rows[at])
         yield np.nan_to_num((sides[0] * sides[1]).sum(axis=1), nan=-1).astype(np.float32)
-

@@ -1,9 +1,9 @@
 """A threshold without labels: how many of the values that were observed belong to a kind whose values are known.
 
-The two-groups model (Efron 2008, "Microarrays, empirical Bayes and the two-groups model", Statistical Science 23). Of N(t)
-observed values at or below t, m F(t) are expected to be of the kind, where F is the distribution of values that were
-made to be of the kind, and m its number among all. m is at most N(t) / F(t) at every t; the least of these is taken,
-as the share of nulls is in Storey's estimate (2002, J. R. Statist. Soc. B 64).
+The two-groups model (Efron 2008, "Microarrays, empirical Bayes and the two-groups model", Statistical Science 23). Of
+N(t) observed values at or below t, m F(t) are expected to be of the kind, where F is the distribution of values that
+were made to be of the kind, and m its number among all. m is at most N(t) / F(t) at every t; the least of these is
+taken, as the share of nulls is in Storey's estimate (2002, J. R. Statist. Soc. B 64).
 """
 
 from typing import NamedTuple
