@@ -197,7 +197,7 @@ class MoveShard:
         ):
             for number, sample in enumerate(samples):
                 try:
-                    contents = _contents(source.fileno(), sample)
+                    contents = contents_of(source.fileno(), sample)
                     old, new = _new_label(opened, number, origin.label_key, labels)
                 except BadSampleError as error:
                     examples.append(f"{tar}, sample {opened.key(number)}: {error}")
@@ -213,7 +213,13 @@ class MoveShard:
         return Moved(target.name, shard.samples, shard.bytes, shard.sha256, len(examples), example), _tally(found)
 
 
-def _contents(fd: int, sample: Sample) -> list[bytes]:
+def contents_of(fd: int, sample: Sample) -> list[bytes]:
+    """Contents of the members of a sample in an open tar.
+
+    Raises:
+        BadSampleError: they are too large.
+        WorkError: the disk failed.
+    """
     if (size := sum(member.size for member in sample.members)) > _MOST_BYTES:
         raise BadSampleError(f"its files have {size:,} bytes, at most {_MOST_BYTES:,} are moved")
     return [_content(fd, member) for member in sample.members]
