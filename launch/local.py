@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dist_train.errors import UserError
+from dist_train.runtime.imports import quick_imports
 from launch.options import AllowChanges, Resume, going_on
 
 
@@ -31,10 +32,11 @@ def local(
 
       headcount launch local configs/quickstart.yaml --ranks 4 optimizer.lr=0.05
     """
-    import torch
+    with quick_imports():
+        import torch
 
-    from dist_train.config import load_config
-    from launch.torchrun import TorchrunJob, check_ranks, start
+        from dist_train.config import load_config
+        from launch.torchrun import TorchrunJob, check_ranks, start
 
     settings = load_config(config, overrides or [])  # a mistake is said once, before any process starts
     gpus = torch.cuda.device_count()

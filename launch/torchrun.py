@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_train.errors import UserError
+from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.processes import SAFE_PATH
 from dist_train.runtime.terminal import echo
 from launch.agent import run_agent
@@ -159,9 +160,10 @@ def torchrun(
 
       headcount launch torchrun configs/quickstart.yaml --procs-per-node 1 --nodes 1:2 --rdzv node0:29400
     """
-    import torch
+    with quick_imports():
+        import torch
 
-    from dist_train.config import load_config
+        from dist_train.config import load_config
 
     settings = load_config(config, overrides or [])
     run_dir = settings.run_dir
@@ -185,7 +187,8 @@ def start(arguments: list[str], dry_run: bool) -> None:
     Raises:
         typer.Exit: with the exit status of the job.
     """
-    from torch.distributed.run import config_from_args, parse_args
+    with quick_imports():
+        from torch.distributed.run import config_from_args, parse_args
 
     names = [f"{name}={value}" for name, value in SETTINGS.items()]
     echo(shlex.join([*names, sys.executable, "-m", "torch.distributed.run", *arguments]), err=not dry_run)

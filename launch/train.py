@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dist_train.runtime.imports import quick_imports
 from launch.options import AllowChanges, Resume
 
 
@@ -35,9 +36,10 @@ def train(
 
       headcount train configs/glint360k_r100.yaml --check
     """
-    from dist_train.config import load_config
-    from dist_train.errors import UserError, WorkError
-    from dist_train.train.run import lost_peer, run
+    with quick_imports():
+        from dist_train.config import load_config
+        from dist_train.errors import UserError, WorkError
+        from dist_train.train.run import lost_peer, run
 
     settings = load_config(config, overrides or [])
     if check:

@@ -12,6 +12,7 @@ import threading
 from multiprocessing.connection import Connection
 
 from data_prep.engines.engine import attempt
+from dist_train.runtime.imports import quick_imports
 
 
 def main() -> None:
@@ -20,7 +21,8 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     threading.Thread(target=_follow_job, args=(connection.fileno(),), daemon=True).start()
     try:
-        task = connection.recv()
+        with quick_imports():  # of what the task uses
+            task = connection.recv()
         while True:
             connection.send(attempt(task, connection.recv()))
     except (EOFError, OSError):  # of the connection; an exception of a unit is its outcome

@@ -15,6 +15,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -67,14 +68,16 @@ def evaluate(
 
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
     """
-    from dist_train.errors import UserError
-    from dist_train.evaluate.config import check_names
-    from dist_train.evaluate.kinds import Judging, result_tables
-    from dist_train.evaluate.models import load_models
-    from dist_train.evaluate.report import write_comparison
-    from dist_train.evaluate.suite import evaluate_sets
-    from dist_train.runtime.extras import require
-    from dist_train.runtime.ranks import join_ranks, leave_ranks
+    with quick_imports():
+        from dist_train.errors import UserError
+        from dist_train.evaluate.config import check_names
+        from dist_train.evaluate.judging import Judging
+        from dist_train.evaluate.kinds import result_tables
+        from dist_train.evaluate.models import load_models
+        from dist_train.evaluate.report import write_comparison
+        from dist_train.evaluate.suite import evaluate_sets
+        from dist_train.runtime.extras import require
+        from dist_train.runtime.ranks import join_ranks, leave_ranks
 
     if report is not None:
         require("report", "--report")

@@ -19,11 +19,16 @@ class Embeddings:
 
     Attributes:
         features: float32 [N, D], f(picture) + f(mirrored picture), not normalised.
-        mean_norm: mean L2 norm of the network's raw outputs, mirrored ones included.
+        norms: float32 [N], mean L2 norm of the network's raw outputs for a picture and its mirrored one.
     """
 
     features: Tensor
-    mean_norm: float
+    norms: Tensor
+
+    @property
+    def mean_norm(self) -> float:
+        """Mean of `norms`."""
+        return float(self.norms.mean())
 
     def normalized(self) -> Tensor:
         """Unit rows [N, D]; a zero row stays zero."""
@@ -72,7 +77,7 @@ def embed_pictures(
         return torch.cat(rows) if rows else None
 
     rows = _gather_rows(ranks.agree(embed_part, "all"), count, ranks)
-    return Embeddings(rows[:, :-1], float(rows[:, -1].mean()))
+    return Embeddings(rows[:, :-1], rows[:, -1])
 
 
 def _gather_rows(rows: Tensor | None, count: int, ranks: Ranks) -> Tensor:

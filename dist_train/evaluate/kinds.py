@@ -10,40 +10,19 @@ from typing import Any, NamedTuple
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
 from dist_train.evaluate import sections, tables
-from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.config import DistractorConfig
 from dist_train.evaluate.distractors import DistractorResult, evaluate_distractors
 from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
 from dist_train.evaluate.ijb import IjbResult, evaluate_ijb
 from dist_train.evaluate.ijb_layout import check_layout
+from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.knn import KnnResult, evaluate_knn
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.tables import ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult, evaluate_verification
-from dist_train.runtime.ranks import Ranks
 
 SCORED_FAR = 1e-4  # at which IJB's TAR stands for a model in one number
-
-
-class Judging(NamedTuple):
-    """What is judged, and how.
-
-    Attributes:
-        embed: images [B, 3, S, S] in [-1, 1] -> embeddings [B, D].
-        image_size: side S of the network's input in pixels.
-        batch_size: pictures per rank and forward pass.
-        ranks: the processes that share the work.
-        flip: add the mirrored picture's embedding.
-        neighbours: k of those that vote.
-    """
-
-    embed: EmbedFn
-    image_size: int
-    batch_size: int
-    ranks: Ranks
-    flip: bool
-    neighbours: int = 20
 
 
 class Kind(NamedTuple):

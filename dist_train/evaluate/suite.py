@@ -13,7 +13,8 @@ from dist_train.evaluate.distractors import DistractorResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.ijb_layout import ijb_kind
-from dist_train.evaluate.kinds import KINDS, Judging
+from dist_train.evaluate.judging import Judging
+from dist_train.evaluate.kinds import KINDS
 from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.tables import ModelScores
 from dist_train.evaluate.verification import VerificationResult

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 
 
@@ -69,8 +70,9 @@ def export(
     from dist_train.runtime.extras import require
 
     require("export", "headcount export")
-    from dist_train.export.forms import forms_table
-    from dist_train.export.job import ExportJob, export_forms
+    with quick_imports():
+        from dist_train.export.forms import forms_table
+        from dist_train.export.job import ExportJob, export_forms
 
     job = ExportJob(
         run=run,

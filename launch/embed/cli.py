@@ -15,6 +15,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -84,11 +85,12 @@ def embed(
 
       torchrun --nproc-per-node 8 -m launch embed runs/faces photos/ faces.parquet --align
     """
-    from dist_train.embed.job import embed_source
-    from dist_train.evaluate.models import load_model
-    from dist_train.runtime.ranks import join_ranks, leave_ranks
-    from launch.embed.open import open_origin
-    from launch.embed.photos import Photos
+    with quick_imports():
+        from dist_train.embed.job import embed_source
+        from dist_train.evaluate.models import load_model
+        from dist_train.runtime.ranks import join_ranks, leave_ranks
+        from launch.embed.open import open_origin
+        from launch.embed.photos import Photos
 
     check_device(device)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)

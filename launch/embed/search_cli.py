@@ -14,6 +14,7 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 from launch.embed.cli import DeviceOption, Face, FaceOption, LongerSideOption, MinFaceOption, check_device, cropper
 
@@ -92,11 +93,12 @@ def query(
     from dist_train.runtime.extras import require
 
     require("report", "headcount search query, which draws what it found")
-    from dist_train.embed.gallery import Gallery
-    from dist_train.embed.sheet import write_sheet
-    from dist_train.evaluate.embeddings import embed_pictures
-    from dist_train.evaluate.models import load_model
-    from dist_train.runtime.ranks import join_ranks
+    with quick_imports():
+        from dist_train.embed.gallery import Gallery
+        from dist_train.embed.sheet import write_sheet
+        from dist_train.evaluate.embeddings import embed_pictures
+        from dist_train.evaluate.models import load_model
+        from dist_train.runtime.ranks import join_ranks
 
     check_device(device)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)

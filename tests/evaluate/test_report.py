@@ -19,7 +19,9 @@ from tests.evaluate.test_verification import tiny_set
 
 @pytest.fixture(scope="module")
 def verified():
-    return judge_pairs(tiny_set(), Embeddings(torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), 7.5))
+    return judge_pairs(
+        tiny_set(), Embeddings(torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), torch.full((60,), 7.5))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -263,7 +263,7 @@ def test_embeddings_that_are_not_finite_name_the_picture():
 
 def test_a_set_that_cannot_be_judged_is_refused():
     dataset = tiny_set()
-    features = Embeddings(torch.randn(60, 4), 1.0)
+    features = Embeddings(torch.randn(60, 4), torch.ones(60))
     with pytest.raises(UserError, match="5 pairs, expected at least 10"):
         judge_pairs(VerificationSet("few", dataset.images[:10], dataset.same[:5]), features)
 
@@ -271,7 +271,7 @@ def test_a_set_that_cannot_be_judged_is_refused():
 def test_hard_pairs_are_the_wrong_ones_worst_first():
     dataset = tiny_set()
     generator = torch.Generator().manual_seed(1)
-    result = judge_pairs(dataset, Embeddings(torch.randn(60, 8, generator=generator), 1.0))
+    result = judge_pairs(dataset, Embeddings(torch.randn(60, 8, generator=generator), torch.ones(60)))
     wrong = (result.scores > result.threshold) != result.same
     assert {pair.number for pair in result.hard_pairs} <= set(np.flatnonzero(wrong))
     distance = [abs(pair.score - result.threshold) for pair in result.hard_pairs]

@@ -1,0 +1,26 @@
+"""What an evaluation judges, and how."""
+
+from typing import NamedTuple
+
+from dist_train.evaluate.batches import EmbedFn
+from dist_train.runtime.ranks import Ranks
+
+
+class Judging(NamedTuple):
+    """What is judged, and how.
+
+    Attributes:
+        embed: images [B, 3, S, S] in [-1, 1] -> embeddings [B, D].
+        image_size: side S of the network's input in pixels.
+        batch_size: pictures per rank and forward pass.
+        ranks: the processes that share the work.
+        flip: add the mirrored picture's embedding.
+        neighbours: k of those that vote.
+    """
+
+    embed: EmbedFn
+    image_size: int
+    batch_size: int
+    ranks: Ranks
+    flip: bool
+    neighbours: int = 20
