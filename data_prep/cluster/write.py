@@ -20,6 +20,7 @@ from dist_train.cluster.rows import Places
 from dist_train.data.counters import Ints
 from dist_train.data.manifest import Manifest, Shard
 from dist_train.data.opencv import check_square
+from dist_train.data.several_labels import LABELS_KEY
 from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import Sample, parts_of
 from dist_train.embed.table import EmbeddingFile
@@ -27,8 +28,6 @@ from dist_train.errors import UserError, WorkError
 from dist_train.runtime.written import MAKE_ROOM, write_failures, written, written_directory
 
 CLUSTERS_NAME = "clusters.parquet"
-LABELS_KEY = "labels"
-"""Key of a sample's labels in its `.json`, where it has several."""
 
 _SCHEMA = pa.schema(
     [
@@ -46,7 +45,6 @@ class Labelled(NamedTuple):
         labels: int64 [N, L] labels in the new set, the picture's own one first; -1: none.
         cosines: float32 [N] with the centre of its cluster.
         classes: number of labels.
-        source: the label's field in `.json` files holds all L, where L is more than 1.
     """
 
     labels: Ints
