@@ -64,6 +64,10 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             distractors=found.distractors,
             phases=[phase.at for phase in config.phases],
             knn=found.knn,
+            all_pairs=found.all_pairs,
+            groups=found.groups,
+            quality=found.quality,
+            retrieval=found.retrieval,
             samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
         )
         missing = _publish(config.run_dir, report, started)
@@ -163,4 +167,7 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
         summary["rank1_among_distractors"] = {str(n): round(share, 5) for n, share in first_search.rank1.items()}
     if found.knn:
         summary["knn_accuracy"] = round(found.knn[0].accuracy, 5)
+    if found.all_pairs:
+        points = [point for point in found.all_pairs[0].points if point.resolved]
+        summary["fnmr_at_fmr"] = {f"{point.fmr:g}": round(point.fnmr, 5) for point in points}
     return summary

@@ -24,6 +24,7 @@ from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.calibration import read_calibration, stated_calibration
 from dist_train.evaluate.models import load_model
 from dist_train.weights import centers as centers_module
+from dist_train.weights import export as export_module
 from dist_train.weights.card import escaped, fenced
 from dist_train.weights.centers import plain_centers
 from dist_train.weights.export import export_checkpoint, renamed
@@ -32,7 +33,12 @@ from dist_train.weights.names import TABLES
 from dist_train.weights.write import Blocks, write_safetensors, write_weights
 from tests.evaluate.figures import figures, point, write_figures
 from tests.weights.arcface import Formula
-from tests.weights.runs import CLASSES, train_run, write_names
+from tests.weights.runs import CLASSES, read_once, train_run, write_names
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_are_read_once(monkeypatch):
+    read_once(monkeypatch, export_module)
 
 
 @pytest.fixture(scope="module")
