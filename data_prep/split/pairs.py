@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_train.data.counters import Ints, UInts, permute, permute_each
-from dist_train.evaluate.verification import FOLDS
 
+FOLDS = 10
+"""Of the protocol; those of `dist_train.evaluate.verification`, whose import takes a second and much memory."""
 _SAME, _OTHER, _UNITS = 1, 2, 3  # streams of random numbers
 _TWEAK_BITS = 47  # of a hash that chooses a permutation
 

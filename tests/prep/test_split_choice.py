@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_prep.split.choice import HeldOut, choose_heldout, new_labels, parse_wanted
-from data_prep.split.pairs import draw_pairs
+from data_prep.split.pairs import FOLDS, draw_pairs
+from dist_train.evaluate import verification
 
 
 def hashes(count: int, seed: int = 0) -> np.ndarray:
@@ -58,6 +59,7 @@ def test_pairs_are_of_both_kinds_in_turn_never_twice_and_their_folds_keep_apart(
     most = min(sum(n * (n - 1) // 2 for n in sizes), sum(a * b for a, b in itertools.combinations(sizes, 2)))
     assert 2 <= len(same) <= min(wanted, 2 * most)
     assert drawn.folded == (most >= 10)
+    assert FOLDS == verification.FOLDS
     if drawn.folded:
         folds = [set(whom[np.concatenate([left[part], right[part]])]) for part in np.split(np.arange(len(same)), 10)]
         assert len(same) % 20 == 0
