@@ -11,12 +11,15 @@ from dist_train.errors import UserError
 from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.config import EvaluateConfig, set_name
 from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.ijb_layout import ijb_kind
 from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.kinds import KINDS
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.quality import QualityResult
+from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.tables import ModelScores
 from dist_train.evaluate.verification import VerificationResult
 from dist_train.runtime.ranks import Ranks
@@ -32,6 +35,9 @@ class Evaluation:
     distractors: list[DistractorResult] = field(default_factory=list)
     knn: list[KnnResult] = field(default_factory=list)
     all_pairs: list[AllPairsResult] = field(default_factory=list)
+    groups: list[GroupsResult] = field(default_factory=list)
+    quality: list[QualityResult] = field(default_factory=list)
+    retrieval: list[RetrievalResult] = field(default_factory=list)
 
     @property
     def score(self) -> float:
@@ -39,7 +45,7 @@ class Evaluation:
 
         The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
         identification, rank-1 among all distractors, accuracy by neighbours, 1 - FNMR at the lowest FMR that all pairs
-        carry. Sets with one kind of pairs have no accuracy, and no say.
+        carry, mAP of retrieval. Sets with one kind of pairs have no accuracy, and no say.
         """
         for kind in KINDS:
             values = [value for each in getattr(self, kind.name) if (value := kind.score(each)) is not None]
@@ -107,7 +113,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
-    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours)
+    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours, config.templates)
     return evaluate_sets(config, how)
 
 
