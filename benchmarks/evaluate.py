@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from all_pairs import all_pairs, intervals
 from line import print_line
 from sklearn.metrics import roc_curve
 
@@ -201,6 +202,8 @@ CASES = {
     "identification": identification,
     "ijbc_pairs": ijbc_pairs,
     "retrieval": retrieval,
+    "all_pairs": all_pairs,
+    "intervals": intervals,
     "rerank": partial(retrieval, rerank=True),
 }
 
