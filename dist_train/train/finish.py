@@ -161,4 +161,6 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
         summary["rank1_among_distractors"] = {str(n): round(share, 5) for n, share in first_search.rank1.items()}
     if found.knn:
         summary["knn_accuracy"] = round(found.knn[0].accuracy, 5)
+    if found.retrieval:
+        summary["map"] = round(found.retrieval[0].figures.mean_ap, 5)
     return summary
