@@ -6,7 +6,8 @@ from html import escape
 from dist_train.evaluate.plots import COLORS
 from dist_train.evaluate.retrieval import KS, RetrievalFigures
 from dist_train.evaluate.retrieval_set import Example
-from dist_train.evaluate.sections import Section, data_uri
+from dist_train.evaluate.sections import Section
+from dist_train.evaluate.shown_pictures import data_uri
 from dist_train.evaluate.tables import ModelScores, Table, by_set, label, marked_table
 
 _SIDE, _GAP, _TEXT = 96, 8, 20  # of a picture in a strip, between pictures, and of the line below, in units of the SVG

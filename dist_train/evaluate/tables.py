@@ -5,11 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.curves import TarAtFar
 from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.quality import QualityResult
 from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.verification import VerificationResult
 
@@ -27,6 +30,9 @@ class ModelScores:
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
     knn: list[KnnResult] = field(default_factory=list)
+    all_pairs: list[AllPairsResult] = field(default_factory=list)
+    groups: list[GroupsResult] = field(default_factory=list)
+    quality: list[QualityResult] = field(default_factory=list)
     retrieval: list[RetrievalResult] = field(default_factory=list)
 
     def searched(self) -> list[IdentificationResult]:
@@ -35,10 +41,11 @@ class ModelScores:
 
 
 class Cell(NamedTuple):
-    """A cell of a table; `best` marks the best of its column among the models."""
+    """A cell of a table; `best` marks the best of its column among the models, `shade` is its depth in 0 .. 1."""
 
     text: str
     best: bool = False
+    shade: float = 0.0
 
 
 @dataclass

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_prep.sources.name_list import read_text
-from data_prep.sources.tables import SUFFIXES
+from dist_train.data.text_file import read_text
 from dist_train.errors import UserError
 from dist_train.runtime.text import first_line
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 _HEAD_BYTES = 1 << 20
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_TABLES = frozenset({*_SEPARATORS, ".parquet"})
 
 
 class Pair(NamedTuple):
@@ -56,7 +56,7 @@ def read_pairs(path: Path, columns: Columns = COLUMNS) -> list[Pair]:
     Raises:
         UserError: the list cannot be read, or a line has another form; the message has the line's number.
     """
-    pairs = list(_table(path, columns) if path.suffix in SUFFIXES else _lfw(path))
+    pairs = list(_table(path, columns) if path.suffix in _TABLES else _lfw(path))
     if not pairs:
         raise UserError(f"{path}: no pair in it")
     return pairs
