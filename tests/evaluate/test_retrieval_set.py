@@ -97,4 +97,4 @@ def test_a_set_that_cannot_be_judged_is_refused_with_the_picture_that_shows_it(t
 
 def test_two_sets_of_one_name_are_refused_in_a_recipe(tmp_path):
     with pytest.raises(ValueError, match="both called 'held'"):
-        EvaluateConfig.model_validate({"retrieval": [{"set": "a/held"}, {"set": "b/held"}]})
+        EvaluateConfig.model_validate({"retrieval": [{"set": "a/held"}, "b/held"]})
