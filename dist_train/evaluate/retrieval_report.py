@@ -57,7 +57,7 @@ def _row(example: Example) -> PictureRow:
     return PictureRow(
         shown(example.probe, "probe"),
         [shown(found.picture, f"{found.score:.3f}", found.right) for found in example.found],
-        f"Average precision {100 * example.precision:.1f} %; {right} of the first {len(example.found)} are right",
+        f"Average precision {100 * example.precision:.1f} %; {right} of the first {len(example.found)} right",
     )
 
 

@@ -66,8 +66,8 @@ def test_eval_prints_writes_and_shows_what_searches_find(tmp_path, monkeypatch, 
     assert "people: gallery entries of a probe's own label and camera are left out; 1 probes have no mate" in out
     page = (tmp_path / "page.html").read_text()
     # The worst of two searches is also their median.
-    assert re.findall(r"Average precision [0-9.]+ %; 1 of the first 3 are right", page) != []
-    assert page.count("of the first 3 are right") == 1
+    assert re.findall(r"Average precision [0-9.]+ %; 1 of the first 3 right", page) != []
+    assert page.count("of the first 3 right") == 1
 
 
 def test_a_mate_of_the_same_camera_is_left_out_of_figures_and_examples(tmp_path):
