@@ -36,6 +36,7 @@ ORDER = (
     "evaluate",
     "export",
     "embed",
+    "cluster",
     "objectives",  # teachers are what can be evaluated, or what was embedded
     "train",
 )
@@ -51,6 +52,7 @@ SECTIONS |= {
     "dist_train.backbones.registry",
     "dist_train.head.margins.table",
     "dist_train.data.levels",
+    "dist_train.evaluate.calibration",
 }
 # Imports inside of functions that lead up, or in a circle: what is opened is known only by its name.
 UPWARDS = {

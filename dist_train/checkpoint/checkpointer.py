@@ -59,6 +59,9 @@ class PendingSave:
 _MISSED = "optimizer.scalars.missed"
 """Steps that parts have missed, which the checkpoint of a run in which nothing stood still lacks: there are none."""
 
+ALWAYS = frozenset({"backbone", "optimizer"})
+"""Parts that every run has from its first step on."""
+
 
 class Checkpointer:
     """Saves and restores the parts of a program.
@@ -214,18 +217,25 @@ class Checkpointer:
     def restore(self, checkpoint: Path) -> None:
         """Load `checkpoint`, written on whatever number of ranks, into the parts. A collective.
 
+        A part that the run has not had until then, e.g. a further loss, stays as it was built.
+
         Raises:
             WorkError: the files cannot be read or hold another model.
         """
-        state = {name: part.state_dict() for name, part in self._parts.items()}
         try:
-            if _MISSED not in read_tensors(checkpoint):
+            stored = read_tensors(checkpoint)
+            known = {name.partition(".")[0] for name in stored}
+            state = {name: part.state_dict() for name, part in self._parts.items() if name in known | ALWAYS}
+            if _MISSED not in stored:
                 state.get("optimizer", {}).get("scalars", {}).pop("missed", None)
             load_tensors(state, checkpoint, self._ranks.control_group)
         except DCP_ERRORS as error:  # all mean that this checkpoint cannot be used
             raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
         for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+            if name in state:
+                part.load_state_dict(state[name])
+            elif part.state_dict() and self._ranks.rank == 0:
+                logger.warning("checkpoint %s has no %s: begun anew at this step", checkpoint, name)
 
     def close(self) -> None:
         """Begin no more saves; safe to repeat. One under way is not waited for: its directory is not counted."""

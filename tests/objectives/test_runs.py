@@ -163,6 +163,29 @@ def test_metric_terms_of_weight_0_change_no_bit_of_a_run_and_others_do_and_a_res
     made.close()
 
 
+def test_terms_and_an_average_that_join_a_run_under_way_begin_at_that_step_as_a_warning_says(
+    tmp_path, tiny_set, caplog
+):
+    before = trainer(tmp_path, tiny_set)
+    losses(before, 3)
+    before.save()
+    before.checkpointer.wait()
+    before.close()
+    (checkpoint,) = committed_checkpoints(tmp_path / "run")
+    joined = trainer(tmp_path, tiny_set, checkpoint=checkpoint, train__ema_decay=0.5, **TERMS)
+    assert {"center", "sample_to_sample", "average"} <= {
+        record.args[1] for record in caplog.records if "begun anew at this step" in record.message
+    }
+    assert joined.step == 3
+    assert np.isfinite(losses(joined, 1)).all()
+    average = {
+        name.removeprefix("module."): value for name, value in joined.program.parts["average"].state_dict().items()
+    }
+    for name, value in joined.program.backbone.state_dict().items():
+        assert torch.equal(value, average[name]), name  # of one step: that of the run, not of the weights it began with
+    joined.close()
+
+
 def test_a_step_in_bfloat16_computes_the_terms_in_float32(tmp_path, tiny_set):
     made = trainer(tmp_path, tiny_set, train__precision="bfloat16", objectives__supcon={}, **TERMS)
     assert np.isfinite(losses(made, 2)).all()
