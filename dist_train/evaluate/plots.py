@@ -312,8 +312,7 @@ def plot_rates(title: str, kind: str, rates: Sequence[tuple[str, Rate]]) -> str:
             axes.plot([share], [place], marker="o", markersize=5, color=COLORS[0])
     axes.set_xscale("log")
     axes.set_xlim(left=lowest)
-    for text in axes.set_yticks(range(len(shown)), [name for name, *_ in shown]) and axes.get_yticklabels():
-        text.set_parse_math(False)
+    axes.set_yticks(range(len(shown)), [name for name, *_ in shown], parse_math=False)
     axes.invert_yaxis()
     figure.set_figheight(max(3.1, 1.2 + 0.22 * len(shown)))
     return _svg(figure, f"rates {title}")
