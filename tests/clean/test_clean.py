@@ -26,8 +26,8 @@ from tests.data.sets import encode, make_set
 from tests.embed.models import write_model
 from tests.sets import picture
 
-# So few identities give no thresholds of their own.
-GIVEN = {"outlier": -0.05, "merge": 2.0}
+# So few identities give no thresholds of their own, and their pictures differ by a little noise alone.
+GIVEN = {"outlier": -0.05, "merge": 2.0, "duplicate": 0.99, "test": 0.99}
 
 
 def opened(folder: Path) -> tuple[Model, Judging]:
@@ -98,7 +98,7 @@ def test_the_new_set_has_the_same_bytes_without_what_was_found(found, tmp_path):
 
 def test_what_is_struck_out_on_the_sheet_is_not_applied(found, tmp_path):
     page = (found.out / "sheet.html").read_text()
-    assert re.search(r"(?:src|href)\s*=\s*[\"']?(?!data:)\w", page) is None, "it loads nothing"
+    assert re.search(r'(?:src|href)="(?!data:)|//\w+\.\w', page) is None, "it loads nothing"
     assert page.count("data:image/jpeg;base64,") > 15
     digest = re.search(r'const findings = "(\w+)"', page).group(1)
     numbers = [int(number) for number in re.findall(r'data-number="(\d+)"', page)]
