@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200_000)
     parser.add_argument("--identities", type=int, default=10_000)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--threshold", type=float, default=0.3)
+    parser.add_argument("--threshold", type=float, default=0.2)
     given = parser.parse_args()
     features, labels = simulate(given.identities, given.pictures, given.dim, seed=0)
     begin = time.perf_counter()
