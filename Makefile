@@ -1,14 +1,16 @@
 # Each target installs what it needs once, into .venv, and may be repeated.
+# Tests start hundreds of processes: without its bytecode each would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test test-fast lock build fuzz lint bench measured benchmark fonts slurm slurm-test kill-loop clean
+.PHONY: help quickstart test test-fast lock build fuzz lint bench measured benchmark fonts slurm slurm-test browser kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
-	@echo "make test-fast   the tier of unit tests, in a minute or two"
+	@echo "make test-fast   the tier of unit tests, in a minute"
 	@echo "make build       sdist and wheel in dist/, tried in an environment of their own"
 	@echo "make lock        requirements.lock from the versions in .venv; after make clean with an empty one, the newest"
 	@echo "make fuzz        20,000 changed inputs over every reader: no traceback, no hang, no memory without end"
@@ -17,6 +19,7 @@ help:
 	@echo "make benchmark   what losses, sampling and row types do to accuracy, on 20,000 identities; after make fonts"
 	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
 	@echo "make slurm       Debian's Slurm, for make slurm-test: jobs on a real cluster of two nodes on this machine (root)"
+	@echo "make browser     Debian's headless Chromium, in which tests open the pages that reports are (root)"
 	@echo "make kill-loop   50 random kills of ranks and launcher: every run must end with the same weights"
 	@echo "make clean       remove .venv; data/ and runs/ stay"
 
@@ -42,13 +45,14 @@ $(QUICK)/report.html: data/quickstart/train/manifest.json
 	$(BIN)/headcount launch local configs/quickstart.yaml $(if $(wildcard $(QUICK)/config.yaml),--resume)
 
 # A file at a time in each of three processes, which two cores keep busy: many tests wait. tests/conftest.py orders them.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
-	$(PYTEST)
+	$(PYTEST) -n 3
 
+# Unit tests wait for nothing, and each process more imports torch once more.
 test-fast: $(INSTALLED)
-	$(PYTEST) -m unit
+	$(PYTEST) -n 2 -m unit
 
 lock: $(INSTALLED)
 	{ echo "# Versions that the tests pass with, written by make lock; what make and the images install."; \
@@ -78,6 +82,9 @@ bench: $(INSTALLED) $(QUICK)/report.html
 measured: $(INSTALLED)
 	$(BIN)/python -m benchmarks.measured
 
+# Targets that install wait for one another.
+APT_INSTALL := apt-get install --yes --no-install-recommends -o DPkg::Lock::Timeout=600
+
 # Free CJK and Korean typefaces of Debian and Ubuntu.
 FONTS := alee arphic-bkai00mp arphic-bsmi00lp arphic-gbsn00lp arphic-gkai00mp arphic-ukai arphic-uming \
 	babelstone-han baekmuk cns11643-kai cns11643-sung cwtex-fs cwtex-heib cwtex-kai cwtex-ming cwtex-yen dejima-mincho \
@@ -86,10 +93,15 @@ FONTS := alee arphic-bkai00mp arphic-bsmi00lp arphic-gbsn00lp arphic-gkai00mp ar
 	nanum-extra naver-d2coding noto-cjk oradano-mincho-gsrr sawarabi-gothic sawarabi-mincho seto \
 	smiley-sans takao umeplus unfonts-core unfonts-extra unifont vlgothic woowa-bm wqy-microhei wqy-zenhei
 fonts:
-	apt-get install --yes --no-install-recommends $(addprefix fonts-,$(FONTS))
+	$(APT_INSTALL) $(addprefix fonts-,$(FONTS))
 
 slurm:
-	command -v slurmctld >/dev/null || apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+	command -v slurmctld >/dev/null || $(APT_INSTALL) slurmctld slurmd slurm-client munge
+
+# The shell without windows is the smallest of Debian's; any other that is there will do.
+browser:
+	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome || \
+		$(APT_INSTALL) chromium-headless-shell fonts-dejavu-core
 
 benchmark: data/benchmark/train/manifest.json
 	$(BIN)/python benchmarks/accuracy.py

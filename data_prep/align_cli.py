@@ -251,9 +251,9 @@ def summary(out: Path) -> str:
     """Text with the counts of a complete set, and the reasons why inputs were left out."""
     from collections import Counter
 
-    from data_prep.job.unit_files import REJECTS_NAME, read_rejects
+    from data_prep.job.unit_files import read_rejects
     from dist_train.data.manifest import load_manifest
-    from dist_train.data.reject import counted
+    from dist_train.data.reject import REJECTS_NAME, counted
     from dist_train.runtime.text import shown_name
 
     manifest = load_manifest(out)

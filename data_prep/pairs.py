@@ -8,18 +8,15 @@ import csv
 import io
 import logging
 import pickle
-import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
-
-from data_prep.job.unit_files import REJECTS_NAME
-from data_prep.pair_list import Pair
 from dist_train.data.manifest import load_manifest
+from dist_train.data.pair_list import Pair
+from dist_train.data.photos import Missing, PhotoSearch, Sample, read_missing
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 from dist_train.embed.table import rejects_path
@@ -28,27 +25,8 @@ from dist_train.runtime.written import written_output
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN = "not in the set"
 _OPEN_SHARDS = 64
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_TAR = re.compile(r"^[^/]*?\.(tar|tar\.gz|tgz):")
 _PICKLE_PROTOCOL = 3  # the first with bytes; read by every Python 3
-
-
-class Sample(NamedTuple):
-    """The place of a photo's picture in the set: number of its shard, and number of the sample in the shard."""
-
-    source: str
-    shard: int
-    sample: int
-
-
-class Missing(NamedTuple):
-    """A photo of the list without a picture in the set, and the reason."""
-
-    source: str
-    reason: str
-    detail: str
 
 
 class PairsMade(NamedTuple):
@@ -152,7 +130,7 @@ def _find(
     wanted: Iterable[str], directory: Path, reader: SampleReader, samples: Sequence[int]
 ) -> dict[str, Sample | Missing]:
     """The place of each wanted photo in the set, or the reason why it has none."""
-    search = _Search(wanted)
+    search = PhotoSearch(wanted)
     named, damaged = 0, ""
     for shard, count in enumerate(samples):
         for sample in range(count):
@@ -171,95 +149,6 @@ def _find(
             f"set {directory}: none of its {sum(samples)} samples names the photo that it is from (`source` in its "
             ".json); expected a set that `headcount prep align` made without --keep"
         )
-    for missing in _rejects(directory / REJECTS_NAME):
+    for missing in read_missing(directory):
         search.offer(missing)
     return search.found()
-
-
-def _rejects(path: Path) -> Iterator[Missing]:
-    if not path.is_file():
-        return
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(columns=["source", "reason", "detail"]):
-            for row in batch.to_pylist():
-                yield Missing(str(row["source"]), str(row["reason"]), str(row["detail"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-
-
-class _Search:
-    """Search for the photos of a list among the sources of a set, whose paths may begin in another folder.
-
-    Two names match if they are equal, or if one ends with a slash and the other, with or without a picture's suffix:
-    `Ann/Ann_0001` matches `lfw.tar:lfw/Ann/Ann_0001.jpg`. Equal names win over endings.
-    """
-
-    def __init__(self, wanted: Iterable[str]) -> None:
-        self._stems = {photo: _stem(photo) for photo in wanted}
-        self._by_stem: dict[str, list[str]] = {}
-        self._by_ending: dict[str, list[str]] = {}
-        for photo, stem in self._stems.items():
-            self._by_stem.setdefault(stem, []).append(photo)
-            for ending in _endings(stem)[1:]:
-                if "/" in ending:  # a bare file name can belong to photos of several people
-                    self._by_ending.setdefault(ending, []).append(photo)
-        self._matches: dict[str, tuple[int, list[Sample | Missing]]] = {}
-
-    def offer(self, place: Sample | Missing) -> None:
-        """Match a source with the wanted photos."""
-        name = _member(place.source)
-        stem = _stem(name)
-        for ending in _endings(stem):
-            for photo in self._by_stem.get(ending, ()):
-                self._match(photo, 0 if photo in (name, place.source) else 1 if ending == stem else 2, place)
-        for photo in self._by_ending.get(stem, ()):
-            self._match(photo, 2, place)
-
-    def _match(self, photo: str, rank: int, place: Sample | Missing) -> None:
-        best, places = self._matches.get(photo, (rank, []))
-        if rank <= best:
-            self._matches[photo] = rank, [*(places if rank == best else ()), place]
-
-    def found(self) -> dict[str, Sample | Missing]:
-        """The place of each photo.
-
-        Raises:
-            UserError: a photo matches several sources, or several photos match one source.
-        """
-        result: dict[str, Sample | Missing] = {}
-        taken: dict[Sample | Missing, str] = {}
-        for photo in self._stems:
-            _, places = self._matches.get(photo, (0, [Missing(photo, UNKNOWN, "neither there nor in its rejects")]))
-            if len(places) > 1:
-                told = ", ".join(_told(place) for place in places[:3])
-                raise UserError(
-                    f"photo {photo!r} of the list could be any of {len(places)} in the set: {told}; name it with "
-                    "more of its path, and align with one face a photo (not --faces all)"
-                )
-            result[photo] = places[0]
-            if (other := taken.setdefault(places[0], photo)) != photo:
-                raise UserError(
-                    f"photos {other!r} and {photo!r} of the list would both be {places[0].source!r} of the set; name "
-                    "them as the set does"
-                )
-        return result
-
-
-def _told(place: Sample | Missing) -> str:
-    return repr(place.source) + ("" if isinstance(place, Sample) else f" (rejected: {place.reason})")
-
-
-def _member(source: str) -> str:
-    """The name of a photo without that of the tar around it (`TAR:MEMBER`)."""
-    return _TAR.sub("", source)
-
-
-def _stem(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_suffix("") if path.suffix.lower() in _SUFFIXES else path)
-
-
-def _endings(stem: str) -> list[str]:
-    """The stem, and its endings after each slash."""
-    parts = stem.strip("/").split("/")
-    return ["/".join(parts[at:]) for at in range(len(parts))]

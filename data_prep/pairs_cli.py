@@ -41,8 +41,9 @@ def pairs(
 
       headcount prep pairs pairs.csv sets/mine mine.bin --left-column a --right-column b --same-column match
     """
-    from data_prep.pair_list import Columns, read_pairs
-    from data_prep.pairs import UNKNOWN, make_pairs
+    from data_prep.pairs import make_pairs
+    from dist_train.data.pair_list import Columns, read_pairs
+    from dist_train.data.photos import UNKNOWN
     from dist_train.errors import UserError, WorkError
 
     if out.suffix != ".bin":

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +11,18 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.glyphs.fonts import Font, FontSearch, default_font_dirs, find_fonts
 from data_prep.glyphs.nuisance import PictureSpec, picture
 from data_prep.glyphs.render import EM_PX, Renderer
 from data_prep.glyphs.split import Split, split_by_identity_and_font
 from data_prep.glyphs.survey import Conflict, FontSurvey, find_conflicts, survey_font
+from data_prep.new_directory import new_directory
 from data_prep.shards import ShardWriter, write_set
 from dist_train.data.manifest import Shard
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import WorkError
 from dist_train.runtime.processes import ONE_THREAD, spawning
-from dist_train.runtime.written import write_failures, written_directory
+from dist_train.runtime.progress import progress_bar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -72,7 +71,7 @@ def build_glyphs(options: GlyphOptions) -> dict[str, Any]:
         UserError: the output is not empty, or the fonts do not suffice.
         WorkError: the output cannot be written.
     """
-    with _new_directory(options.output) as writing:
+    with new_directory(options.output) as writing:
         found = find_fonts(options.font_dirs or default_font_dirs())
         fonts = found.fonts
         surveys = list(_map(options.workers, partial(survey_font, fonts), range(len(fonts)), "survey fonts", "font"))
@@ -99,23 +98,10 @@ def build_glyphs(options: GlyphOptions) -> dict[str, Any]:
     return stats
 
 
-@contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
-    """A context with a new directory, which is renamed to `output` at the end, or deleted after an exception."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"output {output} exists and is not empty; remove it, or name another directory")
-    with write_failures(f"output {output}", "nothing is left of it"), ExitStack() as stack:
-        try:
-            writing = stack.enter_context(written_directory(output))
-        except OSError as error:
-            raise UserError(f"output {output}: cannot write there: {error.strerror}; name another directory") from error
-        yield writing
-
-
 def _map(workers: int, function: Callable[[In], Out], items: Iterable[In], name: str, unit: str) -> Iterator[Out]:
     """Values of `function` for each item in order, from `workers` processes, under a progress bar."""
     todo = list(items)
-    bar = tqdm(total=len(todo), desc=name, unit=unit)
+    bar = progress_bar(total=len(todo), desc=name, unit=unit)
     with bar:
         if workers == 1:
             for item in todo:
@@ -200,7 +186,7 @@ def _write_pairs(path: Path, split: Split, fonts: list[Font], options: GlyphOpti
     spec, renderer = _picture_spec(options), Renderer(fonts)
     images: list[bytes] = []
     same: list[bool] = []
-    for pair in tqdm(range(options.pairs), desc="draw pairs", unit="pair"):
+    for pair in progress_bar(range(options.pairs), desc="draw pairs", unit="pair"):
         one, other = (int(c) for c in random.choice(characters, 2, replace=False))
         match = pair % 2 == 0
         first, second = (int(random.choice(split.heldout[one])) for _ in range(2))

@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.job.plan import JobPlan
-from data_prep.job.unit_files import MADE, REJECTS_NAME, SET_ASIDE, read_mark, read_statistics
+from data_prep.job.unit_files import MADE, SET_ASIDE, read_mark, read_statistics
 from data_prep.job.work import LEFT_OUT, STATISTICS, label_digest, write_table
 from data_prep.shards import write_identities
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, Shard
+from dist_train.data.reject import REJECTS_NAME
 from dist_train.errors import WorkError
 from dist_train.runtime.text import shown_name
 from dist_train.runtime.written import written

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from data_prep.job.plan import JobFiles, JobPlan
 from data_prep.job.report_samples import PHOTO_PX, Pair, Pixels, drawable, shown_pairs, units_read
-from data_prep.job.unit_files import MADE, REJECTS_NAME, read_mark, read_rejects, read_statistics
+from data_prep.job.unit_files import MADE, read_mark, read_rejects, read_statistics
 from data_prep.job.work import STATISTICS
 from data_prep.transforms import Keep
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest
-from dist_train.data.reject import counted
+from dist_train.data.reject import REJECTS_NAME, counted
 from dist_train.runtime.written import written
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from dist_train.errors import WorkError
 from dist_train.runtime.text import kind_and_line
 
-REJECTS_NAME = "rejects.parquet"  # the file in a set that lists its inputs without a picture
 MADE = {"given": int, "kept": int, "pictures": int, "reasons": dict, "seconds": int | float}
 SEALED = {"name": str, "samples": int, "bytes": int, "sha256": str, "labels": str}
 SET_ASIDE = {"error": str}

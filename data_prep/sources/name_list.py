@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dist_train.data.text_file import read_bytes, read_text
 from dist_train.errors import UserError
 from dist_train.section import Section
 
@@ -42,7 +43,7 @@ def open_name_list(path: Path) -> NameList:
     """
     names = read_names(path)
     logger.info("%s: %s identities", path, f"{len(names):,}")
-    return NameList(path=path.absolute(), sha256=hashlib.sha256(_content(path)).hexdigest())
+    return NameList(path=path.absolute(), sha256=hashlib.sha256(read_bytes(path)).hexdigest())
 
 
 def read_names(path: Path) -> list[str]:
@@ -57,20 +58,6 @@ def read_names(path: Path) -> list[str]:
     if not names:
         raise UserError(f"{path}: no name in it; expected a name a line, or a people file of LFW")
     return list(dict.fromkeys(names))
-
-
-def read_text(path: Path) -> str:
-    """The content of a text file of a user.
-
-    Raises:
-        UserError: it cannot be read, or is not UTF-8.
-    """
-    data = _content(path)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line} is not UTF-8 (byte {data[error.start]:#x}); save it as UTF-8") from error
 
 
 def select(batches: Iterator[pa.RecordBatch], chosen: NameList) -> Iterator[pa.RecordBatch]:
@@ -125,10 +112,3 @@ def _people(path: Path, lines: list[tuple[int, str]]) -> list[str]:
     if counts and sum(counts) != len(names):
         raise UserError(f"{path}: its head says {sum(counts)} names, it lists {len(names)}; the file is cut off")
     return names
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error

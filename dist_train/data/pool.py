@@ -261,7 +261,7 @@ def _start(what: tuple[Any, ...], tasks: int, results: int, memory: int, number:
     # A file, not a pipe: writing to a worker that never reads would block. Each reads from its own offset.
     plan = anonymous_file("headcount-plan")
     # A worker inherits what is blocked here: these go to the whole group, and the trainer decides what follows.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         with os.fdopen(os.dup(plan), "wb") as file:
             pickle.dump(what, file)

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import NamedTuple
 
+REJECTS_NAME = "rejects.parquet"
+"""The file in a set that lists its inputs without a picture."""
 STORAGE_REASONS = frozenset({"vanished", "unreadable", "unreachable"})
 """Reasons that say that the storage failed, not the input. Work with nothing else in it has lost its storage."""
 

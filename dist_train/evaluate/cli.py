@@ -1,6 +1,5 @@
 """`headcount eval`."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,17 @@ from dist_train.evaluate.options import (
     StdOption,
     stated,
 )
+from dist_train.evaluate.own_options import (
+    DEFAULT_FMR,
+    ByOption,
+    FmrOption,
+    FuseOption,
+    OwnEntries,
+    QualityOption,
+    TemplatesOption,
+    TemplateWeights,
+    own_entries,
+)
 from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 
@@ -26,12 +36,15 @@ if TYPE_CHECKING:
 
 def evaluate(
     models: Annotated[
-        list[Path], typer.Argument(help="models to evaluate: run directories, checkpoints or .onnx files")
-    ],
+        list[Path] | None, typer.Argument(help="models to evaluate: run directories, checkpoints or .onnx files")
+    ] = None,
     sets: Annotated[
         list[Path] | None,
         typer.Option(
-            "--sets", "-s", help="what to evaluate on: a .bin file, a directory of IJB, or of shards; repeat for more"
+            "--sets",
+            "-s",
+            help="what to evaluate on: a .bin file, a directory of IJB, or of shards, of which all pairs count where "
+            "its pictures have no role; repeat for more",
         ),
     ] = None,
     distractors: Annotated[
@@ -42,6 +55,24 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="directory of labelled shards, whose pictures their neighbours classify; repeat for more"),
     ] = None,
+    retrieval: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="directory of labelled shards, whose probes are searched for in its gallery, or, without roles, each "
+            "picture among all others; repeat for more"
+        ),
+    ] = None,
+    ignore_same: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="with --retrieval: gallery entries of a probe's own label that share this field of the .json, such as "
+            "the camera, are left out",
+        ),
+    ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="with --retrieval: figures after k-reciprocal re-ranking too")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="file for the figures as JSON")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="file for an HTML report")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
@@ -53,6 +84,18 @@ def evaluate(
     input_color: ColorOption = None,
     input_size: SizeOption = None,
     output: OutputOption = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="list of the pairs that count in sets of shards: LFW's pairs.txt or one like it, or a .csv, .tsv or "
+            ".parquet with left, right and same"
+        ),
+    ] = None,
+    by: ByOption = None,
+    quality: QualityOption = None,
+    fmr: FmrOption = None,
+    fuse: FuseOption = None,
+    templates: TemplatesOption = TemplateWeights.SCORE,
 ) -> None:
     """Evaluate models on verification and identification sets, several models side by side.
 
@@ -66,11 +109,18 @@ def evaluate(
 
       headcount eval w600k_r50.onnx -s lfw.bin --input-range 0..255
 
+      headcount eval runs/faces -s sets/mine --json points.json
+
+      headcount eval runs/faces -s sets/lfw --pairs lfw-meta/pairs.txt
+
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
+
+      headcount eval runs/people --retrieval sets/market/test --ignore-same camera --no-flip --report searches.html
     """
     with quick_imports():
         from dist_train.errors import UserError
         from dist_train.evaluate.config import check_names
+        from dist_train.evaluate.fuse_cli import evaluate_files
         from dist_train.evaluate.judging import Judging
         from dist_train.evaluate.kinds import result_tables
         from dist_train.evaluate.models import load_models
@@ -81,10 +131,19 @@ def evaluate(
 
     if report is not None:
         require("report", "--report")
+    if fuse:
+        if models or sets or knn:
+            raise UserError("--fuse judges files of embeddings alone; leave models and sets out")
+        evaluate_files(fuse, (fmr or [DEFAULT_FMR])[0], json_path, report)
+        return
+    if not models:
+        raise UserError("no model to evaluate; name run directories, checkpoints or .onnx files")
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
-    if not sets and not knn:
+    if (ignore_same is not None or rerank) and not retrieval:
+        raise UserError("--ignore-same and --rerank go with --retrieval DIRECTORY")
+    if not sets and not knn and not retrieval:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
-    for each in (sets or [], knn or []):
+    for each in (sets or [], knn or [], retrieval or []):
         check_names(each)
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
@@ -92,14 +151,19 @@ def evaluate(
     try:
         with ranks.first_speaks():
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
-            by_kind = _by_kind(sets or [], distractors, knn or [])
-            ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip) for model in opened]
+            searched = [{"set": path, "ignore_same": ignore_same, "rerank": rerank} for path in retrieval or []]
+            own = own_entries(by or [], quality or [], fmr or [DEFAULT_FMR])
+            by_kind = ranks.agree(lambda: _by_kind(sets or [], distractors, knn or [], searched, own, pairs), "all")
+            ways = [
+                Judging(model.embed, model.image_size, batch_size, ranks, flip, templates=templates.value, kept={})
+                for model in opened
+            ]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
             return
         echo("\n\n".join(map(str, result_tables(scores))))
         if json_path:
-            _write_json(json_path, scores)
+            _write_json(json_path, scores, opened)
         if report:
             write_comparison(report, "Evaluation", scores)
     finally:
@@ -117,43 +181,46 @@ def _named(models: list["Model"]) -> list["Model"]:
     ]
 
 
-def _by_kind(sets: list[Path], distractors: Path | None, knn: list[Path]) -> "EvaluateConfig":
+def _by_kind(
+    sets: list[Path],
+    distractors: Path | None,
+    knn: list[Path],
+    retrieval: list[dict[str, Any]],
+    own: OwnEntries,
+    pairs: Path | None = None,
+) -> "EvaluateConfig":
     """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
-    from dist_train.evaluate.config import DistractorConfig, EvaluateConfig
+    from dist_train.errors import UserError
+    from dist_train.evaluate.config import AllPairsConfig, DistractorConfig, EvaluateConfig, RetrievalConfig
     from dist_train.evaluate.ijb_layout import ijb_kind
+    from dist_train.evaluate.sets import has_roles
 
     files = [path for path in sets if path.suffix == ".bin" or path.is_file()]
     layouts = [path for path in sets if path not in files and ijb_kind(path)]
     shards = [path for path in sets if path not in files and path not in layouts]
+    if pairs is not None and (distractors is not None or not shards):
+        wrong = "beside --distractors" if distractors else "without a directory of shards in --sets"
+        raise UserError(f"--pairs {pairs} {wrong}; it lists pairs of the pictures in a set of shards")
+    roles = [path for path in shards if distractors or (pairs is None and has_roles(path))]
     return EvaluateConfig(
         verification=tuple(files),
         ijb=tuple(layouts),
-        identification=() if distractors else tuple(shards),
+        identification=() if distractors else tuple(roles),
         distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards) if distractors else (),
         knn=tuple(knn),
+        all_pairs=tuple(AllPairsConfig(set=path, pairs=pairs) for path in shards if path not in roles),
+        **own(shards),
+        retrieval=tuple(RetrievalConfig.model_validate(each) for each in retrieval),
     )
 
 
-def _write_json(path: Path, scores: list["ModelScores"]) -> None:
-    from dist_train.evaluate.kinds import KINDS
-    from dist_train.runtime.written import write_failures, write_json
+def _write_json(path: Path, scores: list["ModelScores"], models: list["Model"]) -> None:
+    from dist_train.evaluate.figures_file import figures_of, write_figures
 
-    body: list[dict[str, Any]] = [
-        {
-            "model": model.name,
-            **{kind.name: [result.summary() for result in getattr(model, kind.name)] for kind in KINDS},
-        }
-        for model in scores
-    ]
-    with write_failures(f"figures {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, _finite(body))
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """The value with null for numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    write_figures(
+        path,
+        [
+            {"model": each.name, "model_sha256": model.digest(), **figures_of(each)}
+            for each, model in zip(scores, models, strict=True)
+        ],
+    )

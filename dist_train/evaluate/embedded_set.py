@@ -71,7 +71,7 @@ def embed_set(path: Path, how: Judging, columns: Sequence[str] = ()) -> Embedded
     name = f"set {path}"
     with how.ranks.agree(lambda: StoredSet(path), "all") as samples:
         listed = how.ranks.agree(lambda: list_set(samples, columns), "all")
-        embeddings = embed_pictures(
+        embeddings = (how.kept or {}).get(path) or embed_pictures(
             how.embed,
             decoding(samples.read, how.image_size, name),
             len(samples),
@@ -80,6 +80,8 @@ def embed_set(path: Path, how: Judging, columns: Sequence[str] = ()) -> Embedded
             name=name,
             ranks=how.ranks,
         )
+    if how.kept is not None:
+        how.kept[path] = embeddings
     return EmbeddedSet(
         Path(path).resolve().name,
         path,

@@ -1,8 +1,11 @@
 """What an evaluation judges, and how."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.evaluate.batches import EmbedFn
+from dist_train.evaluate.config import Templates
+from dist_train.evaluate.embeddings import Embeddings
 from dist_train.runtime.ranks import Ranks
 
 
@@ -16,6 +19,8 @@ class Judging(NamedTuple):
         ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
         neighbours: k of those that vote.
+        templates: how much a picture weighs in its IJB template.
+        kept: embeddings of sets by path, for whatever else is judged on the same set; None keeps none.
     """
 
     embed: EmbedFn
@@ -24,3 +29,5 @@ class Judging(NamedTuple):
     ranks: Ranks
     flip: bool
     neighbours: int = 20
+    templates: Templates = "score"
+    kept: dict[Path, Embeddings] | None = None

@@ -9,15 +9,22 @@ from typing import Any, NamedTuple
 
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
-from dist_train.evaluate import sections, tables
+from dist_train.evaluate import all_pairs_report, groups_report, quality_report, sections, tables
+from dist_train.evaluate.all_pairs import AllPairsResult, all_pairs_paths, check_all_pairs, evaluate_all_pairs
 from dist_train.evaluate.bin import read_bin
-from dist_train.evaluate.config import DistractorConfig
+from dist_train.evaluate.config import DistractorConfig, GroupsConfig, RetrievalConfig
 from dist_train.evaluate.distractors import DistractorResult, evaluate_distractors
+from dist_train.evaluate.embedded_set import embed_set
+from dist_train.evaluate.group_results import GroupsResult
+from dist_train.evaluate.groups import evaluate_groups
 from dist_train.evaluate.identification import IdentificationResult, evaluate_identification
 from dist_train.evaluate.ijb import IjbResult, evaluate_ijb
 from dist_train.evaluate.ijb_layout import check_layout
 from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.knn import KnnResult, evaluate_knn
+from dist_train.evaluate.quality_set import check_quality, evaluate_quality, quality_paths
+from dist_train.evaluate.retrieval_report import retrieval_sections, retrieval_table
+from dist_train.evaluate.retrieval_set import RetrievalResult, evaluate_retrieval
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.tables import ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult, evaluate_verification
@@ -89,7 +96,8 @@ def _judge_shards(path: Path, how: Judging) -> IdentificationResult:
 
 
 def _judge_ijb(path: Path, how: Judging) -> IjbResult:
-    return evaluate_ijb(how.embed, path, how.image_size, how.batch_size, how.ranks, flip=how.flip)
+    shared = (how.image_size, how.batch_size, how.ranks)
+    return evaluate_ijb(how.embed, path, *shared, flip=how.flip, templates=how.templates)
 
 
 def _ijb_figures(result: IjbResult) -> dict[str, float]:
@@ -119,6 +127,45 @@ def _judge_neighbours(path: Path, how: Judging) -> KnnResult:
 def _distractor_figures(result: DistractorResult) -> dict[str, float]:
     figures = {f"{result.name}/rank1_in_{count}": share for count, share in result.rank1.items()}
     return figures | {f"{result.name}/tar_at_far_{far:g}": tar.tar for far, tar in result.tar_at_far.items()}
+
+
+def _point_figures(result: AllPairsResult) -> dict[str, float]:
+    return {f"{result.name}/fnmr_at_fmr_{point.fmr:g}": point.fnmr for point in result.points if point.resolved}
+
+
+def _point_score(result: AllPairsResult) -> float | None:
+    point = result.last_resolved()
+    return None if point is None else 1 - point.fnmr
+
+
+def _set_path(entry: GroupsConfig) -> tuple[Path, ...]:
+    return (entry.set,)
+
+
+def _check_set(entry: GroupsConfig) -> None:
+    load_manifest(entry.set)
+
+
+def _judge_groups(entry: GroupsConfig, how: Judging) -> GroupsResult:
+    return evaluate_groups(embed_set(entry.set, how, [entry.by]), entry.by, entry.fmr, how.ranks)
+
+
+def _group_figures(result: GroupsResult) -> dict[str, float]:
+    start = f"{result.name}/by_{result.by}"
+    differentials = {"fmr": result.fmr_differential.gini, "fnmr": result.fnmr_differential.gini}
+    return {f"{start}/{kind}_gini": value for kind, value in differentials.items() if value is not None}
+
+
+def _check_retrieval(entry: RetrievalConfig) -> None:
+    load_manifest(entry.set)
+
+
+def _retrieval_figures(result: RetrievalResult) -> dict[str, float]:
+    figures = {f"{result.name}/recall_at_{k}": share for k, share in result.figures.recall.items()}
+    figures |= {f"{result.name}/map": result.figures.mean_ap, f"{result.name}/map_at_r": result.figures.map_at_r}
+    if result.reranked is not None:
+        figures[f"{result.name}/reranked_map"] = result.reranked.mean_ap
+    return figures
 
 
 KINDS = (
@@ -171,5 +218,45 @@ KINDS = (
         score=lambda result: result.accuracy,
         table=tables.knn_table,
         sections=sections.knn_sections,
+    ),
+    Kind(
+        "all_pairs",
+        paths=all_pairs_paths,
+        check=check_all_pairs,
+        judge=evaluate_all_pairs,
+        figures=_point_figures,
+        score=_point_score,
+        table=all_pairs_report.all_pairs_table,
+        sections=all_pairs_report.all_pairs_sections,
+    ),
+    Kind(
+        "groups",
+        paths=_set_path,
+        check=_check_set,
+        judge=_judge_groups,
+        figures=_group_figures,
+        score=lambda _: None,
+        table=groups_report.groups_table,
+        sections=groups_report.groups_sections,
+    ),
+    Kind(
+        "quality",
+        paths=quality_paths,
+        check=check_quality,
+        judge=evaluate_quality,
+        figures=lambda result: {f"{result.name}/pauc_by_{result.by}": result.pauc},
+        score=lambda _: None,
+        table=quality_report.quality_table,
+        sections=quality_report.quality_sections,
+    ),
+    Kind(
+        "retrieval",
+        paths=lambda entry: (entry.set,),
+        check=_check_retrieval,
+        judge=evaluate_retrieval,
+        figures=_retrieval_figures,
+        score=lambda result: result.figures.mean_ap,
+        table=retrieval_table,
+        sections=retrieval_sections,
     ),
 )

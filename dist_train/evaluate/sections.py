@@ -1,25 +1,36 @@
 """What a report says about the results of models: tables, curves, the pairs that went wrong."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dist_train.evaluate import plots, tables
 from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, histogram, roc, sort_scores
+from dist_train.evaluate.shown_pictures import PictureRow, ShownPicture, picture_source
 from dist_train.evaluate.tables import ModelScores, Table, by_set, label
 
 
 @dataclass
 class Section:
-    """A part of the page; what is empty is not shown."""
+    """A part of the page; what is empty is not shown.
+
+    Attributes:
+        title: heading, and its line in the contents.
+        note: a few sentences below it.
+        tables: figures; `heat_table` makes one of a matrix.
+        plots: rows of figures as SVG text.
+        pairs: two pictures each, with a verdict.
+        rows: a picture that was asked about and what was found for it, a line each.
+        pictures: a sheet of them.
+    """
 
     title: str
     note: str = ""
     tables: list[Table] = field(default_factory=list)
     plots: list[list[str]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
-    pictures: list[dict[str, str]] = field(default_factory=list)
+    rows: list[PictureRow] = field(default_factory=list)
+    pictures: list[ShownPicture] = field(default_factory=list)
 
 
 def verification_sections(models: Sequence[ModelScores]) -> list[Section]:
@@ -108,8 +119,8 @@ def hard_sections(models: Sequence[ModelScores]) -> list[Section]:
             f"Pairs on the wrong side of the threshold {result.threshold:.3f}, farthest from it first.",
             pairs=[
                 {
-                    "left": data_uri(pair.left),
-                    "right": data_uri(pair.right),
+                    "left": picture_source(pair.left),
+                    "right": picture_source(pair.right),
                     "verdict": "taken for different" if pair.same else "taken for the same",
                     "score": f"{pair.score:.3f}",
                     "number": pair.number,
@@ -121,9 +132,3 @@ def hard_sections(models: Sequence[ModelScores]) -> list[Section]:
         for result in model.verification
         if result.threshold is not None
     ]
-
-
-def data_uri(encoded: bytes) -> str:
-    """An encoded picture for the `src` of an image."""
-    kind = "png" if encoded.startswith(b"\x89PNG") else "webp" if encoded[8:12] == b"WEBP" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"

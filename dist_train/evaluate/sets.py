@@ -86,6 +86,20 @@ class StoredSet:
         self.close()
 
 
+def has_roles(directory: Path) -> bool:
+    """Whether a set's first or last sample has a role; one with some samples without is refused where roles matter.
+
+    Raises:
+        UserError: no such set, or one without samples.
+        WorkError: a sample that cannot be used.
+    """
+    with StoredSet(directory) as samples:
+        if not len(samples):
+            raise UserError(f"set {directory}: no samples in it")
+        ends = (samples.sample(number).record or {} for number in (0, len(samples) - 1))
+        return any(record.get("role") is not None for record in ends)
+
+
 class RoleSet(StoredSet):
     """A set for identification: every sample belongs to the gallery or is a probe, as its `.json` says.
 

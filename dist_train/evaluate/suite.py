@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from dist_train.backbones import memory_format
 from dist_train.errors import UserError
+from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.config import EvaluateConfig, set_name
 from dist_train.evaluate.distractors import DistractorResult
+from dist_train.evaluate.group_results import GroupsResult
 from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.ijb_layout import ijb_kind
 from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.kinds import KINDS
 from dist_train.evaluate.knn import KnnResult
+from dist_train.evaluate.quality import QualityResult
+from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.tables import ModelScores
 from dist_train.evaluate.verification import VerificationResult
 from dist_train.runtime.ranks import Ranks
@@ -30,14 +34,18 @@ class Evaluation:
     ijb: list[IjbResult] = field(default_factory=list)
     distractors: list[DistractorResult] = field(default_factory=list)
     knn: list[KnnResult] = field(default_factory=list)
+    all_pairs: list[AllPairsResult] = field(default_factory=list)
+    groups: list[GroupsResult] = field(default_factory=list)
+    quality: list[QualityResult] = field(default_factory=list)
+    retrieval: list[RetrievalResult] = field(default_factory=list)
 
     @property
     def score(self) -> float:
         """One number to choose a checkpoint by, 0..1: the mean over the sets of the first kind that has a say.
 
         The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
-        identification, rank-1 among all distractors, accuracy by neighbours. Sets with one kind of pairs have no
-        accuracy, and no say.
+        identification, rank-1 among all distractors, accuracy by neighbours, 1 - FNMR at the lowest FMR that all pairs
+        carry, mAP of retrieval. Sets with one kind of pairs have no accuracy, and no say.
         """
         for kind in KINDS:
             values = [value for each in getattr(self, kind.name) if (value := kind.score(each)) is not None]
@@ -57,7 +65,7 @@ class Evaluation:
 
     def named(self, name: str) -> ModelScores:
         """The results as those of a model called `name`, for tables and reports."""
-        return ModelScores(name, self.verification, self.identification, self.ijb, self.distractors, self.knn)
+        return ModelScores(name, **{kind.name: getattr(self, kind.name) for kind in KINDS})
 
 
 def check_sets(config: EvaluateConfig) -> None:
@@ -105,7 +113,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
-    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours)
+    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours, config.templates)
     return evaluate_sets(config, how)
 
 

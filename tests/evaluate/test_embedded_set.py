@@ -56,3 +56,15 @@ def test_a_column_that_nothing_has_is_refused_with_those_that_there_are(regions)
     how = Judging(lambda images: images.mean(dim=(2, 3)), 32, 2, ranks_here(0, 1), flip=False)
     with pytest.raises(UserError, match=r"'camera' is neither .* identities.parquet, which has region"):
         embed_set(regions, how, ["camera"])
+
+
+def test_a_set_that_several_evaluations_judge_is_embedded_once(regions):
+    given = []
+    how = Judging(lambda images: given.append(len(images)) or images.mean(dim=(2, 3)), 32, 7, ranks_here(0, 1), False)
+    again = how._replace(kept={})
+    first, second = embed_set(regions, again), embed_set(regions, again, COLUMNS)
+    assert given == [7]
+    assert torch.equal(first.features, second.features)
+    assert list(second.columns) == list(COLUMNS)
+    embed_set(regions, how)
+    assert given == [7, 7]

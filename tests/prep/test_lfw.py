@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from data_prep.pair_list import read_pairs
 from data_prep.sources.name_list import read_names
+from dist_train.data.pair_list import read_pairs
 from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.verification import fold_accuracies
 from tests.docs.pages import ROOT

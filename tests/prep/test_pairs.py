@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.pair_list import Pair
-from data_prep.pairs import UNKNOWN, Missing, make_pairs, write_bin
+from data_prep.pairs import make_pairs, write_bin
+from dist_train.data.pair_list import Pair
+from dist_train.data.photos import UNKNOWN, Missing
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.bin import read_bin
 from tests.data.sets import encode, picture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.pair_list import read_pairs
 from data_prep.sources.name_list import read_names
+from dist_train.data.pair_list import read_pairs
 from tests.fuzz.formats import PARQUET
 from tests.fuzz.mutations import TEXT
 from tests.fuzz.reader import Reader, Scene, each_target

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.pair_list import Columns, Pair, read_pairs
+from dist_train.data.pair_list import Columns, Pair, read_pairs
 from dist_train.errors import UserError
 
 SAME, OTHER = ["Ann\t1\t4", "Bo van Ek\t10\t2"], ["Ann\t1\tCy\t1234", "Bo van Ek\t3\tAnn\t2"]

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_prep.sources.name_list import read_text
-from data_prep.sources.tables import SUFFIXES
+from dist_train.data.text_file import read_text
 from dist_train.errors import UserError
 from dist_train.runtime.text import first_line
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 _HEAD_BYTES = 1 << 20
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_TABLES = frozenset({*_SEPARATORS, ".parquet"})
 
 
 class Pair(NamedTuple):
@@ -56,7 +56,7 @@ def read_pairs(path: Path, columns: Columns = COLUMNS) -> list[Pair]:
     Raises:
         UserError: the list cannot be read, or a line has another form; the message has the line's number.
     """
-    pairs = list(_table(path, columns) if path.suffix in SUFFIXES else _lfw(path))
+    pairs = list(_table(path, columns) if path.suffix in _TABLES else _lfw(path))
     if not pairs:
         raise UserError(f"{path}: no pair in it")
     return pairs
@@ -90,6 +90,16 @@ def _lfw(path: Path) -> list[Pair]:
     if len(head) == 2:
         return pairs
     return [pair for both in zip(pairs[:each], pairs[each:], strict=True) for pair in both]
+
+
+def read_lines(path: Path) -> list[Pair]:
+    """The pairs in a list of LFW's lines without a head, in its order, as RFW has them.
+
+    Raises:
+        UserError: the list cannot be read, is empty, or a line has another form.
+    """
+    lines = [line.rstrip("\r") for line in read_text(path).rstrip().split("\n")]
+    return [_lfw_pair(f"{path}: line {number}", line) for number, line in enumerate(lines, 1)]
 
 
 def _lfw_pair(where: str, line: str) -> Pair:
