@@ -8,6 +8,7 @@ import typer
 
 from data_prep.align_cli import align, resume
 from data_prep.detect_cli import detect
+from data_prep.import_cli import import_folder
 from data_prep.merge_cli import merge
 from data_prep.pairs_cli import pairs
 from dist_train.runtime.terminal import echo
@@ -102,3 +103,4 @@ app.command()(align)
 app.command()(resume)
 app.command()(pairs)
 app.command()(merge)
+app.command("import")(import_folder)

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,11 @@ from data_prep.glyphs.nuisance import PictureSpec, picture
 from data_prep.glyphs.render import EM_PX, Renderer
 from data_prep.glyphs.split import Split, split_by_identity_and_font
 from data_prep.glyphs.survey import Conflict, FontSurvey, find_conflicts, survey_font
+from data_prep.new_directory import new_directory
 from data_prep.shards import ShardWriter, write_set
 from dist_train.data.manifest import Shard
-from dist_train.errors import UserError, WorkError
+from dist_train.errors import WorkError
 from dist_train.runtime.processes import ONE_THREAD, spawning
-from dist_train.runtime.written import write_failures, written_directory
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -72,7 +71,7 @@ def build_glyphs(options: GlyphOptions) -> dict[str, Any]:
         UserError: the output is not empty, or the fonts do not suffice.
         WorkError: the output cannot be written.
     """
-    with _new_directory(options.output) as writing:
+    with new_directory(options.output) as writing:
         found = find_fonts(options.font_dirs or default_font_dirs())
         fonts = found.fonts
         surveys = list(_map(options.workers, partial(survey_font, fonts), range(len(fonts)), "survey fonts", "font"))
@@ -97,19 +96,6 @@ def build_glyphs(options: GlyphOptions) -> dict[str, Any]:
         lines = [json.dumps({"kept": chr(c.kept), "dropped": [chr(d) for d in c.dropped]}) + "\n" for c in conflicts]
         (writing / "conflicts.jsonl").write_text("".join(lines), encoding="utf-8")
     return stats
-
-
-@contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
-    """A context with a new directory, which is renamed to `output` at the end, or deleted after an exception."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"output {output} exists and is not empty; remove it, or name another directory")
-    with write_failures(f"output {output}", "nothing is left of it"), ExitStack() as stack:
-        try:
-            writing = stack.enter_context(written_directory(output))
-        except OSError as error:
-            raise UserError(f"output {output}: cannot write there: {error.strerror}; name another directory") from error
-        yield writing
 
 
 def _map(workers: int, function: Callable[[In], Out], items: Iterable[In], name: str, unit: str) -> Iterator[Out]:

@@ -92,6 +92,16 @@ def _lfw(path: Path) -> list[Pair]:
     return [pair for both in zip(pairs[:each], pairs[each:], strict=True) for pair in both]
 
 
+def read_lines(path: Path) -> list[Pair]:
+    """The pairs in a list of LFW's lines without a head, in its order, as RFW has them.
+
+    Raises:
+        UserError: the list cannot be read, is empty, or a line has another form.
+    """
+    lines = [line.rstrip("\r") for line in read_text(path).rstrip().split("\n")]
+    return [_lfw_pair(f"{path}: line {number}", line) for number, line in enumerate(lines, 1)]
+
+
 def _lfw_pair(where: str, line: str) -> Pair:
     fields = line.split("\t")
     if len(fields) not in (3, 4) or not all(fields):

@@ -1,7 +1,7 @@
 """`headcount eval`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,6 +53,24 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="directory of labelled shards, whose pictures their neighbours classify; repeat for more"),
     ] = None,
+    retrieval: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="directory of labelled shards, whose probes are searched for in its gallery, or, without roles, each "
+            "picture among all others; repeat for more"
+        ),
+    ] = None,
+    ignore_same: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="with --retrieval: gallery entries of a probe's own label that share this field of the .json, such as "
+            "the camera, are left out",
+        ),
+    ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="with --retrieval: figures after k-reciprocal re-ranking too")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="file for the figures as JSON")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="file for an HTML report")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
@@ -93,6 +111,8 @@ def evaluate(
       headcount eval runs/faces -s sets/lfw --pairs lfw-meta/pairs.txt
 
       headcount eval runs/faces -s sets/IJBC -s sets/facescrub --distractors sets/megaface --json figures.json
+
+      headcount eval runs/people --retrieval sets/market/test --ignore-same camera --no-flip --report searches.html
     """
     with quick_imports():
         from dist_train.errors import UserError
@@ -109,16 +129,18 @@ def evaluate(
     if report is not None:
         require("report", "--report")
     if fuse:
-        if models or sets or knn:
+        if models or sets or knn or retrieval:
             raise UserError("--fuse judges files of embeddings alone; leave models and sets out")
         evaluate_files(fuse, (fmr or [DEFAULT_FMR])[0], json_path, report)
         return
     if not models:
         raise UserError("no model to evaluate; name run directories, checkpoints or .onnx files")
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
-    if not sets and not knn:
+    if (ignore_same is not None or rerank) and not retrieval:
+        raise UserError("--ignore-same and --rerank go with --retrieval DIRECTORY")
+    if not sets and not knn and not retrieval:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
-    for each in (sets or [], knn or []):
+    for each in (sets or [], knn or [], retrieval or []):
         check_names(each)
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
@@ -127,7 +149,8 @@ def evaluate(
         with ranks.first_speaks():
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
             own = own_entries(by or [], quality or [], fmr or [DEFAULT_FMR])
-            by_kind = ranks.agree(lambda: _by_kind(sets or [], distractors, knn or [], own, pairs), "all")
+            searched = [{"set": path, "ignore_same": ignore_same, "rerank": rerank} for path in retrieval or []]
+            by_kind = ranks.agree(lambda: _by_kind(sets or [], distractors, knn or [], own, searched, pairs), "all")
             ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip, kept={}) for model in opened]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
@@ -153,11 +176,16 @@ def _named(models: list["Model"]) -> list["Model"]:
 
 
 def _by_kind(
-    sets: list[Path], distractors: Path | None, knn: list[Path], own: OwnEntries, pairs: Path | None = None
+    sets: list[Path],
+    distractors: Path | None,
+    knn: list[Path],
+    own: OwnEntries,
+    retrieval: list[dict[str, Any]],
+    pairs: Path | None = None,
 ) -> "EvaluateConfig":
     """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
     from dist_train.errors import UserError
-    from dist_train.evaluate.config import AllPairsConfig, DistractorConfig, EvaluateConfig
+    from dist_train.evaluate.config import AllPairsConfig, DistractorConfig, EvaluateConfig, RetrievalConfig
     from dist_train.evaluate.ijb_layout import ijb_kind
     from dist_train.evaluate.sets import has_roles
 
@@ -176,6 +204,7 @@ def _by_kind(
         knn=tuple(knn),
         all_pairs=tuple(AllPairsConfig(set=path, pairs=pairs) for path in shards if path not in roles),
         **own(shards),
+        retrieval=tuple(RetrievalConfig.model_validate(each) for each in retrieval),
     )
 
 

@@ -89,6 +89,21 @@ def groups_name(entry: GroupsConfig) -> str:
     return f"{set_name(entry.set)} by {entry.by} at {entry.fmr:g}"
 
 
+class RetrievalConfig(Section):
+    """A labelled set whose pictures are searched for."""
+
+    set: Path = Field(
+        description="directory of shards: probes are searched for in the gallery; without roles each picture among all "
+        "others"
+    )
+    ignore_same: str | None = Field(
+        None,
+        description="field of the samples' .json: gallery entries of a probe's own label that share its value, such as "
+        "the camera, are left out",
+    )
+    rerank: bool = Field(False, description="whether figures after k-reciprocal re-ranking are given too")
+
+
 class EvaluateConfig(Section):
     """On what, and how, a model is evaluated."""
 
@@ -117,6 +132,9 @@ class EvaluateConfig(Section):
     quality: tuple[QualityConfig, ...] = Field(
         (), description="curves of error against discarded pairs: each a labelled set and a quality of its pictures"
     )
+    retrieval: tuple[RetrievalConfig, ...] = Field(
+        (), description="sets whose pictures are searched for: R@k, mAP, mAP@R, R-precision, mINP"
+    )
     every_steps: int | None = Field(
         None, ge=1, description="steps between evaluations in training; null evaluates only at the end"
     )
@@ -131,6 +149,12 @@ class EvaluateConfig(Section):
         except UserError as error:
             raise ValueError(str(error)) from error
         return sets
+
+    @field_validator("retrieval")
+    @classmethod
+    def _searches_told_apart(cls, entries: tuple[RetrievalConfig, ...]) -> tuple[RetrievalConfig, ...]:
+        cls._told_apart(tuple(each.set for each in entries))
+        return entries
 
     @field_validator("distractors")
     @classmethod

@@ -12,7 +12,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate import all_pairs_report, groups_report, quality_report, sections, tables
 from dist_train.evaluate.all_pairs import AllPairsResult, all_pairs_paths, check_all_pairs, evaluate_all_pairs
 from dist_train.evaluate.bin import read_bin
-from dist_train.evaluate.config import DistractorConfig, GroupsConfig
+from dist_train.evaluate.config import DistractorConfig, GroupsConfig, RetrievalConfig
 from dist_train.evaluate.distractors import DistractorResult, evaluate_distractors
 from dist_train.evaluate.embedded_set import embed_set
 from dist_train.evaluate.group_results import GroupsResult
@@ -23,6 +23,8 @@ from dist_train.evaluate.ijb_layout import check_layout
 from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.knn import KnnResult, evaluate_knn
 from dist_train.evaluate.quality_set import check_quality, evaluate_quality, quality_paths
+from dist_train.evaluate.retrieval_report import retrieval_sections, retrieval_table
+from dist_train.evaluate.retrieval_set import RetrievalResult, evaluate_retrieval
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.tables import ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult, evaluate_verification
@@ -153,6 +155,18 @@ def _group_figures(result: GroupsResult) -> dict[str, float]:
     return {f"{start}/{kind}_gini": value for kind, value in differentials.items() if value is not None}
 
 
+def _check_retrieval(entry: RetrievalConfig) -> None:
+    load_manifest(entry.set)
+
+
+def _retrieval_figures(result: RetrievalResult) -> dict[str, float]:
+    figures = {f"{result.name}/recall_at_{k}": share for k, share in result.figures.recall.items()}
+    figures |= {f"{result.name}/map": result.figures.mean_ap, f"{result.name}/map_at_r": result.figures.map_at_r}
+    if result.reranked is not None:
+        figures[f"{result.name}/reranked_map"] = result.reranked.mean_ap
+    return figures
+
+
 KINDS = (
     Kind(
         "verification",
@@ -233,5 +247,15 @@ KINDS = (
         score=lambda _: None,
         table=quality_report.quality_table,
         sections=quality_report.quality_sections,
+    ),
+    Kind(
+        "retrieval",
+        paths=lambda entry: (entry.set,),
+        check=_check_retrieval,
+        judge=evaluate_retrieval,
+        figures=_retrieval_figures,
+        score=lambda result: result.figures.mean_ap,
+        table=retrieval_table,
+        sections=retrieval_sections,
     ),
 )

@@ -20,6 +20,7 @@ from dist_train.evaluate.kinds import result_sections
 from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.plots import cut
 from dist_train.evaluate.quality import QualityResult
+from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.shown_pictures import ShownPicture, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
@@ -70,6 +71,7 @@ class RunReport:
         all_pairs: results by set.
         groups: results by set and column.
         quality: results by set and quality.
+        retrieval: results by set.
     """
 
     title: str
@@ -86,6 +88,7 @@ class RunReport:
     all_pairs: Sequence[AllPairsResult] = ()
     groups: Sequence[GroupsResult] = ()
     quality: Sequence[QualityResult] = ()
+    retrieval: Sequence[RetrievalResult] = ()
 
     @cached_property
     def drawn(self) -> list[Section]:
@@ -100,6 +103,7 @@ class RunReport:
             list(self.all_pairs),
             groups=list(self.groups),
             quality=list(self.quality),
+            retrieval=list(self.retrieval),
         )
         entries = (*_HISTORY, *self._objectives())
         curves = [plots.plot_history(self.history, *entry, self.phases) for entry in entries]

@@ -19,6 +19,7 @@ from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.kinds import KINDS
 from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.quality import QualityResult
+from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.tables import ModelScores
 from dist_train.evaluate.verification import VerificationResult
 from dist_train.runtime.ranks import Ranks
@@ -36,6 +37,7 @@ class Evaluation:
     all_pairs: list[AllPairsResult] = field(default_factory=list)
     groups: list[GroupsResult] = field(default_factory=list)
     quality: list[QualityResult] = field(default_factory=list)
+    retrieval: list[RetrievalResult] = field(default_factory=list)
 
     @property
     def score(self) -> float:
@@ -43,7 +45,7 @@ class Evaluation:
 
         The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
         identification, rank-1 among all distractors, accuracy by neighbours, 1 - FNMR at the lowest FMR that all pairs
-        carry. Sets with one kind of pairs have no accuracy, and no say.
+        carry, mAP. Sets with one kind of pairs have no accuracy, and no say.
         """
         for kind in KINDS:
             values = [value for each in getattr(self, kind.name) if (value := kind.score(each)) is not None]

@@ -13,6 +13,7 @@ from dist_train.evaluate.identification import IdentificationResult
 from dist_train.evaluate.ijb import IjbResult
 from dist_train.evaluate.knn import KnnResult
 from dist_train.evaluate.quality import QualityResult
+from dist_train.evaluate.retrieval_set import RetrievalResult
 from dist_train.evaluate.verification import VerificationResult
 
 _NONE = "-"
@@ -32,6 +33,7 @@ class ModelScores:
     all_pairs: list[AllPairsResult] = field(default_factory=list)
     groups: list[GroupsResult] = field(default_factory=list)
     quality: list[QualityResult] = field(default_factory=list)
+    retrieval: list[RetrievalResult] = field(default_factory=list)
 
     def searched(self) -> list[IdentificationResult]:
         """All 1:N results, IJB's galleries among them."""
@@ -93,7 +95,7 @@ def verification_table(models: Sequence[ModelScores]) -> Table | None:
         ]
         for name, group in results.items()
     }
-    table = _table("Verification", [*heads, "pairs", "negatives"], rows, best=range(1, 2 + len(fars)))
+    table = marked_table("Verification", [*heads, "pairs", "negatives"], rows, best=range(1, 2 + len(fars)))
     return _with_notes(table, results)
 
 
@@ -115,7 +117,7 @@ def ijb_table(models: Sequence[ModelScores]) -> Table | None:
         ]
         for name, group in results.items()
     }
-    return _table("Templates, 1:1", heads, rows, best=range(1, 1 + len(fars)))
+    return marked_table("Templates, 1:1", heads, rows, best=range(1, 1 + len(fars)))
 
 
 def identification_table(models: Sequence[ModelScores]) -> Table | None:
@@ -137,7 +139,7 @@ def identification_table(models: Sequence[ModelScores]) -> Table | None:
         ]
         for name, group in results.items()
     }
-    return _table("Identification", heads, rows, best=range(1, 3 + len(fpirs)))
+    return marked_table("Identification", heads, rows, best=range(1, 3 + len(fpirs)))
 
 
 def distractor_table(models: Sequence[ModelScores]) -> Table | None:
@@ -160,7 +162,7 @@ def distractor_table(models: Sequence[ModelScores]) -> Table | None:
         for name, group in results.items()
     }
     last = 1 + len(counts) + len(fars)
-    return _table("Identification among distractors", [*heads, "probes", "searches"], rows, best=range(1, last))
+    return marked_table("Identification among distractors", [*heads, "probes", "searches"], rows, best=range(1, last))
 
 
 def knn_table(models: Sequence[ModelScores]) -> Table | None:
@@ -179,7 +181,7 @@ def knn_table(models: Sequence[ModelScores]) -> Table | None:
         ]
         for name, group in results.items()
     }
-    return _table(
+    return marked_table(
         "By neighbours", ["set", "accuracy %", "neighbours", "pictures", "identities"], rows, best=range(1, 2)
     )
 
@@ -228,7 +230,7 @@ def _tpir(value: float | None) -> str:
     return "" if value is None else "too few searches" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _table(title: str, heads: list[str], groups: dict[str, list[list[str]]], best: range) -> Table | None:
+def marked_table(title: str, heads: list[str], groups: dict[str, list[list[str]]], best: range) -> Table | None:
     """A table whose `best` columns mark the largest value among rows of the same set, where they differ."""
     rows = []
     for group in groups.values():

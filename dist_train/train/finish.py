@@ -65,6 +65,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             all_pairs=found.all_pairs,
             groups=found.groups,
             quality=found.quality,
+            retrieval=found.retrieval,
             samples=[Sample(picture, "") for picture in pixels(outcome.samples[:SHEET_PICTURES])],
         )
         missing = _publish(config.run_dir, report, started)

@@ -8,7 +8,6 @@
     faults.push(`the page is ${document.documentElement.scrollWidth} px wide, the window ${innerWidth}`)
 
   for (const image of document.images) {
-    image.loading = "eager"
     await image.decode().catch(() => faults.push(`a picture does not load: ${image.alt}`))
   }
 

@@ -1,0 +1,1 @@
+"""Folders of known sets as their makers lay them out."""
