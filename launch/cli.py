@@ -21,6 +21,7 @@ from dist_train.runtime.terminal import PrintableFormatter, echo
 from dist_train.weights.cli import average
 from dist_train.weights.cli import export as export_weights
 from launch import failures
+from launch.clean_cli import clean
 from launch.commands import app as launch_app
 from launch.embed.cli import embed
 from launch.embed.search_cli import app as search_app
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(prep_app, name="prep")
+data_app.command()(clean)
 app.add_typer(data_app, name="data")
 app.command()(train)
 app.command(name="eval")(evaluate)

@@ -36,6 +36,7 @@ ORDER = (
     "evaluate",
     "export",
     "embed",
+    "clean",
     "objectives",  # teachers are what can be evaluated, or what was embedded
     "train",
 )

@@ -1,0 +1,1 @@
+"""A set without what was found to be wrong in another."""
