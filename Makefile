@@ -1,4 +1,6 @@
 # Each target installs what it needs once, into .venv, and may be repeated.
+# Tests start hundreds of processes: without its bytecode each would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -8,7 +10,7 @@ QUICK := runs/quickstart
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
-	@echo "make test-fast   the tier of unit tests, in a minute or two"
+	@echo "make test-fast   the tier of unit tests, in a minute"
 	@echo "make build       sdist and wheel in dist/, tried in an environment of their own"
 	@echo "make lock        requirements.lock from the versions in .venv; after make clean with an empty one, the newest"
 	@echo "make fuzz        20,000 changed inputs over every reader: no traceback, no hang, no memory without end"
@@ -43,13 +45,14 @@ $(QUICK)/report.html: data/quickstart/train/manifest.json
 	$(BIN)/headcount launch local configs/quickstart.yaml $(if $(wildcard $(QUICK)/config.yaml),--resume)
 
 # A file at a time in each of three processes, which two cores keep busy: many tests wait. tests/conftest.py orders them.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
-	$(PYTEST)
+	$(PYTEST) -n 3
 
+# Unit tests wait for nothing, and each process more imports torch once more.
 test-fast: $(INSTALLED)
-	$(PYTEST) -m unit
+	$(PYTEST) -n 2 -m unit
 
 lock: $(INSTALLED)
 	{ echo "# Versions that the tests pass with, written by make lock; what make and the images install."; \

@@ -11,6 +11,7 @@ from data_prep.detect_cli import detect
 from data_prep.import_cli import import_folder
 from data_prep.merge_cli import merge
 from data_prep.pairs_cli import pairs
+from data_prep.split_cli import split
 from dist_train.runtime.terminal import echo
 
 app = typer.Typer(help="Make sharded training sets from photos or from fonts.", no_args_is_help=True)
@@ -103,4 +104,5 @@ app.command()(align)
 app.command()(resume)
 app.command()(pairs)
 app.command()(merge)
+app.command()(split)
 app.command("import")(import_folder)

@@ -230,6 +230,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _several_labels(self) -> "RunConfig":
+        if self.data.labels_per_sample > 1:
+            if self.head is None:
+                raise ValueError("data.labels_per_sample is for the head's loss, and head is null; remove one of them")
+            self.head.check_several_labels()
+        return self
+
+    @model_validator(mode="after")
     def _phases_that_can_be(self) -> "RunConfig":
         _ = self.recipes  # which raises ValueError for the first one that cannot be, with its key
         return self

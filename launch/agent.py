@@ -38,6 +38,8 @@ def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher import api
 
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as after nohup; torch would take the signal all the same
+        settings.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
     api.LocalElasticAgent = agent_type()  # type: ignore[misc]  # which elastic_launch makes
     # The ranks' own messages say what happened; the agent's would bury them. Each module of it has its level.
     for name in list(logging.root.manager.loggerDict):
@@ -76,7 +78,7 @@ def agent_type() -> "type[LocalElasticAgent]":
     class Agent(LocalElasticAgent):
         def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
             # The ranks are ending in order, and would be lost if another signal ended this process before them.
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             super()._shutdown(death_sig, timeout)
 

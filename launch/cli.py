@@ -11,6 +11,7 @@ from typing import IO, Annotated, NoReturn, cast
 import typer
 
 from data_prep.cli import app as prep_app
+from data_prep.cluster_cli import cluster
 from dist_train.checkpoint.cli import app as checkpoint_app
 from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(prep_app, name="prep")
 data_app.command()(clean)
+data_app.command()(cluster)
 app.add_typer(data_app, name="data")
 app.command()(train)
 app.command(name="eval")(evaluate)

@@ -1,4 +1,4 @@
-"""The handling of Ctrl-C and SIGTERM: one line and exit status 130 for every command.
+"""The handling of Ctrl-C, SIGTERM and a closed terminal: one line and exit status 130 for every command.
 
 While a command starts there is nothing to put in order, and the first signal ends it. Afterwards the first one is
 raised as `KeyboardInterrupt`, so that files and processes are closed, and the next ends the process at once: files
@@ -13,7 +13,7 @@ from types import FrameType
 
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _seen: list[int] = []  # signals that came, in this process
 

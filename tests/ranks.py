@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ import torch.multiprocessing as mp
 from dist_train.runtime.processes import ONE_THREAD, spawning
 from dist_train.runtime.ranks import Ranks
 
-# torch loads `torch._dynamo` when it makes its first optimizer.
-PRELOADED = ["pytest", "torch._dynamo", "dist_train.train.run", "launch.cli"]
+ROOT = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -68,8 +68,8 @@ def forked(
     It writes where this one does now, or to other `outputs`. `target` must be importable.
     """
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with spawning(ONE_THREAD):
+    context.set_forkserver_preload(["tests.preloaded"])
+    with spawning(ONE_THREAD | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}):
         begin = (_Outputs(*outputs), os.environ | variables, target, args)
         process = context.Process(target=_begin, args=begin)
         process.start()

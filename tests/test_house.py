@@ -37,6 +37,7 @@ ORDER = (
     "export",
     "embed",
     "clean",
+    "cluster",
     "objectives",  # teachers are what can be evaluated, or what was embedded
     "train",
 )
@@ -52,6 +53,7 @@ SECTIONS |= {
     "dist_train.backbones.registry",
     "dist_train.head.margins.table",
     "dist_train.data.levels",
+    "dist_train.evaluate.calibration",
 }
 # Imports inside of functions that lead up, or in a circle: what is opened is known only by its name.
 UPWARDS = {

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.glyphs.fonts import Font, FontSearch, default_font_dirs, find_fonts
 from data_prep.glyphs.nuisance import PictureSpec, picture
@@ -23,6 +22,7 @@ from data_prep.shards import ShardWriter, write_set
 from dist_train.data.manifest import Shard
 from dist_train.errors import WorkError
 from dist_train.runtime.processes import ONE_THREAD, spawning
+from dist_train.runtime.progress import progress_bar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -101,7 +101,7 @@ def build_glyphs(options: GlyphOptions) -> dict[str, Any]:
 def _map(workers: int, function: Callable[[In], Out], items: Iterable[In], name: str, unit: str) -> Iterator[Out]:
     """Values of `function` for each item in order, from `workers` processes, under a progress bar."""
     todo = list(items)
-    bar = tqdm(total=len(todo), desc=name, unit=unit)
+    bar = progress_bar(total=len(todo), desc=name, unit=unit)
     with bar:
         if workers == 1:
             for item in todo:
@@ -186,7 +186,7 @@ def _write_pairs(path: Path, split: Split, fonts: list[Font], options: GlyphOpti
     spec, renderer = _picture_spec(options), Renderer(fonts)
     images: list[bytes] = []
     same: list[bool] = []
-    for pair in tqdm(range(options.pairs), desc="draw pairs", unit="pair"):
+    for pair in progress_bar(range(options.pairs), desc="draw pairs", unit="pair"):
         one, other = (int(c) for c in random.choice(characters, 2, replace=False))
         match = pair % 2 == 0
         first, second = (int(random.choice(split.heldout[one])) for _ in range(2))

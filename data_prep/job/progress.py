@@ -6,6 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.job.wandb_run import WandbRun
+from dist_train.runtime.progress import progress_bar
 
 
 class StageBars:
@@ -27,7 +28,7 @@ class StageBars:
 
     def start(self, what: str, total: int) -> None:
         """Begin a stage of `total` `what`."""
-        self._bar = tqdm(total=total, unit=f" {what}", disable=self._quiet, smoothing=0.05, mininterval=0.5)
+        self._bar = progress_bar(total=total, unit=f" {what}", disable=self._quiet, smoothing=0.05, mininterval=0.5)
         self._what = what
         self._done = self._kept = self._rejected = self._now = 0
         self._began_s = time.perf_counter()

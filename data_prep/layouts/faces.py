@@ -19,7 +19,7 @@ from data_prep.layouts.layout import (
     pictures_in,
     rows_of,
 )
-from data_prep.pair_list import Pair, read_lines, read_pairs
+from dist_train.data.pair_list import Pair, read_lines, read_pairs
 from dist_train.errors import UserError
 
 _TINY = re.compile(r"([0-9]+)_.*")

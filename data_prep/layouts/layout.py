@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.pair_list import Pair
-from data_prep.sources.name_list import read_text
+from dist_train.data.pair_list import Pair
+from dist_train.data.text_file import read_text
 from dist_train.errors import UserError
 from dist_train.runtime.text import shown_name
 

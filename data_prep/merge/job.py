@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_prep.engines.engine import Outcome, attempt
-from data_prep.engines.local import LocalEngine
+from data_prep.engines.results import results
+from data_prep.job.begun import refuse_others
 from data_prep.job.plan import JobFiles
 from data_prep.job.progress import StageBars
 from data_prep.merge.identities import Joined, join_identities
@@ -28,16 +28,13 @@ from data_prep.merge.sameness import Sameness
 from data_prep.merge.sources import MergeSource, open_merge_sources
 from data_prep.shards import write_set
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest
-from dist_train.errors import UserError, WorkError
-from dist_train.runtime.files import read_bounded
+from dist_train.errors import WorkError
 from dist_train.runtime.lock import only_job
 from dist_train.runtime.written import MAKE_ROOM, remove_temporaries, write_failures, write_json, written
-from dist_train.section import first_difference
 
 logger = logging.getLogger(__name__)
 
 PLAN_VERSION = 1
-_MOST_PLAN_BYTES = 1 << 20
 _HASHED_NAMES = 10_000  # at a time
 
 
@@ -79,10 +76,10 @@ def merge_sets(
     described = _described(sources, joined, sameness, label_key)
     files = JobFiles(out)
     with write_failures(f"set {out}", MAKE_ROOM):
-        _refuse_others(files, described)
+        refuse_others(files, _plan_path(files), described, "merge")
         files.home.mkdir(parents=True, exist_ok=True)
         with only_job(files.lock, out):
-            _refuse_others(files, described)
+            refuse_others(files, _plan_path(files), described, "merge")
             left_out = 0
             if not (out / MANIFEST_NAME).exists():
                 _begin(files, described, joined)
@@ -111,32 +108,6 @@ def _plan_path(files: JobFiles) -> Path:
     return files.home / "merge.json"
 
 
-def _refuse_others(files: JobFiles, described: dict[str, Any]) -> None:
-    """Refuse an output in which anything lies but this merge.
-
-    Raises:
-        UserError: another merge, another job, or other files.
-    """
-    plan = _plan_path(files)
-    if files.plan.exists():
-        raise UserError(f"{files.out}: holds a job of another command; use another OUT")
-    try:
-        before = json.loads(read_bounded(plan, _MOST_PLAN_BYTES))
-        if not isinstance(before, dict):
-            raise ValueError("not a JSON object")
-    except (FileNotFoundError, NotADirectoryError):
-        others = [path.name for path in files.out.iterdir()] if files.out.is_dir() else []
-        if set(others) - {files.home.name}:
-            raise UserError(f"{files.out}: holds something already, which is no merge; use another OUT") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{plan}: damaged ({error}); use another OUT, or remove {files.out}") from error
-    else:
-        if found := first_difference(before, described, cut_digests=True):
-            raise UserError(
-                f"{files.out}: holds a merge of other sets, or by other options: {found}; use another OUT, or remove it"
-            )
-
-
 def _begin(files: JobFiles, described: dict[str, Any], joined: Joined) -> None:
     """Write what the workers need, and remove what one that was killed was writing. The caller holds the lock."""
     shards = files.sealed(0).parent
@@ -161,13 +132,10 @@ def _move(files: JobFiles, sources: Sequence[MergeSource], joined: Joined, worke
                 moved[unit] = done
                 progress.add({"given": origin.shard.samples}, before=True)
         todo = [unit for unit in range(len(origins)) if unit not in moved]
-        with closing(_outcomes(task, todo, workers)) as outcomes:  # whatever happens here, no worker goes on
-            for outcome in outcomes:
-                if outcome.summary is None:
-                    reason = outcome.error.removeprefix("WorkError: ")
-                    raise WorkError(f"{reason}; {MAKE_ROOM}" if outcome.fatal else f"{files.out}: {reason}")
-                moved[outcome.unit] = Moved(**outcome.summary)
-                progress.add({"given": origins[outcome.unit].shard.samples})
+        with closing(results(task, todo, workers, files.out)) as done_now:  # whatever happens, no worker goes on
+            for unit, summary in done_now:
+                moved[unit] = Moved(**summary)
+                progress.add({"given": origins[unit].shard.samples})
     finally:
         progress.end()
     _tell_of_left_out(sources, origins, moved)
@@ -193,15 +161,6 @@ def _origins(sources: Sequence[MergeSource]) -> list[Origin]:
             if shard.samples
         ]
     return origins
-
-
-def _outcomes(task: MoveShard, units: Sequence[int], workers: int) -> Generator[Outcome]:
-    workers = min(workers, len(units))
-    if workers > 1:
-        yield from LocalEngine(workers).run(task, units)
-    else:  # a process of its own takes a second to start
-        for unit in units:
-            yield attempt(task, unit)
 
 
 def _tell_of_left_out(sources: Sequence[MergeSource], origins: Sequence[Origin], moved: dict[int, Moved]) -> None:

@@ -157,7 +157,7 @@ class MoveShard:
         try:
             with tar.with_suffix(".idx").open("rb") as source, written(index) as file:
                 shutil.copyfileobj(source, file)
-            _open(tar, index, shard).close()
+            open_shard(tar, index, shard).close()
         except (FileNotFoundError, WorkError):  # none there, or one of another tar
             write_index(tar, index)
         counts = self._count(unit, tar, index, labels)
@@ -174,7 +174,7 @@ class MoveShard:
     def _count(self, unit: int, tar: Path, index: Path, labels: Ints) -> Ints | None:
         """The tally of a shard's labels, empty where it is not asked for; None where a sample cannot be used."""
         origin = self._origins[unit]
-        with closing(_open(tar, index, origin.shard)) as opened:
+        with closing(open_shard(tar, index, origin.shard)) as opened:
             numbers = range(origin.shard.samples if origin.counted else 0)
             try:
                 return _tally([_new_label(opened, number, origin.label_key, labels)[1] for number in numbers])
@@ -191,13 +191,13 @@ class MoveShard:
         found: list[int] = []
         examples: list[str] = []
         with (
-            closing(_open(tar, index, origin.shard)) as opened,
+            closing(open_shard(tar, index, origin.shard)) as opened,
             tar.open("rb", buffering=0) as source,
             ShardWriter(target) as writer,
         ):
             for number, sample in enumerate(samples):
                 try:
-                    contents = _contents(source.fileno(), sample)
+                    contents = contents_of(source.fileno(), sample)
                     old, new = _new_label(opened, number, origin.label_key, labels)
                 except BadSampleError as error:
                     examples.append(f"{tar}, sample {opened.key(number)}: {error}")
@@ -213,9 +213,24 @@ class MoveShard:
         return Moved(target.name, shard.samples, shard.bytes, shard.sha256, len(examples), example), _tally(found)
 
 
-def _contents(fd: int, sample: Sample) -> list[bytes]:
-    if (size := sum(member.size for member in sample.members)) > _MOST_BYTES:
+def check_size(members: Sequence[Member]) -> None:
+    """Refuse a sample that is too large to be held in memory.
+
+    Raises:
+        BadSampleError: it is.
+    """
+    if (size := sum(member.size for member in members)) > _MOST_BYTES:
         raise BadSampleError(f"its files have {size:,} bytes, at most {_MOST_BYTES:,} are moved")
+
+
+def contents_of(fd: int, sample: Sample) -> list[bytes]:
+    """The files of a sample.
+
+    Raises:
+        BadSampleError: more bytes than are moved.
+        WorkError: they cannot be read.
+    """
+    check_size(sample.members)
     return [_content(fd, member) for member in sample.members]
 
 
@@ -229,7 +244,12 @@ def _content(fd: int, member: Member) -> bytes:
     return data
 
 
-def _open(tar: Path, index: Path, shard: Shard) -> OpenShard:
+def open_shard(tar: Path, index: Path, shard: Shard) -> OpenShard:
+    """A tar that is what its manifest says, with its index.
+
+    Raises:
+        WorkError: it is another one.
+    """
     try:
         return OpenShard(tar, index, shard)
     except BadSampleError as error:

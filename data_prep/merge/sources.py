@@ -53,18 +53,26 @@ def open_merge_sources(paths: Sequence[Path], out: Path, label_key: str) -> list
     if len(paths) < 2:
         raise UserError("expected at least two sets and OUT: headcount prep merge A B OUT")
     places = [path.resolve() for path in paths]
-    _refuse_overlap(paths, places, out)
-    sources = []
-    for place, name in zip(places, shortest_names(places), strict=True):
-        has_manifest = (place / MANIFEST_NAME).exists()
-        manifest = load_manifest(place) if has_manifest else adopt_set(place, label_key)
-        _check_sizes(place, manifest)
-        _check_classes(place, manifest)
-        names, counts = _read_table(place, manifest)
-        prefix = f"{manifest.digest[:_PREFIX_DIGITS]}-"
-        sources.append(MergeSource(place, name, manifest, manifest.label_key or label_key, names, counts, prefix))
+    refuse_overlap(paths, out)
+    sources = [open_source(*each, label_key) for each in zip(places, shortest_names(places), strict=True)]
     _refuse_unlike(sources)
     return sources
+
+
+def open_source(place: Path, name: str, label_key: str) -> MergeSource:
+    """Open the set at the resolved path `place`; tars without a manifest get one.
+
+    Raises:
+        UserError: no set, a damaged one, or one with more identities than its shards can have.
+        WorkError: a shard is missing or was cut off.
+    """
+    has_manifest = (place / MANIFEST_NAME).exists()
+    manifest = load_manifest(place) if has_manifest else adopt_set(place, label_key)
+    _check_sizes(place, manifest)
+    _check_classes(place, manifest)
+    names, counts = _read_table(place, manifest)
+    prefix = f"{manifest.digest[:_PREFIX_DIGITS]}-"
+    return MergeSource(place, name, manifest, manifest.label_key or label_key, names, counts, prefix)
 
 
 def shortest_names(places: Sequence[Path]) -> list[str]:
@@ -75,8 +83,13 @@ def shortest_names(places: Sequence[Path]) -> list[str]:
     return ["/".join(place.parts[-parts:]).lstrip("/") for place in places]
 
 
-def _refuse_overlap(paths: Sequence[Path], places: Sequence[Path], out: Path) -> None:
-    target = out.resolve()
+def refuse_overlap(paths: Sequence[Path], out: Path) -> None:
+    """Refuse sets of which one is given twice, or is `out`, around it or in it.
+
+    Raises:
+        UserError: there is one.
+    """
+    target, places = out.resolve(), [path.resolve() for path in paths]
     for number, (path, place) in enumerate(zip(paths, places, strict=True)):
         if place in places[:number]:
             raise UserError(f"{path}: given twice, also as {paths[places.index(place)]}; give each set once")

@@ -16,6 +16,7 @@ from dist_train.data.order import ClassOrder, MixedOrder, Order, SamplePlaces, S
 from dist_train.data.pictures import Pixels
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.remote import cache_policy
+from dist_train.data.several_labels import put_labels
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import WorkError
 
@@ -71,7 +72,8 @@ def open_reader(plan: BatchPlan) -> SampleReader:
     """A reader for the shards of a plan."""
     # Two windows of each set are in use while one passes into the next.
     limit = min((2 * plan.config.window_shards + 2) * len(plan.sets), _MOST_OPEN)
-    return SampleReader(plan.sets, plan.config.label_key, limit, cache_policy(plan.config))
+    policy, most = cache_policy(plan.config), plan.config.labels_per_sample
+    return SampleReader(plan.sets, plan.config.label_key, limit, policy, most)
 
 
 class Assembler:
@@ -99,7 +101,7 @@ class Assembler:
         Args:
             positions: in the sample order, [n].
             images: takes the pictures of each view, [views, n, 3, size, size], red first.
-            labels: takes their classes, [n].
+            labels: takes their classes, [n], or [n, L] where samples have several.
             sources: takes the numbers of the sets that they were read from, [n].
 
         Returns:
@@ -117,7 +119,8 @@ class Assembler:
             picture = decode(raw.image, raw.set_px)
             for view, augmenter in enumerate(self._augmenters):
                 augmenter.apply(picture, row, images[view, row])
-            labels[row], sources[row] = raw.label, raw.source
+            put_labels(labels, row, raw)
+            sources[row] = raw.source
 
         return self.walk(positions, places, put)
 

@@ -27,6 +27,8 @@ class Batch(NamedTuple):
             `data.mix`. A bad sample's replacement may come from another set than the order had there.
         other: like `images`, the second view of the same samples under augmentation draws of its own; None where the
             loader makes one view.
+        several: int64 [B, L], all labels of the samples on the CPU, that of `labels` first, with -1 behind them where
+            there are fewer than L; None where samples have one.
     """
 
     images: Tensor
@@ -35,6 +37,7 @@ class Batch(NamedTuple):
     host_labels: Tensor
     source: Tensor
     other: Tensor | None = None
+    several: Tensor | None = None
 
     def both(self) -> "Batch":
         """A batch of 2·B samples, the second views behind the first ones.
@@ -45,7 +48,8 @@ class Batch(NamedTuple):
         if self.other is None:
             raise ValueError("the batch has one view of each sample; open its loader with views=2")
         twice = [torch.cat([field, field]) for field in self[1:5]]
-        return Batch(torch.cat([self.images, self.other]), *twice)
+        several = None if self.several is None else torch.cat([self.several, self.several])
+        return Batch(torch.cat([self.images, self.other]), *twice, several=several)
 
     def chunk(self, count: int) -> "list[Batch]":
         """The batch cut into `count` micro-batches, in order."""
@@ -89,12 +93,16 @@ class Transfer:
         sources: NDArray[np.int64],
         other: NDArray[np.uint8] | Tensor | None = None,
     ) -> Batch:
-        """A batch that shares no memory with `images`, `other` [B, 3, S, S], `labels`, `positions` or `sources` [B]."""
-        on_host = (labels, positions, sources)
+        """A batch that shares no memory with `images`, `other` [B, 3, S, S], `labels`, `positions` or `sources` [B].
+
+        Labels are [B, L] where samples have several.
+        """
+        several = torch.from_numpy(labels.copy()) if labels.ndim == 2 else None
+        on_host = (labels if several is None else labels[:, 0], positions, sources)
         host_labels, host_positions, host_sources = (torch.from_numpy(values.copy()) for values in on_host)
         near_labels = host_labels if self._device.type == "cpu" else host_labels.to(self._device)
         second = None if other is None else self._floats(other)
-        return Batch(self._floats(images), near_labels, host_positions, host_labels, host_sources, second)
+        return Batch(self._floats(images), near_labels, host_positions, host_labels, host_sources, second, several)
 
     def _floats(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Pictures [B, 3, S, S] on the device, normalised."""

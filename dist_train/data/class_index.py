@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from dist_train.data.counters import Ints
 from dist_train.data.manifest import Manifest
@@ -13,6 +12,7 @@ from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 from dist_train.runtime.files import map_array
 from dist_train.runtime.lock import Lock
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.written import written
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _read_labels(source: ImageSet, label_key: str) -> Ints:
     reader = SampleReader([source], label_key, open_shards=1)
     labels = np.full(source.manifest.samples, -1, dtype=np.int64)
     number = 0
-    with tqdm(total=len(labels), desc="labels", unit="img", unit_scale=True) as bar:
+    with progress_bar(total=len(labels), desc="labels", unit="img", unit_scale=True) as bar:
         for shard, entry in enumerate(source.manifest.shards):
             for sample in range(entry.samples):
                 try:

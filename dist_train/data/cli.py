@@ -60,15 +60,14 @@ def verify(
     label_key: _LabelKey = "label",
 ) -> None:
     """Compare every shard with the manifest: size, checksum, index, labels, pictures. Exit status 1 if any is wrong."""
-    from tqdm import tqdm
-
     from dist_train.data.sources import open_manifest
     from dist_train.data.verify import verify_set
     from dist_train.errors import WorkError
+    from dist_train.runtime.progress import progress_bar
 
     manifest = open_manifest(str(path), label_key)
     found = 0
-    with tqdm(total=manifest.samples, unit="img", unit_scale=True, desc="verify") as bar:
+    with progress_bar(total=manifest.samples, unit="img", unit_scale=True, desc="verify") as bar:
         for verdict in verify_set(path, manifest, workers, decode, label_key):
             bar.update(verdict.samples)
             for problem in verdict.problems:

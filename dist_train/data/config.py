@@ -96,6 +96,13 @@ class DataConfig(Section):
     label_key: str = Field(
         "label", min_length=1, description="key of the label in the .json of samples that have no .cls"
     )
+    labels_per_sample: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="most labels of a sample; above 1 its labels are the list `labels` in its .json, and its own one, "
+        "and the head's loss is that of several labels (docs/clusters.md)",
+    )
     backend: Literal["auto", "opencv", "dali"] = Field(
         "auto", description="library that decodes and augments; auto is DALI where there is a GPU, else OpenCV"
     )

@@ -23,6 +23,7 @@ from dist_train.data.exchange import positions_of
 from dist_train.data.opencv import ERASED, check_square, decode
 from dist_train.data.pictures import Pixels
 from dist_train.data.pool import Finished, second
+from dist_train.data.several_labels import empty_labels, put_labels
 from dist_train.data.shards import RawSample
 from dist_train.errors import WorkError
 
@@ -135,7 +136,7 @@ class DaliProducer:
             self._schedule(each)
         size_px = self._plan.image_size
         images = np.empty((self._plan.views, self._batch_size, 3, size_px, size_px), dtype=np.uint8)
-        labels, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(2))
+        labels, sources = self._empty_labels(), np.empty(self._batch_size, dtype=np.int64)
         assembler = Assembler(self._plan)  # the thread that reads ahead uses the other one
         bad = assembler.fill(batch.positions, images, labels, sources)
         assembler.close()
@@ -144,13 +145,15 @@ class DaliProducer:
     def _gather(self, first: int) -> _Gathered:
         positions = positions_of(first, 0, self._batch_size)
         encoded: list[Pixels] = [np.empty(0, dtype=np.uint8)] * self._batch_size
-        sides, labels, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(3))
+        labels = self._empty_labels()
+        sides, sources = (np.empty(self._batch_size, dtype=np.int64) for _ in range(2))
         samples = set()
 
         def put(row: int, shard: int, sample: int) -> None:
             raw = self._assembler.reader.read(shard, sample)
             encoded[row], sides[row] = _prepare(raw, (shard, sample) in self._difficult)
-            labels[row], sources[row] = raw.label, raw.source
+            put_labels(labels, row, raw)
+            sources[row] = raw.source
             samples.add((shard, sample))
 
         places = self._assembler.order.locate(positions)
@@ -160,6 +163,9 @@ class DaliProducer:
             parameters = self._assembler.draw(places, view)
             inputs |= _inputs(self._plan.config.augment, parameters, sides, self._plan.image_size, view)
         return _Gathered(encoded, labels, positions, sources, bad, inputs, samples)
+
+    def _empty_labels(self) -> Ints:
+        return empty_labels(self._batch_size, self._plan.config.labels_per_sample)
 
     def close(self) -> None:
         """Give back the pipeline and the shards; safe to repeat."""

@@ -23,13 +23,15 @@ class Board:
 
     Attributes:
         images: uint8 [slots, views, B, 3, S, S], the pictures of the batches under way.
-        labels: int64 [slots, B].
+        labels: int64 [slots, B], or [slots, B, L] where samples have up to L > 1.
         sources: int64 [slots, B], the set that each picture is from.
         working: int64 [workers, 2], the position each worker is at (-1: none) and since when, in nanoseconds.
     """
 
-    def __init__(self, memory: int, slots: int, views: int, batch_size: int, size_px: int, workers: int) -> None:
-        shapes = _shapes(slots, views, batch_size, size_px, workers)
+    def __init__(
+        self, memory: int, slots: int, views: int, batch_size: int, size_px: int, workers: int, most_labels: int = 1
+    ) -> None:
+        shapes = _shapes(slots, views, batch_size, size_px, workers, most_labels)
         self._map = mmap.mmap(memory, _bytes(shapes))
         arrays: list[Any] = []
         offset = 0
@@ -39,9 +41,9 @@ class Board:
         self.labels, self.sources, self.working, self.images = arrays
 
 
-def make_memory(slots: int, views: int, batch_size: int, size_px: int, workers: int) -> int:
+def make_memory(slots: int, views: int, batch_size: int, size_px: int, workers: int, most_labels: int = 1) -> int:
     """A new piece of memory for a `Board`, as a file descriptor; it goes when the last process closes it."""
-    size = _bytes(_shapes(slots, views, batch_size, size_px, workers))
+    size = _bytes(_shapes(slots, views, batch_size, size_px, workers, most_labels))
     memory = anonymous_file("headcount-batches")
     os.ftruncate(memory, size)
     return memory
@@ -55,10 +57,13 @@ def anonymous_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def _shapes(slots: int, views: int, batch_size: int, size_px: int, workers: int) -> list[tuple[tuple[int, ...], type]]:
+def _shapes(
+    slots: int, views: int, batch_size: int, size_px: int, workers: int, most_labels: int
+) -> list[tuple[tuple[int, ...], type]]:
     pictures = (slots, views, batch_size, 3, size_px, size_px)
-    numbers = ((slots, batch_size), np.int64)
-    return [numbers, numbers, ((workers, 2), np.int64), (pictures, np.uint8)]
+    numbers = (slots, batch_size)
+    labels = numbers if most_labels == 1 else (*numbers, most_labels)
+    return [(labels, np.int64), (numbers, np.int64), ((workers, 2), np.int64), (pictures, np.uint8)]
 
 
 def _bytes(shapes: list[tuple[tuple[int, ...], type]]) -> int:

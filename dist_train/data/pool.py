@@ -23,6 +23,7 @@ from dist_train.data.assemble import Assembler, BatchPlan, build_order
 from dist_train.data.bad_samples import BadSample
 from dist_train.data.counters import Ints
 from dist_train.data.exchange import TASK, Board, anonymous_file, make_memory, positions_of
+from dist_train.data.several_labels import empty_labels
 from dist_train.errors import WorkError
 from dist_train.runtime.processes import ONE_THREAD, child_environment
 
@@ -74,8 +75,8 @@ class LocalProducer:
         self._assembler = Assembler(plan)
         self._firsts: deque[int] = deque()
         self._images = np.empty((plan.views, batch_size, 3, plan.image_size, plan.image_size), dtype=np.uint8)
-        self._labels = np.empty(batch_size, dtype=np.int64)
-        self._sources = np.empty_like(self._labels)
+        self._labels = empty_labels(batch_size, plan.config.labels_per_sample)
+        self._sources = empty_labels(batch_size, 1)
 
     def submit(self, first: int) -> None:
         """Ask for the batch whose first position is `first`."""
@@ -114,8 +115,9 @@ class WorkerPool:
         self._rest = b""
         self._looked = time.monotonic()
         self._workers: list[subprocess.Popen[bytes]] = []
-        memory = make_memory(slots, plan.views, batch_size, plan.image_size, workers)
-        self._board = Board(memory, slots, plan.views, batch_size, plan.image_size, workers)
+        form = slots, plan.views, batch_size, plan.image_size, workers, plan.config.labels_per_sample
+        memory = make_memory(*form)
+        self._board = Board(memory, *form)
         self._board.working[:, 0] = -1
         tasks_out, self._tasks = os.pipe()
         self._results, results_in = os.pipe()
@@ -259,7 +261,7 @@ def _start(what: tuple[Any, ...], tasks: int, results: int, memory: int, number:
     # A file, not a pipe: writing to a worker that never reads would block. Each reads from its own offset.
     plan = anonymous_file("headcount-plan")
     # A worker inherits what is blocked here: these go to the whole group, and the trainer decides what follows.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         with os.fdopen(os.dup(plan), "wb") as file:
             pickle.dump(what, file)

@@ -9,6 +9,7 @@ from dist_train.data.config import DataConfig
 from dist_train.data.foreign import write_index
 from dist_train.data.manifest import Manifest
 from dist_train.data.remote import CachePolicy, ShardCache, cache_policy, is_remote
+from dist_train.data.several_labels import further_labels
 from dist_train.data.shards import UNLABELLED, BadSampleError, OpenShard, RawSample
 from dist_train.errors import UserError
 
@@ -32,17 +33,24 @@ class ImageSet(NamedTuple):
 class SampleReader:
     """Reads samples of `sets`, numbered through all of them by shard and sample.
 
-    At most `open_shards` shards are open; the one unused for longest is closed first.
+    At most `open_shards` shards are open; the one unused for longest is closed first. Where samples have up to
+    `most_labels` > 1 labels, further ones are read from their `.json`.
     """
 
     def __init__(
-        self, sets: Sequence[ImageSet], label_key: str, open_shards: int, policy: CachePolicy | None = None
+        self,
+        sets: Sequence[ImageSet],
+        label_key: str,
+        open_shards: int,
+        policy: CachePolicy | None = None,
+        most_labels: int = 1,
     ) -> None:
         self._shards = [(number, each, shard) for number, each in enumerate(sets) for shard in each.manifest.shards]
         policy = policy or cache_policy(DataConfig(path=sets[0].path))
         self._caches = {each.path: ShardCache(each.path, policy) for each in sets if is_remote(each.path)}
         self._label_key = label_key
         self._limit = open_shards
+        self._most_labels = most_labels
         # A shard that cannot be opened is remembered as the reason, so that its samples do not all try again.
         self._open: OrderedDict[int, OpenShard | BadSampleError] = OrderedDict()
 
@@ -53,11 +61,15 @@ class SampleReader:
             BadSampleError: it cannot be used.
         """
         number, source, _ = self._shards[shard]
-        raw = self._get(shard).read(sample, self._label_key if source.labelled else None, with_record)
-        if raw.label >= source.manifest.num_classes:
-            raise BadSampleError(f"label {raw.label}, but the set has {source.manifest.num_classes} classes")
+        several = self._most_labels > 1 and source.labelled
+        raw = self._get(shard).read(sample, self._label_key if source.labelled else None, with_record or several)
+        further = further_labels(raw, self._most_labels) if several else ()
+        for each in (raw.label, *further):
+            if each >= source.manifest.num_classes:
+                raise BadSampleError(f"label {each}, but the set has {source.manifest.num_classes} classes")
         label = raw.label + source.first_label if source.labelled else UNLABELLED
-        return raw._replace(label=label, set_px=source.manifest.image_size, source=number)
+        further = tuple(each + source.first_label for each in further)
+        return raw._replace(label=label, set_px=source.manifest.image_size, source=number, further=further)
 
     def name(self, shard: int) -> str:
         """Where a shard is, for messages."""

@@ -34,6 +34,7 @@ class RawSample(NamedTuple):
         record: the parsed `.json`, if it was asked for and is there.
         set_px: side of the pictures of its set in pixels; 0 where no set is known.
         source: number of its set among the sets that are read together.
+        further: the labels that it has beside `label`.
     """
 
     key: str
@@ -42,6 +43,7 @@ class RawSample(NamedTuple):
     record: dict[str, Any] | None
     set_px: int = 0
     source: int = 0
+    further: tuple[int, ...] = ()
 
 
 class OpenShard:

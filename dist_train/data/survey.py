@@ -5,8 +5,6 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dist_train.data.foreign import write_index
 from dist_train.data.manifest import MANIFEST_NAME, MAX_CLASSES, Manifest, Shard, load_manifest
 from dist_train.data.opencv import MOST_ENLARGED, check_square
@@ -16,6 +14,7 @@ from dist_train.data.tar_samples import Sample, parts_of, same_key
 from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.lock import Lock
+from dist_train.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def _survey(tars: list[Path], label_key: str) -> Manifest:
     """
     tally = _Tally()
     shards = []
-    for tar in tqdm(tars, desc="first use: indexing", unit="shard"):
+    for tar in progress_bar(tars, desc="first use: indexing", unit="shard"):
         index = tar.with_suffix(".idx")
         samples = write_index(tar, index).samples
         _refuse_same_keys(tar, samples)

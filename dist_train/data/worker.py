@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
     with os.fdopen(plan_fd, "rb") as file:
         plan, batch_size, slots, workers = pickle.load(file)
     try:
-        _serve(plan, Board(memory, slots, plan.views, batch_size, plan.image_size, workers), tasks, results, number)
+        form = slots, plan.views, batch_size, plan.image_size, workers, plan.config.labels_per_sample
+        _serve(plan, Board(memory, *form), tasks, results, number)
     except BrokenPipeError:
         return 0  # the trainer has gone
     except (WorkError, UserError) as error:

@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from dist_train.embed.pictures import Place
 from dist_train.embed.table import (
@@ -27,6 +26,7 @@ from dist_train.embed.table import (
 )
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.search import nearest
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.text import kind_and_line
 from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written, written_directory
 from dist_train.section import first_difference
@@ -103,7 +103,7 @@ def _write(directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: 
         written(directory / _EMBEDDINGS) as rows_file,
         written(directory / _ENTRIES_NAME) as entries_file,
         pa.ipc.new_file(entries_file, _ENTRIES) as entries,
-        tqdm(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
+        progress_bar(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
     ):
 
         def unit_rows() -> Iterator[NDArray[np.float32]]:

@@ -33,6 +33,7 @@ from dist_train.evaluate.batches import embed_batches
 from dist_train.evaluate.models import Model
 from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.runtime.lock import only_job
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.ranks import Ranks
 from dist_train.section import first_difference
 
@@ -279,7 +280,7 @@ def _bar(parts: Parts, todo: Sequence[int], mine: Sequence[int], ranks: Ranks, q
     """A bar over this rank's parts and those done before."""
     undone = frozenset(todo)
     before = sum(parts.inputs(part).num_rows for part in range(len(parts)) if part not in undone)
-    return tqdm(
+    return progress_bar(
         total=before + sum(parts.inputs(part).num_rows for part in mine),
         initial=before,
         unit=" pictures",

@@ -21,6 +21,8 @@ from dist_train.evaluate.own_options import (
     FuseOption,
     OwnEntries,
     QualityOption,
+    TemplatesOption,
+    TemplateWeights,
     own_entries,
 )
 from dist_train.runtime.imports import quick_imports
@@ -93,6 +95,7 @@ def evaluate(
     quality: QualityOption = None,
     fmr: FmrOption = None,
     fuse: FuseOption = None,
+    templates: TemplatesOption = TemplateWeights.SCORE,
 ) -> None:
     """Evaluate models on verification and identification sets, several models side by side.
 
@@ -148,10 +151,13 @@ def evaluate(
     try:
         with ranks.first_speaks():
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
-            own = own_entries(by or [], quality or [], fmr or [DEFAULT_FMR])
             searched = [{"set": path, "ignore_same": ignore_same, "rerank": rerank} for path in retrieval or []]
-            by_kind = ranks.agree(lambda: _by_kind(sets or [], distractors, knn or [], own, searched, pairs), "all")
-            ways = [Judging(model.embed, model.image_size, batch_size, ranks, flip, kept={}) for model in opened]
+            own = own_entries(by or [], quality or [], fmr or [DEFAULT_FMR])
+            by_kind = ranks.agree(lambda: _by_kind(sets or [], distractors, knn or [], searched, own, pairs), "all")
+            ways = [
+                Judging(model.embed, model.image_size, batch_size, ranks, flip, templates=templates.value, kept={})
+                for model in opened
+            ]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]
         if ranks.rank != 0:
             return
@@ -179,8 +185,8 @@ def _by_kind(
     sets: list[Path],
     distractors: Path | None,
     knn: list[Path],
-    own: OwnEntries,
     retrieval: list[dict[str, Any]],
+    own: OwnEntries,
     pairs: Path | None = None,
 ) -> "EvaluateConfig":
     """The sets as a recipe names them; what a path is shows in its name and in what lies there."""

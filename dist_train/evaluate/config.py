@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from dist_train.errors import UserError
 from dist_train.section import Section
 
 Entry = TypeVar("Entry", bound=Section)
+Templates = Literal["sum", "norm", "score"]
 
 
 def set_name(path: Path) -> str:
@@ -112,6 +113,11 @@ class EvaluateConfig(Section):
         (), description="identification sets: directories of shards with a gallery and probes"
     )
     ijb: tuple[Path, ...] = Field((), description="IJB-B and IJB-C: directories with meta and loose_crop")
+    templates: Templates = Field(
+        "score",
+        description="how much a picture weighs in its IJB template: all the same (sum), by the length of its embedding "
+        "(norm), or by that and the detector's score (score), as in published figures",
+    )
     distractors: tuple[DistractorConfig, ...] = Field(
         (), description="searches among strangers, as MegaFace's: each a set and the strangers it is searched among"
     )

@@ -2,7 +2,8 @@
 
 A picture's feature is (f(picture) + f(mirrored picture)) times its detector score; a medium's the mean over its
 pictures; a template's the sum over its media, normalised (protocols: Whitelam et al. 2017, Maze et al. 2018). That is
-linear in the pictures' features, so templates are summed up batch by batch and no picture's feature is kept.
+linear in the pictures' features, so templates are summed up batch by batch and no picture's feature is kept. On request
+pictures weigh by the length of their feature alone, or all the same.
 """
 
 import logging
@@ -21,6 +22,7 @@ from dist_train.data.alignment import align_face
 from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.batches import EmbedFn, embed_batches
+from dist_train.evaluate.config import Templates
 from dist_train.evaluate.curves import DRAWN_POINTS, Histogram, Roc, TarAtFar, histogram, roc, sort_scores, tar_at_far
 from dist_train.evaluate.embeddings import rank_slice
 from dist_train.evaluate.identification import IdentificationResult, judge_search, search_gallery
@@ -83,8 +85,9 @@ def embed_templates(
     ranks: Ranks = ALONE,
     *,
     flip: bool = True,
+    unit: bool = False,
 ) -> Tensor:
-    """Unit features [T, D] of all templates; pictures are split over ranks.
+    """Unit features [T, D] of all templates; pictures are split over ranks, and their features made `unit` on request.
 
     Collectives (with several ranks): one gather of messages, one of widths, one all-reduce of [T, D].
 
@@ -109,6 +112,8 @@ def embed_templates(
             if sums is None:
                 sums = torch.zeros(len(layout.template_ids), features.shape[1])
             rows = slice(*np.searchsorted(layout.picture, [part.start, part.stop]))
+            if unit:
+                features = torch.nn.functional.normalize(features, dim=1)
             weighted = features[layout.picture[rows] - part.start] * torch.from_numpy(layout.weight[rows, None])
             sums.index_add_(0, torch.from_numpy(layout.template[rows]), weighted)
         return sums
@@ -176,6 +181,7 @@ def evaluate_ijb(
     ranks: Ranks = ALONE,
     *,
     flip: bool = True,
+    templates: Templates = "score",
 ) -> IjbResult:
     """Evaluate on IJB-B or IJB-C, 1:1 and, where its lists are there, 1:N; every rank gets the same result.
 
@@ -186,6 +192,8 @@ def evaluate_ijb(
         batch_size: pictures per rank and forward pass.
         ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
+        templates: how much a picture weighs in its template: all the same (sum), by the length of its feature (norm),
+            or by that and the detector's score (score), as in published figures.
 
     Raises:
         UserError: files missing, malformed or disagreeing.
@@ -193,14 +201,14 @@ def evaluate_ijb(
     """
 
     def read() -> tuple[Layout, Pairs | None, Subjects | None, list[tuple[str, Subjects | None]]]:
-        layout = read_layout(root)
+        layout = read_layout(root, scored=templates == "score")
         # 15.7 million pairs are held once, however many ranks share the machine; the first judges them.
         pairs = read_pairs(layout) if ranks.rank == 0 else None
         galleries = [(name, read_subjects(layout, f"gallery_{name}")) for name in GALLERIES[layout.kind]]
         return layout, pairs, read_subjects(layout, "probe_mixed"), galleries
 
     layout, pairs, probes, galleries = ranks.agree(read, "all")
-    features = embed_templates(embed_fn, layout, image_size, batch_size, ranks, flip=flip)
+    features = embed_templates(embed_fn, layout, image_size, batch_size, ranks, flip=flip, unit=templates == "sum")
     searched = []
     for name, gallery in galleries:
         if probes is None or gallery is None:

@@ -27,7 +27,7 @@ class Layout(NamedTuple):
         scores: of the detector, float32 [N].
         picture: number of the picture of each row, sorted, [R]; a picture may belong to several templates.
         template: number of the template of each row, [R].
-        weight: detector score / pictures of the row's medium in its template, float32 [R].
+        weight: detector score, or 1, / pictures of the row's medium in its template, float32 [R].
         template_ids: the set's own ids of templates 0 .. T - 1, sorted.
     """
 
@@ -87,8 +87,12 @@ def _known_kind(root: Path) -> str:
     return kind
 
 
-def read_layout(root: Path) -> Layout:
+def read_layout(root: Path, scored: bool = True) -> Layout:
     """Read which pictures a set has, where the faces in them are, and their templates.
+
+    Args:
+        root: directory of the set.
+        scored: whether pictures weigh by their detector score; else all of a medium weigh the same.
 
     Raises:
         UserError: a file is missing, empty or malformed, or a template's picture is not listed.
@@ -110,7 +114,7 @@ def read_layout(root: Path) -> Layout:
     picture, template_id, media = np.array(sorted(rows), dtype=np.int64).T
     template_ids, template = np.unique(template_id, return_inverse=True)
     _, medium, counts = np.unique(np.stack([template, media]), axis=1, return_inverse=True, return_counts=True)
-    weight = table[picture, 10] / counts[medium]
+    weight = (table[picture, 10] if scored else 1) / counts[medium]
     return Layout(
         kind,
         root,

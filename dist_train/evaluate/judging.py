@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_train.evaluate.batches import EmbedFn
+from dist_train.evaluate.config import Templates
 from dist_train.evaluate.embeddings import Embeddings
 from dist_train.runtime.ranks import Ranks
 
@@ -18,6 +19,7 @@ class Judging(NamedTuple):
         ranks: the processes that share the work.
         flip: add the mirrored picture's embedding.
         neighbours: k of those that vote.
+        templates: how much a picture weighs in its IJB template.
         kept: embeddings of sets by path, for whatever else is judged on the same set; None keeps none.
     """
 
@@ -27,4 +29,5 @@ class Judging(NamedTuple):
     ranks: Ranks
     flip: bool
     neighbours: int = 20
+    templates: Templates = "score"
     kept: dict[Path, Embeddings] | None = None

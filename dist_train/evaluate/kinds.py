@@ -96,7 +96,8 @@ def _judge_shards(path: Path, how: Judging) -> IdentificationResult:
 
 
 def _judge_ijb(path: Path, how: Judging) -> IjbResult:
-    return evaluate_ijb(how.embed, path, how.image_size, how.batch_size, how.ranks, flip=how.flip)
+    shared = (how.image_size, how.batch_size, how.ranks)
+    return evaluate_ijb(how.embed, path, *shared, flip=how.flip, templates=how.templates)
 
 
 def _ijb_figures(result: IjbResult) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Opening what can be evaluated: a run directory, one of its checkpoints, an exported file, or an ONNX file."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
 from dist_train.checkpoint.load import found_checkpoint, load_backbone
 from dist_train.errors import UserError
 from dist_train.evaluate.batches import EmbedFn
+from dist_train.evaluate.calibration import THRESHOLDS_KEY, WEIGHTS_KEY, Owner
 from dist_train.export.convention import Convention, Stated
 from dist_train.runtime.digest import sha256_of
+from dist_train.weights.digest import digest_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ class Model:
         compatible_with: reads the SHA-256 of the older model that this one was trained to be compatible with; empty for
             none.
         network: the network that computes, in evaluation mode; None for an ONNX file.
+        exported_from: reads the SHA-256 of the weights that an ONNX file of ours was made of; empty where unknown.
+        thresholds: reads the thresholds that an exported file states, see `dist_train.evaluate.calibration`; empty for
+            none.
     """
 
     name: str
@@ -49,6 +53,12 @@ class Model:
     misfit: str = ""
     compatible_with: Callable[[], str] = str
     network: nn.Module | None = None
+    exported_from: Callable[[], str] = str
+    thresholds: Callable[[], str] = str
+
+    def owner(self) -> Owner:
+        """The model as thresholds know it."""
+        return Owner(self.name, self.digest(), self.exported_from(), exported=self.network is None)
 
 
 def load_model(path: Path, device: torch.device, stated: Stated | None = None) -> Model:
@@ -100,7 +110,9 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
             model.foreign,
             model.told,
             "" if model.foreign else convention.contradicts(stated, model.output),
-            lambda: "" if model.foreign else model.metadata.get(COMPATIBLE_KEY, ""),
+            partial(_stated, model.metadata, model.foreign, COMPATIBLE_KEY),
+            exported_from=partial(_stated, model.metadata, model.foreign, WEIGHTS_KEY),
+            thresholds=partial(_stated, model.metadata, model.foreign, THRESHOLDS_KEY),
         )
     backbone, section, image_size = _load(path)
     backbone.to(device)
@@ -120,6 +132,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
         misfit=convention.contradicts(stated, None),
         compatible_with=partial(_compatible_with, path),
         network=backbone,
+        thresholds=partial(_about, path, THRESHOLDS_KEY),
     )
 
 
@@ -140,17 +153,18 @@ def _load(path: Path) -> tuple[nn.Module, BackboneConfig, int]:
 
 def _compatible_with(path: Path) -> str:
     """Which older model one of ours says that it is compatible with."""
-    if path.suffix == ".safetensors":
-        from dist_train.weights.files import read_weights
-
-        return read_weights(path).about.get(COMPATIBLE_KEY, "")
-    return compatible_with(found_checkpoint(path))
+    return _about(path, COMPATIBLE_KEY) if path.suffix == ".safetensors" else compatible_with(found_checkpoint(path))
 
 
-def digest_weights(backbone: nn.Module) -> str:
-    """The hexadecimal SHA-256 of a network's weights, by which galleries know it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _about(path: Path, key: str) -> str:
+    """What a file of weights says of itself; empty of a checkpoint."""
+    if path.suffix != ".safetensors":
+        return ""
+    from dist_train.weights.files import read_weights
+
+    return read_weights(path).about.get(key, "")
+
+
+def _stated(metadata: Mapping[str, str], foreign: bool, key: str) -> str:
+    """What an ONNX file of ours says of itself; empty of a file of others."""
+    return "" if foreign else metadata.get(key, "")

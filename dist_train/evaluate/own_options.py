@@ -1,6 +1,7 @@
-"""Options of `headcount eval` for sets of one's own: groups, quality and fusion."""
+"""Options of `headcount eval` for sets of one's own: groups, quality and fusion; and of templates."""
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,23 @@ FuseOption = Annotated[
     typer.Option(
         help="file of embeddings by `headcount embed`, instead of a model; two or more of the same pictures, one "
         "--fuse for each, are judged alone and fused"
+    ),
+]
+
+
+class TemplateWeights(StrEnum):
+    """Weights of pictures in a template by name."""
+
+    SUM = "sum"
+    NORM = "norm"
+    SCORE = "score"
+
+
+TemplatesOption = Annotated[
+    TemplateWeights,
+    typer.Option(
+        help="how much a picture weighs in its IJB template: all the same (sum), by the length of its embedding "
+        "(norm), or by that and the detector's score (score), as in published figures"
     ),
 ]
 

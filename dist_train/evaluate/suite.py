@@ -45,7 +45,7 @@ class Evaluation:
 
         The kinds in order, and their numbers: accuracy of verification, TAR at FAR 1e-4 on IJB, rank-1 of
         identification, rank-1 among all distractors, accuracy by neighbours, 1 - FNMR at the lowest FMR that all pairs
-        carry, mAP. Sets with one kind of pairs have no accuracy, and no say.
+        carry, mAP of retrieval. Sets with one kind of pairs have no accuracy, and no say.
         """
         for kind in KINDS:
             values = [value for each in getattr(self, kind.name) if (value := kind.score(each)) is not None]
@@ -113,7 +113,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
-    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours)
+    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours, config.templates)
     return evaluate_sets(config, how)
 
 

@@ -53,6 +53,13 @@ def export(
     check_images: Annotated[
         int, typer.Option(min=1, max=65536, help="how many pictures each form is compared with the original on")
     ] = 128,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="EVAL.json",
+            help="figures of RUN by `headcount eval --json`, whose thresholds the files state, but int8 ones",
+        ),
+    ] = None,
 ) -> None:
     """Write a trained backbone for deployment, and compare each form with the original.
 
@@ -66,6 +73,8 @@ def export(
       headcount export runs/quickstart --normalize-inside -o face.onnx
 
       headcount export runs/faces --int8 static --calibrate sets/faces --sets lfw.bin
+
+      headcount export runs/faces --calibration figures.json
     """
     from dist_train.runtime.extras import require
 
@@ -86,6 +95,7 @@ def export(
         pt2=pt2,
         sets=tuple(sets or ()),
         check_images=check_images,
+        calibration=calibration,
     )
     done = export_forms(job)
     echo(str(forms_table(done.figures)))

@@ -16,6 +16,7 @@ from dist_train.config import RunConfig
 from dist_train.data.manifest import MANIFEST_NAME
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
+from dist_train.evaluate.calibration import THRESHOLDS_KEY, WEIGHTS_KEY, Owner, read_calibration
 from dist_train.export.convention import Convention
 from dist_train.export.forms import REFERENCE, Figures, Form, measure_forms, write_figures
 from dist_train.export.onnx import export_onnx
@@ -25,6 +26,7 @@ from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
 from dist_train.run_files import METADATA_NAME, ONNX_NAME
+from dist_train.weights.digest import digest_weights
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ExportJob:
     pt2: bool = False
     sets: tuple[Path, ...] = ()
     check_images: int = 128
+    calibration: Path | None = None
 
 
 @dataclass
@@ -73,7 +76,10 @@ def export_forms(job: ExportJob) -> Exported:
     backbone, config, progress = load_backbone(job.run)
     calibration = _calibration(job, progress.image_size)
     path = job.output or _default_output(job.run, progress)
-    origin = {"run": config.run_dir.name, "step": str(progress.step)}
+    weights = digest_weights(backbone)
+    origin = {"run": config.run_dir.name, "step": str(progress.step), WEIGHTS_KEY: weights}
+    if job.calibration is not None:
+        origin[THRESHOLDS_KEY] = read_calibration(job.calibration, Owner(str(job.run), weights)).to_text()
     if older := compatible_with(found_checkpoint(job.run)):
         origin[COMPATIBLE_KEY] = older
     written = export_onnx(

@@ -12,6 +12,7 @@ import onnx
 from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.calibration import THRESHOLDS_KEY, WEIGHTS_KEY
 from dist_train.export.convention import Convention
 from dist_train.export.onnx import save_onnx
 from dist_train.export.pictures import batches
@@ -128,6 +129,8 @@ def check_opset(path: Path) -> None:
 
 def _save(model: onnx.ModelProto, source: Path, target: Path, more: dict[str, str]) -> None:
     stated = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
+    for key in (WEIGHTS_KEY, THRESHOLDS_KEY):  # other embeddings, whose errors are to be measured anew
+        stated.pop(key, None)
     del model.metadata_props[:]  # the quantiser's own marks among them
     onnx.helper.set_model_props(model, stated | more)
     save_onnx(model, target)

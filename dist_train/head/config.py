@@ -153,6 +153,15 @@ class HeadConfig(Section):
         """Whether the margin takes the number of images of each class."""
         return MARGINS[self.margin].needs_class_counts
 
+    def check_several_labels(self) -> None:
+        """Raise ValueError where the margin takes samples with one label only."""
+        if not MARGINS[self.margin].several_labels:
+            able = ", ".join(name for name, spec in MARGINS.items() if spec.several_labels)
+            raise ValueError(
+                f"head.margin={self.margin} takes one label a sample, and data.labels_per_sample asks for more; those "
+                f"that take several: {able}"
+            )
+
     @property
     def logits_budget(self) -> int:
         """Bytes of logits that may stay from the forward pass to the step."""

@@ -13,7 +13,8 @@ from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
 from dist_train.head.exchange import HeadGroup, sharded_rows
 from dist_train.head.head_snapshot import HeadSnapshot
-from dist_train.head.loss import ShardedLoss, check_labels
+from dist_train.head.labels import check_labels, labels_of
+from dist_train.head.loss import ShardedLoss
 from dist_train.head.margins.base import Classes
 from dist_train.head.margins.build import build_margin
 from dist_train.head.optimizers import build_row_optimizer, build_tables
@@ -149,7 +150,7 @@ class Head:
 
         Args:
             embeddings: [B, D] raw, of any float type, on the head's device.
-            batch: its labels are meant, [B] int64 classes in [0, C); or these alone.
+            batch: its labels are meant, [B] int64 classes in [0, C), or [B, L] with -1 for none; or these alone.
             weights: [G] of all ranks' samples, equal on every rank, best on the host: the loss, and a margin's
                 penalty, is the sum of weight times value in place of the mean. Where one is 0 the label may be -1, and
                 the sample has no part in the margin's averages either.
@@ -161,11 +162,12 @@ class Head:
             UserError: shapes, labels or weights that do not fit; nothing is updated.
             NonFiniteError: an embedding of any rank is not finite; nothing is updated.
         """
-        labels = _labels_of(batch)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim or labels.shape != embeddings.shape[:1]:
+        labels = labels_of(batch, self.config)
+        rows = embeddings.shape[:1]
+        if embeddings.shape[1:] != (self.embedding_dim,) or labels.shape[:1] != rows or labels.ndim > 2:
             raise UserError(
                 f"rank {self.ranks.rank}: embeddings {list(embeddings.shape)} and labels {list(labels.shape)}, "
-                f"expected [B, {self.embedding_dim}] and [B]"
+                f"expected [B, {self.embedding_dim}] and [B], or [B, L] for several labels"
             )
         every = self._all_labels(labels, weights)
         shares = None if weights is None else Shares.of(weights, self.device)
@@ -188,21 +190,21 @@ class Head:
         that the next call has, unless `zero_grad` comes between.
 
         Args:
-            batch: its labels are meant; or these alone, [B] int64. Those on a device are waited for.
+            batch: its labels are meant, or these alone, as the call has them. Those on a device are waited for.
             weights: as the next call has them.
 
         Raises:
             UserError: a label out of range; the same on all ranks.
         """
         self._prepared = None
-        labels = _labels_of(batch).to("cpu", torch.int64)
+        labels = labels_of(batch, self.config).to("cpu", torch.int64)
         every = self._all_labels(labels, weights)
         self._prepared = (labels, weights, every)
         self._remember()
         self._sampler.choose_ahead(every)
 
     def _all_labels(self, labels: Tensor, weights: Tensor | None) -> Indices:
-        """Labels [G] of all ranks, on the host, checked: those that `prepare` has exchanged, or exchanged now."""
+        """Labels of all ranks, on the host, checked: those that `prepare` has exchanged, or exchanged now."""
         labels = labels.to("cpu", torch.int64)
         prepared, self._prepared = self._prepared, None
         if prepared is not None and torch.equal(labels, prepared[0]) and same_weights(weights, prepared[1]):
@@ -394,7 +396,3 @@ class Head:
         """Finish write-backs; the head is not used afterwards."""
         self.zero_grad()
         self._store.close()
-
-
-def _labels_of(batch: Batch | Tensor) -> Tensor:
-    return batch if isinstance(batch, Tensor) else batch.host_labels

@@ -3,7 +3,7 @@
 The steps are numbered as in `docs/architecture.md`; the fifth, the update of rows, is in `update`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.errors import NonFiniteError, UserError
+from dist_train.errors import NonFiniteError
 from dist_train.head.exchange import HeadGroup
 from dist_train.head.margins.base import Margin
 from dist_train.head.records import Forward
 from dist_train.head.sampling import ClassSampler, Indices
 from dist_train.head.shares import Shares
 from dist_train.head.softmax import BlockSoftmax
+from dist_train.head.statistics import Statistics, exchange_statistics
 from dist_train.head.step import Exchanged, Step
 from dist_train.head.storage import Lease, RowStore
 from dist_train.head.targets import TargetPlaces
@@ -100,7 +101,9 @@ class ShardedLoss:
         self.margin_moves = True
 
     def __call__(self, queries: Tensor, norms: Tensor, labels: Indices, shares: Shares | None) -> Tensor:
-        """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and all ranks' labels [G].
+        """Mean loss [] of all ranks' queries [B, D], with raw embeddings' norms [B] and all ranks' labels.
+
+        Labels are [G], or [G, L] where samples have several.
 
         With `shares` it is the sum of the samples' losses times their weights.
         """
@@ -118,16 +121,17 @@ class ShardedLoss:
         batch = len(queries)
         queries, norms = self._gather(queries, norms)
         choice = self._choose(labels, training)
-        passed = self._pass_over_rows(choice, queries, norms, shares, training)
-        losses, log_sum, cosines = self._exchange_statistics(passed)
+        passed = self._pass_over_rows(choice, queries, norms, shares, labels.ndim == 2, training)
+        statistics = exchange_statistics(passed, self.ranks)  # step 3, over ranks, in one collective
+        losses, cosines = statistics.losses, statistics.cosines
         if shares is None:
             loss = losses.mean()
         else:
             losses = losses.masked_fill(shares.ignored, 0)  # without a target it may be infinite
             loss, cosines = (losses * shares.weights).sum(), cosines[shares.counted]
             # Each softmax weight is an exponential relative to this: none is left of a sample that does not count.
-            log_sum = log_sum.masked_fill(shares.ignored, torch.inf)
-        exchanged = self._exchanged(passed, log_sum, norms, shares) if training else None
+            statistics = replace(statistics, log_sum=statistics.log_sum.masked_fill(shares.ignored, torch.inf))
+        exchanged = self._exchanged(passed, statistics, norms, shares) if training else None
         if exchanged is None:
             choice.lease.release()
         self.pending = exchanged
@@ -176,9 +180,10 @@ class ShardedLoss:
         return queries, norms
 
     def _choose(self, labels: Indices, training: bool) -> _Choice:
-        """Step 2: the classes of all ranks' labels [G] and sampled others; all classes where it is no training."""
+        """Step 2: the classes of all ranks' labels and sampled others; all classes where it is no training."""
         mine = np.flatnonzero((labels >= self.start) & (labels < self.stop))
-        local = labels[mine] - self.start
+        local = labels.ravel()[mine] - self.start
+        mine //= labels.size // len(labels)  # from places among the labels to samples
         if training:
             classes, lease = self.sampler.choose(labels, np.unique(local))
         else:
@@ -189,9 +194,9 @@ class ShardedLoss:
         return _Choice(lease, classes, places, self._near(local[order]))
 
     def _pass_over_rows(
-        self, choice: _Choice, queries: Tensor, norms: Tensor, shares: Shares | None, training: bool
+        self, choice: _Choice, queries: Tensor, norms: Tensor, shares: Shares | None, apart: bool, training: bool
     ) -> Forward:
-        """Step 3, on this rank: logits of the targets, then the negatives' block by block."""
+        """Step 3, on this rank: logits of the targets, then the negatives' block by block; targets `apart` or among."""
         softmax, places = self.softmax, choice.places
         centers = softmax.logits.nearest_centers(choice.lease, places, queries)
         cosines = self._all_target_cosines(places, centers.cosines, len(queries))
@@ -199,7 +204,7 @@ class ShardedLoss:
         self.margin.observe(norms, cosines, moves, None if shares is None else shares.counted)
         targets = softmax.logits.of_targets(places, centers, norms, choice.target_classes)
         kept = sum(step.weights.kept_bytes for step in self.micro_batches)
-        return softmax.forward(choice.lease, choice.classes, queries, targets, kept, training)
+        return softmax.forward(choice.lease, choice.classes, queries, targets, kept, apart, training)
 
     def _all_target_cosines(self, places: TargetPlaces, own: Tensor, samples: int) -> Tensor | None:
         """Target cosines [G] of all ranks from this rank's [T], for a margin that asks for them."""
@@ -209,28 +214,12 @@ class ShardedLoss:
         cosines[places.samples] = own
         return self.ranks.all_reduce(cosines)
 
-    def _exchange_statistics(self, passed: Forward) -> tuple[Tensor, Tensor, Tensor]:
-        """Step 3, over ranks, in one collective.
-
-        Returns:
-            Losses [G], logarithm of the sum of exponentials [G], target cosines [G].
-        """
-        targets, samples = passed.targets, passed.targets.places.samples
-        statistics = passed.queries.new_zeros((4, len(passed.queries)))
-        statistics[0], statistics[1] = passed.max_logit, passed.exp_sum
-        statistics[2, samples] = targets.logits
-        statistics[3, samples] = targets.centers.cosines
-        every = self.ranks.gather(statistics.unsqueeze(0))  # [W, 4, G]
-        top = every[:, 0].amax(dim=0)
-        log_sum = top + (every[:, 1] * (every[:, 0] - top).exp()).sum(dim=0).log()
-        return log_sum - every[:, 2].sum(dim=0), log_sum, every[:, 3].sum(dim=0)
-
-    def _exchanged(self, passed: Forward, log_sum: Tensor, norms: Tensor, shares: Shares | None) -> Exchanged:
+    def _exchanged(self, passed: Forward, statistics: Statistics, norms: Tensor, shares: Shares | None) -> Exchanged:
         """Step 4, on this rank: its share of the gradient of all samples."""
         targets, samples = passed.targets, len(norms)
-        negatives = self.softmax.negatives(passed, log_sum)
+        negatives = self.softmax.negatives(passed, statistics.log_sum)
         places, centers = negatives.rows.places, targets.centers
-        outer = (targets.logits - log_sum[places.samples]).exp() - 1
+        outer = statistics.target_slopes(targets)
         weights = None if shares is None else shares.weights
         outer = outer / samples if weights is None else outer * weights[places.samples]  # d loss / d target logit
         gradient = torch.cat([negatives.query_gradient, norms.new_zeros((samples, 1))], dim=1)
@@ -250,22 +239,6 @@ class ShardedLoss:
             if penalty is None:
                 return None, norms
             return penalty.detach(), torch.autograd.grad(penalty, norms)[0]
-
-
-def check_labels(labels: Indices, num_classes: int, world_size: int, weights: Tensor | None = None) -> None:
-    """Raise UserError unless all ranks' labels [G] lie in [0, num_classes), or are -1 where `weights` [G] are 0."""
-    outside = (labels < 0) | (labels >= num_classes)
-    if weights is not None:
-        if weights.shape != labels.shape:
-            raise UserError(f"sample weights {list(weights.shape)}, expected [{len(labels)}], those of all ranks")
-        outside &= (labels != -1) | (weights.cpu().numpy() != 0)
-    wrong = np.flatnonzero(outside)
-    if len(wrong):
-        rank, place = divmod(int(wrong[0]), len(labels) // world_size)
-        raise UserError(
-            f"rank {rank}: label {labels[wrong[0]]} at place {place} of the batch, but the head has "
-            f"{num_classes} classes, labels 0 to {num_classes - 1}"
-        )
 
 
 class _Context(torch.autograd.function.FunctionCtx):

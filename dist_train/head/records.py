@@ -46,7 +46,8 @@ class Forward:
         rows: the chosen rows.
         queries: [G, D] the global batch.
         targets: this rank's.
-        max_logit: [G] largest logit.
+        apart: samples have several targets, which are not in the sums of exponentials.
+        max_logit: [G] largest logit, and at least 0 where targets stand apart.
         exp_sum: [G] sum of exponentials relative to it, the target's included where this rank owns it.
         block_shift: [blocks, G] the logit that each block's exponentials are relative to.
         block_max: [blocks, G] each block's own largest logit.
@@ -57,6 +58,7 @@ class Forward:
     rows: ChosenRows
     queries: Tensor
     targets: Targets
+    apart: bool
     max_logit: Tensor
     exp_sum: Tensor
     block_shift: Tensor

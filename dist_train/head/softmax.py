@@ -59,6 +59,7 @@ class BlockSoftmax:
         queries: Tensor,
         targets: Targets,
         kept_bytes: int,
+        apart: bool,
         training: bool,
     ) -> Forward:
         """One pass over the chosen rows.
@@ -69,6 +70,7 @@ class BlockSoftmax:
             queries: [G, D].
             targets: this rank's.
             kept_bytes: exponentials kept already by earlier micro-batches.
+            apart: targets are no part of the sums, and each sum stands beside a 1, which is not in it.
             training: form d loss / d queries, and keep what the step needs.
         """
         samples, width = queries.shape
@@ -80,10 +82,11 @@ class BlockSoftmax:
         inverse = queries.new_empty(rows_total) if margin.normalised else None
         block_shift = queries.new_empty((-(-lease.count // block), samples))
         block_max = torch.empty_like(block_shift)
-        max_logit = queries.new_full((samples,), _LOWEST)
+        max_logit = queries.new_full((samples,), 0.0 if apart else _LOWEST)
         exp_sum = queries.new_zeros(samples)
-        max_logit[places.samples] = targets.logits
-        exp_sum[places.samples] = 1.0
+        if not apart:
+            max_logit[places.samples] = targets.logits
+            exp_sum[places.samples] = 1.0
         # Where rows are to be filtered, d loss / d queries waits for the sum over all ranks.
         gradient = torch.zeros_like(queries) if training and not self.config.filter_eps else None
         for number, (start, stop) in enumerate(spans(0, lease.count, block)):
@@ -108,7 +111,7 @@ class BlockSoftmax:
             self._put_back(exponentials)
         chosen = ChosenRows(lease, classes, k, block, places, inverse)
         kept = exponentials if keep else None
-        return Forward(chosen, queries, targets, max_logit, exp_sum, block_shift, block_max, kept, gradient)
+        return Forward(chosen, queries, targets, apart, max_logit, exp_sum, block_shift, block_max, kept, gradient)
 
     def negatives(self, forward: Forward, log_sum: Tensor) -> Negatives:
         """The negatives' part of the gradients, without rows and samples whose weights do not count.

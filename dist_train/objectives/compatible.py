@@ -10,12 +10,12 @@ from dist_train.checkpoint.compatibility import from_digest
 from dist_train.checkpoint.part import HostCopy
 from dist_train.data.batch import Batch
 from dist_train.errors import UserError
-from dist_train.evaluate.models import digest_weights
 from dist_train.head import Head
 from dist_train.objectives.config import CompatibleConfig
 from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.objectives.still_head import OtherRun, build_still_head, open_other_run
+from dist_train.weights.digest import digest_weights
 
 KEY = "objectives.compatible_with"
 

@@ -4,8 +4,11 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""Ctrl-C; a scheduler's or torchrun's end; Slurm's warning before it (SIGUSR1 is left to communication libraries)."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+"""Ctrl-C; a scheduler's or torchrun's end; a terminal that is closed; Slurm's warning before its end.
+
+SIGUSR1 is left to communication libraries.
+"""
 
 INTERRUPTED_STATUS = 130
 """Exit status after a signal, as shells give it for SIGINT."""
@@ -21,7 +24,9 @@ class StopSignal:
         self.asked = True
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [number for number in STOP_SIGNALS if not (nohup and number == signal.SIGHUP)]
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(

@@ -4,8 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from tqdm import tqdm
-
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.ranks import Ranks
 
 _MEET_EVERY_S = 5.0
@@ -28,7 +27,9 @@ def work_off(ranks: Ranks, stages: Iterable[Iterator[int]], total: int, name: st
     Raises:
         UserError | WorkError: on rank 0, the failures of all ranks; the others leave silently.
     """
-    with tqdm(total=sum(ranks.gather(total)), desc=name, unit=unit, unit_scale=True, disable=ranks.rank != 0) as bar:
+    with progress_bar(
+        total=sum(ranks.gather(total)), desc=name, unit=unit, unit_scale=True, disable=ranks.rank != 0
+    ) as bar:
         for work in stages:
             working = True
             while working:

@@ -11,6 +11,7 @@ from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
 from dist_train.checkpoint.load import found_checkpoint
 from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.calibration import WEIGHTS_KEY
 from dist_train.evaluate.report import RunReport, Sample, write_report
 from dist_train.evaluate.suite import Evaluation, evaluate_backbone
 from dist_train.objectives.build import every_objective
@@ -21,6 +22,7 @@ from dist_train.runtime.written import write_json
 from dist_train.start.head import START_FIGURES
 from dist_train.track.trackers import Trackers, pixels, read_metrics
 from dist_train.train.outcome import Outcome
+from dist_train.weights.digest import digest_weights
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ def _export(config: RunConfig, outcome: Outcome) -> dict[str, float]:
         config.run_dir / ONNX_NAME,
         normalize_inside=config.export.normalize_inside,
         opset=config.export.opset,
-        origin={"run": config.run_dir.name, "step": str(outcome.step)} | compatible,
+        origin={"run": config.run_dir.name, "step": str(outcome.step), WEIGHTS_KEY: digest_weights(backbone)}
+        | compatible,
     )
     difference, cosine = compare_onnx(exported.path, backbone, outcome.samples[: config.export.check_images].cpu())
     return {"onnx_max_abs_diff": difference, "onnx_min_cosine": cosine}

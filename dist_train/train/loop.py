@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import Progress, committed_checkpoints
@@ -16,6 +15,7 @@ from dist_train.data.batch import Batch
 from dist_train.data.loader import Loader
 from dist_train.errors import NonFiniteError, UserError, WorkError
 from dist_train.evaluate.suite import evaluate_backbone
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.stop_signal import StopSignal
 from dist_train.runtime.watchdog import Watchdog
@@ -91,7 +91,7 @@ class Loop:
                 0, while the others leave silently.
         """
         images = self.config.train.global_batch_size
-        bar = tqdm(
+        bar = progress_bar(
             total=self.total_steps * images,
             initial=self.step * images,
             unit="img",

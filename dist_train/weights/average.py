@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
-from tqdm import tqdm
 
 from dist_train.backbones import build_backbone, memory_format
 from dist_train.checkpoint.load import load_backbone
@@ -22,6 +21,7 @@ from dist_train.data.loader import build_loader
 from dist_train.data.manifest import Manifest
 from dist_train.data.sources import open_manifest
 from dist_train.errors import UserError
+from dist_train.runtime.progress import progress_bar
 from dist_train.weights.card import Parent
 
 BATCH_SIZE = 128
@@ -175,5 +175,5 @@ def renew_statistics(backbone: nn.Module, pictures: Pictures) -> None:
                 yield batch.images
 
         # `update_bn` takes the mean over batches where a momentum would weigh the last ones most.
-        update_bn(tqdm(images(), "statistics", pictures.batches, unit=" batches"), backbone)
+        update_bn(progress_bar(images(), desc="statistics", total=pictures.batches, unit=" batches"), backbone)
     backbone.to("cpu").eval()

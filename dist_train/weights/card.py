@@ -15,6 +15,7 @@ from dist_train.checkpoint.store import Progress
 from dist_train.config import RunConfig, differences, dump_config
 from dist_train.data.alignment import TEMPLATE_112
 from dist_train.errors import UserError
+from dist_train.evaluate.calibration import THRESHOLDS_KEY, Calibration
 from dist_train.export.convention import Convention
 from dist_train.run_files import SUMMARY_NAME
 from dist_train.runtime.files import first_fault, read_bounded
@@ -72,6 +73,7 @@ class Card:
         parents: the checkpoints that it comes from.
         notes: further facts, a row each, by what they are about.
         centers: names of the files of centers and of identities; empty without.
+        thresholds: of the network, measured on a set; None where there are none.
     """
 
     file: str
@@ -80,6 +82,7 @@ class Card:
     parents: tuple[Parent, ...]
     notes: dict[str, str] = field(default_factory=dict)
     centers: tuple[str, ...] = ()
+    thresholds: Calibration | None = None
 
     @property
     def convention(self) -> Convention:
@@ -106,6 +109,8 @@ class Card:
         }
         if self.compatible_with:
             facts[COMPATIBLE_KEY] = self.compatible_with
+        if self.thresholds:
+            facts[THRESHOLDS_KEY] = self.thresholds.to_text()
         return facts if len(self.parents) > 1 else facts | {"recipe": dump_config(config)}
 
     def text(self) -> str:
@@ -115,6 +120,8 @@ class Card:
         parts += ["## Input", self._input(), "## Loading", *self._loading()]
         if self.centers:
             parts += ["## Class centers", self._centers()]
+        if self.thresholds:
+            parts += ["## Thresholds", _thresholds(self.thresholds)]
         parts += self._figures()
         parts += self._recipe()
         return "\n\n".join(parts) + "\n"
@@ -221,6 +228,22 @@ def fenced(text: str, language: str) -> str:
 
 def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _thresholds(measured: Calibration) -> str:
+    lines = [
+        f"Two pictures match when the cosine of their embeddings is at least the threshold. Measured on "
+        f"{escaped(measured.set)}: FMR is the share of its {measured.impostor_pairs:,} pairs of two identities that "
+        f"match, FNMR that of its {measured.genuine_pairs:,} pairs of one that do not. A star: too few pairs for the "
+        "rate.\n",
+        "| FMR | threshold | FNMR |",
+        "| --- | --- | --- |",
+    ]
+    for point in measured.operating_points:
+        if point.threshold is not None:
+            star = "" if point.resolved else r" \*"
+            lines.append(f"| {point.fmr:g}{star} | {point.threshold:.4f} | {point.fnmr_text()} |")
+    return "\n".join(lines)
 
 
 def _read_summary(run_dir: Path, step: int) -> dict[str, object]:

@@ -36,6 +36,13 @@ def export(
             "--centers", help="also write the class centers, float32 [C, D] or [C, K, D], and their identities' names"
         ),
     ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="EVAL.json",
+            help="figures of the checkpoint by `headcount eval --json`, whose thresholds the file and its card state",
+        ),
+    ] = None,
 ) -> None:
     """Write backbone weights as one plain file, for other programs and for `start.backbone` of other runs.
 
@@ -51,7 +58,7 @@ def export(
     """
     from dist_train.weights.export import export_checkpoint
 
-    card = export_checkpoint(checkpoints_at(where)[-1], output, names.value, centers)
+    card = export_checkpoint(checkpoints_at(where)[-1], output, names.value, centers, calibration)
     written = [output.name, output.with_suffix(".md").name, *card.centers]
     echo(f"{output}: {card.parents[0]}, {output.stat().st_size / 1e6:.1f} MB; written: {', '.join(written)}")
 

@@ -14,17 +14,21 @@ from dist_train.backbones.config import BackboneConfig
 from dist_train.checkpoint.load import load_backbone
 from dist_train.data.manifest import IDENTITIES_NAME
 from dist_train.errors import UserError
+from dist_train.evaluate.calibration import Owner, read_calibration
 from dist_train.runtime.written import MAKE_ROOM, write_failures, written
 from dist_train.weights.average import average_backbones, choose_pictures, renew_statistics
 from dist_train.weights.card import Card, Parent, card_path
 from dist_train.weights.centers import identity_names, plain_centers
+from dist_train.weights.digest import digest_weights
 from dist_train.weights.write import Blocks, check_output, fill_weights, write_safetensors
 
 OURS = "headcount"
 _MEAN = ".running_mean"
 
 
-def export_checkpoint(checkpoint: Path, output: Path, names: str, centers: bool) -> Card:
+def export_checkpoint(
+    checkpoint: Path, output: Path, names: str, centers: bool, calibration: Path | None = None
+) -> Card:
     """Write the weights of a checkpoint; what cannot work is found before anything is written.
 
     Args:
@@ -32,16 +36,21 @@ def export_checkpoint(checkpoint: Path, output: Path, names: str, centers: bool)
         output: file to write; card, centers and names are named after it.
         names: whose names the tensors get.
         centers: whether the class centers are written too.
+        calibration: figures by `headcount eval --json`, whose thresholds the file and its card state.
 
     Raises:
-        UserError: a place, names or centers that cannot be had.
+        UserError: a place, names, centers or thresholds that cannot be had.
         WorkError: a damaged checkpoint, or a disk that refuses.
     """
     check_output(output)
     card_path(output)
     checkpoint = checkpoint.absolute()  # whose run is found two folders up, also where it is given as "."
     backbone, config, progress = load_backbone(checkpoint)
-    card = Card(output.name, names, count_parameters(backbone), (Parent.of(checkpoint, config, progress),))
+    parent = Parent.of(checkpoint, config, progress)
+    thresholds = None
+    if calibration is not None:
+        thresholds = read_calibration(calibration, Owner(str(parent), digest_weights(backbone)))
+    card = Card(output.name, names, count_parameters(backbone), (parent,), thresholds=thresholds)
     state = renamed(backbone.state_dict(), config.backbone, names)
     table = (plain_centers(checkpoint, config), identity_names(checkpoint, config, progress)) if centers else None
     return write_all(output, state, card, table)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dist_train.embed.sheet import Tile
     from dist_train.evaluate.models import Model
     from launch.embed.crops import Cropper, Cut
+    from launch.embed.decision import Decision
 
 app = typer.Typer(help="Build a gallery of embeddings, and search it with a photo.", no_args_is_help=True)
 
@@ -79,16 +80,33 @@ def query(
     input_color: ColorOption = None,
     input_size: SizeOption = None,
     output: OutputOption = None,
+    fmr: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="share of pairs of two people that may match: says of each picture whether it is a match"
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="EVAL.json",
+            help="figures by `headcount eval --json`, with the model's thresholds; by default those that its file "
+            "states",
+        ),
+    ] = None,
 ) -> None:
     """Find the pictures of a gallery that are most like a photo, by exact search.
 
-    Prints rank, cosine, name and picture of each match, and draws them beside the photo.
+    Prints rank, cosine, name and picture of each match, and draws them beside the photo. With --fmr a picture is called
+    a match where its cosine is at least the threshold that was measured for this rate.
 
     Examples:
 
       headcount search query gallery who.jpg --model runs/faces
 
       headcount search query gallery who.jpg --model runs/faces/model.onnx --align -k 10 --out found.png
+
+      headcount search query gallery who.jpg --model runs/faces --fmr 1e-4 --calibration figures.json
     """
     from dist_train.runtime.extras import require
 
@@ -99,13 +117,16 @@ def query(
         from dist_train.evaluate.embeddings import embed_pictures
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks
+    from launch.embed.decision import check_options, decide
 
     check_device(device)
+    check_options(fmr, calibration)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     opened = Gallery(gallery)
     where = join_ranks(device, None).device
     network = load_model(model, where, said)
     _check_model(opened, network)
+    decision = None if fmr is None else decide(opened, network, fmr, calibration)
     wanted = any(source["align"] for source in opened.sources) if align is None else align
     crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
     data, cut = _cut(photo, crop)
@@ -115,10 +136,13 @@ def query(
     features = embed_pictures(network.embed, lambda _: cut.pixels, 1, 1, flip=flip, name=str(photo)).features
     (matches,) = opened.search(features, k)
     for rank, match in enumerate(matches, start=1):
-        echo(f"{rank:3}  {match.score:.4f}  {_name(match)}  {_full_path(opened, match)}")
-    tiles = [_tile(opened, match, rank) for rank, match in enumerate(matches, start=1)]
+        verdict = "" if decision is None else f"{decision.verdict(match.score):8}  "
+        echo(f"{rank:3}  {match.score:.4f}  {verdict}{_name(match)}  {_full_path(opened, match)}")
+    if decision is not None:
+        echo("\n".join(decision.told()))
+    tiles = [_tile(opened, match, rank, decision) for rank, match in enumerate(matches, start=1)]
     title = f"{photo.name} in {gallery.name}: {len(matches)} of {len(opened):,} pictures, by {network.name}; cosine"
-    write_sheet(out, _query_tiles(data, cut), tiles, title)
+    write_sheet(out, _query_tiles(data, cut), tiles, title + ("" if decision is None else f"; {decision.title}"))
     echo(f"look at {out}")
 
 
@@ -190,13 +214,14 @@ def _full_path(gallery: "Gallery", match: "Match") -> str:
     return str((path if path.is_dir() else path.parent) / match.place.path)
 
 
-def _tile(gallery: "Gallery", match: "Match", rank: int) -> "Tile":
+def _tile(gallery: "Gallery", match: "Match", rank: int, decision: "Decision | None") -> "Tile":
     from dist_train.embed.sheet import Tile
     from launch.embed.photos import matched_picture
 
     pixels = matched_picture(match, gallery.sources[match.source], _TILE_PX)
     names = [] if (name := _name(match)) == _UNKNOWN else [name]
-    return Tile(pixels, [f"{rank}:  {match.score:.3f}", *names, match.place.path])
+    verdict = "" if decision is None else f", {decision.verdict(match.score)}"
+    return Tile(pixels, [f"{rank}:  {match.score:.3f}{verdict}", *names, match.place.path])
 
 
 def _query_tiles(data: bytes, cut: "Cut") -> list["Tile"]:

@@ -26,6 +26,7 @@ def test_inspect_counts_and_draws(tmp_path):
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[0] >= 64
 
 
+@pytest.mark.job
 def test_verify_finds_each_kind_of_damage_and_says_where(tmp_path):
     make_set(tmp_path, [10, 10, 10, 10])
     assert "40 images in 4 shards, all as the manifest says" in run("verify", tmp_path, "--workers", 1)
@@ -43,6 +44,7 @@ def test_verify_finds_each_kind_of_damage_and_says_where(tmp_path):
     assert "x-000000.tar" not in result.output
 
 
+@pytest.mark.job
 def test_bench_prints_a_rate_for_every_way(tmp_path):
     make_set(tmp_path, [40])
     told = run("bench", tmp_path, "--workers", 0, "--workers", 1, "--batch-size", 8, "--seconds", 0.3)

@@ -45,7 +45,7 @@ def test_permutations_with_other_keys_differ():
 
 def test_small_permutations_are_close_to_uniform():
     counts: dict[tuple[int, ...], int] = {}
-    trials = 6000
+    trials = 1500
     for key in range(trials):
         image = tuple(permute(np.arange(3), 3, key).tolist())
         counts[image] = counts.get(image, 0) + 1
@@ -55,9 +55,9 @@ def test_small_permutations_are_close_to_uniform():
 
 
 def test_a_value_goes_anywhere_in_a_large_permutation():
-    images = np.array([permute(np.array([7]), 1000, key)[0] for key in range(5000)])
+    images = np.array([permute(np.array([7]), 1000, key)[0] for key in range(2000)])
     counts = np.bincount(images // 100, minlength=10)
-    assert abs(counts - 500).max() < 120
+    assert abs(counts - 200).max() < 76  # 5.7 deviations
 
 
 def test_uniforms_depend_on_epoch_and_index_alone():

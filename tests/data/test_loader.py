@@ -21,6 +21,7 @@ FIELD = {
     "rotation": 10, "crop": 0.8, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "grey": 0.1, "blur": 0.2,
     "low_resolution": 0.2, "jpeg": 0.2, "erase": 0.2,
 }  # fmt: skip
+WITH_WORKERS = pytest.param({"workers": 2, "prefetch": 2}, marks=pytest.mark.job)  # a second for each process
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,7 @@ def test_ranks_together_get_what_one_rank_gets(path, world_size):
     assert np.array_equal(joined[0], images)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_give_what_the_training_process_itself_gives(path, workers):
     alone = load(config(path, augment=FIELD), 10, batch_size=7)
@@ -127,7 +129,7 @@ def test_a_mixture_puts_the_labels_of_further_sets_behind_the_first_ones(path, t
     assert (labels < 4).mean() > 0.6
 
 
-@pytest.mark.parametrize("backend", [{}, {"workers": 2, "prefetch": 2}, {"backend": "dali"}], ids=str)
+@pytest.mark.parametrize("backend", [{}, WITH_WORKERS, {"backend": "dali"}], ids=str)
 def test_each_sample_of_a_mixture_says_which_set_it_was_read_from(path, tmp_path, backend):
     if "backend" in backend:
         pytest.importorskip("nvidia.dali")
@@ -149,6 +151,7 @@ def test_each_sample_of_a_mixture_says_which_set_it_was_read_from(path, tmp_path
         assert not next(loader).source.any()
 
 
+@pytest.mark.job
 def test_class_balanced_batches_are_the_same_from_workers(path, tmp_path):
     values = {"images_per_class": 3, "cache_dir": str(tmp_path)}
     labels = load(config(path, **values), 6, batch_size=12)[1].reshape(-1, 3)
@@ -225,7 +228,7 @@ def test_two_views_show_the_same_samples_under_other_draws_and_the_first_is_the_
     assert np.array_equal(first[0], other), "without random changes the views are the same picture"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.job)])
 def test_two_views_are_the_same_from_workers_and_over_ranks_with_bad_samples_among_them(tmp_path, workers):
     samples = [sample(n, n % 5) for n in range(40)]
     samples[7], samples[22] = ([(f"{n}.jpg", b"no picture"), (f"{n}.cls", b"0")] for n in (7, 22))
@@ -250,6 +253,7 @@ def test_micro_batches_keep_both_views_of_a_sample_together(path):
     assert [part.other for part in batch._replace(other=None).chunk(3)] == [None] * 3
 
 
+@pytest.mark.job
 def test_a_changed_augmentation_and_size_hold_from_the_next_batch_on_and_the_order_goes_on(path):
     before, after = config(path), config(path, augment=FIELD, image_size=48)
     one_worker = {"workers": 1}

@@ -110,6 +110,7 @@ def test_a_server_that_fails_twice_is_asked_again(server, tmp_path, trouble):
     assert labels(config(server, tmp_path)) == expected(tmp_path)
 
 
+@pytest.mark.job
 def test_worker_processes_share_the_cache(server, tmp_path):
     server.trouble = {f"x-{i:06d}.tar": ["drip"] for i in range(3)}
     assert labels(config(server, tmp_path, workers=2)) == expected(tmp_path)

@@ -1,10 +1,12 @@
 """A directory of tars that others wrote becomes a set, and what cannot be used in it is counted and named."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from typer.testing import CliRunner
 
+from dist_train.data import verify as verify_module
 from dist_train.data.cli import app
 from dist_train.data.tars import walk_tar
 from dist_train.errors import UserError, WorkError
@@ -14,6 +16,12 @@ from tests.data.tars import by_data, by_embed, drawn, labelled, tar_of
 def run(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return result.output, result.exception
+
+
+@pytest.fixture(autouse=True)
+def verified_here(monkeypatch):
+    """A process for each look at a shard, of which test_cli.py has some, takes most of a second to start."""
+    monkeypatch.setattr(verify_module, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
 
 
 def sized(sides):

@@ -20,11 +20,13 @@ from dist_train.evaluate.embeddings import embed_pictures
 from dist_train.evaluate.models import load_model
 from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sets import StoredSet
+from dist_train.runtime.digest import sha256_of
 from launch.cli import app
 from launch.embed.crops import AlignedFace
 from launch.embed.photos import matched_picture
 from tests.data.sets import encode, make_set, picture, sample, write_tar
 from tests.embed.models import DIM, SIZE, write_model, write_photos
+from tests.evaluate.figures import figures, point, write_figures
 from tests.prep.recs import write_rec
 from tests.prep.test_mtcnn import portrait
 
@@ -268,6 +270,31 @@ def test_queries_with_another_model_or_without_a_photo_are_refused(built, tiny, 
         run(*query, photo, "--model", built / "photos" / "notes.txt")
     with pytest.raises(WorkError, match="cannot be written"):
         run(*query, photo, "--model", tiny, "--out", tmp_path / "no" / "such" / "m.png")
+
+
+def test_a_search_says_match_or_no_match_by_a_threshold_of_the_same_model(built, tiny, tmp_path):
+    points = [point(1e-2, 0.25), point(1e-4, 0.99999, resolved=False)]
+    measured = write_figures(tmp_path / "figures.json", figures(sha256_of(tiny), points))
+    asked = ("search", "query", built / "gallery", built / "photos" / "person 1" / "2.png", "--model", tiny)
+    asked += ("--out", tmp_path / "m.png")
+    told = run(*asked, "-k", 13, "--fmr", "1e-4", "--calibration", measured).splitlines()
+    assert told[0].startswith("  1  1.0000  match     person 1  ")
+    assert all("  no match  " in line for line in told[1:13])
+    assert told[13].startswith("threshold 1.0000: measured on visitors, where 0.0001 of 1,710 pairs of two identities")
+    assert "13 pictures a stranger meets 0.0013 false matches on average (N x FMR), and finds" in told[14]
+    assert "at least one in 0.13% of searches (FPIR)" in told[14]
+    assert told[15].startswith("warning: 1,710 pairs of two identities are too few for an FMR of 0.0001: 30,000 are")
+    told = run(*asked, "--fmr", "0.01", "--calibration", measured)
+    assert told.count("  match  ") >= 1
+    assert "in 12.25% of searches (FPIR)" in told
+    assert "warning" not in told
+    with pytest.raises(UserError, match=r"--calibration .*figures\.json: for which rate\? Give --fmr"):
+        run(*asked, "--calibration", measured)
+    with pytest.raises(UserError, match="model tiny states no thresholds; measure them, headcount eval MODEL"):
+        run(*asked, "--fmr", "0.01")
+    others = write_figures(tmp_path / "others.json", figures("0" * 64, points))
+    with pytest.raises(UserError, match="tiny does not say which weights it was exported from"):
+        run(*asked, "--fmr", "0.01", "--calibration", others)
 
 
 def test_a_gallery_knows_how_its_model_was_given_pictures(built, tiny, tmp_path):

@@ -90,16 +90,8 @@ def test_rows_are_joined_by_key_and_those_of_one_file_alone_are_named_and_counte
     one, other = view(0, 1.0, "a"), view(1, 1.0, "b")
     shuffled = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))[:-7].tolist()
     names = [other.keys[row] for row in shuffled]
-    part = EmbeddedSet(
-        "b",
-        Path("b.parquet"),
-        other.features[shuffled],
-        other.norms[shuffled],
-        1000 - other.labels[shuffled],
-        names,
-        [None],
-    )
-    part = replace(part, roles=[None] * len(names))
+    part = replace(other, features=other.features[shuffled], norms=other.norms[shuffled], keys=names)
+    part = replace(part, labels=1000 - other.labels[shuffled], roles=[None] * len(names))
     (left, right), notes = join([one, part])
     assert left.keys == right.keys
     assert len(left) == len(one) - 7

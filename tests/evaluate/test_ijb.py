@@ -53,7 +53,7 @@ def write_ijb(root, kind="ijbb"):
     return root
 
 
-def plain_templates(root, kind="ijbb"):
+def plain_templates(root, kind="ijbb", weighing="score"):
     """The formula, picture by picture: [T, D] float64 by template id."""
     scores = {line.split()[0]: float(line.split()[11]) for line in lines(root, f"{kind}_name_5pts_score.txt")}
     media: dict[int, dict[str, list[np.ndarray]]] = {}
@@ -63,7 +63,8 @@ def plain_templates(root, kind="ijbb"):
         images = torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 127.5 - 1
         # The alignment of points that are in place already changes a picture of one colour at most at its border.
         feature = (embed_color(images.float()) + embed_color(images.flip(3).float()))[0].double().numpy()
-        media.setdefault(int(template), {}).setdefault(medium, []).append(feature * scores[name])
+        weight = {"sum": 1 / np.linalg.norm(feature), "norm": 1, "score": scores[name]}[weighing]
+        media.setdefault(int(template), {}).setdefault(medium, []).append(feature * weight)
     sums = [sum(np.mean(pictures, axis=0) for pictures in media[t].values()) for t in sorted(media)]
     return np.stack([total / np.linalg.norm(total) for total in sums])
 
@@ -80,6 +81,16 @@ def test_templates_follow_the_formula_whatever_the_batches(tmp_path):
         np.testing.assert_allclose(features.numpy(), plain, atol=2e-2)  # the black border of the alignment
     alone, batched = (embed_templates(embed_color, layout, SIDE, batch) for batch in (1, 1000))
     np.testing.assert_allclose(alone.numpy(), batched.numpy(), atol=1e-6)
+
+
+def test_templates_weigh_pictures_all_the_same_or_by_the_length_of_their_feature_on_request(tmp_path):
+    root = write_ijb(tmp_path / "set")
+    layout = read_layout(root, scored=False)
+    plain = {weighing: plain_templates(root, weighing=weighing) for weighing in ("sum", "norm", "score")}
+    for weighing, other in (("sum", "norm"), ("norm", "score")):
+        found = embed_templates(embed_color, layout, SIDE, 7, unit=weighing == "sum").numpy()
+        np.testing.assert_allclose(found, plain[weighing], atol=2e-2)
+        assert np.abs(plain[weighing] - plain[other]).max() > 4e-2
 
 
 def test_tar_at_far_is_that_of_scikit_learn_over_the_same_scores(tmp_path):

@@ -10,8 +10,12 @@ import torch
 import yaml
 
 from dist_train.checkpoint.load import load_backbone
+from dist_train.evaluate.calibration import read_calibration, stated_calibration
+from dist_train.evaluate.models import load_model
 from dist_train.export.runtime import OnnxModel
+from dist_train.weights.digest import digest_weights
 from launch.cli import run
+from tests.evaluate.figures import figures, point, write_figures
 from tests.sets import picture, write_set
 from tests.single import losses, trainer
 
@@ -97,6 +101,24 @@ def test_one_checkpoint_is_exported_beside_its_run_and_not_into_itself(export, p
     assert status == 0, err
     assert (place / "run" / "model-step-00000006.onnx").exists()
     assert sorted(path.name for path in checkpoint.iterdir()) == before
+
+
+def test_thresholds_of_the_run_are_stated_by_its_float_file_which_is_known_by_the_runs_weights(export, place, tmp_path):
+    digest = digest_weights(load_backbone(place / "run")[0])
+    measured = write_figures(tmp_path / "figures.json", figures(digest, [point(1e-2, 0.25)]))
+    status, _, err = export("run", "-o", tmp_path / "m.onnx", "--int8", "dynamic", "--calibration", measured)
+    assert status == 0, err
+    model = load_model(tmp_path / "m.onnx", torch.device("cpu"))
+    assert model.digest() != model.exported_from() == digest
+    assert stated_calibration(model.thresholds(), model.owner()).at(1e-2)[0] == 0.25
+    assert read_calibration(measured, model.owner()).model_sha256 == digest
+    int8 = OnnxModel(tmp_path / "m.int8-dynamic.onnx").metadata
+    assert {"weights_sha256", "thresholds"} & set(int8) == set(), "its embeddings are others"
+    others = write_figures(tmp_path / "others.json", figures("0" * 64, [point(1e-2, 0.25)]))
+    status, _, err = export("run", "-o", tmp_path / "other.onnx", "--calibration", others)
+    assert status == 2
+    assert "figures of tiny (000000000000), and none of run" in err
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_a_pt2_file_runs_without_our_code_and_states_its_convention(export, place, tmp_path):

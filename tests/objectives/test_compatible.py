@@ -169,6 +169,8 @@ def test_a_new_model_searches_the_old_models_gallery_in_every_form_and_no_other_
     assert "left out: compatible_with" in said
     assert run(load_config(recipe), resume=False) == 0
     old_digest = load_model(old_run, ALONE.device).digest()
+    by_run, by_file = (load_model(path, ALONE.device) for path in (new, new / "model.onnx"))
+    assert by_file.exported_from() == by_run.digest(), "so that figures of the run hold for its file"
     assert json.loads((new / "summary.json").read_text())["compatible_with"] == old_digest
     exported = tmp_path / "new.safetensors"
     done = headcount_here("checkpoint", "export", new, "--output", exported)

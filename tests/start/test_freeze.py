@@ -51,6 +51,7 @@ def same(first, second, names):
     return all(torch.equal(first[name], second[name]) for name in names)
 
 
+@pytest.mark.job  # seconds each
 @pytest.mark.parametrize("freeze", [("stem", "stages.2", "norms", "head"), ("backbone",)])
 def test_parts_stand_still_until_the_thaw_and_a_resumed_run_is_the_unbroken_one(tmp_path, tiny_set, freeze, caplog):
     options = OPTIONS | {"start__freeze": list(freeze), "checkpoint__keep": STEPS}

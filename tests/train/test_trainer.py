@@ -76,6 +76,7 @@ def test_rows_that_are_fetched_ahead_give_the_losses_of_rows_on_the_device(tmp_p
     assert found[0] == found[1]
 
 
+@pytest.mark.job
 def test_closing_ends_workers_and_threads_and_may_be_repeated(tmp_path, tiny_set):
     made = trainer(tmp_path, tiny_set, data__workers=1, head__storage="host", train__steps=1)
     assert made.fit()
@@ -87,6 +88,7 @@ def test_closing_ends_workers_and_threads_and_may_be_repeated(tmp_path, tiny_set
     assert ended(own_threads)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("part", ["Replicas", "Trackers", "Checkpointer"])
 def test_a_start_that_fails_half_way_closes_what_it_had_opened(tmp_path, tiny_set, monkeypatch, part):
     def fails(*_, **__):

@@ -17,9 +17,14 @@ from dist_train.weights.average import average_backbones, choose_pictures, renew
 from dist_train.weights.export import export_average
 from tests.launch.recipes import headcount_here
 from tests.sets import picture, write_set
-from tests.weights.runs import CLASSES, train_run
+from tests.weights.runs import CLASSES, read_once, train_run
 
 VIEWS = 8
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_are_read_once(monkeypatch):
+    read_once(monkeypatch, average_module)
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,24 @@ from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.reader import load_tensors
 from dist_train.config import RunConfig
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.calibration import read_calibration, stated_calibration
 from dist_train.evaluate.models import load_model
 from dist_train.weights import centers as centers_module
+from dist_train.weights import export as export_module
 from dist_train.weights.card import escaped, fenced
 from dist_train.weights.centers import plain_centers
 from dist_train.weights.export import export_checkpoint, renamed
 from dist_train.weights.fit import fit_weights
 from dist_train.weights.names import TABLES
 from dist_train.weights.write import Blocks, write_safetensors, write_weights
+from tests.evaluate.figures import figures, point, write_figures
 from tests.weights.arcface import Formula
-from tests.weights.runs import CLASSES, train_run, write_names
+from tests.weights.runs import CLASSES, read_once, train_run, write_names
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_are_read_once(monkeypatch):
+    read_once(monkeypatch, export_module)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +75,22 @@ def test_both_forms_hold_the_state_dict_of_the_run_and_nothing_else(run, whole, 
     assert same_tensors(torch.load(tmp_path / "model.pt", weights_only=True), state)
     with zipfile.ZipFile(tmp_path / "model.pt") as archive:
         assert {name.partition("/")[0] for name in archive.namelist()} == {"archive"}, "not host and process"
+
+
+def test_thresholds_of_the_checkpoint_stand_in_its_header_and_on_its_card(run, whole, tmp_path):
+    network = load_model(run, torch.device("cpu"))
+    points = [point(1e-2, 0.25), point(1e-4, 0.5, resolved=False), point(1e-6, None)]
+    measured = write_figures(tmp_path / "figures.json", figures(network.digest(), points, sets=("a|b",)))
+    export_checkpoint(checkpoints_at(run)[-1], tmp_path / "m.safetensors", "headcount", False, measured)
+    model = load_model(tmp_path / "m.safetensors", torch.device("cpu"))
+    found = stated_calibration(model.thresholds(), model.owner())
+    assert found == read_calibration(measured, network.owner())
+    card = (tmp_path / "m.md").read_text()
+    assert "Measured on a\\|b: FMR is the share of its 1,710 pairs" in card
+    assert "| 0.0001 \\* | 0.5000 | 3.20% (95 %: 2.80% to 3.90%) |" in card
+    assert "1e-06" not in card
+    assert "## Thresholds" not in (whole / "model.md").read_text()
+    assert load_model(whole / "model.safetensors", torch.device("cpu")).thresholds() == ""
 
 
 def test_the_header_states_network_input_and_recipe(run, whole):

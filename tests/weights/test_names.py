@@ -16,7 +16,12 @@ def section(name, **keys):
     return backbone_section({"name": name, **({"embedding_norm": "bias"} if "iresnet" in name else {}), **keys})
 
 
-@pytest.mark.parametrize("name", [*BLOCKS, *SCALES])
+SLOW = ("iresnet50", "iresnet100")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.job) if name in SLOW else name for name in (*BLOCKS, *SCALES)]
+)
 def test_arcface_torchs_weights_embed_as_there(name):
     images = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(1)) * 2 - 1
     formula = Formula()

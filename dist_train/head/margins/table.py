@@ -13,21 +13,30 @@ class MarginSpec:
             value in a recipe is silently without effect.
         normalised: logits are scaled cosines; otherwise inner products with raw embeddings, and a bias.
         needs_class_counts: it takes the number of images of each class.
+        several_labels: samples may have several labels, to each of which it is applied.
     """
 
     margin: str
     reads: frozenset[str] = frozenset()
     normalised: bool = True
     needs_class_counts: bool = False
+    several_labels: bool = False
 
 
-def _margin(name: str, *reads: str, normalised: bool = True, needs_class_counts: bool = False) -> MarginSpec:
+def _margin(
+    name: str,
+    *reads: str,
+    normalised: bool = True,
+    needs_class_counts: bool = False,
+    several_labels: bool = False,
+) -> MarginSpec:
     """A row for the class `name`, `module:class` within this package."""
     return MarginSpec(
         margin=f"dist_train.head.margins.{name}",
         reads=frozenset(reads),
         normalised=normalised,
         needs_class_counts=needs_class_counts,
+        several_labels=several_labels,
     )
 
 
@@ -35,8 +44,8 @@ MARGINS: dict[str, MarginSpec] = {
     "softmax": _margin("fixed:Softmax", normalised=False),
     "normface": _margin("fixed:NormFace"),
     "sphereface": _margin("fixed:SphereFace", "m1"),
-    "cosface": _margin("fixed:CosFace", "m3"),
-    "arcface": _margin("fixed:ArcFace", "m2", "easy_margin"),
+    "cosface": _margin("fixed:CosFace", "m3", several_labels=True),
+    "arcface": _margin("fixed:ArcFace", "m2", "easy_margin", several_labels=True),
     "combined": _margin("fixed:Combined", "m1", "m2", "m3"),
     "adaface": _margin("quality:AdaFace", "m2", "adaface"),
     "curricularface": _margin("curricular:CurricularFace", "m2", "curricular_momentum"),

@@ -1,0 +1,1 @@
+"""A set whose identities are clusters of embeddings."""

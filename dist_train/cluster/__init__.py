@@ -1,0 +1,1 @@
+"""Clusters of embeddings: pictures of unknown identities become those of identities."""
