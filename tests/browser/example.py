@@ -5,7 +5,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import torch
 
+from dist_train.clean.cores import find_cores
+from dist_train.clean.finding import SCHEMA, Findings
+from dist_train.clean.sheet import write_sheet
 from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.curves import Histogram, Roc
 from dist_train.evaluate.group_results import Differential, Group, GroupsResult
@@ -90,16 +95,36 @@ def forms() -> list[Section]:
     ]  # fmt: skip
 
 
+def write_findings(path: Path) -> None:
+    """Write a sheet of findings about twelve pictures of three people; two pictures cannot be read."""
+    cores = find_cores(torch.eye(4).repeat(3, 1)[:, :3].add(0.1), torch.arange(12) // 4, 3)
+    said = {"score": 0.5, "evidence": "cosine 0.12 to the others, 0.62 to those", "cosine": 0.12, "certainty": 0.9}
+    faults = [
+        {"kind": "outlier", "rows": [1], "labels": [0], "near_label": 2, "near_name": "Ann"},
+        {"kind": "merge", "rows": [0, 4], "labels": [0, 1]},
+        {"kind": "duplicate", "rows": [9, 8], "labels": [2, 2]},
+        {"kind": "test", "rows": [11], "labels": [2]},
+    ]
+    rows = [
+        said | fault | {"number": number, "keys": [f"{LONG}/{row}" for row in fault["rows"]],
+                        "names": [LONG if label == 0 else "Ann" for label in fault["labels"]]}
+        for number, fault in enumerate(faults)
+    ]  # fmt: skip
+    findings = Findings(pa.Table.from_pylist(rows, schema=SCHEMA), {"set": {"digest": "0"}})
+    write_sheet(path, LONG, findings, cores, lambda row: picture(row) if row % 8 else b"", ["thresholds are cosines"])
+
+
 def write_examples(directory: Path) -> list[Path]:
-    """Write a page of results of several models, one of other forms, and the report of a run."""
-    results, other, run = (directory / f"{name}.html" for name in ("results", "forms", "run"))
+    """Write a page of results of several models, one of other forms, the report of a run, and a sheet of findings."""
+    results, other, run, findings = (directory / f"{name}.html" for name in ("results", "forms", "run", "findings"))
     write_comparison(results, "Evaluation", [scores(name, 1 + 0.5 * i) for i, name in enumerate(MODELS)])
     tiles = [("98.31 %", f"verification accuracy ± 0.41, {LONG}"), ("3.338e-06", "largest ONNX difference")]
     write_page(other, LONG, forms(), " · ".join(MODELS), tiles)
     history = [{"step": step, "loss": 40.0 / step, "lr": 0.1} for step in range(1, 50)]
     samples = [Sample(np.full((16, 16, 3), 20 * i, np.uint8), "") for i in range(5)]
     write_report(run, RunReport(LONG, {"identities": 2311, LONG: LONG}, history, samples=samples, phases=[20]))
-    return [results, other, run]
+    write_findings(findings)
+    return [results, other, run, findings]
 
 
 if __name__ == "__main__":
