@@ -178,8 +178,8 @@ def plot_history(
     for number, step in enumerate(phases, 1):
         if steps[0] <= step <= steps[-1]:
             axes.axvline(step, color=_INK, alpha=0.5, linewidth=0.8, linestyle="--")
-            place = axes.get_xaxis_transform()
-            axes.text(step, 1, f" phase {number}", transform=place, fontsize=7, color=_INK, va="top")
+            place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
+            axes.annotate(f"phase {number}", (step, 1), **place, fontsize=7, color=_INK, va="top")
     axes.set_xlim(steps[0], steps[-1])
     if values.min() >= 0:
         axes.set_ylim(bottom=0)

@@ -26,7 +26,7 @@ from dist_train.evaluate.shown_pictures import PictureRow, shown
 from dist_train.evaluate.tables import ModelScores
 
 LONG = "a-run-of-a-very-long-name/with-many-settings/lr-0.1-margin-0.5-seed-17/checkpoint-000120000"
-MODELS = ("r50", "vit_b", LONG)
+MODELS = ("r50", LONG)
 GROUPS = ("Bhutan", "Canada", "Zimbabwe", "Republic of a group with a long name", "Peru", "Oman", "Togo")
 
 
