@@ -142,7 +142,7 @@ def evaluate(
     if report is not None:
         require("report", "--report")
     if fuse:
-        if models or sets or knn or all_pairs:
+        if models or sets or knn or retrieval or all_pairs:
             raise UserError("--fuse judges files of embeddings alone; leave models and sets out")
         evaluate_files(fuse, (fmr or [DEFAULT_FMR])[0], json_path, report)
         return
