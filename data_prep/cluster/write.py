@@ -22,7 +22,7 @@ from dist_train.data.manifest import Manifest, Shard
 from dist_train.data.opencv import check_square
 from dist_train.data.several_labels import LABELS_KEY
 from dist_train.data.shards import BadSampleError
-from dist_train.data.tar_samples import Sample, parts_of
+from dist_train.data.tar_samples import Sample, key_of, parts_of
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.written import MAKE_ROOM, write_failures, written, written_directory
@@ -132,7 +132,7 @@ class _Writing:
         label = int(labels[0])
         files = relabelled(sample, contents, (old, label), self._source.label_key, "")
         if len(labels) > 1:
-            files = _with_labels(files, sample.key, [each for each in labels.tolist() if each >= 0])
+            files = _with_labels(files, [each for each in labels.tolist() if each >= 0])
         writer.write_members(files)
         self.counts[label] += 1
 
@@ -146,7 +146,7 @@ class _Writing:
         return Manifest(side, len(names), tuple(self._shards))
 
 
-def _with_labels(files: Sequence[tuple[str, bytes]], key: str, labels: list[int]) -> list[tuple[str, bytes]]:
+def _with_labels(files: Sequence[tuple[str, bytes]], labels: list[int]) -> list[tuple[str, bytes]]:
     """The files of a sample with all its labels in its `.json`, which is added where there is none."""
     record = {LABELS_KEY: labels}
     others = []
@@ -159,4 +159,4 @@ def _with_labels(files: Sequence[tuple[str, bytes]], key: str, labels: list[int]
         except (ValueError, RecursionError):
             body = None
         record = {**body, **record} if isinstance(body, dict) else record
-    return [*others, (f"{key}.json", json.dumps(record).encode())]
+    return [*others, (f"{key_of(files[0][0])}.json", json.dumps(record).encode())]
