@@ -15,14 +15,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from all_pairs import all_pairs, intervals
 from line import print_line
 from sklearn.metrics import roc_curve
 
 from dist_train.backbones import BackboneConfig, build_backbone
 from dist_train.evaluate.bin import VerificationSet
+from dist_train.evaluate.embedded_set import EmbeddedSet
+from dist_train.evaluate.group_results import GroupsResult
+from dist_train.evaluate.groups import evaluate_groups
 from dist_train.evaluate.identification import search_gallery
-from dist_train.evaluate.ijb import judge_pairs_of_templates
+from dist_train.evaluate.ijb import judge_pairs_of_templates, score_templates
 from dist_train.evaluate.ijb_layout import Layout, read_pairs
+from dist_train.evaluate.quality import judge_quality
 from dist_train.evaluate.rerank import reranked
 from dist_train.evaluate.retrieval import Scores, block_of, cosines, judge_retrieval, ordered
 from dist_train.evaluate.search import GALLERY_BLOCK, QUERY_BLOCK
@@ -191,6 +196,79 @@ def plain_scoring(path: Path, features: np.ndarray, rows: int) -> None:
     roc_curve(np.arange(rows) < 1000, scores)
 
 
+def quality() -> dict[str, object]:
+    """As many genuine pairs as IJB-C has pairs in all: scored, discarded by their pictures' quality, resampled."""
+    pictures, people, pairs = 23_124, 3_531, 15_658_489
+    features, generator = unit_rows(pictures, 0), np.random.default_rng(0)
+    worth = generator.random(pictures)
+    whose = np.arange(pictures) * people // pictures
+    left, right = (generator.integers(0, pictures, pairs, dtype=np.int32) for _ in range(2))
+    begin = time.perf_counter()
+    scores = score_templates(features, left, right)
+    missed = scores < -0.05
+    of_pair = np.minimum(worth[left], worth[right])
+    title = ("made", "random", 1e-3)
+    judged = judge_quality(missed, of_pair, whose[left], threshold=-0.05, pictures=pictures, title=title)
+    ours = time.perf_counter() - begin
+    peak = peak_rss_mb()
+    begin = time.perf_counter()
+    bounds = np.quantile(of_pair, np.arange(31) / 100)
+    for bound in bounds:
+        missed[of_pair >= bound].mean()
+    baseline = time.perf_counter() - begin
+    return {
+        "ours": ours,
+        "baseline": baseline,
+        "ratio": baseline / ours,
+        "unit": "s; baseline: the error of scored pairs at 31 shares by numpy's masks, without scores and an interval",
+        "pairs": judged.pairs,
+        "pauc_of_random": judged.share,
+        "peak_rss_mb": peak,
+    }
+
+
+def groups() -> dict[str, object]:
+    """100 sets with a group that has three times the others' FMR, and 100 fair ones: which groups are flagged."""
+    planted, fair, ratios = [], [], []
+    begin = time.perf_counter()
+    for seed in range(100):
+        for common, flags in ((0.39, planted), (0.15, fair)):
+            result = drawn_groups(seed, common)
+            flags.append([group.worse_fmr for group in result.groups])
+            if flags is planted:
+                others = np.mean([group.fmr.share for group in result.groups[1:]])
+                ratios.append(result.groups[0].fmr.share / others)
+    return {
+        "ours": float(np.array(planted)[:, 0].mean()),
+        "unit": "share of sets whose planted group is flagged",
+        "planted_ratio": float(np.median(ratios)),
+        "others_flagged": float(np.array(planted)[:, 1:].any(axis=1).mean()),
+        "fair_sets_flagged": float(np.array(fair).any(axis=1).mean()),
+        "sets": 100,
+        "pictures": 1200,
+        "groups": 4,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def drawn_groups(seed: int, common: float) -> GroupsResult:
+    """Groups of 60 identities with 5 pictures, at FMR 1e-2; people of the first share `common`, of the others 0.15."""
+    groups, identities, pictures, dim = 4, 60, 5, 64
+    random = np.random.default_rng(seed)
+    whose = np.repeat(np.arange(groups), identities)
+    directions = np.linalg.qr(random.normal(size=(dim, dim)))[0][:groups]
+    shared = np.array([common, 0.15, 0.15, 0.15])[whose, None] * directions[whose]
+    centers = random.normal(size=(len(whose), dim)) / np.sqrt(dim) + shared
+    rows = np.repeat(centers, pictures, axis=0)
+    rows += random.normal(size=rows.shape) / np.sqrt(dim)
+    features = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=1)
+    labels = torch.arange(len(whose)).repeat_interleave(pictures)
+    column = {"group": [f"group {number}" for number in whose[labels]]}
+    keys = [str(number) for number in range(len(rows))]
+    made = EmbeddedSet("made", Path("made"), features, torch.ones(len(rows)), labels, keys, [None] * len(rows), column)
+    return evaluate_groups(made, "group", 1e-2)
+
+
 def peak_rss_mb() -> float:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -201,7 +279,11 @@ CASES = {
     "identification": identification,
     "ijbc_pairs": ijbc_pairs,
     "retrieval": retrieval,
+    "all_pairs": all_pairs,
+    "intervals": intervals,
     "rerank": partial(retrieval, rerank=True),
+    "quality": quality,
+    "groups": groups,
 }
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.embed.min_quality import MinQuality
 from dist_train.embed.pictures import Place
 from dist_train.embed.table import (
     FORMAT_VERSION,
@@ -59,13 +60,16 @@ class Match(NamedTuple):
     landmarks: NDArray[np.float32] | None
 
 
-def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -> "Gallery":
+def build_gallery(
+    files: Sequence[Path], directory: Path, quiet: bool = False, min_quality: MinQuality | None = None
+) -> "Gallery":
     """Make a gallery of embeddings that `headcount embed` wrote. It appears by rename, complete.
 
     Args:
         files: the embeddings, all of one model.
         directory: of the gallery; must not exist.
         quiet: show no bar.
+        min_quality: rows of a lower one are left out; None takes all.
 
     Raises:
         UserError: no embeddings, embeddings of several models, or that are not finite or zero, or `directory` exists.
@@ -76,7 +80,10 @@ def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -
     if len({path.resolve() for path in files}) < len(files):
         raise UserError("an embeddings file is named twice; its pictures would be in the gallery twice")
     opened = [EmbeddingFile(path) for path in files]
-    count = sum(each.count for each in opened)
+    every = sum(each.count for each in opened)
+    count = every if min_quality is None else sum(int(min_quality.keeps(n).sum()) for e in opened for n in e.names())
+    if every and not count:
+        raise UserError(f"gallery {directory}: would be empty: none of {every:,} rows has {min_quality} or more")
     if not count:
         raise UserError(f"gallery {directory}: would be empty: no row in {', '.join(map(str, files)) or 'no file'}")
     made_by = {key: opened[0].description[key] for key in _MADE_BY}
@@ -87,9 +94,11 @@ def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -
                 "gallery with one model"
             )
     body = {"version": FORMAT_VERSION, "rows": count, **made_by, "sources": [e.description["source"] for e in opened]}
+    if min_quality is not None:
+        body |= {"min_quality": str(min_quality), "left_out": every - count}
     try:
         with write_failures(f"gallery {directory}", MAKE_ROOM), written_directory(directory) as home:
-            _write(home, opened, count, quiet)
+            _write(home, opened, count, quiet, min_quality)
             write_json(home / _GALLERY, body)
     finally:
         for each in opened:
@@ -97,7 +106,9 @@ def build_gallery(files: Sequence[Path], directory: Path, quiet: bool = False) -
     return Gallery(directory)
 
 
-def _write(directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: bool) -> None:
+def _write(
+    directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: bool, min_quality: MinQuality | None
+) -> None:
     shape = count, opened[0].embedding_dim
     with (
         written(directory / _EMBEDDINGS) as rows_file,
@@ -111,8 +122,12 @@ def _write(directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: 
             for number, each in enumerate(opened):
                 start = 0
                 for names, features in each.batches():
-                    yield _unit(features, names, each.path, start)
+                    rows = np.arange(start, start + len(features))
                     start += len(features)
+                    if min_quality is not None:
+                        kept = np.flatnonzero(min_quality.keeps(names))
+                        rows, names, features = rows[kept], names.take(pa.array(kept)), features[kept]
+                    yield _unit(features, names, each.path, rows)
                     source = pa.array(np.full(len(features), number, np.int32))
                     held.append(pa.RecordBatch.from_arrays([*names.columns, source], schema=_ENTRIES))
                     held = _flush(entries, held, _BATCH_ROWS)
@@ -135,14 +150,16 @@ def _flush(entries: pa.ipc.RecordBatchFileWriter, held: list[pa.RecordBatch], le
     return rest
 
 
-def _unit(features: NDArray[np.float32], names: pa.RecordBatch, path: Path, start: int) -> NDArray[np.float32]:
+def _unit(
+    features: NDArray[np.float32], names: pa.RecordBatch, path: Path, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
     norms = np.linalg.norm(features.astype(np.float64), axis=1)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
         row = int(bad[0])
         what = "zero" if norms[row] == 0 else "not finite"
         raise UserError(
-            f"embeddings {path}: row {start + row}, {names.column('path')[row]}: its embedding is {what}; the model is "
+            f"embeddings {path}: row {rows[row]}, {names.column('path')[row]}: its embedding is {what}; the model is "
             "damaged or the file was changed: embed again"
         )
     unit: NDArray[np.float32] = (features / norms[:, None]).astype(np.float32)
@@ -158,6 +175,7 @@ class Gallery:
     Attributes:
         made_by: model, dimension, picture size and mirroring of its embeddings.
         sources: descriptions of where its pictures are from.
+        left_out: rows that were of too low a quality when it was built.
 
     Raises:
         UserError: missing, empty, damaged, or something else.
@@ -169,6 +187,7 @@ class Gallery:
             body = json.loads((directory / _GALLERY).read_text(encoding="utf-8"))
             self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
             self.sources: list[dict[str, Any]] = body["sources"]
+            self.left_out = int(body.get("left_out", 0))
             # Copy on write: torch warns of arrays that cannot be written.
             self._rows = torch.from_numpy(load_array(directory / _EMBEDDINGS, "c"))
             self._entries = pa.ipc.open_file(pa.memory_map(str(directory / _ENTRIES_NAME)))

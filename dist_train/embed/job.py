@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from dist_train.data.reject import STORAGE_REASONS, Reject, counted
+from dist_train.embed.min_quality import MinQuality
 from dist_train.embed.parts import LeftOut, Parts
 from dist_train.embed.pictures import Picture, PictureSource, Place
 from dist_train.embed.table import (
@@ -87,6 +88,7 @@ def embed_source(
     ranks: Ranks | None = None,
     part_rows: int = PART_ROWS,
     quiet: bool = False,
+    min_quality: MinQuality | None = None,
 ) -> Embedded | None:
     """Embed all pictures of `source` into `out`, a `.parquet` or a `.npy` (with a table of names beside it).
 
@@ -104,6 +106,7 @@ def embed_source(
         ranks: this process among others; default: it is alone.
         part_rows: inputs of a part.
         quiet: show no bar.
+        min_quality: pictures of a lower one are left out, and listed as others are.
 
     Returns:
         What was made, on rank 0; None on the other ranks.
@@ -119,7 +122,7 @@ def embed_source(
         def prepare() -> Embedded | None:
             if ranks.rank:
                 return None
-            description = describe_job(model, source, flip)
+            description = describe_job(model, source, flip, min_quality)
             _check_out(out)
             stack.enter_context(only_job(parts.home / "lock", out))
             return _begin(parts, description, source, part_rows)
@@ -131,7 +134,7 @@ def embed_source(
         todo = ranks.gather(parts.undone() if ranks.rank == 0 else [])[0]
         mine = todo[ranks.rank :: ranks.world_size]
         with _bar(parts, todo, mine, ranks, quiet) as bar:
-            _embed_parts(parts, mine, model, source, batch_size, flip, bar)
+            _embed_parts(parts, mine, model, source, batch_size, flip, bar, min_quality)
         if ranks.rank:
             return None
         while parts.undone():  # parts of other ranks; if one of these dies, its launcher ends this one too
@@ -139,7 +142,9 @@ def embed_source(
         return Embedded(out, *parts.join())
 
 
-def describe_job(model: Model, source: PictureSource, flip: bool) -> dict[str, Any]:
+def describe_job(
+    model: Model, source: PictureSource, flip: bool, min_quality: MinQuality | None = None
+) -> dict[str, Any]:
     """All that decides what the embeddings are, as JSON values."""
     return {
         "version": FORMAT_VERSION,
@@ -148,7 +153,7 @@ def describe_job(model: Model, source: PictureSource, flip: bool) -> dict[str, A
         "embedding_dim": model.embedding_dim,
         "flip": flip,
         "source": source.described(),
-    }
+    } | ({"min_quality": str(min_quality)} if min_quality else {})
 
 
 def _check_out(out: Path) -> None:
@@ -196,7 +201,8 @@ def _essential(description: dict[str, Any]) -> dict[str, Any]:
 class _Collected:
     """What became of the inputs of a part so far."""
 
-    def __init__(self, embedding_dim: int) -> None:
+    def __init__(self, embedding_dim: int, min_quality: MinQuality | None) -> None:
+        self._min_quality = min_quality
         self._places: list[Place] = []
         self._pictures: list[Picture] = []
         self._features = [np.empty((0, embedding_dim), np.float32)]
@@ -204,19 +210,36 @@ class _Collected:
         self.rejects: list[tuple[Place, Reject]] = []
 
     def add(self, outcomes: Outcomes, model: Model, flip: bool) -> None:
-        kept = [(place, found) for place, found in outcomes if isinstance(found, Picture)]
-        self.rejects += [(place, found) for place, found in outcomes if isinstance(found, Reject)]
+        kept: list[tuple[Place, Picture]] = []
+        for place, found in outcomes:
+            # A score is known before the network has looked at a picture.
+            left_out = self._refused("score", found.score) if isinstance(found, Picture) else found
+            if isinstance(found, Picture) and left_out is None:
+                kept.append((place, found))
+            elif left_out is not None:
+                self.rejects.append((place, left_out))
         if not kept:
             return
         pixels = [picture.pixels for _, picture in kept]
         name = f"{kept[0][0].path} to {kept[-1][0].path}"
         batches = embed_batches(model.embed, pixels.__getitem__, range(len(kept)), len(kept), flip=flip, name=name)
-        for _, features, norms in batches:
-            self._features.append(features.numpy())
-            self._norms.append(norms.numpy())
-        self._places += [place for place, _ in kept]
-        # The pixels are not needed any more; a part may be larger than memory.
-        self._pictures += [picture._replace(pixels=_NO_PIXELS) for _, picture in kept]
+        for numbers, features, norms in batches:
+            refused = [self._refused("norm", norm) for norm in norms.tolist()]
+            rows = [row for row, why in enumerate(refused) if why is None]
+            self._features.append(features[rows].numpy())
+            self._norms.append(norms[rows].numpy())
+            for number, why in zip(numbers, refused, strict=True):
+                place, picture = kept[number]
+                if why is None:
+                    self._places.append(place)
+                    # The pixels are not needed any more; a part may be larger than memory.
+                    self._pictures.append(picture._replace(pixels=_NO_PIXELS))
+                else:
+                    self.rejects.append((place, why))
+
+    def _refused(self, kind: str, value: float | None) -> Reject | None:
+        least = self._min_quality
+        return None if least is None or least.kind != kind else least.refused(value)
 
     def table(self) -> pa.Table:
         """The rows of the part.
@@ -243,10 +266,11 @@ def _embed_parts(
     batch_size: int,
     flip: bool,
     bar: "tqdm[Any]",
+    min_quality: MinQuality | None,
 ) -> None:
     left_out, judged = 0, False
     for part, chunks in groupby(_read_ahead(parts, todo, source, batch_size), key=itemgetter(0)):
-        collected = _Collected(model.embedding_dim)
+        collected = _Collected(model.embedding_dim, min_quality)
         for _, outcomes in chunks:
             collected.add(outcomes, model, flip)
             bar.set_postfix(left_out=left_out + len(collected.rejects), refresh=False)

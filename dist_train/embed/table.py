@@ -160,6 +160,21 @@ class EmbeddingFile:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise WorkError(f"embeddings {self.path}: damaged after row {start}: {error}") from error
 
+    def names(self) -> Iterator[pa.RecordBatch]:
+        """The `NAMES` columns of all rows, in order, without the embeddings.
+
+        Raises:
+            WorkError: the file is damaged.
+        """
+        start = 0
+        try:
+            for batch in self._names.iter_batches(_READ_ROWS, columns=NAMES.names):
+                batch.validate(full=True)
+                yield batch.select(NAMES.names).cast(NAMES)
+                start += batch.num_rows
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise WorkError(f"embeddings {self.path}: damaged after row {start}: {error}") from error
+
     def close(self) -> None:
         """Close the files."""
         self._names.close()

@@ -146,7 +146,8 @@ def learned_weights(files: Sequence[EmbeddedSet], pictures: np.ndarray) -> np.nd
         kept = np.delete(kept, slopes.argmin())  # a file whose likeness speaks against an identity adds noise alone
     weights = np.zeros(len(files))
     weights[kept] = np.abs(slopes) / spread[kept]
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def _sampled_pairs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

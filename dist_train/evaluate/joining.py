@@ -1,5 +1,6 @@
 """Files of embeddings of the same pictures, joined by what names a row."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,8 +24,7 @@ def join(files: Sequence[EmbeddedSet]) -> tuple[list[EmbeddedSet], list[str]]:
     for each in files:
         found = {key: number for number, key in enumerate(each.keys)}
         if len(found) < len(each.keys):
-            seen: set[str] = set()
-            twice = next(key for key in each.keys if key in seen or seen.add(key))
+            twice = next(key for key, count in Counter(each.keys).items() if count > 1)
             raise UserError(f"embeddings {each.path}: {twice} is there twice; rows of several files are joined by it")
         places.append(found)
     common = [key for key in files[0].keys if all(key in found for found in places)]

@@ -1,6 +1,7 @@
 """The quality of a set's pictures: the norm of the embedding, the detector's score, or a table; and what it tells."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,8 +151,7 @@ def read_qualities(path: Path) -> dict[str, float]:
         )
     found = dict(zip(keys, values.tolist(), strict=True))
     if len(found) < len(keys):
-        seen: set[str] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
         raise UserError(f"quality {path}: {len(keys) - len(found):,} keys are there twice, the first is {twice}")
     return found
 

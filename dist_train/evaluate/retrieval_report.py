@@ -41,8 +41,8 @@ def retrieval_sections(models: Sequence[ModelScores]) -> list[Section]:
     searches = [
         Section(
             f"Searches: {label(model.name, result.name)}",
-            "First the probe, then the first of the gallery with their cosines. From the worst search to the median by "
-            "average precision.",
+            "Left the probe, then the first of the gallery with their cosines; a tick marks the right ones. From the "
+            "worst search to the median by average precision.",
             rows=[_row(example) for example in result.examples],
         )
         for model in models
@@ -53,11 +53,12 @@ def retrieval_sections(models: Sequence[ModelScores]) -> list[Section]:
 
 
 def _row(example: Example) -> PictureRow:
+    """A search as pictures: the probe, and what was found."""
     right = sum(found.right for found in example.found)
     return PictureRow(
         shown(example.probe, "probe"),
         [shown(found.picture, f"{found.score:.3f}", found.right) for found in example.found],
-        f"Average precision {100 * example.precision:.1f} %; {right} of the first {len(example.found)} right",
+        f"average precision {100 * example.precision:.1f} %, {right} of the first {len(example.found)} are right",
     )
 
 

@@ -41,6 +41,13 @@ LongerSideOption = Annotated[
     int | None,
     typer.Option(min=12, help="larger photos are shrunk to this side in pixels for the search; by default none is"),
 ]
+MinQualityOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="norm:X|score:X",
+        help="leaves pictures out whose embedding is shorter, or whose face the detector is less sure of, than X",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="where the model runs: auto, cpu or cuda")]
 
 
@@ -71,6 +78,7 @@ def embed(
     input_color: ColorOption = None,
     input_size: SizeOption = None,
     output: OutputOption = None,
+    min_quality: MinQualityOption = None,
 ) -> None:
     """Embed photos, folders or shards into a parquet table or a NumPy array.
 
@@ -87,19 +95,21 @@ def embed(
     """
     with quick_imports():
         from dist_train.embed.job import embed_source
+        from dist_train.embed.min_quality import parse_min_quality
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks, leave_ranks
         from launch.embed.open import open_origin
         from launch.embed.photos import Photos
 
     check_device(device)
+    least = parse_min_quality(min_quality)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     ranks = join_ranks(device, None)
     try:
         opened = ranks.agree(lambda: load_model(model, ranks.device, said))
         crop = cropper(opened.image_size, align, face, min_face, longer_side, ranks.device.type)
         photos = ranks.agree(lambda: Photos(open_origin(source, label_key), crop))
-        made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks)
+        made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks, min_quality=least)
         photos.close()
         if made is not None:
             echo("\n".join([str(made), *made.examples()]))

@@ -16,7 +16,16 @@ from dist_train.evaluate.options import (
 )
 from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
-from launch.embed.cli import DeviceOption, Face, FaceOption, LongerSideOption, MinFaceOption, check_device, cropper
+from launch.embed.cli import (
+    DeviceOption,
+    Face,
+    FaceOption,
+    LongerSideOption,
+    MinFaceOption,
+    MinQualityOption,
+    check_device,
+    cropper,
+)
 
 if TYPE_CHECKING:
     from data_prep.mtcnn.faces import Faces
@@ -44,6 +53,7 @@ def build(
         list[Path], typer.Argument(metavar="EMBEDDINGS...", help="files of `headcount embed`, all of one model")
     ],
     gallery: Annotated[Path, typer.Argument(help="directory to make for the gallery")],
+    min_quality: MinQualityOption = None,
 ) -> None:
     """Make a gallery of embeddings, all of one model.
 
@@ -54,9 +64,14 @@ def build(
       headcount search build staff.parquet guests.npy gallery
     """
     from dist_train.embed.gallery import build_gallery
+    from dist_train.embed.min_quality import parse_min_quality
 
-    made = build_gallery(files, gallery)
-    echo(f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, by model {made.made_by['model']['name']}")
+    made = build_gallery(files, gallery, min_quality=parse_min_quality(min_quality))
+    left_out = f"; {made.left_out:,} rows of low quality left out" if made.left_out else ""
+    echo(
+        f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, by model {made.made_by['model']['name']}"
+        f"{left_out}"
+    )
 
 
 @app.command()
