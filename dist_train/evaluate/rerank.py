@@ -10,8 +10,8 @@ code computes it, with its usual k1 = 20, k2 = 6, lambda = 0.3. Over all picture
     V(i)      exp(-d(i, j)) for j in R*(i), else 0, divided by its sum; then the mean over F(i, k2 - 1)
     J(i, j)   1 - sum min(V(i), V(j)) / sum max(V(i), V(j))
 
-A gallery is ordered by rising (1 - lambda) J + lambda d. V has some hundred entries a picture that are not 0, and only
-these are kept; the distances are computed block by block, twice.
+A gallery is ordered by rising (1 - lambda) J + lambda d. V has about a hundred entries a picture that are not 0; only
+these are kept. The distances are computed block by block, twice.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,8 @@ from dist_train.runtime.ranks import ALONE, Ranks
 
 K1, K2, LAMBDA = 20, 6, 0.3
 MOST_PICTURES = 200_000
-"""Probes and gallery together: 3 GB for V and its copy by column."""
+"""Probes and gallery together: 82 TFLOP, since all are compared with all twice; V, its copy by column and what both are
+made of take some 5 kB a picture."""
 _HALF = int(np.around(K1 / 2))
 _BLOCK = 256  # pictures whose neighbours' neighbours are compared at one time
 
@@ -63,8 +64,7 @@ def reranked(searches: Searches, ranks: Ranks = ALONE) -> Scores:
     together = gallery if searches.itself is not None else torch.cat([gallery, probes])
     if len(together) > MOST_PICTURES:
         raise UserError(
-            f"{len(together):,} pictures to re-rank, at most {MOST_PICTURES:,} fit in memory; leave --rerank (rerank) "
-            "out"
+            f"{len(together):,} pictures to re-rank, at most {MOST_PICTURES:,} are taken; leave --rerank (rerank) out"
         )
     near = _nearest(together, ranks)
     encoded = _mean_over(_encode(together, near), near.rows[:, :K2])

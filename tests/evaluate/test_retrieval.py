@@ -161,7 +161,7 @@ def test_re_ranking_equals_the_published_dense_formula(roles, monkeypatch):
 
 def test_too_many_pictures_are_not_re_ranked(monkeypatch):
     monkeypatch.setattr(rerank, "MOST_PICTURES", 100)
-    with pytest.raises(UserError, match="101 pictures to re-rank, at most 100 fit in memory"):
+    with pytest.raises(UserError, match="101 pictures to re-rank, at most 100 are taken"):
         reranked(ordered(*mixed(101)))
 
 
@@ -179,7 +179,6 @@ def judged_on(rank, world_size):
     return [(each.figures.summary(), each.precision.tolist()) for each in both]
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_together_judge_as_one_does(world_size):
     assert run_ranks(world_size, judged_on) == [judged_on(0, 1)] * world_size

@@ -6,7 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from data_prep.cli import app
 from data_prep.layouts.job import import_set
 from data_prep.layouts.table import LAYOUTS, find_layout
 from dist_train.data.manifest import load_manifest
@@ -316,3 +318,17 @@ def test_a_damaged_picture_is_named_and_an_output_that_is_there_stays(tmp_path):
     with pytest.raises(UserError, match="exists and is not empty"):
         import_set(root, tmp_path / "out", LAYOUTS["sop"])
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine\n"
+
+
+def test_the_command_tells_what_it_made_and_what_training_would_refuse(tmp_path):
+    write_market(tmp_path / "folder")
+    put(tmp_path / "folder" / "query", "0001_c3s1_001051_00.jpg", size=(24, 12))
+    done = CliRunner().invoke(app, ["import", str(tmp_path / "folder"), str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    for words in (
+        "layout market",
+        "test: 5 pictures of 3 identities",
+        "left out: 1 pictures of nobody (-1)",
+        "1 pictures are not square",
+    ):
+        assert words in done.output
