@@ -95,7 +95,8 @@ def _find(wanted: dict[str, None], samples: StoredSet, listed: Path) -> tuple[di
         if isinstance(source := (sample.record or {}).get("source"), str):
             sources.append(Sample(source, 0, number))
     search = PhotoSearch(name for name in wanted if name not in by_key)
-    for place in (*sources, *read_missing(samples.directory)):
+    places: list[Sample | Missing] = [*sources, *read_missing(samples.directory)]
+    for place in places:
         search.offer(place)
     found = search.found()
     missing = {name: place for name, place in found.items() if isinstance(place, Missing)}
