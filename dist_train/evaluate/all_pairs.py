@@ -178,7 +178,8 @@ def _notes_on_labels(embedded: EmbeddedSet) -> list[str]:
 
 def _median(counts: np.ndarray) -> np.ndarray:
     """The median score by counts of prefixes, to within a prefix, as an array of one."""
-    return lower_edges()[np.searchsorted(np.cumsum(counts), counts.sum() / 2)][None]
+    middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    return lower_edges()[middle : middle + 1]
 
 
 def _curve(counts: PairCounts) -> Roc:
@@ -197,11 +198,11 @@ def _spread(counts: PairCounts) -> Histogram:
     filled = np.flatnonzero((counts.impostor + counts.genuine) > 0)
     low, high = float(edges[filled[0]]), float(edges[filled[-1] + 1])
     bins = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
-    shares = (
+    same, different = (
         np.histogram(edges[filled], bins, weights=each[filled] / each.sum())[0]
         for each in (counts.genuine, counts.impostor)
     )
-    return Histogram(bins, *shares, None)
+    return Histogram(bins, same, different, None)
 
 
 def check_all_pairs(entry: AllPairsConfig) -> None:

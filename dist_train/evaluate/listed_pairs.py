@@ -54,6 +54,10 @@ def find_pairs(pairs: Sequence[Pair], samples: StoredSet, listed: Path) -> Liste
             lost += 1
             continue
         both = numbers[pair.left], numbers[pair.right]
+        if both[0] == both[1]:
+            raise UserError(
+                f"{listed}: {pair.left!r} and {pair.right!r} are one picture of the set, paired with itself"
+            )
         before = kinds.setdefault((min(both), max(both)), pair)
         if before.same != pair.same:
             raise UserError(
@@ -63,9 +67,8 @@ def find_pairs(pairs: Sequence[Pair], samples: StoredSet, listed: Path) -> Liste
         repeated += before is not pair
     notes = []
     if lost:
-        notes.append(
-            f"{lost:,} pairs are left out, whose photos have no picture in the set: {counted(missing_of(missing))}"
-        )
+        reasons = counted(Counter(each.reason for each in missing.values()))
+        notes.append(f"{lost:,} pairs are left out, whose photos have no picture in the set: {reasons}")
     if repeated:
         notes.append(f"{repeated:,} pairs are in the list more than once, and count once")
     same = np.array([pair.same for pair in kinds.values()], bool)
@@ -78,15 +81,10 @@ def find_pairs(pairs: Sequence[Pair], samples: StoredSet, listed: Path) -> Liste
     return ListedPairs(ends[:, 0], ends[:, 1], same, tuple(notes))
 
 
-def missing_of(missing: dict[str, Missing]) -> Counter[str]:
-    """Number of photos by the reason why they have no picture."""
-    return Counter(each.reason for each in missing.values())
-
-
 def _find(wanted: dict[str, None], samples: StoredSet, listed: Path) -> tuple[dict[str, int], dict[str, Missing]]:
     """The number of each wanted name's picture, or why it has none."""
-    search = PhotoSearch(wanted)
     by_key: dict[str, int] = {}
+    sources: list[Sample] = []
     for number in range(len(samples)):
         sample = samples.sample(number)
         if sample.key in wanted and by_key.setdefault(sample.key, number) != number:
@@ -95,17 +93,14 @@ def _find(wanted: dict[str, None], samples: StoredSet, listed: Path) -> tuple[di
                 "source"
             )
         if isinstance(source := (sample.record or {}).get("source"), str):
-            search.offer(Sample(source, 0, number))
-    for photo in read_missing(samples.directory):
-        search.offer(photo)
-    numbers, missing = dict(by_key), {}
-    for name, place in search.found().items():
-        if name in by_key:
-            continue
-        if isinstance(place, Sample):
-            numbers[name] = place.sample
-        else:
-            missing[name] = place
+            sources.append(Sample(source, 0, number))
+    search = PhotoSearch(name for name in wanted if name not in by_key)
+    places: list[Sample | Missing] = [*sources, *read_missing(samples.directory)]
+    for place in places:
+        search.offer(place)
+    found = search.found()
+    missing = {name: place for name, place in found.items() if isinstance(place, Missing)}
+    numbers = by_key | {name: place.sample for name, place in found.items() if isinstance(place, Sample)}
     if unknown := [name for name, place in missing.items() if place.reason == UNKNOWN]:
         told = ", ".join(map(repr, unknown[:_NAMED])) + (", ..." if len(unknown) > _NAMED else "")
         raise UserError(

@@ -137,8 +137,8 @@ def count_pairs(ordered: Ordered, fmrs: Sequence[float], ranks: Ranks = ALONE, b
     first = _First(len(ordered.identity))
     for part in _blocks(ordered, ranks, block):
         first.add(part)
-    for table in (first.genuine, first.impostor):
-        _reduce(table, dist.ReduceOp.SUM, ranks)
+    for prefixed in (first.genuine, first.impostor):
+        _reduce(prefixed, dist.ReduceOp.SUM, ranks)
     _reduce(first.mate, dist.ReduceOp.MAX, ranks)
 
     found = {rate: ranked_from_top(first.impostor, allowed_matches(rate, ordered.impostor_pairs)) for rate in fmrs}
@@ -159,8 +159,14 @@ def count_pairs(ordered: Ordered, fmrs: Sequence[float], ranks: Ranks = ALONE, b
             int(first.genuine[:prefix].sum() + second.genuine[slot, : rest + 1].sum()),
         )
     places = np.where(np.isfinite(first.mate), second.better + 1, 0)
-    samples = (each.gathered(ordered.identity, ranks) for each in (second.genuine_sample, second.impostor_sample))
-    return PairCounts(first.genuine, first.impostor, thresholds, *samples, places)
+    return PairCounts(
+        genuine=first.genuine,
+        impostor=first.impostor,
+        thresholds=thresholds,
+        genuine_sample=second.genuine_sample.gathered(ordered.identity, ranks),
+        impostor_sample=second.impostor_sample.gathered(ordered.identity, ranks),
+        places=places,
+    )
 
 
 class _Block(NamedTuple):

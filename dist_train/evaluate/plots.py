@@ -231,8 +231,8 @@ def plot_operating_points(name: str, curves: Sequence[tuple[str, Roc, Sequence[O
         axes.plot(curve.far[seen], 1 - curve.tar[seen], label=label, **style, drawstyle="steps-post")
         carried = [point for point in points if point.resolved]
         rates = [point.fmr for point in carried]
-        band = [[getattr(point, end) for point in carried] for end in ("fnmr_low", "fnmr_high")]
-        axes.fill_between(rates, *band, color=style["color"], alpha=0.18, linewidth=0)
+        low, high = ([point.fnmr_low for point in carried], [point.fnmr_high for point in carried])
+        axes.fill_between(rates, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(rates, [point.fnmr for point in carried], "o", color=style["color"], markersize=4)
         lowest = min([lowest, *rates])
         drawn |= bool(seen.any())

@@ -94,7 +94,8 @@ class _Draws:
         first = np.searchsorted(matches, self._fmrs * pairs * (1 + 1e-12), side="right")
         barred = impostor.scores[np.minimum(first, len(matches) - 1)]
         below = np.searchsorted(self._genuine.scores, barred, side="right")  # [F]
-        return np.concatenate([[0.0], missed])[below] / missed[-1]
+        rates: np.ndarray = np.concatenate([[0.0], missed])[below] / missed[-1]
+        return rates
 
 
 def _pairs_of_two(counts: np.ndarray, sizes: np.ndarray) -> float:

@@ -138,6 +138,7 @@ def test_each_mistake_ends_with_its_status_and_names_it(evaluate, place):
         "stranger.csv": [("000000", "000006", 1), ("000000", "Zoe/Zoe_0001.jpg", 0)],
         "both.csv": [("000000", "000006", 1), ("000006", "000000", 0)],
         "same.csv": [("000000", "000006", 1)],
+        "itself.csv": [("000000", "Ann/Ann_0001.jpg", 1)],
     }.items():
         write_list(place / name, rows)
     write_color_model(place / "nan.onnx", 16, scale=np.nan)
@@ -150,6 +151,11 @@ def test_each_mistake_ends_with_its_status_and_names_it(evaluate, place):
         ),
         (["-s", "faces", "--pairs", "both.csv"], 2, "both.csv: '000006' and '000000' are a pair of one identity and,"),
         (["-s", "faces", "--pairs", "same.csv"], 2, "same.csv: no pair of two identities with pictures in faces"),
+        (
+            ["-s", "faces", "--pairs", "itself.csv"],
+            2,
+            "'Ann/Ann_0001.jpg' are one picture of the set, paired with itself",
+        ),
         (["-s", "faces", "--pairs", "none.txt"], 2, "none.txt: No such file"),
         (["-s", "faces", "--pairs", "pairs.txt", "--distractors", "heldout"], 2, "pairs.txt beside --distractors"),
         (["--knn", "faces", "--pairs", "pairs.txt"], 2, "pairs.txt without a directory of shards in --sets"),

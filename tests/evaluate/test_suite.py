@@ -39,6 +39,7 @@ def test_a_recipe_with_ijb_and_distractors_gives_the_figures_of_eval(tmp_path, m
     evaluate = {
         "ijb": [str(tmp_path / "IJBB")],
         "distractors": [{"set": str(tmp_path / "people"), "strangers": str(tmp_path / "strangers")}],
+        "all_pairs": [str(tmp_path / "people")],
     }
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
@@ -68,9 +69,13 @@ def test_a_recipe_with_ijb_and_distractors_gives_the_figures_of_eval(tmp_path, m
         assert logged[f"evaluate/people + strangers/rank1_in_{count}"] == pytest.approx(share, abs=1e-6)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(summary["rank1_among_distractors"]) == {"10", "21"}
+    # Of 594 pairs of two identities: those rates that the rule of three lets it carry.
+    assert {f"evaluate/people/fnmr_at_fmr_{fmr}" for fmr in ("0.1", "0.01")} < logged.keys()
+    assert set(summary["fnmr_at_fmr"]) == {"0.1", "0.01"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Rank-1: people + strangers" in page
     assert "DET: ijbb" in page
+    assert "Operating points: people" in page
 
 
 def test_sets_of_every_kind_are_looked_for_before_training(tmp_path):
