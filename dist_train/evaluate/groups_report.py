@@ -54,12 +54,12 @@ def groups_sections(models: Sequence["ModelScores"]) -> list[Section]:
     across = [_across_table(name, result) for name, result in _results(models) if result.across_fmr]
     drawn = [
         [
-            plots.plot_rates(
-                f"{kind}: {name}", kind, [(each.name, getattr(each, kind.lower())) for each in found.groups]
-            )
-            for kind in ("FMR", "FNMR")
+            plots.plot_rates(f"FMR by {found.by}: {name}", "FMR", [(each.name, each.fmr) for each in found.groups]),
+            plots.plot_rates(f"FNMR by {found.by}: {name}", "FNMR", [(each.name, each.fnmr) for each in found.groups]),
         ]
-        for name, found in _results(models)
+        for model in models
+        for found in model.groups
+        for name in [f"{label(model.name, found.name)} at {rate(found.fmr)}"]
     ]
     return [Section(table.title, note, [table, *across], drawn)]
 
