@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from command import headcount
+from glyph_sets import GLYPHS, first_identities, names_of
 from line import print_line
 
-from data_prep.shards import ShardWriter, write_set
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.config import RunConfig, load_config
 from dist_train.data.loader import build_loader
-from dist_train.data.manifest import IDENTITIES_NAME, MANIFEST_NAME, load_manifest
+from dist_train.data.manifest import MANIFEST_NAME, load_manifest
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.run_files import CONFIG_NAME, SUMMARY_NAME
 from dist_train.runtime.ranks import join_ranks, leave_ranks
@@ -28,7 +27,7 @@ from dist_train.train.recognition import Recognition
 
 RUNS, SETS = Path("runs/start"), Path("data/start")
 
-GLYPHS, GLYPH_RECIPE = Path("data/benchmark"), Path("configs/benchmark.yaml")
+GLYPH_RECIPE = Path("configs/benchmark.yaml")
 OLD_IDENTITIES = 16_000  # of 20,000: the labels follow the code points, so the new ones are of other scripts
 LONG, SHORT = 7500, 1500  # steps
 PAIRS = 6000
@@ -95,30 +94,15 @@ def glyphs(case: str) -> None:
 
 def _old_identities(grown: Path, old: Path) -> str:
     """Write the set of the first identities; the name of the first one that is not in it."""
-    names = pq.read_table(grown / IDENTITIES_NAME).sort_by("label")["name"].to_pylist()
-    if (old / MANIFEST_NAME).exists():
-        return str(names[OLD_IDENTITIES])
-    manifest = load_manifest(grown)
-    reader = SampleReader([ImageSet(str(grown), manifest)], "label", open_shards=1)
-    counts, shards = np.zeros(OLD_IDENTITIES, dtype=np.int64), []
-    for number, shard in enumerate(manifest.shards):
-        with ShardWriter(old / shard.name) as writer:
-            for sample in range(shard.samples):
-                raw = reader.read(number, sample)
-                if raw.label < OLD_IDENTITIES:
-                    writer.write(raw.key, raw.image.tobytes(), raw.label)
-                    counts[raw.label] += 1
-        shards.append(writer.shard)
-    reader.close()
-    write_set(old, manifest.image_size, names[:OLD_IDENTITIES], counts.tolist(), shards)
-    return str(names[OLD_IDENTITIES])
+    first_identities(grown, old, OLD_IDENTITIES)
+    return names_of(grown)[OLD_IDENTITIES]
 
 
 def _old_pairs(heldout: Path, path: Path, cut: str) -> Path:
     """Write pairs of held-out characters before the name `cut`, half of them of one character."""
     if path.exists():
         return path
-    names = pq.read_table(heldout / IDENTITIES_NAME).sort_by("label")["name"].to_pylist()
+    names = names_of(heldout)
     manifest = load_manifest(heldout)
     reader = SampleReader([ImageSet(str(heldout), manifest)], "label", open_shards=1)
     pictures: dict[int, list[bytes]] = {}

@@ -14,21 +14,17 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+from glyph_sets import GLYPHS, first_identities
 from grow import percent, train
 from line import print_line
 from numpy.typing import NDArray
 
-from data_prep.shards import ShardWriter, write_set
-from dist_train.data.manifest import IDENTITIES_NAME, MANIFEST_NAME, load_manifest
-from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.evaluate.identification import evaluate_identification
 from dist_train.evaluate.models import load_model
 from dist_train.run_files import METRICS_NAME
 
 RUNS, SETS = Path("runs/objectives"), Path("data/objectives")
-GLYPHS = Path("data/benchmark")
 TARGET_PAIRS = SETS / "target.bin"
 RECIPE, VIT, CONTRAST = (Path(f"configs/{name}.yaml") for name in ("benchmark", "glyphs_vit_nano", "glyphs_contrast"))
 SHORT, LONG = 1500, 7500  # steps
@@ -66,32 +62,8 @@ def steps(count: int) -> str:
     return f"train.steps={count}"
 
 
-def rewritten(folder: Path, classes: int, change: Callable[[Pixels], Pixels] | None = None) -> Path:
-    """The glyph set's first identities, with their pictures changed where there is a change; made once."""
-    if (folder / MANIFEST_NAME).exists():
-        return folder
-    source = GLYPHS / "train"
-    manifest = load_manifest(source)
-    names = pq.read_table(source / IDENTITIES_NAME).sort_by("label")["name"].to_pylist()[:classes]
-    reader = SampleReader([ImageSet(str(source), manifest)], "label", open_shards=1)
-    counts, shards = np.zeros(classes, dtype=np.int64), []
-    for number, shard in enumerate(manifest.shards):
-        with ShardWriter(folder / shard.name) as writer:
-            for sample in range(shard.samples):
-                raw = reader.read(number, sample)
-                if raw.label < classes:
-                    writer.write(raw.key, encoded(raw.image, change), raw.label)
-                    counts[raw.label] += 1
-        shards.append(writer.shard)
-    reader.close()
-    write_set(folder, manifest.image_size, names, counts.tolist(), [one for one in shards if one.samples])
-    return folder
-
-
-def encoded(image: Any, change: Callable[[Pixels], Pixels] | None) -> bytes:
-    """The bytes of a picture, changed or as they are."""
-    if change is None:
-        return bytes(image.tobytes())
+def encoded(image: Any, change: Callable[[Pixels], Pixels]) -> bytes:
+    """The bytes of a picture that is changed."""
     pixels = cast(Pixels, cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR))
     return bytes(cv2.imencode(".jpg", change(pixels), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
 
@@ -104,12 +76,12 @@ def shifted(pixels: Pixels) -> Pixels:
 
 def few_labelled() -> None:
     """Make the set of the first identities, which follows a pre-training on all pictures."""
-    rewritten(SETS / "few", FEW)
+    first_identities(GLYPHS / "train", SETS / "few", FEW)
 
 
 def other_domain() -> None:
     """Make the other domain's set, of the first identities, and its pairs."""
-    rewritten(SETS / "target", TARGETS, shifted)
+    first_identities(GLYPHS / "train", SETS / "target", TARGETS, lambda raw: encoded(raw.image, shifted))
     if not TARGET_PAIRS.exists():
         images, same = pickle.loads((GLYPHS / "heldout" / "verification.bin").read_bytes())
         changed = [encoded(np.frombuffer(image, np.uint8), shifted) for image in images]

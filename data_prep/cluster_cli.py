@@ -1,5 +1,6 @@
 """`headcount data cluster`."""
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,8 @@ from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from data_prep.cluster.job import ByGraph, ByKMeans, Clustered
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 86_400.0  # the other ranks wait while the first one joins clusters
 
@@ -91,8 +94,6 @@ def _method(
     seed: int,
 ) -> "ByGraph | ByKMeans":
     from data_prep.cluster.job import ByGraph, ByKMeans
-    from dist_train.cluster.threshold import calibrated_threshold
-    from dist_train.embed.table import EmbeddingFile
 
     if method is Method.KMEANS:
         if clusters is None:
@@ -108,9 +109,22 @@ def _method(
         )
     if calibration is None:
         return ByGraph(float(threshold or 0))
+    return ByGraph(_calibrated(embeddings, calibration, fmr))
+
+
+def _calibrated(embeddings: Path, calibration: Path, fmr: float) -> float:
+    """The cosine from which on two pictures match at a rate of false matches, for the model that embedded them."""
+    from dist_train.embed.table import EmbeddingFile
+    from dist_train.evaluate.calibration import Owner, read_calibration
+
     file = EmbeddingFile(embeddings)
     file.close()
-    return ByGraph(calibrated_threshold(calibration, fmr, file.description["model"]["sha256"]))
+    model = file.description["model"]
+    found = read_calibration(calibration, Owner(str(model["name"]), str(model["sha256"])))
+    threshold, point = found.at(fmr)
+    if not point.resolved:
+        logger.warning("%s: has too few pairs of different people to measure a rate of %g", calibration, fmr)
+    return threshold
 
 
 def _told(out: Path, done: "Clustered", min_size: int) -> str:

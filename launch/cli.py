@@ -22,6 +22,7 @@ from dist_train.runtime.terminal import PrintableFormatter, echo
 from dist_train.weights.cli import average
 from dist_train.weights.cli import export as export_weights
 from launch import failures
+from launch.clean_cli import clean
 from launch.commands import app as launch_app
 from launch.embed.cli import embed
 from launch.embed.search_cli import app as search_app
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(prep_app, name="prep")
+data_app.command()(clean)
 data_app.command()(cluster)
 app.add_typer(data_app, name="data")
 app.command()(train)

@@ -36,6 +36,7 @@ ORDER = (
     "evaluate",
     "export",
     "embed",
+    "clean",
     "cluster",
     "objectives",  # teachers are what can be evaluated, or what was embedded
     "train",
@@ -69,6 +70,7 @@ DISTRIBUTIONS = {
     "nvidia": "nvidia-dali-cuda130",
     "pytorch_metric_learning": "pytorch-metric-learning",
     "aiohttp": "fsspec",  # its extra `http`
+    "faiss": "faiss-cpu",
     "pydantic_core": "pydantic",
 }
 ONCE = "data_prep.mtcnn.convert"  # was run once; its docstring says what it needs

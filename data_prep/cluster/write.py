@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -101,7 +101,7 @@ class _Writing:
         self.counts = np.zeros(labelled.classes, dtype=np.int64)
         self.unusable = 0
 
-    def add(self, tar: Path, number: int, bar: "tqdm[None]") -> None:
+    def add(self, tar: Path, number: int, bar: "tqdm[Any]") -> None:
         """Write the samples of a tar that are in clusters."""
         manifest = self._source.manifest
         stated = {shard.name: shard for shard in manifest.shards}.get(tar.name) if manifest else None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -24,10 +24,11 @@ from dist_train.data.reject import Reject
 from dist_train.errors import WorkError
 
 DEFAULT_PX = 112  # side of aligned faces
-_BATCH = 64  # pictures handed to a transform at once
+_BATCH, _BATCH_BYTES = 64, 64 << 20  # pictures handed to a transform at once, and their bytes
 _JPEG_QUALITY = 95
 
 Shape = Literal["copy", "resize", "align"]
+Whole = TypeVar("Whole", bytes, list[Crop])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +117,39 @@ def _write_part(
 def _crops(
     folder: Path, unit: Sequence[tuple[int, Entry]], process: Callable[[Sequence[bytes]], list[Made]]
 ) -> Iterator[Crop]:
-    for start in range(0, len(unit), _BATCH):
-        part = [entry for _, entry in unit[start : start + _BATCH]]
-        read = [read_file(bytes(folder / entry.path)) for entry in part]
-        data = [each for each in read if isinstance(each, bytes)]
-        made = iter(process(data))
-        for entry, each in zip(part, read, strict=True):
-            crops = next(made) if isinstance(each, bytes) else each
-            if isinstance(crops, Reject):
-                raise WorkError(
-                    f"{folder / entry.path}: {crops.reason}: {crops.detail}; figures without it would not be those of "
-                    "the set: download or unpack the set again"
-                )
-            yield crops[0]
+    for part in _batches(folder, unit):
+        for path, crops in zip((path for path, _ in part), process([data for _, data in part]), strict=True):
+            yield _sound(path, crops)[0]
+
+
+def _batches(folder: Path, unit: Sequence[tuple[int, Entry]]) -> Iterator[list[tuple[Path, bytes]]]:
+    """Pictures with their paths, as many at once as memory should hold."""
+    part: list[tuple[Path, bytes]] = []
+    held = 0
+    for _, entry in unit:
+        path = folder / entry.path
+        data = _sound(path, read_file(bytes(path)))
+        part.append((path, data))
+        held += len(data)
+        if len(part) == _BATCH or held >= _BATCH_BYTES:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
+
+
+def _sound(path: Path, made: Whole | Reject) -> Whole:
+    """What is not a reject.
+
+    Raises:
+        WorkError: it is one.
+    """
+    if isinstance(made, Reject):
+        raise WorkError(
+            f"{path}: {made.reason}: {made.detail}; replace the picture: figures without it would not be those of the "
+            "set (--image-size takes larger pictures and other kinds)"
+        )
+    return made
 
 
 def _open(shape: Shape, image_size: int) -> Callable[[Sequence[bytes]], list[Made]]:

@@ -154,6 +154,8 @@ def check_there(folder: Path, contents: Contents) -> None:
     for entry in contents.entries:
         if entry.path in there:
             raise UserError(f"{folder}: {shown_name(entry.path)} is listed twice; correct the list")
+        if not (entry.path + entry.identity).isprintable():
+            raise UserError(f"{folder}: {shown_name(entry.path)}: the name is not UTF-8 text; rename it")
         there[entry.path] = (folder / entry.path).is_file()
     if not there:
         raise UserError(f"{folder}: no picture in it; download or unpack the set again")

@@ -24,17 +24,17 @@ class Wanted(NamedTuple):
 
     Attributes:
         text: as the user gave it.
-        count: a number of identities; None where a share was given.
+        number: of identities; None where a share was given.
         share: of the identities, 0 to 1.
     """
 
     text: str
-    count: int | None
+    number: int | None
     share: Decimal = Decimal(0)
 
     def of(self, identities: int) -> int:
         """How many of `identities` these are."""
-        return round(self.share * identities) if self.count is None else self.count
+        return round(self.share * identities) if self.number is None else self.number
 
 
 def parse_wanted(text: str) -> Wanted:

@@ -104,4 +104,5 @@ def _samples(files: SplitFiles, source: MergeSource, labels: Ints, is_held: NDAr
         numbers = numbers[is_held[rows["label"][numbers]]]
         own = rows[numbers]
         parts.append((labels[own["label"]], own["time"], own["hash"], place(unit, numbers)))
-    return HeldOut.ordered(*(np.concatenate(each) for each in zip(*parts, strict=True)), gallery)
+    own_labels, times, hashes, places = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return HeldOut.ordered(own_labels, times, hashes, places, gallery)

@@ -13,7 +13,6 @@ from torch import Tensor
 _POWER, _ROUNDS = 4, 5
 _ROWS = 1 << 15  # at a time
 _LEAST = 1e-6
-_SHRINKAGE = 0.01  # of the scatter towards a sphere: a small set has fewer pictures than the scatter has numbers
 
 
 @dataclass(frozen=True)
@@ -94,17 +93,3 @@ def _own_cosines(features: Tensor, labels: Tensor, weights: Tensor, sums: Tensor
         own[rows] = (product - weight) / rest.sqrt()
     own[(labels < 0) | (counts[labels.clamp_min(0)] < 2)] = torch.nan
     return own.clamp(-1, 1)
-
-
-def whitening(features: Tensor, cores: Cores) -> Tensor:
-    """The matrix [D, D] after which pictures of an identity scatter alike in all directions, with variance 1."""
-    means, scatter = cores.means(), torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-    for rows in chunks(len(features)):
-        off = features[rows] - means[cores.labels[rows].clamp_min(0)]
-        off *= cores.weights[rows, None].sqrt()
-        scatter += (off.T @ off).double()
-    effective = float((cores.weight_sums * (1 - 1 / cores.effective.clamp_min(1))).sum())  # a mean takes its share
-    scatter /= max(effective, _LEAST)
-    level = float(scatter.trace()) / len(scatter) or 1.0
-    scatter = (1 - _SHRINKAGE) * scatter + _SHRINKAGE * level * torch.eye(len(scatter), dtype=torch.float64)
-    return torch.linalg.inv(torch.linalg.cholesky(scatter)).T.float()

@@ -19,7 +19,7 @@ from dist_train.clean.duplicates import Pairs, alike, gate, near_in_test, near_p
 from dist_train.clean.finding import Finding, Findings, tabled
 from dist_train.clean.likeness import ALIKE, ReadFn
 from dist_train.clean.merges import Merges, find_merges, joined
-from dist_train.clean.outliers import Outliers, find_outliers
+from dist_train.clean.outliers import Akin, Outliers, find_outliers
 from dist_train.data.counters import Ints
 from dist_train.errors import UserError
 from dist_train.evaluate.embedded_set import EmbeddedSet
@@ -103,7 +103,8 @@ def find_faults(
     merges = find_merges(features, cores, certainty, thresholds.get("merge"), ranks)
     one = joined(merges.pairs[merges.found], len(labelled.names))
     logger.info("labels are compared")
-    outliers = find_outliers(features, cores, one, certainty, thresholds.get("outlier"), ranks)
+    akin = Akin(merges.pairs[merges.distance <= merges.possible], one)
+    outliers = find_outliers(features, cores, akin, certainty, thresholds.get("outlier"), ranks)
     logger.info("pictures are compared")
     least, likeness = gate(features, labels), thresholds.get("duplicate", ALIKE)
     pairs = near_pairs(features, cores, one, outliers, least, ranks)
@@ -212,7 +213,8 @@ class _Telling:
                     cosine=cosine,
                     likeness=likeness,
                     score=likeness,
-                    evidence=f"pixels alike by {likeness:.3f}, cosine {cosine:.2f}; {self._set.embedded.keys[stays]} stays",
+                    evidence=f"pixels alike by {likeness:.3f}, cosine {cosine:.2f}; "
+                    f"{self._set.embedded.keys[stays]} stays",
                 )
             )
         return sorted(told, key=lambda each: (each.labels[0] == each.labels[1], -each.score))

@@ -119,10 +119,11 @@ def summary(findings: Findings) -> list[str]:
     """A line for each kind: how many, and by which threshold."""
     counts = Counter(findings.table["kind"].to_pylist())
     about, cut = findings.about, findings.about["thresholds"]
+    least = about["cosine_of_duplicates"]
     words = {
         "outlier": "wrong labels: cosine to the own identity less that to the nearest other at most",
         "merge": "pairs of identities that are one: distance, 1 on average for one, at most",
-        "duplicate": f"pictures that are there twice: cosine at least {about['cosine_of_duplicates']:.3f}, pixels alike",
+        "duplicate": f"pictures that are there twice: cosine at least {least:.3f}, pixels alike by",
         "test": f"pictures of {', '.join(about['against']) or 'no test set'}: pixels alike by",
     }
     lines = []

@@ -1,9 +1,9 @@
 """Identities that are one: two labels whose pictures scatter about one centre.
 
-For the means of a and b pictures, in the space where pictures of an identity scatter with variance 1 in all D
-directions, |mean - other mean|^2 / (1/a + 1/b) / D is 1 on average if both show one person: Hotelling's statistic, with
-the scatter of all identities in place of their own. How it is distributed in this set is seen on identities that are
-split at random. Of other people it is large, but for look-alikes.
+The means of a and b pictures of one person are apart by |mean - other mean|^2 = (1/a + 1/b) s^2 on average, where s^2
+is the scatter of a picture about its identity's mean, as both labels show it. The ratio of the two sides, that of an
+analysis of variance, is 1 on average for one person, and large for others but look-alikes. How it is distributed in
+this set is seen on identities that are split at random.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.clean.cores import Cores, whitening
+from dist_train.clean.cores import Cores, chunks
 from dist_train.clean.mixture import Floats, Mixture, mixture
 from dist_train.clean.neighbours import nearest_rows
 from dist_train.data.counters import Ints
@@ -21,7 +21,10 @@ from dist_train.runtime.ranks import Ranks
 _NEIGHBOURS = 8  # centres that are looked at for each, itself among them
 _SPLIT = 5000  # identities that are split at random
 _LEAST_SPLIT = 4  # pictures of one that is
-_BLOCK = 1 << 15
+_PRIOR = 4  # pictures' worth of the set's mean scatter in that of a pair: small identities say little of theirs
+_POSSIBLE = 0.98  # share of the halves of identities
+_TINY = 1e-12
+_BLOCK = 1 << 15  # pairs at a time
 _SEED = 0
 
 
@@ -34,6 +37,7 @@ class Merges(NamedTuple):
         distance: the statistic; 1 on average for one person [P].
         mixture: what the distances say.
         cut: pairs at or below it are one.
+        possible: pairs at or below it may be one: halves of an identity seldom have more.
     """
 
     pairs: Ints
@@ -41,6 +45,7 @@ class Merges(NamedTuple):
     distance: Floats
     mixture: Mixture
     cut: float
+    possible: float
 
     @property
     def found(self) -> Ints:
@@ -67,12 +72,14 @@ def find_merges(features: Tensor, cores: Cores, certainty: float, cut: float | N
     keys, at = np.unique((pairs[:, 0] * len(present) + pairs[:, 1]).numpy(), return_index=True)
     at = at[keys // len(present) != keys % len(present)]
     both, cosine = present[pairs[torch.from_numpy(at)]], scores.reshape(-1).numpy()[at]
-    whiten = whitening(features, cores)
-    distance = _distances(cores.means(), cores.effective, both, whiten)
-    found = mixture(distance, _halves(features, cores, whiten), certainty)
+    groups = _Groups.of(features, cores.labels, cores.weights, len(cores.counts))
+    distance = groups.distances(both)
+    halves = _halves(features, cores, groups.typical)
+    found = mixture(distance, halves, certainty)
     counts = cores.counts[both]
     both = torch.where((counts[:, :1] > counts[:, 1:]), both.flip(1), both)
-    return Merges(both.numpy(), cosine, distance, found, found.cut if cut is None else cut)
+    possible = float(np.quantile(halves, _POSSIBLE)) if len(halves) else -np.inf
+    return Merges(both.numpy(), cosine, distance, found, found.cut if cut is None else cut, possible)
 
 
 def joined(pairs: Ints, classes: int) -> Ints:
@@ -91,16 +98,56 @@ def joined(pairs: Ints, classes: int) -> Ints:
     return root
 
 
-def _distances(means: Tensor, effective: Tensor, pairs: Tensor, whiten: Tensor) -> Floats:
-    parts = []
-    for start in range(0, len(pairs), _BLOCK):
-        one, other = pairs[start : start + _BLOCK].T
-        apart = ((means[one] - means[other]) @ whiten).square().mean(dim=1)
-        parts.append(apart / (1 / effective[one].clamp_min(1) + 1 / effective[other].clamp_min(1)))
-    return np.concatenate([np.empty(0, np.float32), *(part.numpy() for part in parts)])
+class _Groups(NamedTuple):
+    """Means and scatter of groups of pictures, weighted.
+
+    Attributes:
+        means: [G, D].
+        effective: number of pictures of equal weight that would scatter as much [G].
+        scatter: sum over so many pictures of the squares about the mean [G].
+        typical: such a square of the whole set.
+    """
+
+    means: Tensor
+    effective: Tensor
+    scatter: Tensor
+    typical: float
+
+    @classmethod
+    def of(
+        cls, features: Tensor, groups: Tensor, weights: Tensor, count: int, typical: float | None = None
+    ) -> "_Groups":
+        """Groups of the pictures with a number in `groups` [N]; others have -1 there and weigh nothing."""
+        totals, squares, scatter = torch.zeros(3, count)
+        means = torch.zeros(count, features.shape[1])
+        for rows in chunks(len(groups)):
+            at, weight = groups[rows].clamp_min(0), weights[rows] * (groups[rows] >= 0)
+            totals.index_add_(0, at, weight)
+            squares.index_add_(0, at, weight**2)
+            means.index_add_(0, at, weight[:, None] * features[rows])
+        means /= totals.clamp_min(_TINY)[:, None]
+        for rows in chunks(len(groups)):
+            at, weight = groups[rows].clamp_min(0), weights[rows] * (groups[rows] >= 0)
+            scatter.index_add_(0, at, weight * (features[rows] - means[at]).square().sum(dim=1))
+        effective = totals**2 / squares.clamp_min(_TINY)
+        scatter *= effective / totals.clamp_min(_TINY)
+        free = float((effective - 1).clamp_min(0).sum())
+        return cls(means, effective, scatter, float(scatter.sum()) / max(free, _TINY) if typical is None else typical)
+
+    def distances(self, pairs: Tensor) -> Floats:
+        """The statistic of pairs of groups [P, 2]."""
+        parts = [np.empty(0, np.float32)]
+        for start in range(0, len(pairs), _BLOCK):
+            one, other = pairs[start : start + _BLOCK].T
+            apart = (self.means[one] - self.means[other]).square().sum(dim=1)
+            share = 1 / self.effective[one].clamp_min(1) + 1 / self.effective[other].clamp_min(1)
+            free = (self.effective[one] - 1).clamp_min(0) + (self.effective[other] - 1).clamp_min(0) + _PRIOR
+            pooled = (self.scatter[one] + self.scatter[other] + _PRIOR * self.typical) / free
+            parts.append((apart / share / pooled.clamp_min(_TINY)).numpy())
+        return np.concatenate(parts)
 
 
-def _halves(features: Tensor, cores: Cores, whiten: Tensor) -> Floats:
+def _halves(features: Tensor, cores: Cores, typical: float) -> Floats:
     """Distances of the halves of identities that are split at random."""
     random = np.random.default_rng(_SEED)
     large = np.flatnonzero(cores.counts.numpy() >= _LEAST_SPLIT)
@@ -110,17 +157,9 @@ def _halves(features: Tensor, cores: Cores, whiten: Tensor) -> Floats:
     rows = np.flatnonzero(place[cores.labels.numpy()] >= 0)
     identity = place[cores.labels.numpy()[rows]]
     order = np.lexsort((random.random(len(rows)), identity))
-    rows, identity = rows[order], identity[order]
+    rows, identity = torch.from_numpy(rows[order]), identity[order]
     within = np.arange(len(rows)) - np.searchsorted(identity, identity, side="left")
     half = torch.from_numpy(2 * identity + within % 2)
-    weights = cores.weights[torch.from_numpy(rows)]
-    totals = torch.zeros(2 * len(chosen)).index_add_(0, half, weights)
-    squares = torch.zeros(2 * len(chosen)).index_add_(0, half, weights**2)
-    sums = torch.zeros(2 * len(chosen), features.shape[1])
-    for start in range(0, len(rows), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        sums.index_add_(0, half[part], weights[part, None] * features[torch.from_numpy(rows[part])])
+    groups = _Groups.of(features[rows], half, cores.weights[rows], 2 * len(chosen), typical)
     pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
-    pairs = pairs[(totals[pairs] > 0).all(dim=1)]
-    effective = totals**2 / squares.clamp_min(torch.finfo(torch.float32).tiny)
-    return _distances(sums / totals.clamp_min(1e-12)[:, None], effective, pairs, whiten)
+    return groups.distances(pairs[(groups.effective[pairs] > 0).all(dim=1)])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 _GRID = np.linspace(0.3, 0.9, 13)  # quantiles of the kind at which its number is estimated
+_MOST = 0.99  # quantile of the kind up to which a value may be of it
 _FEWEST = 20  # values that say something about a distribution
 
 
@@ -45,12 +46,14 @@ def mixture(observed: Floats, known: Floats, certainty: float) -> Mixture:
     rising, known = observed[order], np.sort(known)
     at = np.quantile(known, _GRID)
     share = np.searchsorted(known, at, side="right") / len(known)
-    expected = float((np.searchsorted(rising, at, side="right") / share).min())
+    below = np.searchsorted(rising, at, side="right")
+    # The least of several counts is too small by chance, a few much more so than many.
+    expected = float(((below + 2 * np.sqrt(below + 1)) / share).min())
     of_kind = expected * np.searchsorted(known, rising, side="right") / len(known)
     counts = np.searchsorted(rising, rising, side="right")
     # What is at or below a value is no less certain than what is at or below a larger one.
     shares = np.maximum.accumulate(np.minimum(of_kind / counts, 1)[::-1])[::-1]
     found = np.empty(len(observed), np.float32)
     found[order] = shares
-    enough = np.flatnonzero(shares >= certainty)
+    enough = np.flatnonzero((shares >= certainty) & (rising <= np.quantile(known, _MOST)))
     return Mixture(expected, found, float(rising[enough[-1]]) if len(enough) else -np.inf)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.clean.cores import Cores
@@ -46,15 +47,37 @@ class Outliers(NamedTuple):
     found: Ints
 
 
+class Akin:
+    """Tells which labels may be one person's.
+
+    Args:
+        pairs: of such labels, int64 [P, 2].
+        one: for each label the least that it is one with, through any number of pairs [C].
+    """
+
+    def __init__(self, pairs: Ints, one: Ints) -> None:
+        self._one = one
+        self._keys = np.unique(self._key(pairs[:, 0], pairs[:, 1]))
+
+    def _key(self, left: Ints, right: Ints) -> Ints:
+        key: Ints = np.minimum(left, right) * len(self._one) + np.maximum(left, right)
+        return key
+
+    def __call__(self, left: Ints, right: Ints) -> NDArray[np.bool_]:
+        """Whether labels may be one person's, of arrays of one shape."""
+        same: NDArray[np.bool_] = (self._one[left] == self._one[right]) | np.isin(self._key(left, right), self._keys)
+        return same
+
+
 def find_outliers(
-    features: Tensor, cores: Cores, one: Ints, certainty: float, cut: float | None, ranks: Ranks
+    features: Tensor, cores: Cores, akin: Akin, certainty: float, cut: float | None, ranks: Ranks
 ) -> Outliers:
     """Look for pictures with a wrong label; a collective.
 
     Args:
         features: unit rows [N, D].
         cores: of their identities.
-        one: for each label the least that it is one with [C]: what is near to these is right.
+        akin: labels that may be one person's: a picture near to such a one is right.
         certainty: share of right ones that is asked for.
         cut: largest margin of a wrong label; None: by the set's own.
         ranks: the processes that share the search.
@@ -65,14 +88,14 @@ def find_outliers(
     usable = np.flatnonzero(labelled & np.isfinite(own))
     sample = np.sort(random.choice(usable, min(_SAMPLE, len(usable)), replace=False))
     given = cores.labels.numpy()[random.choice(usable, len(sample))] if len(usable) else usable
-    other = one[given] != one[cores.labels.numpy()[sample]]
+    other = ~akin(given, cores.labels.numpy()[sample])
     sample, given = sample[other], given[other]
     centers = cores.centers
     at_random = (features[torch.from_numpy(sample)] * centers[torch.from_numpy(given)]).sum(dim=1).numpy()
     bound = np.quantile(at_random, _SUSPECT) if len(sample) else -1.0
     rows = np.flatnonzero(labelled & ~(own > bound))
     looked_at = np.union1d(rows, sample)
-    near, near_cosine = _nearest_others(features, cores, centers, one, looked_at, ranks)
+    near, near_cosine = _nearest_others(features, cores, centers, akin, looked_at, ranks)
     of_sample, of_rows = np.searchsorted(looked_at, sample), np.searchsorted(looked_at, rows)
     known = at_random - np.maximum(own[sample], near_cosine[of_sample, 0])
     near, near_cosine = near[of_rows], near_cosine[of_rows]
@@ -87,14 +110,14 @@ def find_outliers(
 
 
 def _nearest_others(
-    features: Tensor, cores: Cores, centers: Tensor, one: Ints, rows: Ints, ranks: Ranks
+    features: Tensor, cores: Cores, centers: Tensor, akin: Akin, rows: Ints, ranks: Ranks
 ) -> tuple[Ints, Floats]:
     """Labels of the nearest centres of others, and cosines to them, falling; -1 and -1 where there are no more."""
     present = (cores.counts > 0).nonzero().squeeze(1)
     scores, places = nearest_rows(features[torch.from_numpy(rows)], centers[present], NEAREST + 3, ranks)
     labels = present[places].numpy()
-    own = one[cores.labels.numpy()[rows]]
-    cosines = np.where(one[labels] == own[:, None], -np.inf, scores.numpy())
+    own = np.broadcast_to(cores.labels.numpy()[rows, None], labels.shape)
+    cosines = np.where(akin(labels, own), -np.inf, scores.numpy())
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
     cosines, labels = np.take_along_axis(cosines, order, axis=1), np.take_along_axis(labels, order, axis=1)
     nobody = ~np.isfinite(cosines)

@@ -3,7 +3,6 @@
 The page holds all that it shows and loads nothing. What was struck out is saved as a file, for `--except`.
 """
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from dist_train.clean.finding import KINDS, Findings
 from dist_train.clean.likeness import ReadFn
 from dist_train.data.pictures import PictureError, check, decode_checked
 from dist_train.errors import WorkError
+from dist_train.evaluate.shown_pictures import UNREADABLE, data_uri
 from dist_train.runtime.written import written_output
 
 MOST_SHOWN = 200
@@ -24,7 +24,6 @@ MOST_SHOWN = 200
 _BESIDE = 4  # pictures of an identity that are shown beside
 _SIDE_PX = 96
 _QUALITY = 80  # of JPEG
-_NO_PICTURE = "data:,"
 
 _SECTIONS = {
     "outlier": ("Wrong labels", "The marked picture is nearer to another identity than to the others of its own."),
@@ -121,9 +120,9 @@ class _Drawing:
             check(data)
             pixels = decode_checked(data)
         except (PictureError, WorkError):  # one that cannot be shown is no reason to have no page
-            return _NO_PICTURE
+            return UNREADABLE
         share = _SIDE_PX / max(pixels.shape[:2])
         if share < 1:
             pixels = cv2.resize(pixels, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
         encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
-        return f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}"
+        return data_uri(encoded.tobytes())

@@ -45,7 +45,8 @@ class Clusters:
             some = slice(start, start + _EDGE_BLOCK)
             ends = [torch.from_numpy(each[some]).to(self.sums.device) for each in (left, right)]
             out[some] = torch.einsum("ed,ed->e", self.sums[ends[0]], self.sums[ends[1]]).cpu().numpy()
-        return out / (self.sizes[left] * self.sizes[right]).astype(np.float32)
+        out /= (self.sizes[left] * self.sizes[right]).astype(np.float32)
+        return out
 
     def join(self, roots: Ints) -> None:
         """Let each cluster become part of cluster `roots` [M], which stays."""
@@ -67,7 +68,7 @@ def agglomerate(
     right: Ints,
     cosines: NDArray[np.float32],
     threshold: float,
-    tick: Callable[[int], None] = lambda joined: None,
+    tick: Callable[[int], object] = lambda joined: None,
 ) -> None:
     """Join the clusters along edges until no edge's mean cosine reaches `threshold`.
 

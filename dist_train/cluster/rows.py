@@ -78,7 +78,7 @@ def read_places(file: EmbeddingFile) -> Places:
     parts: list[tuple[NDArray[np.int32], Ints, Ints, Ints]] = []
     at = 0
     for names, features in file.batches():
-        tars = []
+        tars: list[int] = []
         for path in names.column("path").to_pylist():
             tar, end, _ = path.partition(".tar:")
             if not end:
@@ -88,7 +88,8 @@ def read_places(file: EmbeddingFile) -> Places:
                 )
             tars.append(numbers.setdefault(f"{tar}.tar", len(numbers)))
         labels = names.column("label").fill_null(-1)
-        parts.append((np.array(tars, np.int32), *(_ints(each) for each in (names["offset"], names["size"], labels))))
+        offsets, sizes = _ints(names.column("offset")), _ints(names.column("size"))
+        parts.append((np.array(tars, np.int32), offsets, sizes, _ints(labels)))
         at += len(features)
     columns = [np.concatenate(each) for each in zip(*parts, strict=True)] if parts else [np.empty(0, np.int64)] * 4
     return Places(list(numbers), *columns)

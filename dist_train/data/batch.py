@@ -49,7 +49,7 @@ class Batch(NamedTuple):
             raise ValueError("the batch has one view of each sample; open its loader with views=2")
         twice = [torch.cat([field, field]) for field in self[1:5]]
         several = None if self.several is None else torch.cat([self.several, self.several])
-        return Batch(torch.cat([self.images, self.other]), *twice, several=several)
+        return Batch(torch.cat([self.images, self.other]), *twice)._replace(several=several)
 
     def chunk(self, count: int) -> "list[Batch]":
         """The batch cut into `count` micro-batches, in order."""

@@ -5,7 +5,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -66,6 +66,8 @@ class Calibration:
         genuine_pairs: pairs of one identity in it.
         impostor_pairs: pairs of two.
         operating_points: the thresholds.
+        flip: whether the mirrored picture's embedding was added; None where it is not said.
+        told: what a user said of an ONNX file of others, which makes its embeddings others.
     """
 
     model_sha256: _Digest
@@ -73,6 +75,8 @@ class Calibration:
     genuine_pairs: _Pairs
     impostor_pairs: _Pairs
     operating_points: Annotated[tuple[Point, ...], Field(min_length=1, max_length=100)]
+    flip: bool | None = None
+    told: dict[str, str] = field(default_factory=dict)
 
     def at(self, fmr: float) -> tuple[float, Point]:
         """The threshold of a rate, and what was measured there.
@@ -110,6 +114,8 @@ class _Evaluated:
 
     model: str
     model_sha256: _Digest | None = None
+    flip: bool | None = None
+    told: dict[str, str] = field(default_factory=dict)
     all_pairs: Annotated[tuple[_Measured, ...], Field(max_length=1000)] = ()
 
 
@@ -153,18 +159,26 @@ def read_calibration(path: Path, owner: Owner) -> Calibration:
         raise UserError(
             f"--calibration {path}: {first_fault(error)}; expected figures by `headcount eval --json`"
         ) from error
-    own = [(each.model_sha256, each.all_pairs) for each in figures if owner.owns(each.model_sha256)]
+    own = [each for each in figures if owner.owns(each.model_sha256)]
     if not own:
         raise UserError(f"--calibration {path}: {_of_others(figures, owner)}")
     found = [
-        Calibration(digest or "", each.set, each.genuine_pairs, each.impostor_pairs, each.operating_points)
-        for digest, measured in own
-        for each in measured
+        Calibration(
+            model.model_sha256 or "",
+            each.set,
+            each.genuine_pairs,
+            each.impostor_pairs,
+            each.operating_points,
+            model.flip,
+            model.told,
+        )
+        for model in own
+        for each in model.all_pairs
     ]
     if not found:
         raise UserError(
             f"--calibration {path}: no operating points in it; measure them on all pairs of a set: headcount eval "
-            f"MODEL --sets SET --json {path}"
+            f"MODEL --all-pairs SET --json {path}"
         )
     if len(found) > 1:
         raise UserError(
@@ -205,4 +219,4 @@ def _of_others(figures: list[_Evaluated], owner: Owner) -> str:
     why = f"figures of {told or 'no model'}, and none of {owner}; a threshold holds for the model it was measured with"
     if owner.exported and not owner.weights:
         why += f"; {owner.name} does not say which weights it was exported from"
-    return f"{why}: evaluate this one, headcount eval MODEL --sets SET --json FILE"
+    return f"{why}: evaluate this one, headcount eval MODEL --all-pairs SET --json FILE"

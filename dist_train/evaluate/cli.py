@@ -1,5 +1,6 @@
 """`headcount eval`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,6 +97,13 @@ def evaluate(
     fmr: FmrOption = None,
     fuse: FuseOption = None,
     templates: TemplatesOption = TemplateWeights.SCORE,
+    all_pairs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="directory of labelled shards of which all pairs count, whatever roles its pictures have; repeat for "
+            "more"
+        ),
+    ] = None,
 ) -> None:
     """Evaluate models on verification and identification sets, several models side by side.
 
@@ -110,6 +118,8 @@ def evaluate(
       headcount eval w600k_r50.onnx -s lfw.bin --input-range 0..255
 
       headcount eval runs/faces -s sets/mine --json points.json
+
+      headcount eval runs/faces --all-pairs sets/parted/heldout --json points.json
 
       headcount eval runs/faces -s sets/lfw --pairs lfw-meta/pairs.txt
 
@@ -132,7 +142,7 @@ def evaluate(
     if report is not None:
         require("report", "--report")
     if fuse:
-        if models or sets or knn:
+        if models or sets or knn or retrieval or all_pairs:
             raise UserError("--fuse judges files of embeddings alone; leave models and sets out")
         evaluate_files(fuse, (fmr or [DEFAULT_FMR])[0], json_path, report)
         return
@@ -141,9 +151,9 @@ def evaluate(
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     if (ignore_same is not None or rerank) and not retrieval:
         raise UserError("--ignore-same and --rerank go with --retrieval DIRECTORY")
-    if not sets and not knn and not retrieval:
+    if not sets and not knn and not retrieval and not all_pairs:
         raise UserError("no set to evaluate on; give --sets FILE.bin or --sets DIRECTORY")
-    for each in (sets or [], knn or [], retrieval or []):
+    for each in (sets or [], knn or [], retrieval or [], all_pairs or []):
         check_names(each)
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device!r}: expected auto, cpu or cuda")
@@ -153,7 +163,10 @@ def evaluate(
             opened = ranks.agree(lambda: _named(load_models(models, ranks.device, said)))
             searched = [{"set": path, "ignore_same": ignore_same, "rerank": rerank} for path in retrieval or []]
             own = own_entries(by or [], quality or [], fmr or [DEFAULT_FMR])
-            by_kind = ranks.agree(lambda: _by_kind(sets or [], distractors, knn or [], searched, own, pairs), "all")
+            whole = all_pairs or []
+            by_kind = ranks.agree(
+                lambda: _by_kind(sets or [], distractors, knn or [], searched, own, pairs, whole), "all"
+            )
             ways = [
                 Judging(model.embed, model.image_size, batch_size, ranks, flip, templates=templates.value, kept={})
                 for model in opened
@@ -163,7 +176,7 @@ def evaluate(
             return
         echo("\n\n".join(map(str, result_tables(scores))))
         if json_path:
-            _write_json(json_path, scores, opened)
+            _write_json(json_path, scores, opened, flip)
         if report:
             write_comparison(report, "Evaluation", scores)
     finally:
@@ -188,6 +201,7 @@ def _by_kind(
     retrieval: list[dict[str, Any]],
     own: OwnEntries,
     pairs: Path | None = None,
+    whole: Sequence[Path] = (),
 ) -> "EvaluateConfig":
     """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
     from dist_train.errors import UserError
@@ -208,19 +222,28 @@ def _by_kind(
         identification=() if distractors else tuple(roles),
         distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards) if distractors else (),
         knn=tuple(knn),
-        all_pairs=tuple(AllPairsConfig(set=path, pairs=pairs) for path in shards if path not in roles),
+        all_pairs=(
+            *(AllPairsConfig(set=path, pairs=pairs) for path in shards if path not in roles),
+            *(AllPairsConfig(set=path) for path in whole),
+        ),
         **own(shards),
         retrieval=tuple(RetrievalConfig.model_validate(each) for each in retrieval),
     )
 
 
-def _write_json(path: Path, scores: list["ModelScores"], models: list["Model"]) -> None:
+def _write_json(path: Path, scores: list["ModelScores"], models: list["Model"], flip: bool) -> None:
     from dist_train.evaluate.figures_file import figures_of, write_figures
 
     write_figures(
         path,
         [
-            {"model": each.name, "model_sha256": model.digest(), **figures_of(each)}
+            {
+                "model": each.name,
+                "model_sha256": model.digest(),
+                "flip": flip,
+                "told": dict(model.told),
+                **figures_of(each),
+            }
             for each, model in zip(scores, models, strict=True)
         ],
     )

@@ -91,7 +91,7 @@ def groups_name(entry: GroupsConfig) -> str:
 
 
 class RetrievalConfig(Section):
-    """A labelled set whose pictures are searched for."""
+    """A labelled set whose pictures are searched for; a path alone stands for its set."""
 
     set: Path = Field(
         description="directory of shards: probes are searched for in the gallery; without roles each picture among all "
@@ -103,6 +103,11 @@ class RetrievalConfig(Section):
         "the camera, are left out",
     )
     rerank: bool = Field(False, description="whether figures after k-reciprocal re-ranking are given too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_path(cls, value: object) -> object:
+        return {"set": value} if isinstance(value, str | Path) else value
 
 
 class EvaluateConfig(Section):

@@ -26,6 +26,7 @@ _INK = "#010203"  # replaced by the page's own text colour
 _SIZE_INCHES = (3.7, 2.6)  # small, so that letters are readable where a phone shows the figure 320 pixels wide
 _HISTORY_POINTS = 800
 _LINE_POINTS = 400
+_RATES = 40  # that one figure has room for
 _TITLE, _LABEL = 40, 32  # characters that have room
 
 
@@ -56,7 +57,7 @@ def _figure(title: str, x: str, y: str) -> tuple["Figure", "Axes"]:
     figure.set_label(title)
     axes = figure.add_subplot()
     # Names of sets and models are text: a dollar sign begins no formula.
-    axes.set_title(cut(title, _TITLE), fontsize=10, color=_INK, loc="left", fontweight="bold", parse_math=False)
+    figure.suptitle(cut(title, _TITLE), x=0.01, ha="left", fontsize=10, color=_INK, fontweight="bold", parse_math=False)
     axes.set_xlabel(x, fontsize=9, color=_INK)
     axes.set_ylabel(y, fontsize=9, color=_INK)
     axes.tick_params(colors=_INK, labelsize=8, which="both", width=0.5)
@@ -177,8 +178,8 @@ def plot_history(
     for number, step in enumerate(phases, 1):
         if steps[0] <= step <= steps[-1]:
             axes.axvline(step, color=_INK, alpha=0.5, linewidth=0.8, linestyle="--")
-            place = axes.get_xaxis_transform()
-            axes.text(step, 1, f" phase {number}", transform=place, fontsize=7, color=_INK, va="top")
+            place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
+            axes.annotate(f"phase {number}", (step, 1), **place, fontsize=7, color=_INK, va="top")
     axes.set_xlim(steps[0], steps[-1])
     if values.min() >= 0:
         axes.set_ylim(bottom=0)
@@ -256,6 +257,7 @@ def plot_scores(label: str, spread: Histogram) -> str:
         name = f"threshold {spread.threshold:.3f}"
         axes.axvline(spread.threshold, color=_INK, linewidth=1, linestyle="--", label=name)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.35)  # room for the legend
+    axes.locator_params(axis="x", nbins=6)
     _legend(axes, "upper right")
     return _svg(figure, f"scores {label}")
 
@@ -303,19 +305,25 @@ def plot_discard(name: str, curves: Sequence[tuple[str, QualityResult]], limit: 
 
 
 def plot_rates(title: str, kind: str, rates: Sequence[tuple[str, Rate]]) -> str:
-    """Rates by name as points with their 95 % intervals, over a logarithmic axis; a rate of 0 is its interval alone."""
+    """Rates by name as points with their 95 % intervals, over a logarithmic axis; a rate of 0 is its interval alone.
+
+    The first 40 names are shown.
+    """
     figure, axes = _figure(title, kind, "")
-    shown = [(name, rate.share, *rate.interval) for name, rate in rates if rate.pairs]
-    lowest = min([each for _, *values in shown for each in values if each > 0], default=1e-3) / 2
+    shown = [(name, rate.share, *rate.interval) for name, rate in rates if rate.pairs][:_RATES]
+    # Lower ends may be next to nothing.
+    lowest = min([share if share > 0 else high for _, share, _, high in shown], default=1e-3) / 30
     for place, (_, share, low, high) in enumerate(shown):
         axes.plot([max(low, lowest), max(high, lowest)], [place, place], color=COLORS[0], alpha=0.5, linewidth=2)
         if share > 0:
             axes.plot([share], [place], marker="o", markersize=5, color=COLORS[0])
     axes.set_xscale("log")
     axes.set_xlim(left=lowest)
-    axes.set_yticks(range(len(shown)), [name for name, *_ in shown], parse_math=False)
+    names = [cut(name, _LABEL * 2 // 3) for name, *_ in shown]
+    axes.set_yticks(range(len(shown)), names, parse_math=False)
+    axes.margins(y=0.08)
     axes.invert_yaxis()
-    figure.set_figheight(max(figure.get_figheight(), 1.2 + 0.22 * len(shown)))
+    figure.set_figheight(max(_SIZE_INCHES[1], 1.0 + 0.18 * len(shown)))
     return _svg(figure, f"rates {title}")
 
 

@@ -133,7 +133,8 @@ def ordered(
     rows = rows[torch.argsort(labels[rows], stable=True)]
     itself = None if is_probe is not None else torch.argsort(rows)
     near, far = (None, None) if groups is None else (groups[probe], groups[rows])
-    return Searches(features[probe], labels[probe], features[rows], labels[rows], itself, near, far)
+    probes = features if is_probe is None else features[probe]
+    return Searches(probes, labels[probe], features[rows], labels[rows], itself, near, far)
 
 
 def cosines(searches: Searches) -> Scores:

@@ -10,11 +10,11 @@ from dist_train.data.pictures import PictureError, check, decode_checked
 
 MOST_BYTES = 1 << 16  # of a picture that is shown as it is
 _SIDE_PX = 256  # longer side of a larger one
-# A grey square with a cross.
-_UNREADABLE = (
+UNREADABLE = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E%3Crect width='8' height='8' "
     "fill='%23888'/%3E%3Cpath d='M2 2l4 4m0-4L2 6' stroke='%23fff' stroke-width='.5'/%3E%3C/svg%3E"
 )
+"""A grey square with a cross, for the `src` of an image that cannot be shown."""
 
 
 class ShownPicture(NamedTuple):
@@ -56,7 +56,7 @@ def picture_source(encoded: bytes) -> str:
         check(encoded)
         small = encoded if len(encoded) <= MOST_BYTES else _scaled(encoded)
     except PictureError:
-        return _UNREADABLE
+        return UNREADABLE
     return data_uri(small)
 
 

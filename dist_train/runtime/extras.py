@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "timm": ("timm",),
     "metric": ("pytorch_metric_learning",),
+    "faiss": ("faiss",),
 }
 
 

@@ -167,6 +167,8 @@ def _summary(config: RunConfig, outcome: Outcome, found: Evaluation, world_size:
         summary["rank1_among_distractors"] = {str(n): round(share, 5) for n, share in first_search.rank1.items()}
     if found.knn:
         summary["knn_accuracy"] = round(found.knn[0].accuracy, 5)
+    if found.retrieval:
+        summary["map"] = round(found.retrieval[0].figures.mean_ap, 5)
     if found.all_pairs:
         points = [point for point in found.all_pairs[0].points if point.resolved]
         summary["fnmr_at_fmr"] = {f"{point.fmr:g}": round(point.fnmr, 5) for point in points}

@@ -51,7 +51,7 @@ class Decision(NamedTuple):
         expected = self.rows * fmr
         fpir = 1.0 if fmr == 1 else -math.expm1(self.rows * math.log1p(-fmr))
         lines = [
-            f"threshold {self.threshold:.4f}: measured on {shown_start(measured.set)}, where {fmr:g} of "
+            f"threshold {self.threshold:.4f}: measured on {shown_start(measured.set)}, where at most {fmr:g} of "
             f"{measured.impostor_pairs:,} pairs of two identities reach it (FMR), and "
             f"{self.point.fnmr_text()} of {measured.genuine_pairs:,} pairs of one do not (FNMR)",
             f"among the gallery's {self.rows:,} pictures a stranger meets {expected:.2g} false matches on average "
@@ -96,10 +96,26 @@ def decide(gallery: "Gallery", model: "Model", fmr: float, path: Path | None) ->
     found = stated_calibration(model.thresholds(), owner) if path is None else read_calibration(path, owner)
     if found is None:
         raise UserError(
-            f"--fmr {fmr:g}: model {model.name} states no thresholds; measure them, headcount eval MODEL --sets SET "
-            "--json EVAL.json, and give --calibration EVAL.json"
+            f"--fmr {fmr:g}: model {model.name} states no thresholds; measure them, headcount eval MODEL --all-pairs "
+            "SET --json EVAL.json, and give --calibration EVAL.json"
         )
     threshold, point = found.at(fmr)
     made_by = gallery.made_by["model"]
+    if found.flip not in (None, bool(gallery.made_by["flip"])):
+        with_, without = ("with", "without") if found.flip else ("without", "with")
+        raise UserError(
+            f"the thresholds were measured {with_} the mirrored picture, gallery {gallery.directory} was embedded "
+            f"{without} it; evaluate as the gallery was embedded (--flip, --no-flip)"
+        )
+    if found.told != dict(model.told):
+        raise UserError(
+            f"the thresholds were measured with {_options(found.told)} of the model, the photo would be embedded with "
+            f"{_options(dict(model.told))}; say of the model what was said then"
+        )
     other = "" if made_by["sha256"] == owner.digest else str(made_by["name"])
     return Decision(threshold, point, found, len(gallery), other)
+
+
+def _options(told: dict[str, str]) -> str:
+    """What a user said of a model."""
+    return shown_start(", ".join(f"{name} {value}" for name, value in told.items())) or "nothing said"

@@ -5,17 +5,28 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import torch
 
-from dist_train.evaluate.heat_table import heat_table
+from dist_train.clean.cores import find_cores
+from dist_train.clean.finding import SCHEMA, Findings
+from dist_train.clean.sheet import write_sheet
+from dist_train.evaluate.all_pairs import AllPairsResult
+from dist_train.evaluate.curves import Histogram, Roc
+from dist_train.evaluate.group_results import Differential, Group, GroupsResult
+from dist_train.evaluate.operating_points import FMRS, OperatingPoint
 from dist_train.evaluate.plots import Line, plot_lines
-from dist_train.evaluate.report import RunReport, Sample, write_page, write_report
+from dist_train.evaluate.quality import SHARES, QualityResult, Stairs
+from dist_train.evaluate.rates import Rate
+from dist_train.evaluate.report import RunReport, Sample, write_comparison, write_page, write_report
+from dist_train.evaluate.retrieval import KS, RetrievalFigures
+from dist_train.evaluate.retrieval_set import Example, Found, RetrievalResult
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.shown_pictures import PictureRow, shown
-from dist_train.evaluate.tables import Cell, Table
+from dist_train.evaluate.tables import ModelScores
 
 LONG = "a-run-of-a-very-long-name/with-many-settings/lr-0.1-margin-0.5-seed-17/checkpoint-000120000"
-MODELS = ("r50", "vit_b", LONG)
-FMRS = np.logspace(-1, -6, 6)
+MODELS = ("r50", LONG)
 GROUPS = ("Bhutan", "Canada", "Zimbabwe", "Republic of a group with a long name", "Peru", "Oman", "Togo")
 
 
@@ -26,64 +37,94 @@ def picture(number: int, side: int = 48) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def sections() -> list[Section]:
-    """A section of each form."""
-    rng = np.random.default_rng(0)
-    errors = {name: np.clip(0.004 * (i + 1) * FMRS**-0.35, 0, 1) for i, name in enumerate(MODELS)}
-    points = Table(
-        "Operating points",
-        ["set", "FMR", "threshold", "measured FMR", "FNMR %", "95 % interval", "pairs"],
-        [
-            [
-                Cell(f"own pictures · {name}"), Cell(f"{fmr:.0e}"), Cell(f"{0.2 + 0.05 * i:.3f}"), Cell(f"{fmr:.2e}"),
-                Cell(f"{100 * error:.2f}", best=name == MODELS[0]),
-                Cell(f"{95 * error:.2f} - {106 * error:.2f}"), Cell("1,250,000,000"),
-            ]
-            for name in MODELS
-            for i, (fmr, error) in enumerate(zip(FMRS, errors[name], strict=True))
-        ],
-        ["* Fewer than 3 / FMR impostor pairs: the rule of three does not carry this rate."],
+def scores(name: str, factor: float) -> ModelScores:
+    """A model's results of every kind that is made of a labelled set; the factor is how bad they are."""
+    errors = {fmr: min(1.0, 0.004 * factor * fmr**-0.35) for fmr in FMRS}
+    points = [
+        OperatingPoint(fmr, 0.2 - 0.05 * np.log10(fmr), 0.98 * fmr, fnmr, 0.8 * fnmr, min(1, 1.2 * fnmr), fmr > 1e-6)
+        for fmr, fnmr in errors.items()
+    ]
+    far = np.logspace(-6, 0, 50)
+    curve = Roc(far, 1 - np.clip(0.004 * factor * far**-0.35, 0, 1), np.linspace(1, -1, 50))
+    bell = np.exp(-(np.linspace(-3, 3, 30) ** 2))
+    spread = Histogram(np.linspace(-1, 1, 31), np.roll(bell, 6) / bell.sum(), bell / bell.sum(), None)
+    counts = {"pictures": 50_000, "identities": 5_000, "genuine_pairs": 225_000, "impostor_pairs": 1_249_750_000}
+    pairs = AllPairsResult(
+        "own", points=tuple(points), searched=9, rank1=0.9, rank5=1, curve=curve, spread=spread, **counts
+    )
+    rates = [Rate(round(factor * 7**i), 3_000_000, (1e-5 * 3**i) ** 2, 400) for i in range(len(GROUPS))]
+    groups = [
+        Group(each, 1_234, 100, rate, Rate(30 * i, 9_000, 1e-6, 90), 1e-9 if i == 6 else 0.4)
+        for i, (each, rate) in enumerate(zip(GROUPS, rates, strict=True))
+    ]
+    across = {(one, other): Rate(i, 90_000, 1e-10, 90) for i, one in enumerate(GROUPS) for other in GROUPS[i + 1 :]}
+    differential = Differential(112.5 * factor, 0.61)
+    shares = np.linspace(0, 0.9, 300)
+    stairs = Stairs(shares, 0.03 * factor * (1 - shares) ** 2)
+    found = [Found(picture(i, 700 if i == 3 else 48), 0.9 - 0.05 * i, i % 3 != 1) for i in range(8)]
+    figures = RetrievalFigures(dict.fromkeys(KS, 0.9 / factor), 0.71, 0.64, 0.66, 0.23)
+    return ModelScores(
+        name,
+        all_pairs=[pairs],
+        groups=[GroupsResult(
+            "own", "birthplace", 1e-3, 0.31, rates[1], rates[2], tuple(groups), across, {}, differential, differential,
+            ("own: 12 pictures have no birthplace, and are in no group",),
+        )],
+        quality=[QualityResult(
+            "own", "norm", 1e-3, 0.31, 0.03 * factor, stairs, dict.fromkeys(SHARES, 0.01), 0.004, 0.8, (0.7, 0.9), 0.2,
+            50_000, 225_000,
+        )],
+        retrieval=[RetrievalResult(
+            "products", figures, None, 60_502, 3, 60_501, 11_316, None, [Example(picture(60), 0.31, found)] * 2
+        )],
     )  # fmt: skip
-    curves = [Line(name, FMRS, e, 0.8 * e, 1.25 * e) for name, e in errors.items()]
-    shares = np.linspace(0, 0.9, 1000)
-    kept = [Line("norm", shares, 0.03 * (1 - shares) ** 2), Line("sharpness", shares, 0.03 * (1 - 0.3 * shares))]
-    random = Line("at random", [0, 0.9], [0.03, 0.03], reference=True)
-    matrix = [[10 ** rng.uniform(-5, -2) for _ in GROUPS] for _ in GROUPS]
-    matrix[2][3], matrix[3][2] = 0.0, float("nan")
+
+
+def forms() -> list[Section]:
+    """What parts of pages can be beyond those."""
+    lines = [Line(f"model {i}", [0, 1], [i, i + 1], [i - 0.2, i + 0.8], [i + 0.2, i + 1.2]) for i in range(6)]
+    chance = Line("by chance", [0, 1], [0, 0], reference=True)
     return [
-        Section("Operating points", "FNMR at the threshold of each false match rate.", [points], [[
-            plot_lines("FNMR at FMR: own pictures", "FMR", "FNMR", curves, log_x=True, log_y=True, points=True),
+        Section("Lines", plots=[[
+            plot_lines("Six models", "x", "y", [*lines, chance], points=True),
+            plot_lines("A logarithm", "x", "y", [Line("0 and more", [1e-3, 1e-2, 1e-1], [0, 1e-4, 1e-2])], log_y=True),
+            plot_lines("Without any error", "x", "y", [Line("a", [0, 1], [0, 0])], log_y=True),
         ]]),
-        Section("Quality", "Error against the share of pictures that are discarded.", plots=[[
-            plot_lines("FNMR at FMR 1e-3", "discarded share", "FNMR", [*kept, random]),
-            plot_lines("Without any error", "discarded share", "FNMR", [Line("norm", [0, 1], [0, 0])], log_y=True),
-            plot_lines("Six models", "x", "y", [Line(f"model {i}", [0, 1], [i, i + 1]) for i in range(6)]),
-        ]], pictures=[shown(picture(i), f"0.{i} of a person with a long name", None) for i in range(9)]),
-        Section("Groups", "False match rate of each pair of groups at one threshold.", [
-            heat_table("False match rate", "group", GROUPS, GROUPS, matrix, "{:.1e}".format, log=True),
-            heat_table("False non-match rate", "group", GROUPS, ["FNMR %"], [[i] for i in range(7)], "{:.2f}".format),
-        ]),
-        Section(f"Retrieval: products · {LONG}", "Searches that went wrong first.", rows=[
-            PictureRow(
-                shown(picture(i), f"query {i}"),
-                [shown(picture(10 * i + j, 48 if j else 700), f"0.{90 - j} {j}", (i + j) % 3 > 0) for j in range(10)],
-                f"query {i}: average precision 0.31",
-            )
-            for i in range(3)
-        ]),
+        Section("Pictures", "Lowest first.", pictures=[shown(picture(i), f"0.{i} of a long name") for i in range(9)]),
         Section("Cannot be read", rows=[PictureRow(shown(b"no picture", "gone"), [])]),
     ]  # fmt: skip
 
 
+def write_findings(path: Path) -> None:
+    """Write a sheet of findings about twelve pictures of three people; two pictures cannot be read."""
+    cores = find_cores(torch.eye(4).repeat(3, 1)[:, :3].add(0.1), torch.arange(12) // 4, 3)
+    said = {"score": 0.5, "evidence": "cosine 0.12 to the others, 0.62 to those", "cosine": 0.12, "certainty": 0.9}
+    faults = [
+        {"kind": "outlier", "rows": [1], "labels": [0], "near_label": 2, "near_name": "Ann"},
+        {"kind": "merge", "rows": [0, 4], "labels": [0, 1]},
+        {"kind": "duplicate", "rows": [9, 8], "labels": [2, 2]},
+        {"kind": "test", "rows": [11], "labels": [2]},
+    ]
+    rows = [
+        said | fault | {"number": number, "keys": [f"{LONG}/{row}" for row in fault["rows"]],
+                        "names": [LONG if label == 0 else "Ann" for label in fault["labels"]]}
+        for number, fault in enumerate(faults)
+    ]  # fmt: skip
+    findings = Findings(pa.Table.from_pylist(rows, schema=SCHEMA), {"set": {"digest": "0"}})
+    write_sheet(path, LONG, findings, cores, lambda row: picture(row) if row % 8 else b"", ["thresholds are cosines"])
+
+
 def write_examples(directory: Path) -> list[Path]:
-    """Write a page of results of several models, and the report of a run."""
-    results, run = directory / "results.html", directory / "run.html"
+    """Write a page of results of several models, one of other forms, the report of a run, and a sheet of findings."""
+    results, other, run, findings = (directory / f"{name}.html" for name in ("results", "forms", "run", "findings"))
+    write_comparison(results, "Evaluation", [scores(name, 1 + 0.5 * i) for i, name in enumerate(MODELS)])
     tiles = [("98.31 %", f"verification accuracy ± 0.41, {LONG}"), ("3.338e-06", "largest ONNX difference")]
-    write_page(results, f"Evaluation of {LONG}", sections(), " · ".join(MODELS), tiles)
-    history = [{"step": step, "loss": 40.0 / step, "lr": 0.1, "images_per_s": 300.0} for step in range(1, 50)]
+    write_page(other, LONG, forms(), " · ".join(MODELS), tiles)
+    history = [{"step": step, "loss": 40.0 / step, "lr": 0.1} for step in range(1, 50)]
     samples = [Sample(np.full((16, 16, 3), 20 * i, np.uint8), "") for i in range(5)]
     write_report(run, RunReport(LONG, {"identities": 2311, LONG: LONG}, history, samples=samples, phases=[20]))
-    return [results, run]
+    write_findings(findings)
+    return [results, other, run, findings]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
     faults.push(`the page is ${document.documentElement.scrollWidth} px wide, the window ${innerWidth}`)
 
   for (const image of document.images) {
-    image.loading = "eager"
     await image.decode().catch(() => faults.push(`a picture does not load: ${image.alt}`))
   }
 
@@ -48,13 +47,18 @@
     }
     return mixed.get(key)
   }
+  // What is below a page without a background of its own.
+  const below = document.body.appendChild(document.createElement("i"))
+  below.style.background = "Canvas"
+  const canvasColor = getComputedStyle(below).backgroundColor
+  below.remove()
   const written = (node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())
   for (const element of document.body.querySelectorAll("*")) {
     if (!written(element) || !seen(element)) continue
     const layers = []
     for (let around = element; around; around = around.parentElement) layers.unshift(getComputedStyle(around).backgroundColor)
     const style = getComputedStyle(element)
-    const [ground, ink] = [mix(["white", ...layers]), mix(["white", ...layers, element.ownerSVGElement ? style.fill : style.color])]
+    const [ground, ink] = [mix([canvasColor, ...layers]), mix([canvasColor, ...layers, element.ownerSVGElement ? style.fill : style.color])]
     const contrast = (Math.max(ground, ink) + 0.05) / (Math.min(ground, ink) + 0.05)
     if (contrast < 4.5) faults.push(`contrast of ${contrast.toFixed(2)}: ${named(element)}`)
   }

@@ -54,7 +54,7 @@ def test_labels_of_a_further_set_stand_behind_those_of_the_first_and_an_unlabell
     for source, shift in ((0, 0), (1, 5)):
         found = {tuple(row) for row in batch.several[batch.source == source].tolist()}
         assert found <= {tuple(each + shift if each >= 0 else -1 for each in row) for row in WANTED}
-        assert len(found) > 3
+        assert len(found) > 1
     assert (batch.several[batch.source == 2] == -1).all()
 
 

@@ -280,7 +280,7 @@ def test_a_search_says_match_or_no_match_by_a_threshold_of_the_same_model(built,
     told = run(*asked, "-k", 13, "--fmr", "1e-4", "--calibration", measured).splitlines()
     assert told[0].startswith("  1  1.0000  match     person 1  ")
     assert all("  no match  " in line for line in told[1:13])
-    assert told[13].startswith("threshold 1.0000: measured on visitors, where 0.0001 of 1,710 pairs of two identities")
+    assert told[13].startswith("threshold 1.0000: measured on visitors, where at most 0.0001 of 1,710 pairs of two")
     assert "13 pictures a stranger meets 0.0013 false matches on average (N x FMR), and finds" in told[14]
     assert "at least one in 0.13% of searches (FPIR)" in told[14]
     assert told[15].startswith("warning: 1,710 pairs of two identities are too few for an FMR of 0.0001: 30,000 are")
@@ -292,6 +292,13 @@ def test_a_search_says_match_or_no_match_by_a_threshold_of_the_same_model(built,
         run(*asked, "--calibration", measured)
     with pytest.raises(UserError, match="model tiny states no thresholds; measure them, headcount eval MODEL"):
         run(*asked, "--fmr", "0.01")
+    for key, value, message in (
+        ("flip", False, "measured without the mirrored picture, gallery .* was embedded with it"),
+        ("told", {"input": "0..255, rgb"}, r"measured with input 0\.\.255, rgb of the model, .* with nothing said"),
+    ):
+        write_figures(tmp_path / "other.json", {**figures(sha256_of(tiny), points), key: value})
+        with pytest.raises(UserError, match=message):
+            run(*asked, "--fmr", "0.01", "--calibration", tmp_path / "other.json")
     others = write_figures(tmp_path / "others.json", figures("0" * 64, points))
     with pytest.raises(UserError, match="tiny does not say which weights it was exported from"):
         run(*asked, "--fmr", "0.01", "--calibration", others)

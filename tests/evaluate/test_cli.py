@@ -7,8 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto
 
+from dist_train.evaluate.calibration import read_calibration
+from dist_train.evaluate.models import load_model
 from launch.cli import run
 from tests.evaluate.faces import color_picture, write_role_set
 from tests.evaluate.models import write_color_model
@@ -82,6 +85,19 @@ def test_models_stand_side_by_side_in_table_json_and_report(evaluate, place, cap
     ):
         assert words in page
     assert "pictures of 16 x 16 px are scaled to the 112 px that the model takes" in caplog.text
+
+
+def test_all_pairs_of_a_set_with_roles_count_where_it_is_asked_for_and_give_the_models_thresholds(evaluate, place):
+    status, out, err = evaluate("small.onnx", "--all-pairs", "heldout", "--json", "points.json", "--no-flip")
+    assert status == 0, err
+    assert "Operating points" in out
+    assert "Identification" not in out
+    owner = load_model(place / "small.onnx", torch.device("cpu")).owner()
+    found = read_calibration(place / "points.json", owner)
+    assert (found.set, found.flip, found.told) == ("heldout", False, {})
+    assert [point.fmr for point in found.operating_points][:2] == [0.1, 0.01]
+    threshold, _ = found.at(0.1)
+    assert -1 <= threshold <= 1.001
 
 
 def test_mates_are_hidden_among_the_pictures_of_another_set(evaluate, place):

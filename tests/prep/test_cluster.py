@@ -28,7 +28,6 @@ from tests.prep.merging import identities, members
 from tests.ranks import ranks_here, run_ranks
 
 PEOPLE = [0, 1, 0, 2, 1, 0, 3, 1, 0, 1]  # whom picture n shows; 2 and 3 are shown once
-EMPTY = {"set": "y", "operating_points": []}
 
 
 def cluster(*arguments):
@@ -129,30 +128,36 @@ def test_kmeans_makes_as_many_clusters_as_it_is_told_and_gives_pictures_several_
         assert (record["number"], record["role"]) == (number, "probe")
 
 
-def test_the_threshold_of_a_calibration_of_the_same_model_is_taken(tmp_path, given):
-    points = [{"fmr": 1e-3, "threshold": 0.2, "resolved": True}, {"fmr": 1e-4, "threshold": 0.7, "resolved": False}]
-    report = [{"model_sha256": "a" * 64, "all_pairs": [{"set": "people", "operating_points": points}]}]
-    (tmp_path / "eval.json").write_text(json.dumps(report))
-    assert "8 pictures in 2 clusters" in cluster(given, tmp_path / "out", "--calibration", tmp_path / "eval.json")
-    with pytest.raises(UserError, match=r"eval\.json: no rate 1e-05; it has 0\.001, 0\.0001"):
-        cluster(given, tmp_path / "out 2", "--calibration", tmp_path / "eval.json", "--fmr", "1e-5")
+def figures(folder: Path, sha256: str = "a" * 64) -> Path:
+    """What `headcount eval --json` writes of a model."""
+    points = [
+        {
+            "fmr": fmr,
+            "threshold": threshold,
+            "measured_fmr": fmr,
+            "fnmr": 0.1,
+            "fnmr_95": [0, 0.2],
+            "resolved": fmr > 1e-4,
+        }
+        for fmr, threshold in ((1e-3, 0.2), (1e-4, 0.7))
+    ]
+    people = {"set": "people", "pictures": 9, "identities": 3, "genuine_pairs": 9, "impostor_pairs": 27}
+    body = {
+        "model": "standin",
+        "model_sha256": sha256,
+        "all_pairs": [people | {"operating_points": points, "notes": []}],
+    }
+    (folder / "eval.json").write_text(json.dumps([body]))
+    return folder / "eval.json"
 
 
-@pytest.mark.parametrize(
-    ("report", "reason"),
-    [
-        ([{"model_sha256": "b" * 64, "all_pairs": []}], "is not of the model aaaaaaaaaaaa that embedded"),
-        (
-            [{"model_sha256": "a" * 64, "all_pairs": [{"set": n, "operating_points": []} for n in "xy"]}],
-            r"2 sets \(x, y\)",
-        ),
-        ({"verification": 3}, "cannot be read .*; expected what `headcount eval"),
-    ],
-)
-def test_calibrations_that_say_nothing_of_these_embeddings_are_refused(tmp_path, given, report, reason):
-    (tmp_path / "eval.json").write_text(json.dumps(report))
-    with pytest.raises(UserError, match=reason):
-        cluster(given, tmp_path / "out", "--calibration", tmp_path / "eval.json")
+def test_the_threshold_of_a_calibration_of_the_same_model_is_taken(tmp_path, given, caplog):
+    assert "8 pictures in 2 clusters" in cluster(given, tmp_path / "out", "--calibration", figures(tmp_path))
+    assert "too few pairs of different people to measure a rate of 0.0001" in caplog.text
+    with pytest.raises(UserError, match=r"measured for it on people; there is one for 0\.001, 0\.0001"):
+        cluster(given, tmp_path / "out 2", "--calibration", figures(tmp_path), "--fmr", "1e-5")
+    with pytest.raises(UserError, match="a threshold holds for the model it was measured with"):
+        cluster(given, tmp_path / "out 2", "--calibration", figures(tmp_path, "b" * 64))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Folders named as sets are published become sets with roles, fields and pairs; broken ones are refused."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -269,6 +270,9 @@ def broken(root, kind):
     if kind == "a pair of unknown numbers":
         text(root / "Protocol" / "Split" / "FP" / "02" / "diff.txt", "1,77")
         return "cfp", r"diff.txt: line 1: '1,77'; expected the numbers of two listed pictures"
+    if kind == "a name that is no text":
+        (root / "test" / "data" / "Asian" / os.fsdecode(b"m.0As1/\xff.jpg")).touch()
+        return "rfw", r"the name is not UTF-8 text; rename it"
     listed = root / "test" / "txts" / "Asian" / "Asian_pairs.txt"
     text(listed, "m.0As1\t1\t2", "m.0As1\t2\tm.0As7\t1")
     return "rfw", r"1 of 7 pictures of its lists are not there: '?test/data/Asian/m.0As7/m.0As7_0001.jpg"
@@ -285,6 +289,7 @@ def broken(root, kind):
         ("market", "a foreign name"),
         ("inshop", "an unknown status"),
         ("cfp", "a pair of unknown numbers"),
+        ("rfw", "a name that is no text"),
         ("rfw", "a pair with a picture that is not there"),
     ],
 )

@@ -1,5 +1,8 @@
 """What fails on one rank fails on all, once."""
 
+import gc
+import sys
+
 import pytest
 
 from dist_train.errors import UserError, WorkError
@@ -61,3 +64,11 @@ def test_a_process_alone_raises_its_own_error():
     with pytest.raises(WorkError) as found:
         ALONE.agree(fails, "all")
     assert found.value is error
+
+
+def imported_by_the_server(rank, world_size):
+    return "tests.preloaded" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 100_000
+
+
+def test_ranks_of_tests_find_what_they_need_and_never_look_through_it():
+    assert run_ranks(1, imported_by_the_server) == [(True, True, True)], "an import that fails there is silent"

@@ -39,7 +39,7 @@ def write_recipe(path, tiny_set, run_dir, **overrides):
     tree = {
         "run_dir": str(run_dir),
         "data": {"path": str(tiny_set), "workers": 0},
-        "backbone": {"name": "tiny", "embedding_dim": 16},
+        "backbone": {"name": "nano", "embedding_dim": 16},
         "head": {"scale": 16.0, "init_std": 0.25},
         "train": {"steps": 8, "global_batch_size": 48, "micro_batch_size": 8, "log_every": 1, "device": "cpu"},
         "optimizer": {"lr": 0.0001},

@@ -1,5 +1,6 @@
-"""Sets for evaluation: `.bin` files, IJB's lists."""
+"""Sets for evaluation: `.bin` files, IJB's lists; figures that thresholds are taken from."""
 
+import json
 import pickle
 from functools import lru_cache
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from dist_train.evaluate.bin import read_bin
+from dist_train.evaluate.calibration import Owner, read_calibration, stated_calibration
 from dist_train.evaluate.ijb_layout import read_layout, read_pairs, read_subjects
 from tests.data.sets import encode, picture
-from tests.fuzz.formats import PICKLE
+from tests.evaluate.figures import figures, point
+from tests.fuzz.formats import JSON, PICKLE
 from tests.fuzz.mutations import TEXT
 from tests.fuzz.reader import Reader, Scene, each_target
 
@@ -50,7 +53,21 @@ def _read_ijb(home: Path) -> None:
         read_subjects(layout, name)
 
 
+def _figures() -> list[Scene]:
+    points = [point(1e-2, 0.25), point(1e-4, None, fnmr_95=[None, None], resolved=False)]
+    body = [figures(digest * 64, points) for digest in "ab"]
+    return [Scene({"f.json": json.dumps(body).encode()}, "f.json")]
+
+
+def _read_figures(home: Path) -> None:
+    owner = Owner("m", "a" * 64)
+    found = read_calibration(home / "f.json", owner)
+    found.at(1e-2)
+    stated_calibration(found.to_text(), owner)
+
+
 READERS = (
+    Reader("figures.json", _figures, _read_figures, JSON),
     Reader("verification .bin", _bins, lambda home: read_bin(home / "x.bin"), PICKLE, weight=2),
     Reader("IJB lists", _ijb, _read_ijb, TEXT, weight=2),
 )
