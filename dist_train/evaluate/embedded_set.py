@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from dist_train.evaluate.embeddings import embed_pictures
 from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sets import StoredSet
+from dist_train.runtime.text import first_line
 
 OWN_COLUMNS = ("label", "name", "samples")  # of identities.parquet, in every set
 
@@ -113,20 +115,32 @@ def list_set(samples: StoredSet, columns: Sequence[str] = ()) -> Listed:
             values[column].append(record.get(column))
     for column, found in values.items():
         if all(value is None for value in found):
-            values[column] = _of_identities(samples.directory, column, labels)
+            values[column] = _of_identities(samples.directory, column, labels, samples.manifest.num_classes)
     return Listed(labels, keys, roles, values)
 
 
-def _of_identities(directory: Path, column: str, labels: Tensor) -> list[object]:
-    """A column of the set's identities.parquet, for each picture."""
+def _of_identities(directory: Path, column: str, labels: Tensor, classes: int) -> list[object]:
+    """A column of the set's identities.parquet, for each picture.
+
+    Raises:
+        UserError: no such column, or a table that is damaged or of another set.
+    """
     path = directory / IDENTITIES_NAME
-    have = pq.read_schema(path).names if path.is_file() else []
-    if column not in have:
-        own = [name for name in have if name not in OWN_COLUMNS]
-        raise UserError(
-            f"set {directory}: {column!r} is neither a field of a sample's .json nor a column of {IDENTITIES_NAME}"
-            + (f", which has {', '.join(own)}" if own else "")
-        )
-    table = pq.read_table(path, columns=["label", column])
-    by_label = dict(zip(table["label"].to_pylist(), table[column].to_pylist(), strict=True))
-    return [by_label.get(label) for label in labels.tolist()]
+    have: list[str] = []
+    try:
+        if path.is_file():
+            with pq.ParquetFile(path) as file:
+                have = file.schema_arrow.names
+                if column in have and column != "label":
+                    if file.metadata.num_rows > classes:  # before it is unpacked
+                        raise UserError(f"{path}: {file.metadata.num_rows:,} rows for {classes:,} identities")
+                    table = file.read(["label", column])
+                    by_label = dict(zip(table["label"].to_pylist(), table[column].to_pylist(), strict=True))
+                    return [by_label.get(label) for label in labels.tolist()]
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}; write the set again") from error
+    own = [name for name in have if name not in OWN_COLUMNS]
+    raise UserError(
+        f"set {directory}: {column!r} is neither a field of a sample's .json nor a column of {IDENTITIES_NAME}"
+        + (f", which has {', '.join(own)}" if own else "")
+    )

@@ -73,12 +73,12 @@ def groups_sections(models: Sequence["ModelScores"]) -> list[Section]:
             made.append(_across_table(name, result))
     drawn = [
         [
-            plots.plot_rates(
-                f"{kind}: {name}", kind, [(each.name, getattr(each, kind.lower())) for each in found.groups]
-            )
-            for kind in ("FMR", "FNMR")
+            plots.plot_rates(f"FMR by {found.by}: {name}", "FMR", [(each.name, each.fmr) for each in found.groups]),
+            plots.plot_rates(f"FNMR by {found.by}: {name}", "FNMR", [(each.name, each.fnmr) for each in found.groups]),
         ]
-        for name, found in results
+        for model in models
+        for found in model.groups
+        for name in [f"{label(model.name, found.name)} at {rate(found.fmr)}"]
     ]
     return [Section("Groups", note, made, drawn)]
 

@@ -292,14 +292,15 @@ def plot_rank1(name: str, curves: Sequence[tuple[str, dict[int, float]]]) -> str
 
 def plot_discard(name: str, curves: Sequence[tuple[str, QualityResult]], limit: float) -> str:
     """FNMR of the pairs left over the share of pairs discarded, a stair; thin lines are FNMR as it was."""
-    figure, axes = _figure(f"Error and discard: {name}", "share of genuine pairs discarded", "FNMR of those left")
+    figure, axes = _figure(f"Discard: {name}", "share of genuine pairs discarded", "FNMR of those left")
     for style, (label, result) in zip(_styles(len(curves)), curves, strict=True):
-        ends = np.append(result.stairs.discarded, 1.0), np.append(result.stairs.error, result.stairs.error[-1])
-        axes.step(*ends, where="post", label=label, **style)
+        shown = result.stairs.discarded <= limit
+        shares, errors = result.stairs.discarded[shown], result.stairs.error[shown]
+        axes.step(np.append(shares, limit), np.append(errors, errors[-1]), where="post", label=label, **style)
         axes.axhline(result.fnmr, color=style["color"], linewidth=0.7, alpha=0.6, linestyle="--")
     axes.set_xlim(0, limit)
     axes.set_ylim(bottom=0)
-    _legend(axes, "lower left")
+    _legend(axes, "best")
     return _svg(figure, f"discard {name}")
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -68,3 +70,16 @@ def test_a_set_that_several_evaluations_judge_is_embedded_once(regions):
     assert list(second.columns) == list(COLUMNS)
     embed_set(regions, how)
     assert given == [7, 7]
+
+
+def test_a_table_of_identities_that_is_damaged_or_too_long_is_refused_and_its_labels_are_no_column(tmp_path, regions):
+    how = Judging(lambda images: images.mean(dim=(2, 3)), 32, 2, ranks_here(0, 1), flip=False)
+    own = shutil.copytree(regions, tmp_path / "own")
+    with pytest.raises(UserError, match="'label' is neither"):
+        embed_set(own, how, ["label"])
+    pq.write_table(pa.table({"label": range(4), "region": list("abcd")}), own / IDENTITIES_NAME)
+    with pytest.raises(UserError, match=r"identities\.parquet: 4 rows for 3 identities"):
+        embed_set(own, how, ["region"])
+    (own / IDENTITIES_NAME).write_bytes(b"PAR1 and more")
+    with pytest.raises(UserError, match=r"identities\.parquet: cannot be read"):
+        embed_set(own, how, ["region"])
