@@ -178,7 +178,11 @@ def plot_history(
     for number, step in enumerate(phases, 1):
         if steps[0] <= step <= steps[-1]:
             axes.axvline(step, color=_INK, alpha=0.5, linewidth=0.8, linestyle="--")
-            place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
+            place: dict[str, Any] = {
+                "xycoords": axes.get_xaxis_transform(),
+                "xytext": (3, 0),
+                "textcoords": "offset points",
+            }
             axes.annotate(f"phase {number}", (step, 1), **place, fontsize=7, color=_INK, va="top")
     axes.set_xlim(steps[0], steps[-1])
     if values.min() >= 0:
