@@ -42,7 +42,7 @@ def main(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        venv.create(place / "venv", with_pip=True)
+        venv.create(place / "venv")
         python, headcount = (place / "venv" / "bin" / each for each in ("python", "headcount"))
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
@@ -51,7 +51,7 @@ def main(dist: Path) -> None:
                 command, cwd=place, env=environment, check=True, stdout=subprocess.PIPE, text=True
             ).stdout
 
-        run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel.absolute())
+        run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel.absolute())
         site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
         Path(site, "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
         where = run(python, "-c", "import dist_train; print(dist_train.__file__)").strip()

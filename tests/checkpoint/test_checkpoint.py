@@ -30,7 +30,12 @@ def tiny_set(tmp_path_factory):
 
 def train(tmp_path, tiny_set, **overrides):
     """A finished run of one rank with checkpoints at steps 2, 4 and 6."""
-    options = {"train__steps": 6, "checkpoint__every_steps": 2, "checkpoint__keep": 3} | overrides
+    options = {
+        "backbone__name": "nano",
+        "train__steps": 6,
+        "checkpoint__every_steps": 2,
+        "checkpoint__keep": 3,
+    } | overrides
     made = trainer(tmp_path, tiny_set, **options)
     assert made.fit()
     made.close()

@@ -19,6 +19,7 @@ from tests.single import losses, trainer
 
 THAW, STEPS = 2, 4
 OPTIONS = {
+    "backbone__name": "nano",
     "start__freeze_steps": THAW,
     "train__ema_decay": 0.5,
     "train__activation_checkpointing": True,

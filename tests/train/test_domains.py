@@ -21,7 +21,7 @@ def opened(tmp_path, sets, objectives=None, first=None, **values):
     """A run over both sets, with a step of two micro-batches."""
     mix = [{"path": str(sets / "target"), "weight": 1, **values}]
     more = {f"objectives__{name}": section for name, section in (objectives or {}).items()}
-    return trainer(tmp_path, sets / "source", data__mix=mix, data__loss_weight=first, **more)
+    return trainer(tmp_path, sets / "source", backbone__name="nano", data__mix=mix, data__loss_weight=first, **more)
 
 
 def test_the_loss_is_what_the_sets_lose_times_their_weights(tmp_path, sets):

@@ -35,7 +35,7 @@ def train_run(directory):
     write_set(directory / "set", classes=CLASSES)
     write_names(directory / "set" / "identities.parquet", [f"person {n}" for n in range(CLASSES)])
     saved = {"train__steps": 4, "checkpoint__every_steps": 2, "checkpoint__keep": 3}
-    loop = trainer(directory, directory / "set", backbone__name="tiny", **saved)
+    loop = trainer(directory, directory / "set", **saved)
     assert loop.fit()
     loop.close()
     summary = {"steps": 4, "images": 80, "verification_accuracy": 0.75, "tar_at_far": {"0.001": 0.5}}
