@@ -33,7 +33,7 @@ def clean(
     out: Annotated[Path | None, typer.Option(help="directory of the findings; by default SET-findings")] = None,
     certainty: Annotated[
         float, typer.Option(min=0.5, max=0.9999, help="share of right findings that thresholds are chosen for")
-    ] = 0.98,
+    ] = 0.97,
     threshold: Annotated[
         list[str] | None,
         typer.Option(

@@ -28,7 +28,7 @@ from dist_train.runtime.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 
-class TestSet(NamedTuple):
+class ForbiddenSet(NamedTuple):
     """Pictures that must not be in the set.
 
     Attributes:
@@ -36,8 +36,6 @@ class TestSet(NamedTuple):
         features: unit rows [M, D], by the same model.
         read: gives a picture's bytes.
     """
-
-    __test__ = False  # for pytest: no class of tests
 
     name: str
     features: Tensor
@@ -75,7 +73,7 @@ class Faults(NamedTuple):
 
 def find_faults(
     labelled: Labelled,
-    tests: Sequence[TestSet],
+    tests: Sequence[ForbiddenSet],
     certainty: float,
     thresholds: Mapping[str, float],
     ranks: Ranks,
@@ -219,7 +217,7 @@ class _Telling:
             )
         return sorted(told, key=lambda each: (each.labels[0] == each.labels[1], -each.score))
 
-    def in_test(self, test: TestSet, pairs: Pairs) -> list[Finding]:
+    def in_test(self, test: ForbiddenSet, pairs: Pairs) -> list[Finding]:
         told = []
         for (row, other), cosine, likeness in zip(
             pairs.rows.tolist(), pairs.cosine.tolist(), pairs.likeness.tolist(), strict=True

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from dist_train.clean.find import Labelled, TestSet, find_faults
+from dist_train.clean.find import ForbiddenSet, Labelled, find_faults
 from dist_train.clean.finding import KINDS, Findings, write_findings
 from dist_train.clean.place import placed
 from dist_train.clean.sheet import write_sheet
@@ -162,19 +162,19 @@ def _stored(asked: Asked, model: Model | None, samples: StoredSet) -> EmbeddedSe
     return placed(read_embedded(asked.embeddings), samples)
 
 
-def _test_set(path: Path, how: Judging, ranks: Ranks, stack: ExitStack) -> TestSet:
+def _test_set(path: Path, how: Judging, ranks: Ranks, stack: ExitStack) -> ForbiddenSet:
     """A test set's pictures, embedded; a collective."""
     if path.is_dir():
         samples = ranks.agree(lambda: stack.enter_context(StoredSet(path)))
         found = embed_set(path, how)
-        return TestSet(found.name, found.features, samples.read)
+        return ForbiddenSet(found.name, found.features, samples.read)
     pairs = ranks.agree(lambda: read_bin(path))
     read = pairs.images.__getitem__
     name = f"test set {path}"
     load = decoding(read, how.image_size, name)
     size = len(pairs.images)
     embeddings = embed_pictures(how.embed, load, size, how.batch_size, flip=how.flip, name=name, ranks=ranks)
-    return TestSet(pairs.name, embeddings.normalized(), read)
+    return ForbiddenSet(pairs.name, embeddings.normalized(), read)
 
 
 def _names(path: Path, manifest: Manifest) -> list[str | None]:

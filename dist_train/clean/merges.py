@@ -157,9 +157,9 @@ def _halves(features: Tensor, cores: Cores, typical: float) -> Floats:
     rows = np.flatnonzero(place[cores.labels.numpy()] >= 0)
     identity = place[cores.labels.numpy()[rows]]
     order = np.lexsort((random.random(len(rows)), identity))
-    rows, identity = torch.from_numpy(rows[order]), identity[order]
-    within = np.arange(len(rows)) - np.searchsorted(identity, identity, side="left")
+    pictures, identity = torch.from_numpy(rows[order]), identity[order]
+    within = np.arange(len(identity)) - np.searchsorted(identity, identity, side="left")
     half = torch.from_numpy(2 * identity + within % 2)
-    groups = _Groups.of(features[rows], half, cores.weights[rows], 2 * len(chosen), typical)
+    groups = _Groups.of(features[pictures], half, cores.weights[pictures], 2 * len(chosen), typical)
     pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
     return groups.distances(pairs[(groups.effective[pairs] > 0).all(dim=1)])

@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 
 _GRID = np.linspace(0.3, 0.9, 13)  # quantiles of the kind at which its number is estimated
 _MOST = 0.99  # quantile of the kind up to which a value may be of it
+_SLACK = 200  # a count of n is taken to lack two deviations, or this over n: chance matters little to large ones
 _FEWEST = 20  # values that say something about a distribution
 
 
@@ -47,8 +48,8 @@ def mixture(observed: Floats, known: Floats, certainty: float) -> Mixture:
     at = np.quantile(known, _GRID)
     share = np.searchsorted(known, at, side="right") / len(known)
     below = np.searchsorted(rising, at, side="right")
-    # The least of several counts is too small by chance, a few much more so than many.
-    expected = float(((below + 2 * np.sqrt(below + 1)) / share).min())
+    # The least of several counts is too small by chance; of small counts by much of them.
+    expected = float(((below + np.minimum(2 * np.sqrt(below + 1), _SLACK / (below + 1))) / share).min())
     of_kind = expected * np.searchsorted(known, rising, side="right") / len(known)
     counts = np.searchsorted(rising, rising, side="right")
     # What is at or below a value is no less certain than what is at or below a larger one.

@@ -126,7 +126,8 @@ def _nearest_others(
 
 def _wide(values: np.ndarray, filler: int) -> np.ndarray:
     """[S, n] -> [S, NEAREST]: a set may have fewer identities."""
-    return np.pad(values, ((0, 0), (0, NEAREST - values.shape[1])), constant_values=filler)
+    wide: np.ndarray = np.pad(values, ((0, 0), (0, NEAREST - values.shape[1])), constant_values=filler)
+    return wide
 
 
 def _minorities(places: Ints, margin: Floats, rows: Ints, cores: Cores) -> Ints:
@@ -139,4 +140,5 @@ def _minorities(places: Ints, margin: Floats, rows: Ints, cores: Cores) -> Ints:
     labels = labels[order]
     within = np.arange(len(order)) - np.searchsorted(labels, labels, side="left")
     kept = places[order[within < cores.counts.numpy()[labels] // 2]]
-    return kept[np.argsort(margin[kept], kind="stable")]
+    rising: Ints = kept[np.argsort(margin[kept], kind="stable")]
+    return rising

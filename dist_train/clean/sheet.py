@@ -59,7 +59,7 @@ def write_sheet(path: Path, name: str, findings: Findings, cores: Cores, read: R
         WorkError: the disk refuses.
     """
     drawn = _Drawing(cores, read)
-    sections = []
+    sections: list[dict[str, Any]] = []
     kinds = findings.table["kind"].to_numpy(zero_copy_only=False)
     for kind in KINDS:
         at = (kinds == kind).nonzero()[0]
