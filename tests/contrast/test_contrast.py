@@ -33,15 +33,15 @@ def one_step(rank, world_size, recipe):
     """Loss, gradients and this rank's batch of the first step; then the losses of the first two steps."""
     loop = opened(recipe, ranks=ranks_here(rank, world_size))
     program, batch = loop.program, next(loop.loader)
-    fields = [field.clone() for field in batch]
+    fields = {name: field.clone() for name, field in batch._asdict().items() if field is not None}
     program.enter(0)
     program.begin()
     parts = batch.chunk(loop.accumulation)
     loss = sum(float(program.micro_step(part, last=part is parts[-1])) for part in parts)
     gradients = {name: weight.grad.numpy().copy() for name, weight in program.network.named_parameters()}
     program.discard()
-    curve = [float(loop.train_step(Batch(*fields))), *losses(loop, 1)]
-    found = {"loss": loss, "gradients": gradients, "batch": [field.numpy() for field in fields], "curve": curve}
+    curve = [float(loop.train_step(Batch(**fields))), *losses(loop, 1)]
+    found = {"loss": loss, "gradients": gradients, "batch": [field.numpy() for field in fields.values()], "curve": curve}
     loop.close()
     return found
 
