@@ -41,7 +41,12 @@ def one_step(rank, world_size, recipe):
     gradients = {name: weight.grad.numpy().copy() for name, weight in program.network.named_parameters()}
     program.discard()
     curve = [float(loop.train_step(Batch(**fields))), *losses(loop, 1)]
-    found = {"loss": loss, "gradients": gradients, "batch": [field.numpy() for field in fields.values()], "curve": curve}
+    found = {
+        "loss": loss,
+        "gradients": gradients,
+        "batch": [field.numpy() for field in fields.values()],
+        "curve": curve,
+    }
     loop.close()
     return found
 
