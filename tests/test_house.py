@@ -155,6 +155,13 @@ def test_modules_import_one_another_in_no_circle():
     assert circles(every - UPWARDS) == set(), "with imports in functions, and for types"
 
 
+def test_progress_bars_are_those_that_outlive_whoever_reads_them():
+    uses = {each.source for each in EVERY if package_of(each.target) == "tqdm" and each.at_once}
+    drawn = re.compile(r"(?<![.\w])tqdm\(")
+    files = {name: (ROOT / name.replace(".", "/")).with_suffix(".py") for name in uses}
+    assert {name for name, path in files.items() if drawn.search(path.read_text())} == {"dist_train.runtime.progress"}
+
+
 @pytest.mark.parametrize("folder", [*PACKAGES, "tests", "benchmarks"])
 def test_no_file_has_more_than_400_lines(folder):
     lines = {path: path.read_bytes().count(b"\n") for path in (ROOT / folder).rglob("*.py")}

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from data_prep.merge.relabel import relabelled
 from data_prep.shards import ShardWriter
@@ -23,6 +22,7 @@ from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard, load_mani
 from dist_train.data.tar_samples import Sample, key_of
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.sets import StoredSet
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.text import shown_name
 from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written, written_directory
 
@@ -160,7 +160,7 @@ def _write(
     home: Path, source: Path, manifest: Manifest, labels: Ints, new_labels: Ints, kept: Ints, counts: Ints, quiet: bool
 ) -> None:
     shards, start = [], 0
-    with tqdm(total=manifest.samples, unit="img", unit_scale=True, desc="clean", disable=quiet) as bar:
+    with progress_bar(total=manifest.samples, unit="img", unit_scale=True, desc="clean", disable=quiet) as bar:
         for shard in manifest.shards:
             part = slice(start, start + shard.samples)
             if (new_labels[part] != _GONE).any():

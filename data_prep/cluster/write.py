@@ -4,13 +4,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_prep.cluster.source import ClusterSource, samples_of
 from data_prep.merge.move import contents_of
@@ -25,7 +24,11 @@ from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import Sample, key_of, parts_of
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.written import MAKE_ROOM, write_failures, written, written_directory
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 CLUSTERS_NAME = "clusters.parquet"
 
@@ -77,7 +80,7 @@ def write_clusters(
     """
     with write_failures(f"set {out}", MAKE_ROOM), written_directory(out) as home:
         writing = _Writing(home, source, places, labelled)
-        with tqdm(total=file.count, unit=" pictures", desc="write", disable=quiet, mininterval=0.5) as bar:
+        with progress_bar(total=file.count, unit=" pictures", desc="write", disable=quiet, mininterval=0.5) as bar:
             for number, tar in enumerate(source.tars):
                 writing.add(tar, number, bar)
         manifest = writing.finish()

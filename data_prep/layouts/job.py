@@ -9,7 +9,6 @@ from typing import Literal, TypeVar
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.decode import decode
 from data_prep.layouts.layout import TEST, Contents, Entry, Layout, check_there
@@ -22,6 +21,7 @@ from dist_train.data.manifest import Shard
 from dist_train.data.pictures import EXTENSIONS, PictureError, check
 from dist_train.data.reject import Reject
 from dist_train.errors import WorkError
+from dist_train.runtime.progress import progress_bar
 
 DEFAULT_PX = 112  # side of aligned faces
 _BATCH, _BATCH_BYTES = 64, 64 << 20  # pictures handed to a transform at once, and their bytes
@@ -99,7 +99,7 @@ def _write_part(
     mixed = iter([(int(number), entries[number]) for number in random.permutation(len(entries))])
     shards: list[Shard] = []
     sides = _Sides()
-    with tqdm(total=len(entries), desc=f"write {directory.name}", unit="picture") as bar:
+    with progress_bar(total=len(entries), desc=f"write {directory.name}", unit="picture") as bar:
         while unit := list(islice(mixed, shard)):
             with ShardWriter(directory / f"{directory.name}-{len(shards):06d}.tar") as writer:
                 for (number, entry), crop in zip(unit, _crops(folder, unit, process), strict=True):

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from dist_train.cluster.agglomerate import Clusters, agglomerate
 from dist_train.cluster.neighbours import near_rows
 from dist_train.data.counters import Ints
 from dist_train.evaluate.search import QUERY_BLOCK
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.ranks import Ranks
 
 NEIGHBOURS = 32
@@ -41,7 +41,9 @@ def cluster_by_graph(features: Tensor, threshold: float, ranks: Ranks, quiet: bo
         roots = None
         if ranks.rank == 0:
             clusters = Clusters(sums, sizes)
-            with tqdm(total=len(sizes) - 1, unit=" joined", desc="join", disable=hidden, mininterval=0.5) as bar:
+            with progress_bar(
+                total=len(sizes) - 1, unit=" joined", desc="join", disable=hidden, mininterval=0.5
+            ) as bar:
                 agglomerate(clusters, *edges, threshold, bar.update)
             roots = clusters.roots
         roots = ranks.gather(roots)[0]
@@ -68,7 +70,7 @@ def _edges(means: Tensor, threshold: float, ranks: Ranks, hidden: bool) -> tuple
     count = len(means)
     start, stop = (count * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
     found: list[tuple[Ints, NDArray[np.float32]]] = [(np.empty(0, np.int64), np.empty(0, np.float32))]
-    with tqdm(total=stop - start, unit=" rows", desc="search", disable=hidden, mininterval=0.5) as bar:
+    with progress_bar(total=stop - start, unit=" rows", desc="search", disable=hidden, mininterval=0.5) as bar:
         for low in range(start, stop, QUERY_BLOCK):
             some = means[low : min(low + QUERY_BLOCK, stop)]
             own, others, cosines = near_rows(some, means, NEIGHBOURS + 1, threshold)  # itself may be one of them

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from dist_train.errors import UserError
 from dist_train.evaluate.search import nearest
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def cluster_by_kmeans(
     drawn = np.random.default_rng(seed).choice(total, clusters, replace=False)
     centers = _rows(features, np.sort(drawn), first, ranks)
     before = torch.full((len(features),), -1, dtype=torch.int64, device=features.device)
-    with tqdm(total=_MOST_ROUNDS, unit=" rounds", desc="k-means", disable=quiet or ranks.rank != 0) as bar:
+    with progress_bar(total=_MOST_ROUNDS, unit=" rounds", desc="k-means", disable=quiet or ranks.rank != 0) as bar:
         for _ in range(_MOST_ROUNDS):
             cosines, found = (each.squeeze(1) for each in _nearest(features, centers, 1))
             moved = int(_summed((found != before).sum(), ranks))
