@@ -136,6 +136,17 @@ def test_labels_that_are_one_through_others_have_one_root():
     assert joined(np.array([[4, 2], [5, 4], [1, 0]]), 7).tolist() == [0, 0, 2, 3, 2, 2, 6]
 
 
+def test_faiss_finds_the_neighbours_that_the_exact_search_finds(monkeypatch):
+    features, _ = people(400, 6)
+    wanted, exact = neighbours.nearest_rows(features, features, 5, ALONE)
+    monkeypatch.setattr(neighbours, "FAISS_ROWS", 10)
+    monkeypatch.setattr(neighbours, "nearest", None)
+    scores, rows = neighbours.nearest_rows(features, features, 5, ALONE)
+    assert rows[:, 0].tolist() == list(range(2400))
+    assert (rows == exact).float().mean() > 0.95
+    assert torch.allclose(scores[:, 0], wanted[:, 0], atol=1e-5)
+
+
 def test_without_faiss_a_large_search_stays_exact_and_says_how_to_get_it(monkeypatch, caplog):
     features, _ = people(5, 4)
     monkeypatch.setattr(neighbours, "FAISS_ROWS", 10)
