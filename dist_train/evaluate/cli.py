@@ -142,10 +142,12 @@ def evaluate(
     if report is not None:
         require("report", "--report")
     if fuse:
-        if models or sets or knn or retrieval or all_pairs:
-            raise UserError("--fuse judges files of embeddings alone; leave models and sets out")
+        if models or sets or knn or retrieval or all_pairs or distractors or pairs or by or quality:
+            raise UserError("--fuse judges files of embeddings alone; leave models, sets and what is asked of sets out")
         evaluate_files(fuse, (fmr or [DEFAULT_FMR])[0], json_path, report)
         return
+    if fmr and not (by or quality):
+        raise UserError("--fmr goes with --by, --quality or --fuse; all pairs are judged at 1e-1 to 1e-6 by themselves")
     if not models:
         raise UserError("no model to evaluate; name run directories, checkpoints or .onnx files")
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)

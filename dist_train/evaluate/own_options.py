@@ -29,7 +29,8 @@ FmrOption = Annotated[
     typer.Option(
         min=1e-9,
         max=0.1,
-        help=f"false match rate whose threshold --by and --quality take, {DEFAULT_FMR:g} by default; repeat for more",
+        help=f"false match rate whose threshold --by, --quality and --fuse take, {DEFAULT_FMR:g} by default; repeat "
+        "for more",
     ),
 ]
 
