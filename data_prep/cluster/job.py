@@ -17,7 +17,7 @@ from data_prep.cluster.source import ClusterSource, Usable, open_cluster_source,
 from data_prep.cluster.write import Labelled, Written, write_clusters
 from dist_train.cluster.graph import cluster_by_graph, first_seen
 from dist_train.cluster.kmeans import cluster_by_kmeans
-from dist_train.cluster.rows import Places, read_places, unit_rows
+from dist_train.cluster.rows import Places, read_places, stored_rows
 from dist_train.data.counters import Ints
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError
@@ -108,7 +108,7 @@ def cluster_set(
         start, stop = (
             (0, count) if whole else (count * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
         )
-        features = ranks.agree(lambda: unit_rows(file, start, stop)).to(ranks.device)
+        features = ranks.agree(lambda: stored_rows(file, start, stop)).to(ranks.device)
         with ranks.first_speaks():
             clusters, cosines = _clustered(features, how, ranks, quiet)
         if prepared is None:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.data.counters import Ints
-from dist_train.embed.table import EmbeddingFile
+from dist_train.embed.table import EmbeddingFile, unit_length
 from dist_train.errors import UserError
 
 
-def unit_rows(file: EmbeddingFile, start: int, stop: int) -> Tensor:
+def stored_rows(file: EmbeddingFile, start: int, stop: int) -> Tensor:
     """Embeddings [stop - start, D] of rows `start` to `stop`, each divided by its length.
 
     Raises:
@@ -25,23 +25,12 @@ def unit_rows(file: EmbeddingFile, start: int, stop: int) -> Tensor:
     for names, features in file.batches():
         low, high = max(start - at, 0), min(stop - at, len(features))
         if low < high:
-            out[at + low - start : at + high - start] = _unit(features[low:high], names.slice(low), file, at + low)
+            rows = np.arange(at + low, at + high)
+            out[at + low - start : at + high - start] = unit_length(
+                features[low:high], names.slice(low), file.path, rows
+            )
         at += len(features)
     return torch.from_numpy(out)
-
-
-def _unit(features: NDArray[np.float32], names: pa.RecordBatch, file: EmbeddingFile, first: int) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(features.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
-    if len(bad):
-        row = int(bad[0])
-        what = "zero" if lengths[row] == 0 else "not finite"
-        raise UserError(
-            f"embeddings {file.path}: row {first + row}, {names.column('path')[row]}: its embedding is {what}; the "
-            "model is damaged or the file was changed: embed again"
-        )
-    unit: NDArray[np.float32] = (features / lengths[:, None]).astype(np.float32)
-    return unit
 
 
 @dataclass(frozen=True, slots=True)

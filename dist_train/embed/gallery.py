@@ -23,6 +23,7 @@ from dist_train.embed.table import (
     NAMES,
     EmbeddingFile,
     load_array,
+    unit_length,
     write_array,
 )
 from dist_train.errors import UserError, WorkError
@@ -127,7 +128,7 @@ def _write(
                     if min_quality is not None:
                         kept = np.flatnonzero(min_quality.keeps(names))
                         rows, names, features = rows[kept], names.take(pa.array(kept)), features[kept]
-                    yield _unit(features, names, each.path, rows)
+                    yield unit_length(features, names, each.path, rows)
                     source = pa.array(np.full(len(features), number, np.int32))
                     held.append(pa.RecordBatch.from_arrays([*names.columns, source], schema=_ENTRIES))
                     held = _flush(entries, held, _BATCH_ROWS)
@@ -148,22 +149,6 @@ def _flush(entries: pa.ipc.RecordBatchFileWriter, held: list[pa.RecordBatch], le
         entries.write_batch(batch)
     rest: list[pa.RecordBatch] = table.slice(whole).to_batches()
     return rest
-
-
-def _unit(
-    features: NDArray[np.float32], names: pa.RecordBatch, path: Path, rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    norms = np.linalg.norm(features.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-    if len(bad):
-        row = int(bad[0])
-        what = "zero" if norms[row] == 0 else "not finite"
-        raise UserError(
-            f"embeddings {path}: row {rows[row]}, {names.column('path')[row]}: its embedding is {what}; the model is "
-            "damaged or the file was changed: embed again"
-        )
-    unit: NDArray[np.float32] = (features / norms[:, None]).astype(np.float32)
-    return unit
 
 
 class Gallery:

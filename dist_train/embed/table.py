@@ -180,6 +180,33 @@ class EmbeddingFile:
         self._names.close()
 
 
+def unit_length(
+    features: NDArray[np.float32], names: pa.RecordBatch, path: Path, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Embeddings [n, D], each divided by its length.
+
+    Args:
+        features: as stored, [n, D].
+        names: their columns.
+        path: of the file.
+        rows: their numbers in it, [n].
+
+    Raises:
+        UserError: an embedding is zero or not finite.
+    """
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1)
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(bad):
+        row = int(bad[0])
+        what = "zero" if lengths[row] == 0 else "not finite"
+        raise UserError(
+            f"embeddings {path}: row {rows[row]}, {names.column('path')[row]}: its embedding is {what}; the model is "
+            "damaged or the file was changed: embed again"
+        )
+    unit: NDArray[np.float32] = (features / lengths[:, None]).astype(np.float32)
+    return unit
+
+
 def load_array(path: Path, mode: Literal["r", "c"]) -> NDArray[np.float32]:
     """A `.npy` of float32 [N, D], mapped into memory.
 

@@ -138,11 +138,11 @@ def _point_score(result: AllPairsResult) -> float | None:
     return None if point is None else 1 - point.fnmr
 
 
-def _set_path(entry: GroupsConfig) -> tuple[Path, ...]:
+def _set_path(entry: GroupsConfig | RetrievalConfig) -> tuple[Path, ...]:
     return (entry.set,)
 
 
-def _check_set(entry: GroupsConfig) -> None:
+def _check_set(entry: GroupsConfig | RetrievalConfig) -> None:
     load_manifest(entry.set)
 
 
@@ -154,10 +154,6 @@ def _group_figures(result: GroupsResult) -> dict[str, float]:
     start = f"{result.name}/by_{result.by}"
     differentials = {"fmr": result.fmr_differential.gini, "fnmr": result.fnmr_differential.gini}
     return {f"{start}/{kind}_gini": value for kind, value in differentials.items() if value is not None}
-
-
-def _check_retrieval(entry: RetrievalConfig) -> None:
-    load_manifest(entry.set)
 
 
 def _retrieval_figures(result: RetrievalResult) -> dict[str, float]:
@@ -251,8 +247,8 @@ KINDS = (
     ),
     Kind(
         "retrieval",
-        paths=lambda entry: (entry.set,),
-        check=_check_retrieval,
+        paths=_set_path,
+        check=_check_set,
         judge=evaluate_retrieval,
         figures=_retrieval_figures,
         score=lambda result: result.figures.mean_ap,

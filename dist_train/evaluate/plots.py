@@ -4,7 +4,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -77,8 +77,7 @@ def _legend(axes: "Axes", place: Literal["best", "lower left", "lower right", "u
     if len(labels) <= 4:
         legend = axes.legend(handles, [cut(name, _LABEL) for name in labels], loc=place)
     else:  # it would hide the curves
-        figure = axes.get_figure(root=True)
-        assert figure is not None
+        figure = cast("Figure", axes.get_figure(root=True))  # axes that are drawn always have one
         rows = -(-len(labels) // 2)
         figure.set_size_inches(_SIZE_INCHES[0], _SIZE_INCHES[1] + 0.17 * rows)
         names = [cut(name, _LABEL * 2 // 3) for name in labels]

@@ -113,7 +113,8 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         embeddings: Tensor = backbone(images.to(ranks.device, memory_format=layout))
         return embeddings
 
-    how = Judging(embed, image_size, config.batch_size, ranks, config.flip, config.knn_neighbours, config.templates)
+    shared = (image_size, config.batch_size, ranks, config.flip, config.knn_neighbours, config.templates)
+    how = Judging(embed, *shared, kept={})  # a set that several kinds judge is embedded once
     return evaluate_sets(config, how)
 
 
