@@ -1,8 +1,6 @@
 """A new set without what was found to be wrong: pictures go, labels become one, all that stays keeps its bytes."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,15 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.merge.move import contents_of
 from data_prep.merge.relabel import relabelled
 from data_prep.shards import ShardWriter
 from dist_train.clean.finding import Findings, read_exceptions, read_findings
-from dist_train.clean.job import refuse_inside
 from dist_train.clean.merges import joined
 from dist_train.data.counters import Ints
 from dist_train.data.identities import read_identities
-from dist_train.data.index import Member, read_index
-from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard, load_manifest
+from dist_train.data.index import read_index
+from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard, load_manifest, refuse_overlap
+from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import Sample, key_of
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.sets import StoredSet
@@ -28,7 +27,6 @@ from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, wr
 
 SUMMARY_NAME = "cleaned.json"
 _GONE = -1
-_MOST_BYTES = 256 << 20  # of a sample; training reads no larger one either
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def apply_findings(
         WorkError: the set is damaged, nothing would be left, or the disk is full.
     """
     manifest = load_manifest(source)
-    refuse_inside("OUT", out, source)
+    refuse_overlap("OUT", out, source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"OUT {out}: holds something already; use another directory")
     findings = read_findings(findings_path, manifest.digest, manifest.samples, manifest.num_classes)
@@ -182,21 +180,12 @@ def _move(source: Path, shard: Shard, target: Path, labels: Ints, new_labels: In
         for members, old, new in zip(lines, labels.tolist(), new_labels.tolist(), strict=True):
             if new != _GONE:
                 sample = Sample(key_of(members[0].name), members)
-                contents = list(_contents(file.fileno(), tar, members))
+                try:
+                    contents = contents_of(file.fileno(), sample)
+                except BadSampleError as error:
+                    raise WorkError(f"{tar}: {shown_name(sample.key)}: {error}") from error
                 writer.write_members(relabelled(sample, contents, (old, new), label_key, ""))
     return writer.shard
-
-
-def _contents(fd: int, tar: Path, members: list[Member]) -> Iterator[bytes]:
-    if (size := sum(member.size for member in members)) > _MOST_BYTES:
-        raise WorkError(
-            f"{tar}: the files of {shown_name(members[0].name)} have {size:,} bytes, at most {_MOST_BYTES:,}"
-        )
-    for member in members:
-        data = os.pread(fd, member.size, member.offset)
-        if len(data) < member.size:
-            raise WorkError(f"{tar}: {shown_name(member.name)}: {len(data)} of its {member.size} bytes can be read")
-        yield data
 
 
 def _identities(source: Path, manifest: Manifest, kept: Ints, counts: Ints) -> pa.Table:

@@ -19,6 +19,7 @@ from dist_train.cluster.graph import cluster_by_graph, first_seen
 from dist_train.cluster.kmeans import cluster_by_kmeans
 from dist_train.cluster.rows import Places, read_places, stored_rows
 from dist_train.data.counters import Ints
+from dist_train.data.manifest import refuse_overlap
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError
 from dist_train.runtime.ranks import ALONE, Ranks
@@ -141,11 +142,7 @@ def _prepared(file: EmbeddingFile, out: Path, given: Path | None) -> tuple[Clust
 
 
 def _check_out(out: Path, path: Path) -> None:
-    target, place = out.resolve(), path.resolve()
-    if target == place or place in target.parents or target in place.parents:
-        raise UserError(
-            f"OUT {out} and the set {path} are, or lie in, one another; sets are not changed in place: use another OUT"
-        )
+    refuse_overlap("OUT", out, path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"OUT {out}: holds something already; remove it, or use another OUT")
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dist_train.data.counters import Ints
 from dist_train.data.identities import read_identities
-from dist_train.data.manifest import IDENTITIES_NAME, MANIFEST_NAME, Manifest, load_manifest
+from dist_train.data.manifest import IDENTITIES_NAME, MANIFEST_NAME, Manifest, load_manifest, refuse_overlap
 from dist_train.data.survey import adopt_set
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.text import first_line
@@ -53,7 +53,7 @@ def open_merge_sources(paths: Sequence[Path], out: Path, label_key: str) -> list
     if len(paths) < 2:
         raise UserError("expected at least two sets and OUT: headcount prep merge A B OUT")
     places = [path.resolve() for path in paths]
-    refuse_overlap(paths, out)
+    refuse_sets(paths, out)
     sources = [open_source(*each, label_key) for each in zip(places, shortest_names(places), strict=True)]
     _refuse_unlike(sources)
     return sources
@@ -83,20 +83,17 @@ def shortest_names(places: Sequence[Path]) -> list[str]:
     return ["/".join(place.parts[-parts:]).lstrip("/") for place in places]
 
 
-def refuse_overlap(paths: Sequence[Path], out: Path) -> None:
+def refuse_sets(paths: Sequence[Path], out: Path) -> None:
     """Refuse sets of which one is given twice, or is `out`, around it or in it.
 
     Raises:
         UserError: there is one.
     """
-    target, places = out.resolve(), [path.resolve() for path in paths]
+    places = [path.resolve() for path in paths]
     for number, (path, place) in enumerate(zip(paths, places, strict=True)):
         if place in places[:number]:
             raise UserError(f"{path}: given twice, also as {paths[places.index(place)]}; give each set once")
-        if target == place:
-            raise UserError(f"OUT {out} is the set {path} itself; sets are not changed in place: use another OUT")
-        if place in target.parents or target in place.parents:
-            raise UserError(f"OUT {out} and the set {path} lie in one another; use an OUT beside it")
+        refuse_overlap("OUT", out, path)
 
 
 def _check_sizes(place: Path, manifest: Manifest) -> None:

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from data_prep.engines.results import results
 from data_prep.job.begun import refuse_others
 from data_prep.job.progress import StageBars
-from data_prep.merge.sources import MergeSource, open_source, refuse_overlap
+from data_prep.merge.sources import MergeSource, open_source, refuse_sets
 from data_prep.pairs import write_bin
 from data_prep.shards import write_set
 from data_prep.split.choice import HeldOut, place, unit_of
@@ -94,7 +94,7 @@ def split_set(path: Path, out: Path, options: SplitOptions, workers: int, progre
         UserError: something else in `out`, or a set that has roles, lacks times, or has not so many identities.
         WorkError: the set is damaged, or the disk failed.
     """
-    refuse_overlap([path], out)
+    refuse_sets([path], out)
     source = open_source(path.resolve(), path.resolve().name, options.label_key)
     described = _described(source, options)
     files = SplitFiles(out)

@@ -12,7 +12,7 @@ from dist_train.clean.finding import KINDS, Findings, write_findings
 from dist_train.clean.place import placed
 from dist_train.clean.sheet import write_sheet
 from dist_train.data.identities import read_identities
-from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest
+from dist_train.data.manifest import IDENTITIES_NAME, Manifest, load_manifest, refuse_overlap
 from dist_train.embed.embedded import read_embedded
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError
@@ -49,19 +49,6 @@ class Asked(NamedTuple):
     out: Path
     certainty: float
     thresholds: Mapping[str, float]
-
-
-def refuse_inside(what: str, out: Path, place: Path) -> None:
-    """Refuse an output that is a set's directory, lies in it, or has it inside.
-
-    Raises:
-        UserError: it does.
-    """
-    one, other = out.resolve(), place.resolve()
-    if one == other:
-        raise UserError(f"{what} {out} is the set itself; sets are not changed in place: use another directory")
-    if other in one.parents or one in other.parents:
-        raise UserError(f"{what} {out} and the set {place} lie in one another; use a directory beside it")
 
 
 def look_through(asked: Asked, model: Model | None, how: Judging | None, ranks: Ranks) -> str | None:
@@ -138,7 +125,7 @@ def summary(findings: Findings) -> list[str]:
 
 def _manifest(asked: Asked, model: Model | None) -> Manifest:
     manifest = load_manifest(asked.path)
-    refuse_inside("--out", asked.out, asked.path)
+    refuse_overlap("--out", asked.out, asked.path)
     if manifest.num_classes < 2:
         raise UserError(f"set {asked.path}: has one identity; what is wrong in it shows only beside others")
     if asked.against and model is None:

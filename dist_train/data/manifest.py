@@ -147,6 +147,19 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
     return manifest
 
 
+def refuse_overlap(what: str, out: Path, place: Path) -> None:
+    """Refuse an output that is a set's directory, lies in it, or has it inside.
+
+    Raises:
+        UserError: it does.
+    """
+    target, other = out.resolve(), place.resolve()
+    if target == other:
+        raise UserError(f"{what} {out} is the set {place} itself; sets are not changed in place: use another one")
+    if other in target.parents or target in other.parents:
+        raise UserError(f"{what} {out} and the set {place} lie in one another; use one beside it")
+
+
 def load_manifest(directory: str | Path) -> Manifest:
     """Read the manifest of the set in `directory`.
 

@@ -17,7 +17,7 @@ from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sets import StoredSet
 from dist_train.runtime.text import first_line
 
-OWN_COLUMNS = ("label", "name", "samples")  # of identities.parquet, in every set
+OWN_COLUMNS = ("label", "name", "count")  # of identities.parquet, in every set
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Imports without Python's collector of cycles, which makes up two fifths of the time until training can begin.
+"""Imports without Python's collector of cycles, which is two fifths of the time that those of training take.
 
 Loading torch makes a million objects that live as long as the process. The collector looks through all of them again
 and again meanwhile, and from time to time afterwards.

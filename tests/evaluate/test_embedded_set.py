@@ -20,7 +20,7 @@ def regions(tmp_path_factory):
     """Seven pictures of three identities, each with a number in its .json; the identities have regions."""
     path = tmp_path_factory.mktemp("sets") / "regions"
     make_set(path, [4, 3], num_classes=3, records=True)
-    table = {"label": [2, 0, 1], "name": ["c", "a", "b"], "samples": [2, 3, 2], "region": ["south", "north", None]}
+    table = {"label": [2, 0, 1], "name": ["c", "a", "b"], "count": [2, 3, 2], "region": ["south", "north", None]}
     pq.write_table(pa.table(table), path / IDENTITIES_NAME)
     return path
 
@@ -56,7 +56,7 @@ def test_two_ranks_get_what_one_gets(regions):
 
 def test_a_column_that_nothing_has_is_refused_with_those_that_there_are(regions):
     how = Judging(lambda images: images.mean(dim=(2, 3)), 32, 2, ranks_here(0, 1), flip=False)
-    with pytest.raises(UserError, match=r"'camera' is neither .* identities.parquet, which has region"):
+    with pytest.raises(UserError, match=r"'camera' is neither .* identities.parquet, which has region$"):
         embed_set(regions, how, ["camera"])
 
 

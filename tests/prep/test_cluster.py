@@ -197,7 +197,7 @@ def test_an_output_that_holds_something_or_lies_in_the_set_is_refused(tmp_path, 
     with pytest.raises(UserError, match="full: holds something already"):
         cluster_set(given, tmp_path / "full", ByGraph(0.7), quiet=True)
     for out in (tmp_path / "set", tmp_path / "set" / "clusters", tmp_path):
-        with pytest.raises(UserError, match="are, or lie in, one another"):
+        with pytest.raises(UserError, match=r"set .* itself|lie in one another"):
             cluster_set(given, out, ByGraph(0.7), quiet=True)
     assert (tmp_path / "full" / "notes").read_text() == "mine"
 
