@@ -109,13 +109,13 @@ def decide(gallery: "Gallery", model: "Model", fmr: float, path: Path | None) ->
         )
     if found.told != dict(model.told):
         raise UserError(
-            f"the thresholds were measured with {_options(found.told)} of the model, the photo would be embedded with "
-            f"{_options(dict(model.told))}; say of the model what was said then"
+            f"the thresholds were measured with {said_of(found.told)} of the model, the photo would be embedded with "
+            f"{said_of(dict(model.told))}; say of the model what was said then"
         )
     other = "" if made_by["sha256"] == owner.digest else str(made_by["name"])
     return Decision(threshold, point, found, len(gallery), other)
 
 
-def _options(told: dict[str, str]) -> str:
+def said_of(told: dict[str, str]) -> str:
     """What a user said of a model."""
     return shown_start(", ".join(f"{name} {value}" for name, value in told.items())) or "nothing said"

@@ -163,6 +163,7 @@ def query(
 
 def _check_model(gallery: "Gallery", model: "Model") -> None:
     from dist_train.errors import UserError
+    from launch.embed.decision import said_of
 
     made_by = gallery.made_by
     if model.embedding_dim != gallery.embedding_dim:
@@ -181,14 +182,9 @@ def _check_model(gallery: "Gallery", model: "Model") -> None:
         )
     if (told := dict(model.told)) != (then := made_by["model"].get("told", {})):
         raise UserError(
-            f"gallery {gallery.directory} was embedded with {_options(then)} of the model, the photo would be with "
-            f"{_options(told)}; their embeddings cannot be compared: say of the model what was said then"
+            f"gallery {gallery.directory} was embedded with {said_of(then)} of the model, the photo would be with "
+            f"{said_of(told)}; their embeddings cannot be compared: say of the model what was said then"
         )
-
-
-def _options(told: dict[str, str]) -> str:
-    """The options of a model that a user gave."""
-    return ", ".join(f"{name} {value}" for name, value in told.items()) or "nothing said"
 
 
 def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
