@@ -62,10 +62,9 @@ def import_folder(
 
 def _told(out: Path, layout: str, made: "Imported") -> str:
     lines = [f"{out}: layout {layout}"]
-    lines += [
-        f"  {part}: {count:,} pictures of {identities:,} identities" for part, (count, identities) in made.parts.items()
-    ]
-    lines += [f"  {name}.bin: {count:,} pairs" for name, count in made.pairs.items()]
+    for part, (count, identities) in made.parts.items():
+        lines.append(f"  {out / part}: {count:,} pictures of {identities:,} identities")
+    lines += [f"  {out / name}.bin: {count:,} pairs" for name, count in made.pairs.items()]
     lines += [f"  left out: {count:,} {what}" for what, count in made.left_out.items()]
     if made.oblong:
         lines.append(

@@ -24,6 +24,16 @@ _ALWAYS = 24  # bits that a label may have in any set: 16.8 million classes
 _SHOWN = 3  # examples in a message
 
 
+def _way_out(directory: Path) -> str:
+    """What to do about a directory that is no set: name the sets below it, or make one."""
+    below = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST_NAME}"))
+    if below:
+        return (
+            f"there are sets below it, give one of them: {', '.join(str(directory / name) for name in below[:_SHOWN])}"
+        )
+    return "make a set with `headcount prep`, or correct data.path"
+
+
 def adopt_set(directory: Path, label_key: str) -> Manifest:
     """Index the tars in `directory` and write a manifest for them, once; other processes wait for the one that does.
 
@@ -33,10 +43,7 @@ def adopt_set(directory: Path, label_key: str) -> Manifest:
     """
     tars = tars_in(directory)
     if not tars:
-        raise UserError(
-            f"dataset {directory}: neither {MANIFEST_NAME} nor *.tar in it; make a set with `headcount prep`, or "
-            "correct data.path"
-        )
+        raise UserError(f"dataset {directory}: neither {MANIFEST_NAME} nor *.tar in it; {_way_out(directory)}")
     refuse_other_inputs(directory, photos=False)
     if not os.access(directory, os.W_OK):
         raise UserError(f"dataset {directory}: no {MANIFEST_NAME}, and no right to write one; copy or link the shards")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.data.levels import normalise
@@ -38,23 +39,26 @@ def _decode(data: bytes, image_size: int, name: str) -> tuple[np.ndarray, int, i
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), height, width
 
 
+_scaled: set[tuple[str, int]] = set()
+"""Names and sizes that were told of: a run evaluates the same sets again and again."""
+
+
 def decoding(read: Callable[[int], bytes], image_size: int, name: str) -> LoadFn:
-    """A loader of pictures whose encoded bytes `read` gives; says once that it scales them."""
-    told = False
+    """A loader of pictures whose encoded bytes `read` gives; the first rank says once that it scales them."""
 
     def load(number: int) -> np.ndarray:
-        nonlocal told
         picture, height, width = _decode(read(number), image_size, f"{name}, picture {number}")
-        if (height, width) != (image_size, image_size) and not told:
-            told = True
-            logger.warning(
-                "%s: pictures of %d x %d px are scaled to the %d px that the model takes; figures of a model for their "
-                "own size are not comparable",
-                name,
-                width,
-                height,
-                image_size,
-            )
+        if (height, width) != (image_size, image_size) and (name, image_size) not in _scaled:
+            _scaled.add((name, image_size))
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                logger.warning(
+                    "%s: pictures of %d x %d px are scaled to the %d px that the model takes; figures of a model for "
+                    "their own size are not comparable",
+                    name,
+                    width,
+                    height,
+                    image_size,
+                )
         return picture
 
     return load

@@ -96,6 +96,13 @@ def test_nothing_that_can_be_used_is_an_error_with_an_example(tmp_path):
         by_data(tmp_path)
 
 
+def test_a_folder_of_sets_is_an_error_that_names_them(tmp_path):
+    tar_of(tmp_path / "part" / "a.tar", labelled(["x", "y"]))
+    by_data(tmp_path / "part")
+    with pytest.raises(UserError, match=rf"there are sets below it, give one of them: {tmp_path}/part$"):
+        by_data(tmp_path)
+
+
 def test_what_verify_calls_right_training_takes(tmp_path):
     tar_of(tmp_path / "a.tar", labelled(f"k{n} é" for n in range(5)))
     assert by_data(tmp_path)[1] == list(range(5))
