@@ -154,8 +154,8 @@ def _check_photos(root: Path, start: Path, photos: list[str], files: Sequence[Pa
     if missing:
         told = ", ".join(map(shown_name, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
         raise UserError(
-            f"{files[0]}: {len(missing):,} of {len(photos):,} photos of the list are not in {start}: {told}; unpack the "
-            "set again, or take their lines out of the list"
+            f"{files[0]}: {len(missing):,} of {len(photos):,} photos of the list are not in {start}: {told}; unpack "
+            "the set again, or take their lines out of the list"
         )
 
 
