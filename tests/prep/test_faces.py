@@ -220,7 +220,7 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path):
 
 
 def test_a_folder_that_holds_none_or_several_lists_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no list of faces that is known; expected a table"):
+    with pytest.raises(UserError, match="no list of faces that is known"):
         open_faces(tmp_path)
     write_wider(tmp_path, *WIDER)
     write_wider(tmp_path, *WIDER, part="train")
