@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.faces.celeba import BOXES, find_celeba, read_celeba
+from data_prep.faces.fddb import FOLD, find_fddb, read_fddb
 from data_prep.faces.listed import Listed
 from data_prep.faces.table import NAMES, SUFFIXES, find_table, read_table
 from data_prep.faces.wider import LIST, find_wider, read_wider
 from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
 
-_KNOWN = f"a table named {' or '.join(NAMES)}, wider_face_*_bbx_gt.txt, {BOXES}"
+_KNOWN = f"a table named {' or '.join(NAMES)}, wider_face_*_bbx_gt.txt, {BOXES}, FDDB-fold-*-ellipseList.txt"
 
 
 class AnnotatedPhoto(NamedTuple):
@@ -71,11 +72,12 @@ class FaceList:
     """A set of photos with faces at known places.
 
     Attributes:
-        name: of its layout: `wider`, `celeba` or `table`.
+        name: of its layout: `wider`, `celeba`, `fddb` or `table`.
         path: the list.
         photos: in the order of the list, pixels not read.
         digest: SHA-256 of the lists.
         odd: number of faces by what is odd about them; the rules are those of `data_prep.faces.listed.listed`.
+        ellipses: of each photo its faces' major and minor radius, angle and center, [n, 5]; None where faces are boxes.
     """
 
     name: str
@@ -83,32 +85,39 @@ class FaceList:
     photos: Sequence[AnnotatedPhoto]
     digest: str
     odd: dict[str, int]
+    ellipses: list[NDArray[np.float64]] | None = None
 
 
 def open_faces(path: Path) -> FaceList:
     """The set at `path`: a list, or the folder of a set.
 
-    WIDER FACE, CelebA, tables of faces and what `headcount prep drawn-faces` makes are recognised. A folder with
+    WIDER FACE, CelebA, FDDB, tables of faces and what `headcount prep drawn-faces` makes are recognised. A folder with
     several lists whose photos are there is not: there the path has to be that of a list.
 
     Raises:
         UserError: no list, several, or one that is damaged or names photos that are not there.
     """
     name, found = _find(path)
-    content = {"wider": read_wider, "celeba": read_celeba, "table": read_table}[name](found)
+    content = {"wider": read_wider, "celeba": read_celeba, "fddb": read_fddb, "table": read_table}[name](found)
     digests = [sha256_of(each) for each in content.files]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
-    return FaceList(name, found, _Photos(content), digest, content.odd)
+    ellipses = None if content.ellipses is None else np.split(content.ellipses, content.starts[1:-1])
+    return FaceList(name, found, _Photos(content), digest, content.odd, ellipses)
 
 
 def _find(path: Path) -> tuple[str, Path]:
     """The layout and the list of the set at `path`."""
     if path.is_dir():
-        kinds = (("table", find_table), ("wider", find_wider), ("celeba", find_celeba))
+        kinds = (("table", find_table), ("wider", find_wider), ("celeba", find_celeba), ("fddb", find_fddb))
         found = [(name, each) for name, find in kinds for each in find(path)]
     elif path.exists():
-        table, celeba, wider = path.suffix in SUFFIXES, path.name == BOXES, LIST.fullmatch(path.name)
-        found = [(name, path) for name, fits in (("table", table), ("wider", wider), ("celeba", celeba)) if fits]
+        marks = (
+            ("table", path.suffix in SUFFIXES),
+            ("wider", LIST.fullmatch(path.name)),
+            ("celeba", path.name == BOXES),
+            ("fddb", FOLD.fullmatch(path.name)),
+        )
+        found = [(name, path) for name, fits in marks if fits]
     else:
         raise UserError(f"{path}: no such file or folder; name the list or the folder of a set of faces")
     if not found:

@@ -34,6 +34,7 @@ class Listed(NamedTuple):
         ignored: bool [F]: neither face nor background.
         files: the lists.
         odd: number of faces by what is odd about them, see the rules of `listed`.
+        ellipses: float64 [F, 5]: major and minor radius, angle of the major axis, center; None where faces are boxes.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Listed(NamedTuple):
     ignored: NDArray[np.bool_]
     files: tuple[Path, ...]
     odd: dict[str, int]
+    ellipses: NDArray[np.float64] | None = None
 
 
 class Rows(NamedTuple):
@@ -204,6 +206,18 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
                     yield where, text
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+
+
+def next_line(lines: Iterator[tuple[str, str]], path: Path, photo: str) -> tuple[str, str]:
+    """The place and the content of the next line, which there has to be.
+
+    Raises:
+        UserError: the list ends before all faces of a photo.
+    """
+    found = next(lines, None)
+    if found is None:
+        raise UserError(f"{path}: it ends before all faces of {photo}; the file is cut off")
+    return found
 
 
 def check_list(path: Path) -> None:

@@ -5,12 +5,11 @@ expression illumination invalid occlusion pose`. A photo without a face has 0 an
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.faces.listed import Listed, Rows, check_count, lines_of, listed, numbers, photo_path
+from data_prep.faces.listed import Listed, Rows, check_count, lines_of, listed, next_line, numbers, photo_path
 from dist_train.errors import UserError
 from dist_train.runtime.text import shown
 
@@ -50,12 +49,12 @@ def read_wider(path: Path) -> Listed:
             raise UserError(f"{where}: {shown(line)} is listed twice; take one of both out")
         seen.add(name)
         photos.append(name)
-        where, line = _next(lines, path, name)
+        where, line = next_line(lines, path, name)
         if not _COUNT.fullmatch(line):
             raise UserError(f"{where}: {shown(line)}; expected the number of faces in {name}")
         empty = int(line) == 0
         for _ in range(int(line)):
-            where, line = _next(lines, path, name)
+            where, line = next_line(lines, path, name)
             words = line.split()
             if len(words) != 10:
                 raise UserError(f"{where}: {shown(line)} has {len(words)} fields; expected {_FORM}")
@@ -69,14 +68,6 @@ def read_wider(path: Path) -> Listed:
         np.array(photo, np.int64), boxes, None, table[:, 7] == 1, lambda number: f"{path}: line {places[number]}"
     )
     return listed(root, base, photos, rows, [path])
-
-
-def _next(lines: Iterator[tuple[str, str]], path: Path, photo: str) -> tuple[str, str]:
-    """The place and the content of the next line, which there has to be."""
-    found = next(lines, None)
-    if found is None:
-        raise UserError(f"{path}: it ends before all faces of {photo}; the file is cut off")
-    return found
 
 
 def _root(path: Path) -> Path:
