@@ -58,7 +58,7 @@ def read_mat(path: Path) -> dict[str, Any]:
         order = "<" if data[126:128] == b"IM" else ">"
         return dict(_variables(data, order))
     except (OSError, ValueError, zlib.error, struct.error) as error:
-        told = first_fault(error) if isinstance(error, OSError | ValueError) else str(error)
+        told = first_fault(error) if isinstance(error, OSError | ValueError) else "damaged"
         raise UserError(f"{path}: {told}; expected a list of WIDER FACE's eval_tools") from error
 
 

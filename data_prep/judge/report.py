@@ -23,8 +23,8 @@ from dist_train.evaluate.tables import Cell, Table
 
 MOST_SHOWN = 48
 """Misses, and false alarms, on a page."""
-_AROUND = 1.0  # widths of a face to each side of it that a picture shows
-_SIDE_PX = 160
+_AROUND = 0.5  # widths of a face to each side of it that a picture shows
+_SIDE_PX = 200
 _QUALITY = 85  # of JPEG
 
 
@@ -130,28 +130,26 @@ def _shown(found: Found, box: NDArray[np.float32], figures: Figures, caption: st
     opened = open_photo(found.photo)
     if isinstance(opened, Reject):
         return ShownPicture(UNREADABLE, caption)
+    center, side = (box[:2] + box[2:]) / 2, float((box[2:] - box[:2]).max()) * (1 + 2 * _AROUND)
+    scale, corner = _SIDE_PX / max(side, 1.0), center - side / 2
+    square = _cut(opened[0], corner.astype(np.float64), scale)
     photo, ignored = found.photo, found.photo.ignored
     sure = found.faces.scores >= figures.threshold
-    pixels = opened[0]
     for boxes, color in (
         (photo.boxes[~ignored], GREEN),
         (photo.boxes[ignored], YELLOW),
         (found.faces.boxes[sure], BLUE),
         (box[None], RED),
     ):
-        pixels = mark_faces(pixels, boxes, color=color)
-    return ShownPicture(data_uri(_cut(pixels, box)), caption)
+        square = mark_faces(square, (boxes - np.tile(corner, 2)) * scale, color=color)
+    encoded = cv2.imencode(".jpg", square[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
+    return ShownPicture(data_uri(encoded.tobytes()), caption)
 
 
-def _cut(pixels: Picture, box: NDArray[np.float32]) -> bytes:
-    """A square around a box, as a JPEG."""
-    center, side = (box[:2] + box[2:]) / 2, float((box[2:] - box[:2]).max()) * (1 + 2 * _AROUND)
-    scale = _SIDE_PX / max(side, 1.0)
-    corner = center - side / 2
+def _cut(pixels: Picture, corner: NDArray[np.float64], scale: float) -> Picture:
+    """A square of a photo that begins at `corner`, scaled; grey outside of the photo."""
+    while scale < 0.5:  # a warp looks at four pixels at a time: what is smaller is halved first
+        pixels = np.asarray(cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
+        corner, scale = corner / 2, 2 * scale
     move = np.array([[scale, 0, -scale * corner[0]], [0, scale, -scale * corner[1]]])
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    if scale < 0.5:  # warps look at few pixels of the photo, which loses the thin lines
-        pixels = np.asarray(cv2.resize(pixels, None, fx=2 * scale, fy=2 * scale, interpolation=how), np.uint8)
-        move[:, :2] = np.eye(2) * 0.5
-    square = cv2.warpAffine(pixels, move, (_SIDE_PX, _SIDE_PX), flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128))
-    return cv2.imencode(".jpg", square[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
+    return np.asarray(cv2.warpAffine(pixels, move, (_SIDE_PX, _SIDE_PX), borderValue=(128, 128, 128)), np.uint8)
