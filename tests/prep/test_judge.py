@@ -51,9 +51,8 @@ def problem(photos=6):
         corners = CHANCE.integers(0, 200, (CHANCE.integers(0, 6), 2))
         known = np.concatenate([corners, corners + CHANCE.integers(12, 60, (len(corners), 2))], 1).astype(float)
         near = np.repeat(known, CHANCE.integers(0, 3, len(known)), 0)
-        boxes = np.concatenate(
-            [near + CHANCE.normal(0, 5, near.shape), np.full((CHANCE.integers(0, 2), 4), (0, 0, 20, 20))]
-        )
+        nothing = np.full((CHANCE.integers(0, 2), 4), (0, 0, 20, 20))
+        boxes = np.concatenate([near + CHANCE.normal(0, 5, near.shape), nothing])
         scores = CHANCE.integers(1, 20, len(boxes)) / 20
         order = np.argsort(-scores, kind="stable")
         ignored = np.flatnonzero(CHANCE.random(len(known)) < 0.25)
@@ -165,7 +164,7 @@ ELLIPSE = (60.0, 40.0, 1.2, 100.0, 90.0)
 
 def test_overlaps_with_ellipses_are_those_of_counted_pixels():
     boxes = np.array([[40, 20, 150, 160], [90, 80, 110, 100], [0, 0, 30, 30]], np.float32)
-    y, x = (np.mgrid[:2000, :2000] + 0.5) / 10
+    y, x = (np.mgrid[:1000, :1000] + 0.5) / 5
     major, minor, angle, cx, cy = ELLIPSE
     along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
     across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
@@ -174,7 +173,7 @@ def test_overlaps_with_ellipses_are_those_of_counted_pixels():
         boxes, ellipse_overlaps(boxes, np.array([ELLIPSE]))[:, 0], strict=True
     ):
         box = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        assert found == pytest.approx((box & inside).sum() / (box | inside).sum(), abs=2e-3)
+        assert found == pytest.approx((box & inside).sum() / (box | inside).sum(), abs=4e-3)
 
 
 def test_fddbs_score_pairs_boxes_and_ellipses_one_to_one():
@@ -291,12 +290,12 @@ def mat_of(content, compress=False):
     [
         (b"PK\x03\x04" + bytes(200), "not a MATLAB file of version 5"),
         (mat_of(deep(3000)), "cells more than 4 deep"),
-        (mat_of(bytes(100 << 20), compress=True), "bytes when unpacked"),
+        (mat_of(bytes(65 << 20), compress=True), "bytes when unpacked"),
         (mat_of(b"damaged" * 20, compress=False)[:150], "cut off"),
-        (mat_of(bytes(64)), "damaged|class|type"),
+        (mat_of(bytes(64)), "damaged"),
         (
             mat_of(zlib.compress(bytes(64))[:-30] + bytes(9), compress=False).replace(b"\x0e", b"\x0f", 1),
-            "rror|damaged",
+            "damaged",
         ),
     ],
 )
@@ -339,6 +338,7 @@ def evaluate(monkeypatch, folder, *arguments, photos=None):
     return CliRunner().invoke(app, ["eval-detector", str(folder), *map(str, arguments)], catch_exceptions=True)
 
 
+@pytest.mark.job  # curves and a page
 def test_the_command_writes_figures_and_a_page_with_false_alarms(tmp_path, monkeypatch, drawn):
     result = evaluate(
         monkeypatch, drawn, "--json", tmp_path / "new" / "f.json", "--report", tmp_path / "new" / "f.html"
