@@ -47,6 +47,8 @@ def read_table(path: Path) -> Listed:
     owners, parts, rows = [np.empty(0, np.int64)], [np.empty((0, 15))], [np.empty(0, np.int64)]
     start = 0
     for batch in _batches(path):
+        if not pa.types.is_string(kind := batch.schema.types[0]) and not pa.types.is_large_string(kind):
+            raise UserError(f"{path}: column {PATH!r} holds {kind}, expected text")
         names = batch.column(0).to_pylist()
         for number, name in enumerate(names, start + 1):
             if name not in photos:

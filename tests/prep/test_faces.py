@@ -202,6 +202,15 @@ def test_a_broken_table_is_refused_with_its_row(tmp_path, content, message):
         open_faces(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "values", "kind"), [("path", [b"a.jpg"], "binary"), ("left", [[1]], "list")])
+def test_a_column_of_another_type_is_refused(tmp_path, name, values, kind):
+    put(tmp_path, "a.jpg")
+    columns = {"path": ["a.jpg"], **dict.fromkeys(EDGES, [1.0])}
+    pq.write_table(pa.table(columns | {name: values}), tmp_path / "faces.parquet")
+    with pytest.raises(UserError, match=rf"faces\.parquet: .*{name}.*({kind}|expected a number)"):
+        open_faces(tmp_path)
+
+
 def test_links_that_lead_out_of_the_folder_are_refused(tmp_path):
     put(tmp_path, "outside.jpg")
     write_table(tmp_path / "set", [("in/a.jpg", *FACE), ("in/b.jpg", *FACE)], points=False)
