@@ -205,7 +205,7 @@ def test_a_broken_table_is_refused_with_its_row(tmp_path, content, message):
 @pytest.mark.parametrize(("name", "values", "kind"), [("path", [b"a.jpg"], "binary"), ("left", [[1]], "list")])
 def test_a_column_of_another_type_is_refused(tmp_path, name, values, kind):
     put(tmp_path, "a.jpg")
-    columns = {"path": ["a.jpg"], **dict.fromkeys(EDGES, [1.0])}
+    columns = {"path": ["a.jpg"], **{edge: [1.0] for edge in EDGES}}
     pq.write_table(pa.table(columns | {name: values}), tmp_path / "faces.parquet")
     with pytest.raises(UserError, match=rf"faces\.parquet: .*{name}.*({kind}|expected a number)"):
         open_faces(tmp_path)
