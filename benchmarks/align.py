@@ -80,9 +80,7 @@ def main() -> None:
     parser.add_argument("--case", choices=[*CASES, *JOBS, "job"])
     parser.add_argument("--photos", type=Path)
     arguments = parser.parse_args()
-    if not (PEERS / "facenet_pytorch").exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), PEER]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
+    install_peer()
     wanted = {None: [*CASES, *JOBS], "job": list(JOBS)}.get(arguments.case, [arguments.case])
     for name in wanted:
         if name in CASES:
@@ -92,6 +90,13 @@ def main() -> None:
             source = write_source(Path(folder), lambda: [at_size(photo, JOBS["job20"]) for photo in made()])
             for name in jobs:
                 print_line(measure_job(name, source))
+
+
+def install_peer() -> None:
+    """Install the peer unless it is there."""
+    if not (PEERS / "facenet_pytorch").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), PEER]
+        subprocess.run(pip, check=True, stdout=sys.stderr)
 
 
 def measure_job(name: str, source: Source) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import typer
 
 from data_prep.align_cli import align, resume
 from data_prep.detect_cli import detect
+from data_prep.drawn_faces_cli import drawn_faces
+from data_prep.eval_detector_cli import eval_detector
 from data_prep.import_cli import import_folder
 from data_prep.merge_cli import merge
 from data_prep.pairs_cli import pairs
@@ -100,6 +102,8 @@ def glyphs(
 
 
 app.command()(detect)
+app.command()(drawn_faces)
+app.command()(eval_detector)
 app.command()(align)
 app.command()(resume)
 app.command()(pairs)

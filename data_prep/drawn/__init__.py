@@ -1,0 +1,1 @@
+"""Drawn photos of faces: heads on textures, with known boxes and five points."""

@@ -1,0 +1,1 @@
+"""Photos with faces at known places: lists of them, drawings, and how well a detector finds them."""
