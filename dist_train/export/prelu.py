@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 _BLOCK = 16  # channels that onnxruntime's convolutions for CPUs keep side by side, at most
@@ -64,7 +63,7 @@ def with_quick_prelu(path: Path) -> bytes | None:
         return None
     try:
         model = onnx.load(path, load_external_data=False)
-    except DecodeError:  # onnxruntime says it in its words
+    except Exception:  # protobuf's own kinds; onnxruntime says it in its words
         return None
     graph = model.graph
     weights = {each.name: each for each in graph.initializer}
