@@ -144,12 +144,8 @@ def judge_listed(embedded: EmbeddedSet, name: str, listed: ListedPairs, ranks: R
     rows = embedded.features[torch.from_numpy(ends)]
     scores = paired_products(rows, rows, torch.from_numpy(left), torch.from_numpy(right)).numpy()
     ranked = sort_scores(scores, listed.same)
-    accuracy = _accuracy(scores, listed.same)
     contradicted = int(((identity[left] == identity[right]) != listed.same).sum())
     notes = [*listed.notes, *note_on_sameness(ranked.negatives)]
-    if accuracy:
-        mean, deviation = (100 * each for each in accuracy)
-        notes.append(f"accuracy {mean:.2f} +- {deviation:.2f} % over {FOLDS} folds of the list, as LFW's protocol has it")
     if contradicted:
         notes.append(f"the set's labels say otherwise than the list for {contradicted:,} of its pairs; the list counts")
     return AllPairsResult(
@@ -165,11 +161,11 @@ def judge_listed(embedded: EmbeddedSet, name: str, listed: ListedPairs, ranks: R
         curve=roc(ranked, _DRAWN_POINTS),
         spread=histogram(ranked),
         notes=tuple(notes),
-        accuracy=accuracy,
+        accuracy=listed_accuracy(scores, listed.same),
     )
 
 
-def _accuracy(scores: np.ndarray, same: np.ndarray) -> tuple[float, float] | None:
+def listed_accuracy(scores: np.ndarray, same: np.ndarray) -> tuple[float, float] | None:
     """The accuracy of pairs in the order of their list over ten folds: mean and deviation."""
     bounds = fold_bounds(len(same))
     if len(same) < 2 * FOLDS or any(len(np.unique(part)) < 2 for part in np.split(same, bounds[1:-1])):
