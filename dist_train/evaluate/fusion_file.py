@@ -47,8 +47,15 @@ class FusedModel:
     def of(cls, description: Mapping[str, Any], weight: float) -> "FusedModel":
         """The model that embeddings with this description are by."""
         model = description["model"]
-        how = (description[key] for key in ("embedding_dim", "image_size", "flip"))
-        return cls(model["name"], model["sha256"], *how, weight, dict(model.get("told", {})))
+        return cls(
+            model["name"],
+            model["sha256"],
+            description["embedding_dim"],
+            description["image_size"],
+            description["flip"],
+            weight,
+            dict(model.get("told", {})),
+        )
 
     @property
     def made_by(self) -> dict[str, Any]:

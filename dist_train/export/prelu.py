@@ -109,10 +109,10 @@ def _as_convolutions(graph: onnx.GraphProto, node: onnx.NodeProto, slope: np.nda
     graph.initializer.extend(
         [numpy_helper.from_array(-ones, minus), numpy_helper.from_array(ones - slope[:, None], rest)]
     )
-    make, alone = onnx.helper.make_node, {"group": len(slope), "kernel_shape": [1, 1]}
+    make, groups = onnx.helper.make_node, len(slope)
     return [
-        make("Conv", [x, minus], [f"{below}_sum"], **alone),
+        make("Conv", [x, minus], [f"{below}_sum"], group=groups, kernel_shape=[1, 1]),
         make("Relu", [f"{below}_sum"], [below]),
-        make("Conv", [below, rest], [part], **alone),
+        make("Conv", [below, rest], [part], group=groups, kernel_shape=[1, 1]),
         make("Add", [part, x], [result], name=node.name or lifted),
     ]
