@@ -4,6 +4,7 @@ find the pictures in their set ──► cluster the embeddings, over the ranks 
 """
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +86,9 @@ def cluster_set(
 ) -> Clustered | None:
     """Make a set of clusters out of embedded pictures of unknown identities; a collective.
 
+    A stopped job leaves the finished blocks of its search in `OUT.parts`; the same call goes on with the first that is
+    not there, on any number of ranks, and gives the same set.
+
     Args:
         embeddings: written by `headcount embed`, of a set of shards.
         out: directory of the new set; not there, or empty.
@@ -111,7 +115,7 @@ def cluster_set(
         )
         features = ranks.agree(lambda: stored_rows(file, start, stop)).to(ranks.device)
         with ranks.first_speaks():
-            clusters, cosines = _clustered(features, how, ranks, quiet)
+            clusters, cosines = _clustered(features, how, ranks, quiet, parts_of(out))
         if prepared is None:
             return None
         source, places, usable = prepared
@@ -125,10 +129,16 @@ def cluster_set(
             logger.warning("%s: all pictures in clusters are in one; raise the threshold, or look at the model", out)
         written = write_clusters(out, source, file, places, labelled, quiet)
         unusable = int((~usable.rows).sum())
+        shutil.rmtree(parts_of(out), ignore_errors=True)
         small = count - unusable - int((labelled.labels[:, 0] >= 0).sum())
         return Clustered(written, small, unusable + written.unusable, usable.not_embedded)
     finally:
         file.close()
+
+
+def parts_of(out: Path) -> Path:
+    """Directory of a job's own files, beside its output; a finished job removes it."""
+    return out.with_name(f"{out.name}.parts")
 
 
 def _prepared(file: EmbeddingFile, out: Path, given: Path | None) -> tuple[ClusterSource, Places, Usable]:
@@ -148,11 +158,11 @@ def _check_out(out: Path, path: Path) -> None:
 
 
 def _clustered(
-    features: Tensor, how: ByGraph | ByKMeans, ranks: Ranks, quiet: bool
+    features: Tensor, how: ByGraph | ByKMeans, ranks: Ranks, quiet: bool, keep: Path
 ) -> tuple[Ints, NDArray[np.float32]]:
     """Clusters int64 [N, L] of all pictures, and their cosines float32 [N] with the first one's centre."""
     if isinstance(how, ByGraph):
-        labels = cluster_by_graph(features, how.threshold, ranks, quiet)
+        labels = cluster_by_graph(features, how.threshold, ranks, quiet, keep)
         return labels[:, None], cosines_with_centers(features, labels)
     found = cluster_by_kmeans(features, how.clusters, how.seed, ranks, how.labels, quiet)
     parts = ranks.gather((found.labels.cpu().numpy(), found.cosines[:, 0].cpu().numpy()))

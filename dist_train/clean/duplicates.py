@@ -2,8 +2,8 @@
 
 Embeddings propose pairs, since those of copies are near; pixels decide, since those of other views can be as near.
 Within an identity all pairs are compared. Across identities a picture is compared with the pictures of the identities
-nearest to it if it may have a wrong label, or is alone; with all pictures of an identity that is one with its own; and,
-if its label is wrong or it is alone, with its nearest among all such pictures.
+nearest to it, and with its nearest among all such pictures, if it may have a wrong label or is alone; and with all
+pictures of an identity that is one with its own.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def near_pairs(features: Tensor, cores: Cores, one: Ints, outliers: Outliers, le
         at, mates = mate_pairs(torch.from_numpy(np.where(near < 0, -2, near).reshape(-1)), cores.labels)
         parts.append(_near(features, probes[at], mates, least))
     alone = np.flatnonzero((labels < 0) | (cores.counts[cores.labels.clamp_min(0)].numpy() < 2))
-    loose = np.union1d(alone, outliers.rows[outliers.found])
+    loose = np.union1d(alone, outliers.rows)
     if len(loose):
         own = features[torch.from_numpy(loose)]
         scores, places = nearest_rows(own, own, _LOOSE + 1, ranks)

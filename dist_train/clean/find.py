@@ -128,6 +128,7 @@ def find_faults(
             "test": thresholds.get("test", ALIKE),
         },
         "cosine_of_duplicates": least,
+        "mixed": merges.mixed,
         "expected": {"outlier": outliers.mixture.expected, "merge": merges.mixture.expected},
         "against": [test.name for test in tests],
     }

@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
         pa.field("near_cosine", pa.float32()),
         pa.field("likeness", pa.float32()),  # correlation of the pixels
         pa.field("score", pa.float32(), nullable=False),  # what the threshold is for
-        pa.field("certainty", pa.float32()),  # expected share of right ones among those at least as sure
+        pa.field("certainty", pa.float32()),  # cautious share of right ones among those at least as sure
         pa.field("evidence", pa.string(), nullable=False),  # a sentence for people
     ]
 )

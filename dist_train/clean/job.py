@@ -118,6 +118,8 @@ def summary(findings: Findings) -> list[str]:
         value = "(none is sure enough)" if cut[kind] is None else f"{cut[kind]:.3f}"
         expected = about["expected"].get(kind)
         more = "" if expected is None else f"; about {expected:,.0f} are expected in all"
+        if kind == "merge" and about["mixed"]:
+            more += f"; {about['mixed']:,} labels are two people themselves and take no part"
         if kind != "test" or about["against"]:
             lines.append(f"{counts[kind]:>9,} {words[kind]} {value}{more}")
     return lines

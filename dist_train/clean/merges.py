@@ -3,7 +3,8 @@
 The means of a and b pictures of one person are apart by |mean - other mean|^2 = (1/a + 1/b) s^2 on average, where s^2
 is the scatter of a picture about its identity's mean, as both labels show it. The ratio of the two sides, that of an
 analysis of variance, is 1 on average for one person, and large for others but look-alikes. How it is distributed in
-this set is seen on identities that are split at random.
+this set is seen on identities that are split at random. A label that is two people itself scatters so much that
+everybody is near to it; it is compared with nobody.
 """
 
 from typing import NamedTuple
@@ -38,6 +39,7 @@ class Merges(NamedTuple):
         mixture: what the distances say.
         cut: pairs at or below it are one.
         possible: pairs at or below it may be one: halves of an identity seldom have more.
+        mixed: number of labels that take no part, since they are two people themselves.
     """
 
     pairs: Ints
@@ -46,6 +48,7 @@ class Merges(NamedTuple):
     mixture: Mixture
     cut: float
     possible: float
+    mixed: int
 
     @property
     def found(self) -> Ints:
@@ -64,7 +67,9 @@ def find_merges(features: Tensor, cores: Cores, certainty: float, cut: float | N
         cut: largest distance of one person; None: by the set's own.
         ranks: the processes that share the search.
     """
-    present = (cores.counts > 0).nonzero().squeeze(1)
+    groups = _Groups.of(features, cores.labels, cores.weights, len(cores.counts))
+    mixed = groups.mixed(_strangers(cores))
+    present = ((cores.counts > 0) & ~mixed).nonzero().squeeze(1)
     centers = cores.centers[present]
     scores, rows = nearest_rows(centers, centers, _NEIGHBOURS, ranks)
     left = torch.arange(len(present))[:, None].expand_as(rows)
@@ -72,14 +77,13 @@ def find_merges(features: Tensor, cores: Cores, certainty: float, cut: float | N
     keys, at = np.unique((pairs[:, 0] * len(present) + pairs[:, 1]).numpy(), return_index=True)
     at = at[keys // len(present) != keys % len(present)]
     both, cosine = present[pairs[torch.from_numpy(at)]], scores.reshape(-1).numpy()[at]
-    groups = _Groups.of(features, cores.labels, cores.weights, len(cores.counts))
     distance = groups.distances(both)
     halves = _halves(features, cores, groups.typical)
     found = mixture(distance, halves, certainty)
     counts = cores.counts[both]
     both = torch.where((counts[:, :1] > counts[:, 1:]), both.flip(1), both)
     possible = float(np.quantile(halves, _POSSIBLE)) if len(halves) else -np.inf
-    return Merges(both.numpy(), cosine, distance, found, found.cut if cut is None else cut, possible)
+    return Merges(both.numpy(), cosine, distance, found, found.cut if cut is None else cut, possible, int(mixed.sum()))
 
 
 def joined(pairs: Ints, classes: int) -> Ints:
@@ -134,6 +138,15 @@ class _Groups(NamedTuple):
         free = float((effective - 1).clamp_min(0).sum())
         return cls(means, effective, scatter, float(scatter.sum()) / max(free, _TINY) if typical is None else typical)
 
+    def mixed(self, strangers: float) -> Tensor:
+        """Whether each group is two people's: its pictures are as unlike as those of two in equal parts, bool [G].
+
+        The mean square about the mean, over all but one picture, is 1 less the mean cosine of two pictures. Half of the
+        pairs of two people's pictures have the cosine of one person, and half that of `strangers`.
+        """
+        limit = 1 - (1 - self.typical + strangers) / 2
+        return (self.effective > 1 + _TINY) & (self.scatter >= limit * (self.effective - 1))
+
     def distances(self, pairs: Tensor) -> Floats:
         """The statistic of pairs of groups [P, 2]."""
         parts = [np.empty(0, np.float32)]
@@ -145,6 +158,13 @@ class _Groups(NamedTuple):
             pooled = (self.scatter[one] + self.scatter[other] + _PRIOR * self.typical) / free
             parts.append((apart / share / pooled.clamp_min(_TINY)).numpy())
         return np.concatenate(parts)
+
+
+def _strangers(cores: Cores) -> float:
+    """Mean cosine of pictures of two identities."""
+    sums, weights = cores.sums.double(), cores.weight_sums.double()
+    products = float(sums.sum(dim=0).square().sum() - sums.square().sum())
+    return products / max(float(weights.sum() ** 2 - weights.square().sum()), _TINY)
 
 
 def _halves(features: Tensor, cores: Cores, typical: float) -> Floats:

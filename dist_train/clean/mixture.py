@@ -24,7 +24,7 @@ class Mixture(NamedTuple):
 
     Attributes:
         expected: number of the kind among all that were observed.
-        certainty: for each observed value, the expected share of the kind among those at or below it, float32 [N].
+        certainty: for each observed value, a cautious share of the kind among those at or below it, float32 [N].
         cut: the largest value with the certainty that was asked for; -inf where none has it.
     """
 
@@ -49,12 +49,22 @@ def mixture(observed: Floats, known: Floats, certainty: float) -> Mixture:
     share = np.searchsorted(known, at, side="right") / len(known)
     below = np.searchsorted(rising, at, side="right")
     # The least of several counts is too small by chance; of small counts by much of them.
-    expected = float(((below + np.minimum(2 * np.sqrt(below + 1), _SLACK / (below + 1))) / share).min())
-    of_kind = expected * np.searchsorted(known, rising, side="right") / len(known)
+    lacking = np.minimum(2 * np.sqrt(below + 1), _SLACK / (below + 1))
+    expected = float(((below + lacking) / share).min())
     counts = np.searchsorted(rising, rising, side="right")
-    # What is at or below a value is no less certain than what is at or below a larger one.
-    shares = np.maximum.accumulate(np.minimum(of_kind / counts, 1)[::-1])[::-1]
+    of_kind = np.searchsorted(known, rising, side="right") / len(known)
+    shares = _falling(np.minimum(expected * of_kind / counts, 1))
+    # A cautious figure adds nothing to small counts; and of n right ones out of n, n / (n + 1) is all that can be said,
+    # since the next one may be wrong, as in the p-values of Phipson and Smyth (2010, Stat. Appl. Genet. Mol. Biol. 9).
+    least = float(((below + lacking * (lacking < 1)) / share).min())
+    cautious = np.minimum(least * of_kind / counts, counts / (counts + 1))
     found = np.empty(len(observed), np.float32)
-    found[order] = shares
+    found[order] = _falling(cautious)
     enough = np.flatnonzero((shares >= certainty) & (rising <= np.quantile(known, _MOST)))
     return Mixture(expected, found, float(rising[enough[-1]]) if len(enough) else -np.inf)
+
+
+def _falling(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares [N] of what is at or below values that rise: no less certain than at or below a larger one."""
+    falling: NDArray[np.float64] = np.maximum.accumulate(shares[::-1])[::-1]
+    return falling

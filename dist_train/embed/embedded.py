@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,6 +53,16 @@ def read_embedded(path: Path, columns: Sequence[str] = ()) -> EmbeddedSet:
         [None] * file.count,
         {column: names[column] for column in columns},
     )
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """How the embeddings of a file were made, as JSON values.
+
+    Raises:
+        UserError: missing, damaged, or written by something else.
+    """
+    with closing(EmbeddingFile(path)) as file:
+        return file.description
 
 
 def _labels(labels: list[object], identities: list[object]) -> torch.Tensor:

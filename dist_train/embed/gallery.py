@@ -27,13 +27,14 @@ from dist_train.embed.table import (
     write_array,
 )
 from dist_train.errors import UserError, WorkError
+from dist_train.evaluate.fusion_file import parsed_parts
 from dist_train.evaluate.search import nearest
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.text import kind_and_line
 from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written, written_directory
 from dist_train.section import first_difference
 
-_ENTRIES = NAMES.append(pa.field("source", pa.int32(), nullable=False))
+ENTRIES = NAMES.append(pa.field("source", pa.int32(), nullable=False))
 _GALLERY, _EMBEDDINGS, _ENTRIES_NAME = "gallery.json", "embeddings.npy", "entries.arrow"
 _BATCH_ROWS = 1 << 16
 _MADE_BY = ("model", "embedding_dim", "image_size", "flip")  # what all embeddings of a gallery must share
@@ -107,6 +108,26 @@ def build_gallery(
     return Gallery(directory)
 
 
+def store_gallery(directory: Path, rows: NDArray[np.float32], entries: pa.Table, body: dict[str, Any]) -> None:
+    """Write a gallery that is in memory; it appears by rename, complete.
+
+    Args:
+        directory: of the gallery; must not exist.
+        rows: unit embeddings [N, D].
+        entries: what is known of each, in `ENTRIES`.
+        body: the model, the sources, and what else describes it, as JSON values.
+
+    Raises:
+        WorkError: the disk is full.
+    """
+    with write_failures(f"gallery {directory}", MAKE_ROOM), written_directory(directory) as home:
+        with written(home / _EMBEDDINGS) as file:
+            write_array(file, iter([rows]), (len(rows), rows.shape[1]))
+        with written(home / _ENTRIES_NAME) as file, pa.ipc.new_file(file, ENTRIES) as stored:
+            _flush(stored, entries.to_batches(), 1)
+        write_json(home / _GALLERY, {"version": FORMAT_VERSION, "rows": len(rows), **body})
+
+
 def _write(
     directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: bool, min_quality: MinQuality | None
 ) -> None:
@@ -114,7 +135,7 @@ def _write(
     with (
         written(directory / _EMBEDDINGS) as rows_file,
         written(directory / _ENTRIES_NAME) as entries_file,
-        pa.ipc.new_file(entries_file, _ENTRIES) as entries,
+        pa.ipc.new_file(entries_file, ENTRIES) as entries,
         progress_bar(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
     ):
 
@@ -130,7 +151,7 @@ def _write(
                         rows, names, features = rows[kept], names.take(pa.array(kept)), features[kept]
                     yield unit_length(features, names, each.path, rows)
                     source = pa.array(np.full(len(features), number, np.int32))
-                    held.append(pa.RecordBatch.from_arrays([*names.columns, source], schema=_ENTRIES))
+                    held.append(pa.RecordBatch.from_arrays([*names.columns, source], schema=ENTRIES))
                     held = _flush(entries, held, _BATCH_ROWS)
                     bar.update(len(features))
             _flush(entries, held, 1)
@@ -161,6 +182,9 @@ class Gallery:
         made_by: model, dimension, picture size and mirroring of its embeddings.
         sources: descriptions of where its pictures are from.
         left_out: rows that were of too low a quality when it was built.
+        parts: the models that are fused in it; empty for one model alone.
+        aligned: for each part, or the one model, whether faces of its pictures were found and aligned.
+        thresholds: of the fused cosines, a calibration as JSON; empty where there is none.
 
     Raises:
         UserError: missing, empty, damaged, or something else.
@@ -173,6 +197,14 @@ class Gallery:
             self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
             self.sources: list[dict[str, Any]] = body["sources"]
             self.left_out = int(body.get("left_out", 0))
+            fusion = body.get("fusion") or {"parts": (), "align": [any(s.get("align") for s in self.sources)]}
+            self.parts = parsed_parts(fusion["parts"]) if fusion["parts"] else ()
+            self.aligned = [bool(each) for each in fusion["align"]]
+            self.thresholds = str(fusion.get("thresholds", ""))
+            if self.parts and len(self.aligned) != len(self.parts):
+                raise ValueError(f"{len(self.aligned)} notes of aligned pictures for {len(self.parts)} models")
+            if self.parts and sum(part.embedding_dim for part in self.parts) != int(self.made_by["embedding_dim"]):
+                raise ValueError("its models have embeddings of other sizes")
             # Copy on write: torch warns of arrays that cannot be written.
             self._rows = torch.from_numpy(load_array(directory / _EMBEDDINGS, "c"))
             self._entries = pa.ipc.open_file(pa.memory_map(str(directory / _ENTRIES_NAME)))
@@ -180,9 +212,9 @@ class Gallery:
             shape = [int(body["rows"]), int(self.made_by["embedding_dim"])]
             if not all(isinstance(source["path"], str) for source in self.sources):
                 raise ValueError("a source without a path")
-            if not self._entries.schema.equals(_ENTRIES):
+            if not self._entries.schema.equals(ENTRIES):
                 raise ValueError(
-                    f"columns {', '.join(self._entries.schema.names)}, expected {', '.join(_ENTRIES.names)}"
+                    f"columns {', '.join(self._entries.schema.names)}, expected {', '.join(ENTRIES.names)}"
                 )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(

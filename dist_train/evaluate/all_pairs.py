@@ -21,6 +21,7 @@ from dist_train.evaluate.pair_counts import PairCounts, count_pairs, order_by_id
 from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.evaluate.score_keys import lower_edges
 from dist_train.evaluate.sets import StoredSet
+from dist_train.evaluate.verification import FOLDS, fold_accuracies, fold_bounds
 from dist_train.runtime.ranks import ALONE, Ranks
 
 _DRAWN_POINTS = 400
@@ -44,6 +45,8 @@ class AllPairsResult:
         curve: error rates over thresholds.
         spread: of both kinds of scores.
         notes: what a reader of the figures must know.
+        accuracy: of the pairs of a list over its ten folds, each at the threshold that is best on the other nine, as a
+            mean and a deviation; None of all pairs, and where folds have one kind of pairs.
     """
 
     name: str
@@ -58,6 +61,7 @@ class AllPairsResult:
     curve: Roc
     spread: Histogram
     notes: tuple[str, ...] = ()
+    accuracy: tuple[float, float] | None = None
 
     def summary(self) -> dict[str, Any]:
         """The figures, ready for JSON."""
@@ -71,6 +75,7 @@ class AllPairsResult:
             "searched": self.searched,
             "rank1": self.rank1,
             "rank5": self.rank5,
+            "accuracy": self.accuracy,
             "notes": list(self.notes),
         }
 
@@ -156,7 +161,17 @@ def judge_listed(embedded: EmbeddedSet, name: str, listed: ListedPairs, ranks: R
         curve=roc(ranked, _DRAWN_POINTS),
         spread=histogram(ranked),
         notes=tuple(notes),
+        accuracy=listed_accuracy(scores, listed.same),
     )
+
+
+def listed_accuracy(scores: np.ndarray, same: np.ndarray) -> tuple[float, float] | None:
+    """The accuracy of pairs in the order of their list over ten folds: mean and deviation."""
+    bounds = fold_bounds(len(same))
+    if len(same) < 2 * FOLDS or any(len(np.unique(part)) < 2 for part in np.split(same, bounds[1:-1])):
+        return None
+    found, _ = fold_accuracies(2 - 2 * scores.astype(np.float64), same)
+    return float(found.mean()), float(found.std())
 
 
 def identities_of(labels: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ from dist_train.evaluate.curves import Histogram
 from dist_train.evaluate.operating_points import OperatingPoint
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.tables import Cell, ModelScores, Table, by_set, label, rate
+from dist_train.evaluate.verification import FOLDS
 
 _HEADS = ["set", "FMR", "threshold", "FNMR %", "95 % interval", "measured FMR"]
 _UNRESOLVED = (
@@ -56,6 +57,9 @@ def _told(result: AllPairsResult) -> str:
         f"{result.pictures:,} pictures of {result.identities:,} identities, {result.genuine_pairs:,} pairs of the same "
         f"and {result.impostor_pairs:,} of different ones"
     )
+    if result.accuracy is not None:
+        mean, deviation = (100 * each for each in result.accuracy)
+        told += f"; accuracy {mean:.2f} +- {deviation:.2f} % over {FOLDS} folds of the list"
     if result.rank1 is None or result.rank5 is None:
         return told
     return (

@@ -8,6 +8,7 @@ from dist_train.evaluate.all_pairs import judge_all
 from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.figures_file import figures_of, write_figures
 from dist_train.evaluate.fusion import FusionResult, evaluate_fusion
+from dist_train.evaluate.fusion_file import PARTS_KEY, FusedModel, described, fused_digest
 from dist_train.evaluate.kinds import result_tables
 from dist_train.evaluate.report import write_comparison
 from dist_train.evaluate.tables import Cell, ModelScores, Table, rate
@@ -24,7 +25,7 @@ def evaluate_files(files: Sequence[Path], fmr: float, json_path: Path | None, re
         UserError: files that cannot be read or joined, or too few identities in a half.
         WorkError: damaged files, or figures that cannot be written.
     """
-    from dist_train.embed.embedded import read_embedded
+    from dist_train.embed.embedded import read_description, read_embedded
 
     ranks = join_ranks("cpu", None)
     try:
@@ -37,7 +38,10 @@ def evaluate_files(files: Sequence[Path], fmr: float, json_path: Path | None, re
         echo("\n\n".join(map(str, [*result_tables(scores), fusion_table(found)])))
         if json_path:
             bodies = [{"model": each.name, **figures_of(each)} for each in scores]
-            bodies[-1]["fusion"] = found.summary()
+            weights = [each.weight for each in found.alone]
+            parts = [FusedModel.of(read_description(path), w) for path, w in zip(files, weights, strict=True)]
+            bodies[-1] |= {"model_sha256": fused_digest(parts)}
+            bodies[-1]["fusion"] = found.summary() | {PARTS_KEY: described(parts)}
             write_figures(json_path, bodies)
         if report:
             write_comparison(report, "Fusion", scores, [fusion_table(found)])

@@ -193,9 +193,15 @@ def logistic_slopes(scores: np.ndarray, same: np.ndarray) -> np.ndarray:
 
 def fused(files: Sequence[EmbeddedSet], weights: np.ndarray) -> EmbeddedSet:
     """The pictures with unit rows [N, sum of D] whose cosines are the weighted sums of those of the files."""
-    rows = torch.cat([each.features * float(np.sqrt(w)) for each, w in zip(files, weights, strict=True)], dim=1)
     name = " + ".join(each.name for each in files)
-    return replace(files[0], name=name, path=Path(name), features=torch.nn.functional.normalize(rows, dim=1))
+    rows = fused_rows([each.features for each in files], weights.tolist())
+    return replace(files[0], name=name, path=Path(name), features=rows)
+
+
+def fused_rows(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Unit rows [N, sum of D] whose cosines are the weighted sums of those of unit rows [N, D] of each file."""
+    rows = torch.cat([each * float(np.sqrt(weight)) for each, weight in zip(parts, weights, strict=True)], dim=1)
+    return torch.nn.functional.normalize(rows, dim=1)
 
 
 def evaluate_fusion(

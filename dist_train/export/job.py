@@ -86,15 +86,15 @@ def export_forms(job: ExportJob) -> Exported:
         backbone, progress.image_size, path, normalize_inside=job.normalize_inside, opset=job.opset, origin=origin
     )
     convention = written.convention
-    forms = [Form("pytorch float32", backbone), Form(REFERENCE, OnnxModel(path), path)]
+    forms = [Form("pytorch float32", backbone), Form(REFERENCE, OnnxModel(path, as_written=True), path)]
     if calibration is not None:
         target = path.with_name(f"{path.stem}.int8.onnx")
         quantize_static(path, target, convention, calibration)
-        forms.append(Form("onnx int8 static", OnnxModel(target), target))
+        forms.append(Form("onnx int8 static", OnnxModel(target, as_written=True), target))
     if "dynamic" in job.int8:
         target = path.with_name(f"{path.stem}.int8-dynamic.onnx")
         quantize_dynamic(path, target)
-        forms.append(Form("onnx int8 dynamic", OnnxModel(target), target))
+        forms.append(Form("onnx int8 dynamic", OnnxModel(target, as_written=True), target))
     if job.pt2:
         target = path.with_suffix(".pt2")
         export_program(backbone, convention, target, origin)

@@ -155,7 +155,7 @@ def compare_onnx(path: Path, backbone: nn.Module, images: Tensor, batch_size: in
     """
     if not len(images):
         raise UserError("comparing ONNX with PyTorch needs at least one picture")
-    model = OnnxModel(path)
+    model = OnnxModel(path, as_written=True)
     was_training = backbone.training
     backbone.eval()
     where = next((p.device for p in backbone.parameters()), images.device)

@@ -32,6 +32,7 @@ class OnnxModel:
         path: of the file.
         threads: CPU threads; default: onnxruntime's own choice.
         stated: what the user says of a file of others.
+        as_written: compute by the graph of the file, rather than by a quicker one that is equal up to rounding.
 
     Attributes:
         convention: what the model is given.
@@ -44,11 +45,15 @@ class OnnxModel:
         UserError: missing, not ONNX, not an embedding model, or not of the kind that was stated.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, stated: Stated | None = None) -> None:
+    def __init__(
+        self, path: Path, threads: int | None = None, stated: Stated | None = None, *, as_written: bool = False
+    ) -> None:
         if not path.is_file():
             raise UserError(f"model {path}: no such file")
         require("export", f"model {path}")
         import onnxruntime
+
+        from dist_train.export.prelu import with_quick_prelu
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # an error is raised too, and said once
@@ -57,8 +62,9 @@ class OnnxModel:
         try:
             here = onnxruntime.get_available_providers()
             providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in here]
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's own kinds have no common base
+            changed = None if as_written or len(providers) > 1 else with_quick_prelu(path)
+            self._session = onnxruntime.InferenceSession(changed or str(path), options, providers=providers)
+        except Exception as error:  # kinds of onnxruntime and protobuf have no common base
             raise UserError(f"model {path}: onnxruntime cannot load it: {_one_line(error)}") from error
         stated = stated or Stated()
         entries = self._session.get_inputs()

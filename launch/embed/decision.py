@@ -1,18 +1,37 @@
 """Whether a picture that a search found is a match: by a threshold with a measured error, and what that means here."""
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dist_train.errors import UserError
-from dist_train.evaluate.calibration import Calibration, Point, read_calibration, stated_calibration
+from dist_train.evaluate.calibration import Calibration, Owner, Point, read_calibration, stated_calibration
 from dist_train.runtime.text import shown_start
 
 if TYPE_CHECKING:
     from dist_train.embed.gallery import Gallery
-    from dist_train.evaluate.models import Model
 
 MATCH, NO_MATCH = "match", "no match"
+
+
+class Measured(Protocol):
+    """A model, or a fusion of several, that thresholds may have been measured of."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def told(self) -> Mapping[str, str]:
+        """What the user said of it."""
+
+    @property
+    def thresholds(self) -> Callable[[], str]:
+        """Reads the thresholds that it states; empty for none."""
+
+    def owner(self) -> Owner:
+        """As thresholds know it."""
 
 
 class Decision(NamedTuple):
@@ -80,7 +99,7 @@ def check_options(fmr: float | None, calibration: Path | None) -> None:
         raise UserError(f"--calibration {calibration}: for which rate? Give --fmr, e.g. --fmr 1e-4")
 
 
-def decide(gallery: "Gallery", model: "Model", fmr: float, path: Path | None) -> Decision:
+def decide(gallery: "Gallery", model: Measured, fmr: float, path: Path | None) -> Decision:
     """The threshold of a model for a rate, by a file of figures or as the model states it.
 
     Args:

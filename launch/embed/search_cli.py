@@ -28,12 +28,16 @@ from launch.embed.cli import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from data_prep.mtcnn.faces import Faces
     from dist_train.embed.gallery import Gallery, Match
     from dist_train.embed.sheet import Tile
-    from dist_train.evaluate.models import Model
     from launch.embed.crops import Cropper, Cut
     from launch.embed.decision import Decision
+    from launch.embed.views import View
 
 app = typer.Typer(help="Build a gallery of embeddings, and search it with a photo.", no_args_is_help=True)
 
@@ -54,18 +58,31 @@ def build(
     ],
     gallery: Annotated[Path, typer.Argument(help="directory to make for the gallery")],
     min_quality: MinQualityOption = None,
+    fusion: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FUSION.json",
+            help="figures by `headcount eval --fuse A --fuse B --json`: EMBEDDINGS are of the same pictures, by one "
+            "model each, and cosines are the sums that were learned there",
+        ),
+    ] = None,
 ) -> None:
-    """Make a gallery of embeddings, all of one model.
+    """Make a gallery of embeddings, all of one model, or of several models' embeddings of the same pictures.
 
     Examples:
 
       headcount search build faces.parquet gallery
 
       headcount search build staff.parquet guests.npy gallery
+
+      headcount search build faces.parquet gait.parquet gallery --fusion fusion.json
     """
     from dist_train.embed.gallery import build_gallery
     from dist_train.embed.min_quality import parse_min_quality
 
+    if fusion is not None:
+        _build_fused(files, gallery, fusion, min_quality)
+        return
     made = build_gallery(files, gallery, min_quality=parse_min_quality(min_quality))
     left_out = f"; {made.left_out:,} rows of low quality left out" if made.left_out else ""
     echo(
@@ -74,11 +91,35 @@ def build(
     )
 
 
+def _build_fused(files: list[Path], gallery: Path, fusion: Path, min_quality: str | None) -> None:
+    from dist_train.embed.fused_gallery import build_fused_gallery
+    from dist_train.errors import UserError
+    from dist_train.evaluate.fusion_file import read_fusion
+
+    if min_quality is not None:
+        raise UserError("--min-quality leaves rows of one model out; embed with it, `headcount embed --min-quality`")
+    learned = read_fusion(fusion)
+    made, notes = build_fused_gallery(files, gallery, learned)
+    weights = ", ".join(f"{part.name} {part.weight:.3f}" for part in learned.parts)
+    echo("\n".join([f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, fused: {weights}", *notes]))
+
+
 @app.command()
 def query(
     gallery: Annotated[Path, typer.Argument(help="directory of the gallery")],
-    photo: Annotated[Path, typer.Argument(help="photo to search the gallery with")],
-    model: Annotated[Path, typer.Option(help="model that the gallery was embedded with, or one compatible with it")],
+    photos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PHOTO...",
+            help="photo to search the gallery with; in a fused gallery one for all models, or one for each --model",
+        ),
+    ],
+    model: Annotated[
+        list[Path],
+        typer.Option(
+            help="model that the gallery was embedded with, or one compatible with it; repeat it for a fused gallery"
+        ),
+    ],
     align: Annotated[
         bool | None,
         typer.Option("--align/--no-align", help="whether the face is found and aligned; by default as for the gallery"),
@@ -122,6 +163,8 @@ def query(
       headcount search query gallery who.jpg --model runs/faces/model.onnx --align -k 10 --out found.png
 
       headcount search query gallery who.jpg --model runs/faces --fmr 1e-4 --calibration figures.json
+
+      headcount search query fused who.jpg --model runs/faces --model runs/small --fmr 1e-3
     """
     from dist_train.runtime.extras import require
 
@@ -129,62 +172,46 @@ def query(
     with quick_imports():
         from dist_train.embed.gallery import Gallery
         from dist_train.embed.sheet import write_sheet
-        from dist_train.evaluate.embeddings import embed_pictures
-        from dist_train.evaluate.models import load_model
+        from dist_train.evaluate.models import load_models
         from dist_train.runtime.ranks import join_ranks
     from launch.embed.decision import check_options, decide
+    from launch.embed.views import FusedModels, joined_features, views_for
 
     check_device(device)
     check_options(fmr, calibration)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
     opened = Gallery(gallery)
     where = join_ranks(device, None).device
-    network = load_model(model, where, said)
-    _check_model(opened, network)
-    decision = None if fmr is None else decide(opened, network, fmr, calibration)
-    wanted = any(source["align"] for source in opened.sources) if align is None else align
-    crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
-    data, cut = _cut(photo, crop)
-    if cut.found is not None:
-        echo(_told(photo, cut.found, cut.taken, face))
-    flip = bool(opened.made_by["flip"])
-    features = embed_pictures(network.embed, lambda _: cut.pixels, 1, 1, flip=flip, name=str(photo)).features
-    (matches,) = opened.search(features, k)
+    networks = load_models(model, where, said)
+    views = views_for(opened, networks, photos)
+    measured = FusedModels(opened) if opened.parts else networks[0]
+    decision = None if fmr is None else decide(opened, measured, fmr, calibration)
+    features, shown = [], {}
+    for view in views:
+        wanted = view.aligned if align is None else align
+        data, cut = _cut(view.photo, cropper(view.model.image_size, wanted, face, min_face, longer_side, where.type))
+        if cut.found is not None and view.photo not in shown:
+            echo(_told(view.photo, cut.found, cut.taken, face))
+        features.append(_embedded(view, cut.pixels))
+        shown.setdefault(view.photo, _query_tiles(data, cut))
+    (matches,) = opened.search(joined_features(opened, features), k)
     for rank, match in enumerate(matches, start=1):
         verdict = "" if decision is None else f"{decision.verdict(match.score):8}  "
         echo(f"{rank:3}  {match.score:.4f}  {verdict}{_name(match)}  {_full_path(opened, match)}")
     if decision is not None:
         echo("\n".join(decision.told()))
     tiles = [_tile(opened, match, rank, decision) for rank, match in enumerate(matches, start=1)]
-    title = f"{photo.name} in {gallery.name}: {len(matches)} of {len(opened):,} pictures, by {network.name}; cosine"
-    write_sheet(out, _query_tiles(data, cut), tiles, title + ("" if decision is None else f"; {decision.title}"))
+    asked = ", ".join(each.name for each in shown)
+    title = f"{asked} in {gallery.name}: {len(matches)} of {len(opened):,} pictures, by {measured.name}; cosine"
+    queries = [tile for each in shown.values() for tile in each]
+    write_sheet(out, queries, tiles, title + ("" if decision is None else f"; {decision.title}"))
     echo(f"look at {out}")
 
 
-def _check_model(gallery: "Gallery", model: "Model") -> None:
-    from dist_train.errors import UserError
-    from launch.embed.decision import said_of
+def _embedded(view: "View", pixels: "NDArray[np.uint8]") -> "Tensor":
+    from dist_train.evaluate.embeddings import embed_pictures
 
-    made_by = gallery.made_by
-    if model.embedding_dim != gallery.embedding_dim:
-        raise UserError(
-            f"model {model.name} gives embeddings of {model.embedding_dim} numbers, gallery {gallery.directory} holds "
-            f"{gallery.embedding_dim}; give the model that it was embedded with: {made_by['model']['name']}"
-        )
-    digest = model.digest()
-    if digest != made_by["model"]["sha256"] and model.compatible_with() == made_by["model"]["sha256"]:
-        echo(f"model {model.name} was trained to be compatible with the gallery's, {made_by['model']['name']}")
-    elif digest != made_by["model"]["sha256"]:
-        raise UserError(
-            f"gallery {gallery.directory} was embedded with model {made_by['model']['name']} (SHA-256 "
-            f"{made_by['model']['sha256'][:12]}), --model is {model.name} ({digest[:12]}); their embeddings cannot be "
-            "compared: give that model, or embed the gallery's pictures with this one"
-        )
-    if (told := dict(model.told)) != (then := made_by["model"].get("told", {})):
-        raise UserError(
-            f"gallery {gallery.directory} was embedded with {said_of(then)} of the model, the photo would be with "
-            f"{said_of(told)}; their embeddings cannot be compared: say of the model what was said then"
-        )
+    return embed_pictures(view.model.embed, lambda _: pixels, 1, 1, flip=view.flip, name=str(view.photo)).features
 
 
 def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:

@@ -27,6 +27,23 @@ def test_the_mixture_finds_how_many_are_of_a_kind_and_keeps_the_certainty_that_i
     assert mixture(others.astype(np.float32) + 9, kind.astype(np.float32), 0.95).cut == -np.inf
 
 
+def test_few_findings_are_never_certain_and_no_surer_than_what_was_counted():
+    random = np.random.default_rng(0)
+    known = random.normal(0, 1, 600).astype(np.float32)
+    alone = mixture(np.array([-2.0, 9, 9, 9], np.float32), known, 0.97)
+    assert alone.certainty[0] <= 0.5
+    shares = []
+    for _ in range(50):  # 25 of the kind, and look-alikes that come near to them
+        kind, others = random.normal(0, 1, 25), random.normal(3, 0.8, 200)
+        found = mixture(np.concatenate([kind, others]).astype(np.float32), known, 0.97)
+        chosen = np.concatenate([kind, others]) <= found.cut
+        if chosen.any():
+            shares.append([chosen[:25].sum() / chosen.sum(), found.certainty[chosen].min(), found.certainty.max()])
+    right, said, most = np.mean(shares, axis=0)
+    assert said <= right + 0.03
+    assert most < 0.97
+
+
 def test_own_cosines_are_those_to_the_weighted_mean_of_the_others():
     features, labels = people(4, 5)
     cores = find_cores(features, labels, 5)

@@ -8,6 +8,7 @@ from dist_train.cluster import graph, neighbours
 from dist_train.cluster.components import best_links, roots_of
 from dist_train.cluster.graph import cluster_by_graph, first_seen
 from dist_train.cluster.neighbours import near_rows
+from dist_train.errors import WorkError
 from dist_train.evaluate import search
 from dist_train.runtime.ranks import ALONE
 from tests.cluster.simulated import pairwise_f, simulate, unit
@@ -100,3 +101,43 @@ def test_ranks_that_share_the_search_find_the_same_clusters(world_size):
     assert alone.max() < 20
     for found in run_ranks(world_size, on_ranks):
         assert np.array_equal(found, alone)
+
+
+def test_a_stopped_search_goes_on_with_the_first_block_that_is_not_there(tmp_path, monkeypatch):
+    rows = torch.from_numpy(simulate(40, 5, 32, seed=3)[0])
+    monkeypatch.setattr(graph, "QUERY_BLOCK", 32)
+    whole = cluster_by_graph(rows, THRESHOLD, ALONE, quiet=True)
+    calls = []
+
+    def counted(queries, gallery, *options, stop_at=None):
+        if len(calls) == stop_at:
+            raise WorkError("stopped")
+        calls.append(len(gallery))
+        return near_rows(queries, gallery, *options)
+
+    monkeypatch.setattr(graph, "near_rows", lambda *given: counted(*given, stop_at=3))
+    with pytest.raises(WorkError):
+        cluster_by_graph(rows, THRESHOLD, ALONE, quiet=True, keep=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.iterdir())) == 3
+
+    def goes_on(features=rows):
+        calls.clear()
+        monkeypatch.setattr(graph, "near_rows", counted)
+        labels = cluster_by_graph(features, THRESHOLD, ALONE, quiet=True, keep=tmp_path)
+        return labels, calls.count(len(rows))
+
+    labels, searched = goes_on()
+    np.testing.assert_array_equal(labels, whole)
+    assert searched == 7 - 3
+    damaged = folder / "000001.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    np.savez(folder / "000002.npz", pairs=np.array([len(rows) ** 2]), cosines=np.ones(1, np.float32))
+    labels, searched = goes_on()
+    np.testing.assert_array_equal(labels, whole)
+    assert searched == 2
+    other = rows.flip(0)
+    labels, searched = goes_on(other)
+    np.testing.assert_array_equal(labels, cluster_by_graph(other, THRESHOLD, ALONE, quiet=True))
+    assert searched == 7
+    assert not folder.exists()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dist_train.data.manifest import Manifest
-from dist_train.evaluate.all_pairs import evaluate_all_pairs, judge_all
+from dist_train.evaluate.all_pairs import evaluate_all_pairs, judge_all, listed_accuracy
 from dist_train.evaluate.config import AllPairsConfig, EvaluateConfig
 from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.judging import Judging
@@ -119,6 +119,7 @@ def test_the_pairs_of_a_list_are_found_by_key_or_source_and_judged_alone(evaluat
     (found,) = json.loads((place / "lfw.json").read_text())[0]["all_pairs"]
     assert (found["set"], found["genuine_pairs"], found["impostor_pairs"]) == ("faces by pairs.txt", 12, 12)
     assert (found["rank1"], found["notes"]) == (None, [])
+    assert found["accuracy"] is not None
     rows = [("000000", "000006", 1), ("000000", "000001", 0), ("000001", "000000", 0)]
     rows += [("Ann/Ann_0001.jpg", "Ann/Ann_0003", 1), ("000002", "Ann/Ann_0099.jpg", 0), ("000002", "000003", 1)]
     write_list(place / "mixed.csv", rows)
@@ -131,6 +132,14 @@ def test_the_pairs_of_a_list_are_found_by_key_or_source_and_judged_alone(evaluat
         "1 pairs are in the list more than once, and count once",
         "the set's labels say otherwise than the list for 1 of its pairs; the list counts",
     ]
+
+
+def test_the_accuracy_of_a_list_is_that_of_its_ten_folds():
+    same = np.tile([True, False], 30)
+    scores = np.where(same, 0.8, 0.2).astype(np.float32)
+    scores[[0, 20, 21]] = 0.2, 0.2, 0.8  # three errors in two folds of six pairs
+    assert listed_accuracy(scores, same)[0] == pytest.approx(1 - 3 / 60)
+    assert listed_accuracy(scores, np.repeat([True, False], 30)) is None  # a fold of one kind
 
 
 def test_each_mistake_ends_with_its_status_and_names_it(evaluate, place):

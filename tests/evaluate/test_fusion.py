@@ -116,14 +116,14 @@ def test_files_that_do_not_fit_together_are_refused(change, message):
         join([one, change(other)])
 
 
-def write_embeddings(path, one):
+def write_embeddings(path, one, sha256="0"):
     import pyarrow.parquet as pq
 
     places = [Place(key) for key in one.keys]
     pictures = [Picture(np.empty((0, 0, 3), np.uint8), None, int(label)) for label in one.labels]
     made = embedding_table(places, pictures, one.norms.numpy(), one.features.numpy())
     description = {"version": FORMAT_VERSION, "embedding_dim": one.features.shape[1], "source": {"path": "people"}}
-    description |= {"model": {"name": one.name, "sha256": "0"}, "image_size": 32, "flip": False}
+    description |= {"model": {"name": one.name, "sha256": sha256}, "image_size": 32, "flip": False}
     pq.write_table(made.cast(with_description(made.schema, description)), path)
     return path
 
