@@ -140,7 +140,7 @@ def query(
     opened = Gallery(gallery)
     where = join_ranks(device, None).device
     network = load_model(model, where, said)
-    _check_model(opened, network)
+    check_model(opened, network)
     decision = None if fmr is None else decide(opened, network, fmr, calibration)
     wanted = any(source["align"] for source in opened.sources) if align is None else align
     crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
@@ -161,7 +161,8 @@ def query(
     echo(f"look at {out}")
 
 
-def _check_model(gallery: "Gallery", model: "Model") -> None:
+def check_model(gallery: "Gallery", model: "Model") -> None:
+    """Raise a UserError where embeddings of a model cannot be compared with those of a gallery."""
     from dist_train.errors import UserError
     from launch.embed.decision import said_of
 
