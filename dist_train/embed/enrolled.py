@@ -280,7 +280,7 @@ class Enrolled:
             self._drop(set(record.forget))
         else:
             unit = _embedding(record.embedding, self._dim)
-            if unit is None or record.add < self._next:
+            if unit is None or (self._entries and record.add <= self._entries[-1].number):
                 raise UserError(f"{self.path}: record at byte {offset} is damaged; remove the log and enrol again")
             if len(self._entries) >= self.most:
                 raise UserError(f"{self.path}: more than {self.most:,} entries, which is the most")
@@ -294,7 +294,7 @@ class Enrolled:
             self._rows = grown
         self._rows[count] = unit
         self._entries.append(entry)
-        self._next = entry.number + 1
+        self._next = max(self._next, entry.number + 1)
 
     def _drop(self, gone: set[int]) -> None:
         kept = [row for row, entry in enumerate(self._entries) if entry.number not in gone]

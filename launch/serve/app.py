@@ -32,7 +32,7 @@ from launch.serve.answers import (
 from launch.serve.batcher import FullError
 from launch.serve.finder import Face
 from launch.serve.form import read_form
-from launch.serve.guard import Guard, full
+from launch.serve.guard import Guard, fault, full
 from launch.serve.known import Hit
 from launch.serve.metrics import CONTENT_TYPE
 from launch.serve.pages import page, reference
@@ -71,6 +71,7 @@ def make_app(service: Service, token: str | None) -> ASGIApp:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.add_exception_handler(HTTPException, _told)
+    app.add_exception_handler(Exception, _failed)
     _add_pages(app, service)
     _add_photos(app, service)
     if service.known is not None:
@@ -85,6 +86,11 @@ async def _told(request: Request, error: Exception) -> Response:
     """A refusal as JSON."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A fault as JSON."""
+    return fault(request.url.path, error)
 
 
 def _form(fields: Mapping[str, Mapping[str, Any]], *needed: str) -> dict[str, Any]:

@@ -154,6 +154,12 @@ def full() -> HTTPException:
     return HTTPException(429, "too many wait already; try again", _LATER)
 
 
+def fault(path: str, error: Exception) -> JSONResponse:
+    """The answer where the service is wrong; what is wrong goes to its log alone."""
+    logger.error("%s failed", path, exc_info=error)
+    return JSONResponse({"error": "a fault of the service; its log has more"}, 500, _END)
+
+
 _LATER = {"retry-after": "1"}
 _END = {"connection": "close"}
 
