@@ -108,7 +108,6 @@ def serve(
         from dist_train.embed.gallery import Gallery
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks
-        from launch.embed.decision import check_options
         from launch.embed.search_cli import check_model
         from launch.serve.app import make_app
         from launch.serve.finder import AlignedFaces, WholePictures, open_detector
@@ -119,7 +118,6 @@ def serve(
         from launch.serve.threshold import served_threshold
 
     check_device(device)
-    check_options(fmr, calibration)
     token = read_token(token_file)
     check_place(host, token is not None, gallery is not None, allow_enroll)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)

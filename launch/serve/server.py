@@ -25,7 +25,7 @@ from dist_train.runtime.terminal import echo
 from launch.serve.limits import Limits
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HEAD_S = 10.0
+_MOST_HEAD_S = 10.0
 _BACKLOG = 128
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -54,7 +54,7 @@ def serve(app: ASGIApp, host: str, port: int, limits: Limits) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=int(_HEAD_S),
+        timeout_keep_alive=int(_MOST_HEAD_S),
         timeout_graceful_shutdown=int(limits.request_s) + 5,
     )
     with contextlib.closing(listener):
@@ -97,6 +97,7 @@ class _Server(uvicorn.Server):
 
 def _protocol(limits: Limits) -> type[H11Protocol]:
     """The protocol of a connection: that of uvicorn, with limits."""
+    idle_s = min(_MOST_HEAD_S, limits.request_s / 2)
 
     class Bounded(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
@@ -124,7 +125,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
         def _watch(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self.loop.call_later(_HEAD_S, self._look)
+            self._timer = self.loop.call_later(idle_s, self._look)
 
         def _look(self) -> None:
             """End a connection that asks nothing, or does not take what it was told."""

@@ -49,7 +49,9 @@ def served_threshold(
         return Decision(*found.at(fmr), found, 0, other_model)
     point = _lowest(found)
     if point is None or point.threshold is None:
-        return None
+        if path is None:
+            return None
+        raise UserError(f"--calibration {path}: its pairs suffice for none of its rates; choose one by --fmr")
     return Decision(point.threshold, point, found, 0, other_model)
 
 
