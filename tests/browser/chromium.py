@@ -77,7 +77,7 @@ class Browser:
         return answer.get("result", {})
 
     def open(self, page: Path | str, width: int, scheme: str) -> None:
-        """Show a file or an address in a window of a width in pixels, with a colour scheme; returns when it is loaded."""
+        """Show a file or an address in a window of a width in pixels, with a colour scheme; returns when loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.complaints = []

@@ -1,4 +1,4 @@
-"""The page of a service in a real browser: drops, results, errors, at the widths of a desk and a phone, light and dark."""
+"""The page of a service in a real browser: drops, results, errors, wide and narrow, light and dark."""
 
 import base64
 import json
@@ -22,7 +22,8 @@ TOKEN = "0123456789abcdef"
 DROP = """(async () => {
   const bytes = Uint8Array.from(atob(%s), (letter) => letter.charCodeAt(0)), data = new DataTransfer()
   data.items.add(new File([bytes], %s, { type: "image/png" }))
-  document.getElementById(%s).dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }))
+  const event = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+  document.getElementById(%s).dispatchEvent(event)
 })()"""
 
 

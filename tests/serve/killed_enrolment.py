@@ -1,13 +1,16 @@
 """Enrolments in a process that is killed at a random moment, and what must be there afterwards.
 
-    python -m tests.serve.killed_enrolment GALLERY      enrols and forgets until it is killed
+    python -m tests.serve.killed_enrolment --kills 1000
 
-What it was told is done goes to standard output, a line each, before anything else happens.
+Prints a JSON line. What the process was told is done it writes down before it does anything else.
 """
 
+import argparse
+import json
 import os
 import random
 import sys
+import tempfile
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -66,4 +69,10 @@ def _begin(gallery: str) -> None:
 
 
 if __name__ == "__main__":
-    enrol_without_end(sys.argv[1], 1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1000)
+    count = parser.parse_args().kills
+    with tempfile.TemporaryDirectory() as name:
+        acknowledged, lost = kill_loop(Path(name) / "gallery", count)
+    sys.stdout.write(json.dumps({"kills": count, "acknowledged": acknowledged, "lost": lost}) + "\n")
+    sys.exit(lost > 0)
