@@ -80,7 +80,8 @@ class Batcher(Generic[Task, Answer]):
                 raise FullError
             self._queue += asked
             self._changed.notify()
-        return await asyncio.gather(*(each.future for each in asked))
+        answers: list[Answer] = await asyncio.gather(*(each.future for each in asked))
+        return answers
 
     def close(self) -> None:
         """Answer what was taken, then end the thread."""

@@ -13,16 +13,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        kwargs = {"registry": self._registry}
-        self.requests = Counter("headcount_requests", "answers by path and status", ["path", "status"], **kwargs)
+        self.requests = Counter(
+            "headcount_requests", "answers by path and status", ["path", "status"], registry=self._registry
+        )
         self.seconds = Histogram(
-            "headcount_request_seconds", "from a request's head to its answer", ["path"], buckets=_SECONDS, **kwargs
+            "headcount_request_seconds",
+            "from a request's head to its answer",
+            ["path"],
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self.batches = Histogram(
-            "headcount_batch_photos", "photos in a pass", buckets=(1, 2, 4, 8, 16, 32, 64), **kwargs
+            "headcount_batch_photos", "photos in a pass", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry
         )
-        self._waiting = Gauge("headcount_waiting_photos", "photos that wait for the model", **kwargs)
-        self._known = Gauge("headcount_known_faces", "faces that can be found", **kwargs)
+        self._waiting = Gauge("headcount_waiting_photos", "photos that wait for the model", registry=self._registry)
+        self._known = Gauge("headcount_known_faces", "faces that can be found", registry=self._registry)
 
     def follow(self, waiting: Callable[[], int], known: Callable[[], int]) -> None:
         """Read two numbers whenever figures are asked for."""

@@ -81,7 +81,7 @@ class _Server(uvicorn.Server):
             echo(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]  # it types what contextlib makes
+    def capture_signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             yield
