@@ -11,6 +11,7 @@ log is opened for writing, and while it is in use as soon as they are as many as
 import base64
 import json
 import os
+import stat
 import threading
 import time
 import zlib
@@ -35,6 +36,7 @@ MOST_IDENTITY = 200  # characters of a name
 MOST_PICTURE = 1 << 17  # bytes of a picture
 MOST_ENTRIES = 100_000
 _MOST_RECORD = 1 << 20  # bytes of a line: the longest embedding and the largest picture
+_MOST_BYTES = 32 << 30  # of a log: that of the most entries with the largest pictures, twice
 _MOST_DIM = 1 << 16
 _MOST_FORGOTTEN = 10_000  # in a record
 
@@ -130,6 +132,9 @@ class Enrolled:
             _sync_directory(self.path.parent)
         flags = (os.O_RDWR | os.O_APPEND) if writable else os.O_RDONLY
         self._file = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            raise UserError(f"{self.path}: expected a file of at most {_MOST_BYTES >> 30} GiB; remove it")
         torn = self._replay()
         if writable and (torn or self._dead):
             self._compact()

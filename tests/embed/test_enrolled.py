@@ -123,6 +123,10 @@ def test_a_log_that_is_a_link_or_empty_or_text_is_refused(tmp_path):
     (home / LOG).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic link"):
         opened(tmp_path)
+    (home / LOG).unlink()
+    os.mkfifo(home / LOG)
+    with pytest.raises(UserError, match="expected a file of at most 32 GiB"):
+        opened(tmp_path)
 
 
 def test_one_process_enrols_and_others_may_read_meanwhile(tmp_path):
