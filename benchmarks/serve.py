@@ -181,7 +181,7 @@ def bad(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     """Bad requests: statuses, and the server's memory after a tenth of them and after all."""
     good = photos(20)
     statuses: Counter[str] = Counter()
-    with served(model, "--align", "--timeout", "2") as (port, process):
+    with served(model, "--align", "--timeout", "10") as (port, process):
         memory = []
         for share in (0.1, 0.9):
             with ThreadPoolExecutor(32) as pool:
@@ -229,7 +229,7 @@ def spoilt(port: int, good: Sequence[bytes], chance: random.Random) -> str:
             return "none"
         if kind == "slow":
             connection.sendall((typed + f"content-length: {len(body)}\r\n\r\n").encode())
-            for number in range(50):
+            for number in range(80):
                 connection.sendall(body[number : number + 1])
                 time.sleep(0.1)
         elif kind == "huge":
