@@ -171,7 +171,7 @@ class Enrolled:
                 raise UserError(
                     f"gallery {self.path.parent}: {self.most:,} are enrolled, which is the most; forget some"
                 )
-            body = {
+            body: dict[str, Any] = {
                 "add": self._next,
                 "identity": identity,
                 "time": round(time.time(), 3),
@@ -179,7 +179,7 @@ class Enrolled:
             }
             if picture is not None:
                 body["picture"] = base64.b64encode(picture).decode()
-            entry = Entry(self._next, identity, float(body["time"]), self._append(body))
+            entry = Entry(self._next, identity, body["time"], self._append(body))
             self._take(entry, unit)
             return entry
 
