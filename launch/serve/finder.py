@@ -14,6 +14,7 @@ from data_prep.align import choose, crop_centre, crop_landmarks
 from data_prep.decode import Photo, decode
 from data_prep.mtcnn.faces import Faces, Picture
 from dist_train.data.reject import Reject
+from dist_train.errors import WorkError
 
 DECODED_PX = 32_000_000  # pixels of the decoded photos in memory at one time, 3 bytes each
 JPEG_QUALITY = 95  # of crops, as in sets: their pixels are those that sets have
@@ -191,6 +192,8 @@ def encoded(picture: Picture) -> bytes:
 def _stored(crop: Picture) -> Picture:
     """A crop as it is after it was stored in a set: what networks were trained on, and galleries are made of."""
     pixels = cv2.imdecode(np.frombuffer(encoded(crop), np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise WorkError("a crop just encoded cannot be decoded; is memory damaged?")
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
 
 
