@@ -27,6 +27,7 @@ from launch.commands import app as launch_app
 from launch.embed.cli import embed
 from launch.embed.search_cli import app as search_app
 from launch.interrupt import interrupted, raise_once, say
+from launch.serve.cli import serve
 from launch.train import train
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command(name="eval")(evaluate)
 app.command()(export)
 app.command()(embed)
 app.add_typer(search_app, name="search")
+app.command()(serve)
 checkpoint_app.command(name="export")(export_weights)
 checkpoint_app.command()(average)
 app.add_typer(checkpoint_app, name="checkpoint")

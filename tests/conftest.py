@@ -34,6 +34,7 @@ WHOLE = (  # a whole run, export or cascade in the test's own process, or a brow
     "tests/train/test_kills.py",
     "tests/train/test_lost_results.py",
     "tests/security/test_reports.py",
+    "tests/serve/test_server.py",
 )
 JOB = re.compile(
     r"\b(?:subprocess|headcount|headcount_forked|headcount_without|multiprocessing|Popen|kill_loop|ProcessPoolExecutor|LocalEngine)\b\s*[(.]"

@@ -72,6 +72,8 @@ DISTRIBUTIONS = {
     "aiohttp": "fsspec",  # its extra `http`
     "faiss": "faiss-cpu",
     "pydantic_core": "pydantic",
+    "prometheus_client": "prometheus-client",
+    "starlette": "fastapi",  # which is built on it
 }
 ONCE = "data_prep.mtcnn.convert"  # was run once; its docstring says what it needs
 

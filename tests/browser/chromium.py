@@ -76,12 +76,12 @@ class Browser:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer.get("result", {})
 
-    def open(self, path: Path, width: int, scheme: str) -> None:
-        """Show a file in a window of a width in pixels, with a colour scheme; returns when it is loaded."""
+    def open(self, page: Path | str, width: int, scheme: str) -> None:
+        """Show a file or an address in a window of a width in pixels, with a colour scheme; returns when loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.complaints = []
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
             pass
 

@@ -84,7 +84,9 @@ def test_models_stand_side_by_side_in_table_json_and_report(evaluate, place, cap
         "Hardest wrong pairs: tiny · small",
     ):
         assert words in page
-    told = [line for line in caplog.messages if "pictures of 16 x 16 px are scaled to the 112 px that the model" in line]
+    told = [
+        line for line in caplog.messages if "pictures of 16 x 16 px are scaled to the 112 px that the model" in line
+    ]
     assert any("tiny" in line for line in told)
     assert len(told) == len(set(told)), "each set is told of once"
 

@@ -1,0 +1,110 @@
+"""Known people: those of a gallery's files and those enrolled since, searched as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dist_train.embed.enrolled import LOG, Enrolled, Entry
+from dist_train.embed.gallery import Gallery, Match
+from dist_train.errors import UserError
+from dist_train.evaluate.models import Model
+from dist_train.evaluate.search import nearest
+from launch.embed.photos import matched_picture
+from launch.serve.finder import encoded
+
+PICTURE_PX = 112
+
+
+class Hit(NamedTuple):
+    """Somebody known who is near to a query.
+
+    Attributes:
+        score: cosine, -1 to 1.
+        match: in the gallery's files; None for somebody enrolled.
+        entry: of somebody enrolled.
+    """
+
+    score: float
+    match: Match | None
+    entry: Entry | None
+
+
+class Known:
+    """All who can be found.
+
+    Args:
+        base: the gallery's files; None for none.
+        enrolled: None for nobody.
+    """
+
+    def __init__(self, base: Gallery | None, enrolled: Enrolled | None) -> None:
+        self.base, self.enrolled = base, enrolled
+
+    def __len__(self) -> int:
+        return (len(self.base) if self.base else 0) + (len(self.enrolled) if self.enrolled else 0)
+
+    def search(self, queries: Tensor, k: int) -> list[list[Hit]]:
+        """The k nearest of each unit query [Q, D], the nearest first; all where there are fewer."""
+        hits: list[list[Hit]] = [[] for _ in queries]
+        if self.base is not None and len(queries):
+            for mine, matches in zip(hits, self.base.search(queries, k), strict=True):
+                mine += [Hit(match.score, match, None) for match in matches]
+        if self.enrolled is not None and len(queries):
+            rows, entries = self.enrolled.snapshot()
+            if entries:
+                scores, numbers = nearest(queries, rows, min(k, len(entries)))
+                for mine, *both in zip(hits, scores.tolist(), numbers.tolist(), strict=True):
+                    mine += [Hit(score, None, entries[number]) for score, number in zip(*both, strict=True)]
+        return [sorted(mine, key=lambda hit: -hit.score)[:k] for mine in hits]
+
+    def pictures(self, hits: Sequence[Hit]) -> list[bytes | None]:
+        """JPEGs of those found; None where there is none, or none any more."""
+        return [self._picture(hit) for hit in hits]
+
+    def _picture(self, hit: Hit) -> bytes | None:
+        if hit.entry is not None:
+            return self.enrolled.picture(hit.entry) if self.enrolled else None
+        if hit.match is None or self.base is None:
+            return None
+        pixels = matched_picture(hit.match, self.base.sources[hit.match.source], PICTURE_PX)
+        return None if pixels is None else encoded(pixels)
+
+    def close(self) -> None:
+        """Close the log of the enrolled."""
+        if self.enrolled is not None:
+            self.enrolled.close()
+
+
+def open_known(
+    directory: Path, base: Gallery | None, model: Model, flip: bool, align: bool, allow_enroll: bool
+) -> Known:
+    """Those known in a gallery.
+
+    Args:
+        directory: of the gallery.
+        base: its files; None where it has none.
+        model: that is served.
+        flip: whether the mirrored face's embedding is added.
+        align: whether faces are aligned.
+        allow_enroll: people may be added; the directory is made if it is missing.
+
+    Raises:
+        UserError: nobody is known there and nobody may be added, or they were enrolled by another model.
+    """
+    there = (directory / LOG).exists()
+    if base is None and not there and not allow_enroll:
+        Gallery(directory)  # says what is wrong
+    made_by = {
+        "model": {"name": model.name, "sha256": model.digest(), "told": dict(model.told)},
+        "embedding_dim": model.embedding_dim,
+        "flip": flip,
+        "align": align,
+    }
+    if not (there or allow_enroll):
+        return Known(base, None)
+    try:
+        return Known(base, Enrolled(directory, made_by, writable=allow_enroll))
+    except OSError as error:
+        raise UserError(f"gallery {directory}: {error.strerror or error}; --allow-enroll writes there") from error
