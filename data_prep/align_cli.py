@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from data_prep.detectors.options import DetectorOption, MinScoreOption, ThresholdsOption
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -100,9 +101,9 @@ def align(
         int | None,
         typer.Option(min=12, help="larger photos are shrunk to this side in pixels for the search; by default none is"),
     ] = None,
-    thresholds: Annotated[
-        tuple[float, float, float], typer.Option(help="lowest scores that the three networks accept, between 0 and 1")
-    ] = (0.6, 0.7, 0.7),
+    detector: DetectorOption = None,
+    thresholds: ThresholdsOption = None,
+    min_score: MinScoreOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="the pictures are aligned already: copy them unchanged")] = False,
     min_images: Annotated[int, typer.Option(min=1, help="identities with fewer pictures are dropped")] = 1,
     identities: Annotated[
@@ -142,9 +143,12 @@ def align(
 
       headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces largest
 
+      headcount prep align photos/ sets/mine --detector scrfd_2.5g_bnkps.onnx
+
       headcount prep align raw-tars/ sets/mine --engine slurm --workers 256 --sbatch partition=cpu
     """
     from data_prep.align_transform import Align
+    from data_prep.detectors.file import read_detector_file
     from data_prep.job.plan import JobOptions
     from data_prep.job.run import run_job
     from data_prep.sources.name_list import open_name_list
@@ -158,7 +162,9 @@ def align(
             image_size=image_size,
             min_face_px=min_face,
             longer_side_px=longer_side,
+            detector=detector and read_detector_file(detector, points=crop == CropKind.LANDMARKS),
             thresholds=thresholds,
+            min_score=min_score,
             faces=faces.value,
             crop=crop.value,
             margin=margin,

@@ -7,10 +7,13 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, runner_up
 from data_prep.decode import Photo, decode
+from data_prep.detectors.detector import THRESHOLDS
+from data_prep.detectors.file import DetectorFile
+from data_prep.detectors.open import open_detector
 from data_prep.mtcnn.faces import Faces, Picture
 from data_prep.transforms import Crop, Made, Process, Transform
 from dist_train.data.reject import Reject
@@ -19,17 +22,26 @@ DECODED_PX = 32_000_000  # pixels of the decoded photos in memory at one time, 3
 
 
 class Align(Transform):
-    """Faces found by the cascade, cut out by landmarks or by box."""
+    """Faces found by a detector, cut out by landmarks or by box."""
 
     min_face_px: float = Field(20, ge=12, description="smallest face, in pixels of the photo as it is searched")
     longer_side_px: int | None = Field(None, ge=12, description="larger photos are searched at this size; None: as is")
-    thresholds: tuple[float, float, float] = Field((0.6, 0.7, 0.7), description="of the three networks' scores")
+    detector: DetectorFile | None = Field(None, description="file of another detector than the cascade of the package")
+    thresholds: tuple[float, float, float] | None = Field(None, description="of the scores of the cascade's networks")
+    min_score: float | None = Field(None, gt=0, lt=1, description="of a face, by any detector; None: its default")
     faces: Choice = Field("main", description="which of a photo's faces")
     crop: Literal["landmarks", "box"] = Field("landmarks", description="what crops follow")
     margin: float = Field(0.1, ge=0, le=2, description="around a box, as a share of its longer side")
     no_face: Literal["drop", "centre"] = Field("drop", description="what becomes of a photo without a face")
     jpeg_quality: int = Field(95, ge=50, le=100)
     device: str = Field("cpu", description="cpu or cuda; the two differ in the last bits of a crop's place")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_thresholds(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """With the thresholds of the package's cascade, which older plans have too."""
+        shipped = values.get("detector") is None and values.get("min_score") is None
+        return {**values, "thresholds": THRESHOLDS} if shipped and values.get("thresholds") is None else values
 
     def open(self) -> Process:
         """A detector's work on batches of photos."""
@@ -38,12 +50,18 @@ class Align(Transform):
 
 class _Aligner:
     def __init__(self, options: Align) -> None:
-        from data_prep.mtcnn.cascade import Detector  # importing torch takes seconds, and only workers need it
-
         self._options = options
-        self._detector = Detector(
-            options.device, min_face_px=options.min_face_px, thresholds=options.thresholds, batch_px=DECODED_PX // 4
+        self._detector = open_detector(
+            options.detector and options.detector.path,
+            options.device,
+            min_face_px=options.min_face_px,
+            thresholds=options.thresholds,
+            batch_px=DECODED_PX // 4,
+            min_score=options.min_score,
+            side_px=options.longer_side_px,
         )
+        if options.detector is not None:
+            options.detector.check(self._detector)
         # A photo may be decoded smaller as long as the smallest face is no smaller than its crop.
         self._least_side_px = None
         if options.longer_side_px is not None:
@@ -101,12 +119,9 @@ class _Aligner:
         found = Faces(faces.boxes * photo.shrink, faces.scores, faces.landmarks * photo.shrink)
         left, top, right, bottom = box = _rounded(found.boxes[number])
         score = float(found.scores[number])
-        record: dict[str, Any] = {
-            "box": box,
-            "landmarks": [_rounded(point) for point in found.landmarks[number]],
-            "score": round(score, 5),
-            "faces": len(found.scores),
-        }
+        record: dict[str, Any] = {"box": box, "score": round(score, 5), "faces": len(found.scores)}
+        if self._detector.has_points:
+            record["landmarks"] = [_rounded(point) for point in found.landmarks[number]]
         if second is not None:
             record |= {"lead": round(second.lead, 4), "runner_up": _rounded(found.boxes[second.number])}
         return Crop(

@@ -1,0 +1,42 @@
+"""The cascade as a detector: with the weights that come with this package, or trained ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.detectors.detector import THRESHOLDS
+from data_prep.mtcnn.cascade import Detector
+from data_prep.mtcnn.faces import Faces, Picture
+from data_prep.mtcnn.weights import WEIGHTS
+from dist_train.errors import UserError
+from dist_train.runtime.digest import sha256_of
+
+
+class CascadeDetector:
+    """The cascade of three networks, see `data_prep.mtcnn.cascade.Detector` and `open_detector`."""
+
+    name = "mtcnn"
+    has_points = True
+
+    def __init__(
+        self,
+        file: Path | None,
+        device: str,
+        min_face_px: float,
+        thresholds: tuple[float, float, float] | None,
+        batch_px: int,
+        min_score: float | None,
+    ) -> None:
+        if thresholds is not None and min_score is not None:
+            raise UserError(f"min_score {min_score} is the last of the thresholds {thresholds}; give one of the two")
+        chosen = thresholds or THRESHOLDS
+        self._detector = Detector(
+            device,
+            min_face_px=min_face_px,
+            thresholds=chosen if min_score is None else (*chosen[:2], min_score),
+            batch_px=batch_px,
+        )
+        self.digest = sha256_of(WEIGHTS if file is None else file)
+
+    def detect(self, images: Sequence[Picture]) -> list[Faces]:
+        """The faces of each picture, uint8 [height, width, 3], RGB."""
+        return self._detector.detect(images)

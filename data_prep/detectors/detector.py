@@ -1,0 +1,27 @@
+"""The interface of a detector of faces."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from data_prep.mtcnn.faces import Faces, Picture
+
+THRESHOLDS = (0.6, 0.7, 0.7)
+"""Of the three networks' scores, in the cascade that comes with this package."""
+
+
+class FaceDetector(Protocol):
+    """A detector of faces in batches of pictures of mixed sizes, for one thread at a time.
+
+    Attributes:
+        name: of its kind, e.g. `mtcnn`.
+        digest: SHA-256 of its weights.
+        has_points: whether it finds the five landmarks; without they are NaN.
+    """
+
+    name: str
+    digest: str
+    has_points: bool
+
+    def detect(self, images: Sequence[Picture]) -> list[Faces]:
+        """The faces of each picture, uint8 [height, width, 3], RGB."""
+        ...
