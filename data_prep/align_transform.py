@@ -11,11 +11,12 @@ from pydantic import Field, model_validator
 
 from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, runner_up
 from data_prep.decode import Photo, decode
-from data_prep.detectors.detector import THRESHOLDS
+from data_prep.detectors.detector import SHIPPED, THRESHOLDS, shipped_digest
 from data_prep.detectors.file import DetectorFile
 from data_prep.detectors.open import open_detector
 from data_prep.mtcnn.faces import Faces, Picture
 from data_prep.transforms import Crop, Made, Process, Transform
+from dist_train.data.aligner import Aligner
 from dist_train.data.reject import Reject
 
 DECODED_PX = 32_000_000  # pixels of the decoded photos in memory at one time, 3 bytes each
@@ -42,6 +43,11 @@ class Align(Transform):
         """With the thresholds of the package's cascade, which older plans have too."""
         shipped = values.get("detector") is None and values.get("min_score") is None
         return {**values, "thresholds": THRESHOLDS} if shipped and values.get("thresholds") is None else values
+
+    def aligner(self) -> Aligner:
+        """The detector, and by what of its faces crops are cut."""
+        name, digest = (self.detector.name, self.detector.sha256) if self.detector else (SHIPPED, shipped_digest())
+        return Aligner(name if self.crop == "landmarks" else f"{name} box {self.margin:g}", digest)
 
     def open(self) -> Process:
         """A detector's work on batches of photos."""

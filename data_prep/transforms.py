@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
+from dist_train.data.aligner import Aligner
 from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_header, too_many_scans
 from dist_train.data.reject import Reject
 from dist_train.section import Section
@@ -52,6 +53,10 @@ class Transform(Section, ABC):
 
     image_size: int = Field(112, ge=1, description="side of the pictures in pixels")
     batch: int = Field(32, ge=1, description="photos handed over at once")
+
+    def aligner(self) -> Aligner | None:
+        """What places the faces in its pictures; None where it does not."""
+        return None
 
     @abstractmethod
     def open(self) -> Process:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.detectors.detector import THRESHOLDS
+from data_prep.detectors.detector import SHIPPED, THRESHOLDS, shipped_digest
 from data_prep.mtcnn.cascade import Detector
 from data_prep.mtcnn.faces import Faces, Picture
-from data_prep.mtcnn.weights import WEIGHTS
 from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
 
@@ -14,7 +13,7 @@ from dist_train.runtime.digest import sha256_of
 class CascadeDetector:
     """The cascade of three networks, see `data_prep.mtcnn.cascade.Detector` and `open_detector`."""
 
-    name = "mtcnn"
+    name = SHIPPED
     has_points = True
 
     def __init__(
@@ -35,7 +34,7 @@ class CascadeDetector:
             thresholds=chosen if min_score is None else (*chosen[:2], min_score),
             batch_px=batch_px,
         )
-        self.digest = sha256_of(WEIGHTS if file is None else file)
+        self.digest = shipped_digest() if file is None else sha256_of(file)
 
     def detect(self, images: Sequence[Picture]) -> list[Faces]:
         """The faces of each picture, uint8 [height, width, 3], RGB."""

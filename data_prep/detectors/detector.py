@@ -1,12 +1,23 @@
 """The interface of a detector of faces."""
 
+import hashlib
 from collections.abc import Sequence
+from functools import cache
+from importlib import resources
 from typing import Protocol
 
 from data_prep.mtcnn.faces import Faces, Picture
 
 THRESHOLDS = (0.6, 0.7, 0.7)
 """Of the three networks' scores, in the cascade that comes with this package."""
+SHIPPED = "mtcnn"
+"""Name of that cascade, and of others of its kind."""
+
+
+@cache
+def shipped_digest() -> str:
+    """SHA-256 of that cascade's weights; read without torch, which takes seconds to import."""
+    return hashlib.sha256((resources.files("data_prep.mtcnn") / "weights.npz").read_bytes()).hexdigest()
 
 
 class FaceDetector(Protocol):

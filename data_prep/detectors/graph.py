@@ -99,6 +99,7 @@ def _read(path: Path) -> bytes:
 def _check_parts(path: Path, data: bytes) -> None:
     """Refuse a file that names other files, or operators that would have to be loaded from a library."""
     import onnx
+
     try:
         model = onnx.ModelProto.FromString(data)
     except Exception as error:  # protobuf's own kind, of whichever of its implementations

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_prep.detectors.options import DetectorOption
 from dist_train.evaluate.options import (
     ColorOption,
     MeanOption,
@@ -17,6 +18,7 @@ from dist_train.evaluate.options import (
 from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 from launch.embed.cli import (
+    AnyAlignerOption,
     DeviceOption,
     Face,
     FaceOption,
@@ -87,6 +89,8 @@ def query(
     face: FaceOption = Face.MAIN,
     min_face: MinFaceOption = 20,
     longer_side: LongerSideOption = None,
+    detector: DetectorOption = None,
+    any_aligner: AnyAlignerOption = False,
     out: Annotated[Path, typer.Option(help="PNG file for a picture of the matches")] = Path("matches.png"),
     device: DeviceOption = "auto",
     input_range: RangeOption = None,
@@ -132,6 +136,7 @@ def query(
         from dist_train.evaluate.embeddings import embed_pictures
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks
+    from launch.embed.aligner import check_aligner, open_detector_file, source_aligner
     from launch.embed.decision import check_options, decide
 
     check_device(device)
@@ -143,7 +148,12 @@ def query(
     _check_model(opened, network)
     decision = None if fmr is None else decide(opened, network, fmr, calibration)
     wanted = any(source["align"] for source in opened.sources) if align is None else align
-    crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type)
+    chosen = open_detector_file(detector, wanted)
+    crop = cropper(network.image_size, wanted, face, min_face, longer_side, where.type, chosen)
+    known = f"the pictures that model {network.name} was trained on"
+    check_aligner(crop.aligner(), network.aligner(), known, any_aligner)
+    for source in opened.sources:
+        check_aligner(crop.aligner(), source_aligner(source), f"the pictures of gallery {gallery}", any_aligner)
     data, cut = _cut(photo, crop)
     if cut.found is not None:
         echo(_told(photo, cut.found, cut.taken, face))
