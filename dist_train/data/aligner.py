@@ -17,7 +17,7 @@ ALIGNER_KEY = "aligner"
 """What headers and metadata of exported files call it."""
 UNKNOWN = "unknown"
 _MOST_NAME = 100
-_TEXT = re.compile(r"([0-9a-f]{64}) ([^\x00-\x1f\x7f]{1,%d})" % _MOST_NAME)
+_TEXT = re.compile(rf"([0-9a-f]{{64}}) ([^\x00-\x1f\x7f]{{1,{_MOST_NAME}}})")
 _SHOWN_DIGITS = 12
 
 
