@@ -110,6 +110,12 @@ def crop_centre(picture: Picture, image_size: int) -> Picture:
     return _resample(picture, width / 2, height / 2, min(height, width), image_size)
 
 
+def encode_crop(picture: Picture, jpeg_quality: int) -> bytes:
+    """A crop [S, S, 3], RGB, as a JPEG."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
+    return data.tobytes()
+
+
 def _resample(picture: Picture, x: float, y: float, side: float, image_size: int) -> Picture:
     """The square of `side` pixels about (x, y), made `image_size` pixels wide."""
     pixels = max(1, round(side))

@@ -104,6 +104,16 @@ def align(
     detector: DetectorOption = None,
     thresholds: ThresholdsOption = None,
     min_score: MinScoreOption = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE",
+            exists=True,
+            dir_okay=False,
+            help="faces are at the points of this .csv, .tsv or .parquet, and no detector runs: path, left_eye_x, "
+            "left_eye_y, right_eye_x ... right_mouth_y in pixels, perhaps left, top, right, bottom; one row a photo",
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="the pictures are aligned already: copy them unchanged")] = False,
     min_images: Annotated[int, typer.Option(min=1, help="identities with fewer pictures are dropped")] = 1,
     identities: Annotated[
@@ -145,20 +155,37 @@ def align(
 
       headcount prep align photos/ sets/mine --detector scrfd_2.5g_bnkps.onnx
 
+      headcount prep align photos/ sets/mine --landmarks points.csv
+
       headcount prep align raw-tars/ sets/mine --engine slurm --workers 256 --sbatch partition=cpu
     """
     from data_prep.align_transform import Align
     from data_prep.detectors.file import read_detector_file
     from data_prep.job.plan import JobOptions
     from data_prep.job.run import run_job
+    from data_prep.landmarks.table import open_table
+    from data_prep.landmarks.transform import Placed
     from data_prep.sources.name_list import open_name_list
     from data_prep.sources.open import open_source
     from data_prep.transforms import Keep, Transform
 
-    transform: Transform = (
-        Keep(image_size=image_size)
-        if keep
-        else Align(
+    transform: Transform
+    if keep:
+        _refuse_beside("--keep", {"--landmarks": landmarks, "--detector": detector, "--min-score": min_score})
+        transform = Keep(image_size=image_size)
+    elif landmarks is not None:
+        search = {"--thresholds": thresholds, "--longer-side": longer_side}
+        _refuse_beside("--landmarks", {"--detector": detector, "--min-score": min_score, **search})
+        transform = Placed(
+            image_size=image_size,
+            table=open_table(landmarks),
+            crop=crop.value,
+            margin=margin,
+            no_face=no_face.value,
+            jpeg_quality=jpeg_quality,
+        )
+    else:
+        transform = Align(
             image_size=image_size,
             min_face_px=min_face,
             longer_side_px=longer_side,
@@ -172,7 +199,6 @@ def align(
             jpeg_quality=jpeg_quality,
             device=device,
         )
-    )
     options = JobOptions(
         source=open_source(source, path_column, identity_column),
         transform=transform,
@@ -184,6 +210,18 @@ def align(
     )
     chosen = _open_engine(out, engine, workers, sbatch, device)
     _carry_out(out, wandb, options.described(), lambda progress: run_job(out, options, chosen, progress))
+
+
+def _refuse_beside(option: str, others: dict[str, object]) -> None:
+    """Refuse options that mean nothing beside another one.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    from dist_train.errors import UserError
+
+    if given := [name for name, value in others.items() if value]:
+        raise UserError(f"{given[0]} goes with looking for faces, and with {option} none is looked for; leave it out")
 
 
 def resume(

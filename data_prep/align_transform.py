@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, runner_up
+from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, encode_crop, runner_up
 from data_prep.decode import Photo, decode
 from data_prep.detectors.detector import SHIPPED, THRESHOLDS, shipped_digest
 from data_prep.detectors.file import DetectorFile
@@ -142,9 +142,7 @@ class _Aligner:
         )
 
     def _encoded(self, picture: Picture) -> bytes:
-        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, self._options.jpeg_quality])
-        return data.tobytes()
+        return encode_crop(picture, self._options.jpeg_quality)
 
 
 def _rounded(pixels: NDArray[np.float32]) -> list[float]:

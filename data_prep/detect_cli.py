@@ -78,7 +78,8 @@ def draw(picture: "Picture", faces: "Faces") -> "Picture":
         left, top, right, bottom = (round(float(side)) for side in box)
         cv2.rectangle(marked, (left, top), (right, bottom), GREEN, width, cv2.LINE_AA)
         text = left, top - 2 * width if top > 15 * width else bottom + 12 * width
-        cv2.putText(marked, f"{score:.3f}", text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * width, GREEN, width, cv2.LINE_AA)
+        told = "" if np.isnan(score) else f"{score:.3f}"
+        cv2.putText(marked, told, text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * width, GREEN, width, cv2.LINE_AA)
         for x, y in landmarks if np.isfinite(landmarks).all() else []:
             cv2.circle(marked, (round(float(x)), round(float(y))), 2 * width, RED, -1, cv2.LINE_AA)
     return marked

@@ -5,7 +5,8 @@ pictures. It may depend on its options and the photos alone, so that every engin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
@@ -46,6 +47,8 @@ class Crop(NamedTuple):
 
 Made = list[Crop] | Reject
 Process = Callable[[Sequence[bytes]], list[Made]]
+NamedProcess = Callable[[Sequence[bytes], Sequence[str]], list[Made]]
+"""Of photos and their names."""
 
 
 class Transform(Section, ABC):
@@ -57,6 +60,23 @@ class Transform(Section, ABC):
     def aligner(self) -> Aligner | None:
         """What places the faces in its pictures; None where it does not."""
         return None
+
+    def plan(self, home: Path, photos: Iterable[str]) -> None:
+        """Prepare, and check, what workers will need beside the photos. Called once, while a job is planned.
+
+        Args:
+            home: directory of the job's own files.
+            photos: names of all photos, as in the samples' `source`.
+
+        Raises:
+            UserError: it does not go with the photos.
+        """
+
+    def open_in(self, home: Path) -> NamedProcess:
+        """As `open`, for photos whose names are given too, in a job with its own files in `home`."""
+        del home
+        process = self.open()
+        return lambda photos, _: process(photos)
 
     @abstractmethod
     def open(self) -> Process:

@@ -40,6 +40,7 @@ COMPONENTS = {
     "data_prep.tables:TableSource": "data_prep.sources.tables:TableSource",
     "data_prep.transforms:Keep": "data_prep.transforms:Keep",
     "data_prep.align_transform:Align": "data_prep.align_transform:Align",
+    "data_prep.landmarks.transform:Placed": "data_prep.landmarks.transform:Placed",
 }
 _NAMES = {place: name for name, place in COMPONENTS.items()}
 RUN = 8
@@ -230,6 +231,7 @@ def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
         unit_rows = options.unit_rows or default_unit_rows(total)
         buckets = _deal(scratch, total, unit_rows, options.seed)
         _write_units(layout.rows, buckets, unit_rows)
+        options.transform.plan(layout.home, _names(layout.rows, options.source))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     body = {
@@ -240,6 +242,13 @@ def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     }
     write_json(layout.plan, body)
     return JobPlan(layout)
+
+
+def _names(rows: Path, source: Source) -> Iterator[str]:
+    """Names of all photos in a plan's file of rows."""
+    with pa.memory_map(str(rows)) as mapped, pa.ipc.open_file(mapped) as file:
+        for unit in range(file.num_record_batches):
+            yield from map(source.text, file.get_batch(unit).column("location").to_pylist())
 
 
 def default_unit_rows(total: int) -> int:

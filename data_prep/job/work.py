@@ -22,7 +22,7 @@ from data_prep.job.plan import JobFiles, JobOptions, JobPlan
 from data_prep.job.unit_files import read_statistics
 from data_prep.shards import ShardWriter
 from data_prep.sources.base import Raw, Reader, Row
-from data_prep.transforms import Crop, Made, Process
+from data_prep.transforms import Crop, Made, NamedProcess
 from dist_train.data.reject import STORAGE_REASONS, Reject
 from dist_train.errors import WorkError
 from dist_train.runtime.written import write_json, written
@@ -59,7 +59,7 @@ class MakeUnit:
     def __init__(self, out: Path, options: JobOptions | None = None) -> None:
         self.out = out
         self._options = options
-        self._opened: tuple[JobPlan, Reader, Process] | None = None
+        self._opened: tuple[JobPlan, Reader, NamedProcess] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
@@ -72,13 +72,13 @@ class MakeUnit:
         """
         if self._opened is None:
             plan = JobPlan(JobFiles(self.out), self._options)
-            self._opened = plan, plan.options.source.reader(), plan.options.transform.open()
+            self._opened = plan, plan.options.source.reader(), plan.options.transform.open_in(plan.layout.home)
         plan, reader, process = self._opened
         started = time.perf_counter()
         rows = plan.rows(unit)
         statistics: dict[str, list[Any]] = {name: [] for name in STATISTICS.names}
         with written(plan.layout.part(unit)) as file:
-            for row, raw, made in _outcomes(rows, reader, process, plan.options.transform.batch):
+            for row, raw, made in _outcomes(rows, reader, process, plan.options):
                 if not isinstance(made, Reject):
                     file.writelines(crop.data for crop in made)
                 _note(statistics, plan, row, raw, made)
@@ -142,15 +142,17 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def _outcomes(
-    rows: list[Row], reader: Reader, process: Process, batch: int
+    rows: list[Row], reader: Reader, process: NamedProcess, options: JobOptions
 ) -> Iterator[tuple[Row, Raw | Reject, Made]]:
-    for start in range(0, len(rows), batch):
-        chunk = rows[start : start + batch]
+    for start in range(0, len(rows), options.transform.batch):
+        chunk = rows[start : start + options.transform.batch]
         try:
             raws = reader.read_named(chunk)
         except OSError as error:
             raise WorkError(f"the source's storage fails: {error}") from error
-        made = iter(process([raw.data for raw in raws if isinstance(raw, Raw)]))
+        there = [(raw.data, row) for row, raw in zip(chunk, raws, strict=True) if isinstance(raw, Raw)]
+        names = [options.source.text(row.location) for _, row in there]
+        made = iter(process([data for data, _ in there], names))
         for row, raw in zip(chunk, raws, strict=True):
             yield row, raw, (next(made) if isinstance(raw, Raw) else raw)
 
