@@ -104,6 +104,10 @@ def align(
     detector: DetectorOption = None,
     thresholds: ThresholdsOption = None,
     min_score: MinScoreOption = None,
+    upright: Annotated[
+        bool,
+        typer.Option("--upright", help="also search photos turned by 90, 180 and 270 degrees, where no face is sure"),
+    ] = False,
     landmarks: Annotated[
         Path | None,
         typer.Option(
@@ -171,10 +175,10 @@ def align(
 
     transform: Transform
     if keep:
-        _refuse_beside("--keep", {"--landmarks": landmarks, "--detector": detector, "--min-score": min_score})
+        _refuse_beside("--keep", {"--landmarks": landmarks, "--detector": detector, "--upright": upright})
         transform = Keep(image_size=image_size)
     elif landmarks is not None:
-        search = {"--thresholds": thresholds, "--longer-side": longer_side}
+        search = {"--thresholds": thresholds, "--longer-side": longer_side, "--upright": upright}
         _refuse_beside("--landmarks", {"--detector": detector, "--min-score": min_score, **search})
         transform = Placed(
             image_size=image_size,
@@ -192,6 +196,7 @@ def align(
             detector=detector and read_detector_file(detector, points=crop == CropKind.LANDMARKS),
             thresholds=thresholds,
             min_score=min_score,
+            upright=upright or None,  # as in plans of before
             faces=faces.value,
             crop=crop.value,
             margin=margin,

@@ -15,6 +15,7 @@ class CascadeDetector:
 
     name = SHIPPED
     has_points = True
+    sure = 0.998  # in LFW 97 % of faces score as much; of 40 photos on side or head none scores more than 0.989
 
     def __init__(
         self,

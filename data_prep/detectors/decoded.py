@@ -35,11 +35,13 @@ class Head(Protocol):
         name: of the kind.
         overlap: intersection over union above which the less certain of two faces is dropped, as its authors do.
         has_points: whether the network finds landmarks.
+        sure: see `FaceDetector`.
     """
 
     name: str
     overlap: float
     has_points: bool
+    sure: float
 
     def values(self, pictures: Picture) -> NDArray[np.float32]:
         """The network's input [B, 3, H, W] of pictures [B, H, W, 3], red first."""

@@ -27,11 +27,13 @@ class FaceDetector(Protocol):
         name: of its kind, e.g. `mtcnn`.
         digest: SHA-256 of its weights.
         has_points: whether it finds the five landmarks; without they are NaN.
+        sure: score from which on a face is hardly ever one of a photo on its side or head.
     """
 
     name: str
     digest: str
     has_points: bool
+    sure: float
 
     def detect(self, images: Sequence[Picture]) -> list[Faces]:
         """The faces of each picture, uint8 [height, width, 3], RGB."""

@@ -55,6 +55,7 @@ class OnnxDetector:
         self._min_face_px, self._min_score = min_face_px, min_score
         self._batch_px, self._side_px = batch_px, side_px
         self.name, self.digest, self.has_points = self._head.name, self._graph.digest, self._head.has_points
+        self.sure = self._head.sure
 
     def detect(self, images: Sequence[Picture]) -> list[Faces]:
         """The faces of each picture, uint8 [height, width, 3], RGB.

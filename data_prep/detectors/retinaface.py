@@ -30,6 +30,7 @@ class RetinaFace:
 
     name = "retinaface"
     overlap = 0.4
+    sure = 0.99  # a softmax, like the cascade's
 
     def __init__(self, boxes: int, scores: int, points: int | None) -> None:
         self._boxes, self._scores, self._points = boxes, scores, points

@@ -27,6 +27,7 @@ class YuNet:
 
     name = "yunet"
     overlap = 0.3
+    sure = 0.9  # from which on OpenCV's sample takes a face for one
     has_points = True
 
     def __init__(self, places: Sequence[Sequence[int]]) -> None:
