@@ -234,6 +234,9 @@ def resume(
     retry: Annotated[
         bool, typer.Option("--retry", help="units that were set aside after failures are tried again")
     ] = False,
+    retry_unreachable: Annotated[
+        bool, typer.Option("--retry-unreachable", help="photos whose addresses could not be reached are tried again")
+    ] = False,
     engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
     sbatch: _Sbatch = None,
@@ -245,6 +248,8 @@ def resume(
 
       headcount prep resume sets/mine --retry
 
+      headcount prep resume sets/mine --retry-unreachable
+
       headcount prep resume sets/mine --engine ray
     """
     from data_prep.job.plan import JobFiles, JobPlan
@@ -252,7 +257,8 @@ def resume(
 
     plan = JobPlan(JobFiles(out))
     chosen = _open_engine(out, engine, workers, sbatch, getattr(plan.options.transform, "device", "cpu"))
-    _carry_out(out, wandb, plan.described, lambda progress: resume_job(out, chosen, progress, retry=retry))
+    again = {"retry": retry, "unreachable": retry_unreachable}
+    _carry_out(out, wandb, plan.described, lambda progress: resume_job(out, chosen, progress, **again))
 
 
 def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[str] | None, device: str) -> "Engine":

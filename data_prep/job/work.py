@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.job.plan import JobFiles, JobOptions, JobPlan
+from data_prep.job.plan import UNITS, JobFiles, JobOptions, JobPlan
 from data_prep.job.unit_files import read_statistics
 from data_prep.shards import ShardWriter
 from data_prep.sources.base import Raw, Reader, Row
@@ -54,11 +54,13 @@ class MakeUnit:
     Args:
         out: the set's directory.
         options: of the job; default: the options in its plan.
+        units: name of the directory for the unit's files, in the job's own.
     """
 
-    def __init__(self, out: Path, options: JobOptions | None = None) -> None:
+    def __init__(self, out: Path, options: JobOptions | None = None, units: str = UNITS) -> None:
         self.out = out
         self._options = options
+        self._units = units
         self._opened: tuple[JobPlan, Reader, NamedProcess] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class MakeUnit:
             WorkError: the source's storage or the disk failed.
         """
         if self._opened is None:
-            plan = JobPlan(JobFiles(self.out), self._options)
+            plan = JobPlan(JobFiles(self.out, self._units), self._options)
             self._opened = plan, plan.options.source.reader(), plan.options.transform.open_in(plan.layout.home)
         plan, reader, process = self._opened
         started = time.perf_counter()
@@ -135,6 +137,11 @@ def label_digest(labels: pa.Array) -> str:
     return hashlib.sha256(labels.to_numpy(zero_copy_only=False).tobytes()).hexdigest()
 
 
+def sample_key(position: int, number: int, pictures: int) -> str:
+    """Key of a picture in its shard: by its photo's position, and its number where the photo gave several."""
+    return f"{position:09d}" if pictures == 1 else f"{position:09d}-{number:02d}"
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a parquet file that appears by rename."""
     with written(path) as file:
@@ -192,7 +199,7 @@ def _labelled(layout: JobFiles, unit: int, labels: list[int]) -> Iterator[tuple[
             position, sizes, extensions, records = row
             for number, size in enumerate(sizes):
                 if label != LEFT_OUT:
-                    key = f"{position:09d}" if len(sizes) == 1 else f"{position:09d}-{number:02d}"
+                    key = sample_key(position, number, len(sizes))
                     record = json.loads(records[number]) if records[number] else None
                     yield key, label, Crop(part[offset : offset + size], extensions[number], record)
                 offset += size
