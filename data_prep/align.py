@@ -48,7 +48,7 @@ def choose(faces: Faces, choice: Choice, height: int, width: int) -> list[int]:
     Returns:
         Numbers of the faces; for `all` the most certain first, and none where the picture has no face.
     """
-    if choice == "all" or not len(faces.boxes):
+    if choice == "all" or len(faces.boxes) < 2:
         return list(range(len(faces.boxes)))
     return [int(_merits(faces, choice, height, width).argmax())]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep.detectors.detector import SHIPPED, THRESHOLDS, shipped_digest
 from data_prep.mtcnn.cascade import Detector
@@ -28,13 +29,14 @@ class CascadeDetector:
     ) -> None:
         if thresholds is not None and min_score is not None:
             raise UserError(f"min_score {min_score} is the last of the thresholds {thresholds}; give one of the two")
-        chosen = thresholds or THRESHOLDS
-        self._detector = Detector(
-            device,
-            min_face_px=min_face_px,
-            thresholds=chosen if min_score is None else (*chosen[:2], min_score),
-            batch_px=batch_px,
-        )
+        if min_score is not None and not 0 < min_score < 1:
+            raise UserError(f"min_score is {min_score}, expected a number between 0 and 1")
+        options: dict[str, Any] = {} if file is None else {"weights": file}
+        if file is None or thresholds is not None:  # else those that the file was made for
+            options["thresholds"] = thresholds or THRESHOLDS
+        self._detector = Detector(device, min_face_px=min_face_px, batch_px=batch_px, **options)
+        if min_score is not None:
+            self._detector.thresholds = (*self._detector.thresholds[:2], min_score)
         self.digest = shipped_digest() if file is None else sha256_of(file)
 
     def detect(self, images: Sequence[Picture]) -> list[Faces]:
