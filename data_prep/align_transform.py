@@ -60,7 +60,7 @@ class _Aligner:
     def __init__(self, options: Align) -> None:
         self._options = options
         self._detector = open_detector(
-            options.detector and options.detector.path,
+            options.detector.path if options.detector else None,
             options.device,
             min_face_px=options.min_face_px,
             thresholds=options.thresholds,

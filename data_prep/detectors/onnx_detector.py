@@ -63,7 +63,7 @@ class OnnxDetector:
         Raises:
             WorkError: onnxruntime failed.
         """
-        fits = [fit(*image.shape[:2], self._graph.side, self._side_px) for image in images]
+        fits = [fit(image.shape[0], image.shape[1], self._graph.side, self._side_px) for image in images]
         found: list[Faces] = [_NOTHING] * len(images)
         for numbers in self._calls(fits):
             pictures, places = [images[number] for number in numbers], [fits[number] for number in numbers]
