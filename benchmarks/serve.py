@@ -42,13 +42,14 @@ import torch
 from line import print_line
 from PIL import Image
 
+from data_prep.detectors.open import open_detector
 from dist_train.backbones.build import build_backbone
 from dist_train.backbones.config import BackboneConfig
 from dist_train.evaluate.models import load_model
 from dist_train.export.onnx import export_onnx
 from dist_train.runtime.processes import ONE_THREAD
 from dist_train.runtime.ranks import join_ranks
-from launch.serve.finder import AlignedFaces, open_detector
+from launch.serve.finder import AlignedFaces
 from launch.serve.limits import Limits
 from launch.serve.pipeline import Pipeline, Task
 
@@ -141,7 +142,12 @@ def alone_rate(model: Path, pictures: Sequence[bytes]) -> float:
     device, limits = join_ranks("auto", None).device, Limits()
     network = load_model(model, device)
     finder = AlignedFaces(
-        open_detector(device.type, 20), network.image_size, 20, 1024, limits.photo_pixels, limits.faces
+        open_detector(device=device.type, min_face_px=20),
+        network.image_size,
+        20,
+        1024,
+        limits.photo_pixels,
+        limits.faces,
     )
     pipeline = Pipeline(finder, network, True, 64, None)
     pipeline([Task(photo) for photo in pictures[: limits.batch]])

@@ -48,7 +48,7 @@ def choose(faces: Faces, choice: Choice, height: int, width: int) -> list[int]:
     Returns:
         Numbers of the faces; for `all` the most certain first, and none where the picture has no face.
     """
-    if choice == "all" or not len(faces.boxes):
+    if choice == "all" or len(faces.boxes) < 2:
         return list(range(len(faces.boxes)))
     return [int(_merits(faces, choice, height, width).argmax())]
 
@@ -108,6 +108,12 @@ def crop_centre(picture: Picture, image_size: int) -> Picture:
     """The largest centred square of a picture without a face, resized."""
     height, width = picture.shape[:2]
     return _resample(picture, width / 2, height / 2, min(height, width), image_size)
+
+
+def encode_crop(picture: Picture, jpeg_quality: int) -> bytes:
+    """A crop [S, S, 3], RGB, as a JPEG."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
+    return data.tobytes()
 
 
 def _resample(picture: Picture, x: float, y: float, side: float, image_size: int) -> Picture:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from data_prep.detectors.options import DetectorOption, MinScoreOption, ThresholdsOption
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -100,9 +101,23 @@ def align(
         int | None,
         typer.Option(min=12, help="larger photos are shrunk to this side in pixels for the search; by default none is"),
     ] = None,
-    thresholds: Annotated[
-        tuple[float, float, float], typer.Option(help="lowest scores that the three networks accept, between 0 and 1")
-    ] = (0.6, 0.7, 0.7),
+    detector: DetectorOption = None,
+    thresholds: ThresholdsOption = None,
+    min_score: MinScoreOption = None,
+    upright: Annotated[
+        bool,
+        typer.Option("--upright", help="also search photos turned by 90, 180 and 270 degrees, where no face is sure"),
+    ] = False,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE",
+            exists=True,
+            dir_okay=False,
+            help="faces are at the points of this .csv, .tsv or .parquet, and no detector runs: path, left_eye_x, "
+            "left_eye_y, right_eye_x ... right_mouth_y in pixels, perhaps left, top, right, bottom; one row a photo",
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="the pictures are aligned already: copy them unchanged")] = False,
     min_images: Annotated[int, typer.Option(min=1, help="identities with fewer pictures are dropped")] = 1,
     identities: Annotated[
@@ -142,23 +157,46 @@ def align(
 
       headcount prep align raw-tars/ sets/mine --longer-side 640 --min-face 40 --faces largest
 
+      headcount prep align photos/ sets/mine --detector scrfd_2.5g_bnkps.onnx
+
+      headcount prep align photos/ sets/mine --landmarks points.csv
+
       headcount prep align raw-tars/ sets/mine --engine slurm --workers 256 --sbatch partition=cpu
     """
     from data_prep.align_transform import Align
+    from data_prep.detectors.file import read_detector_file
     from data_prep.job.plan import JobOptions
     from data_prep.job.run import run_job
+    from data_prep.landmarks.table import open_table
+    from data_prep.landmarks.transform import Placed
     from data_prep.sources.name_list import open_name_list
     from data_prep.sources.open import open_source
     from data_prep.transforms import Keep, Transform
 
-    transform: Transform = (
-        Keep(image_size=image_size)
-        if keep
-        else Align(
+    transform: Transform
+    if keep:
+        _refuse_beside("--keep", {"--landmarks": landmarks, "--detector": detector, "--upright": upright})
+        transform = Keep(image_size=image_size)
+    elif landmarks is not None:
+        search = {"--thresholds": thresholds, "--longer-side": longer_side, "--upright": upright}
+        _refuse_beside("--landmarks", {"--detector": detector, "--min-score": min_score, **search})
+        transform = Placed(
+            image_size=image_size,
+            table=open_table(landmarks),
+            crop=crop.value,
+            margin=margin,
+            no_face=no_face.value,
+            jpeg_quality=jpeg_quality,
+        )
+    else:
+        transform = Align(
             image_size=image_size,
             min_face_px=min_face,
             longer_side_px=longer_side,
+            detector=detector and read_detector_file(detector, points=crop == CropKind.LANDMARKS),
             thresholds=thresholds,
+            min_score=min_score,
+            upright=upright or None,  # as in plans of before
             faces=faces.value,
             crop=crop.value,
             margin=margin,
@@ -166,7 +204,6 @@ def align(
             jpeg_quality=jpeg_quality,
             device=device,
         )
-    )
     options = JobOptions(
         source=open_source(source, path_column, identity_column),
         transform=transform,
@@ -180,10 +217,25 @@ def align(
     _carry_out(out, wandb, options.described(), lambda progress: run_job(out, options, chosen, progress))
 
 
+def _refuse_beside(option: str, others: dict[str, object]) -> None:
+    """Refuse options that mean nothing beside another one.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    from dist_train.errors import UserError
+
+    if given := [name for name, value in others.items() if value]:
+        raise UserError(f"{given[0]} goes with looking for faces, and with {option} none is looked for; leave it out")
+
+
 def resume(
     out: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="directory of the set that a job makes")],
     retry: Annotated[
         bool, typer.Option("--retry", help="units that were set aside after failures are tried again")
+    ] = False,
+    retry_unreachable: Annotated[
+        bool, typer.Option("--retry-unreachable", help="photos whose addresses could not be reached are tried again")
     ] = False,
     engine: _Engine = EngineName.LOCAL,
     workers: _Workers = None,
@@ -196,6 +248,8 @@ def resume(
 
       headcount prep resume sets/mine --retry
 
+      headcount prep resume sets/mine --retry-unreachable
+
       headcount prep resume sets/mine --engine ray
     """
     from data_prep.job.plan import JobFiles, JobPlan
@@ -203,7 +257,8 @@ def resume(
 
     plan = JobPlan(JobFiles(out))
     chosen = _open_engine(out, engine, workers, sbatch, getattr(plan.options.transform, "device", "cpu"))
-    _carry_out(out, wandb, plan.described, lambda progress: resume_job(out, chosen, progress, retry=retry))
+    again = {"retry": retry, "unreachable": retry_unreachable}
+    _carry_out(out, wandb, plan.described, lambda progress: resume_job(out, chosen, progress, **again))
 
 
 def _open_engine(out: Path, name: EngineName, workers: int | None, sbatch: list[str] | None, device: str) -> "Engine":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_prep.detectors.options import DetectorOption, MinScoreOption, ThresholdsOption
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ def detect(
     photos: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="photos to find faces in")],
     out: Annotated[Path, typer.Option(file_okay=False, help="directory for the photos with their faces drawn in")],
     min_face: Annotated[float, typer.Option(min=12, help="side of the smallest face to find, in pixels")] = 20,
-    thresholds: Annotated[
-        tuple[float, float, float], typer.Option(help="lowest scores that the three networks accept, between 0 and 1")
-    ] = (0.6, 0.7, 0.7),
+    detector: DetectorOption = None,
+    thresholds: ThresholdsOption = None,
+    min_score: MinScoreOption = None,
     device: Annotated[str, typer.Option(help="where the detector runs: cpu or cuda")] = "cpu",
 ) -> None:
     """Draw boxes, scores and landmarks of the faces in photos.
@@ -34,22 +35,24 @@ def detect(
       headcount prep detect party.jpg --out seen
 
       headcount prep detect photos/*.jpg --out seen --min-face 40 --thresholds 0.6 0.7 0.9
+
+      headcount prep detect party.jpg --out seen --detector scrfd_2.5g_bnkps.onnx --min-score 0.4
     """
     import cv2
 
     from data_prep.decode import decode
-    from data_prep.mtcnn.cascade import Detector
+    from data_prep.detectors.open import open_detector
     from dist_train.data.reject import Reject
     from dist_train.errors import WorkError
 
-    detector = Detector(device, min_face_px=min_face, thresholds=thresholds)
+    finder = open_detector(detector, device, min_face_px=min_face, thresholds=thresholds, min_score=min_score)
     out.mkdir(parents=True, exist_ok=True)
     targets = _targets(photos, out)
     failed = 0
     for start in range(0, len(photos), BATCH):
         batch = photos[start : start + BATCH]
         decoded = [decode(path.read_bytes()) for path in batch]
-        found = iter(detector.detect([photo.pixels for photo in decoded if not isinstance(photo, Reject)]))
+        found = iter(finder.detect([photo.pixels for photo in decoded if not isinstance(photo, Reject)]))
         for path, photo in zip(batch, decoded, strict=True):
             target = next(targets)
             if isinstance(photo, Reject):
@@ -75,8 +78,9 @@ def draw(picture: "Picture", faces: "Faces") -> "Picture":
         left, top, right, bottom = (round(float(side)) for side in box)
         cv2.rectangle(marked, (left, top), (right, bottom), GREEN, width, cv2.LINE_AA)
         text = left, top - 2 * width if top > 15 * width else bottom + 12 * width
-        cv2.putText(marked, f"{score:.3f}", text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * width, GREEN, width, cv2.LINE_AA)
-        for x, y in landmarks:
+        told = "" if np.isnan(score) else f"{score:.3f}"
+        cv2.putText(marked, told, text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * width, GREEN, width, cv2.LINE_AA)
+        for x, y in landmarks if np.isfinite(landmarks).all() else []:
             cv2.circle(marked, (round(float(x)), round(float(y))), 2 * width, RED, -1, cv2.LINE_AA)
     return marked
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dist_train.errors import UserError, WorkError
+from data_prep.detectors.options import DetectorOption, MinScoreOption, ThresholdsOption
+from dist_train.errors import WorkError
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
-    from data_prep.mtcnn.cascade import Detector
     from dist_train.data.reject import Reject
 
 _NAMED = 3  # photos in a message
@@ -20,13 +20,10 @@ def eval_detector(
         Path,
         typer.Argument(help="folder or list of photos with known faces: WIDER FACE, CelebA, FDDB, a table, drawn ones"),
     ],
-    detector: Annotated[
-        Path | None, typer.Option(help="file of the detector; by default the MTCNN that comes with headcount")
-    ] = None,
+    detector: DetectorOption = None,
     min_face: Annotated[float, typer.Option(min=12, help="side of the smallest face to find, in pixels")] = 20,
-    thresholds: Annotated[
-        tuple[float, float, float], typer.Option(help="lowest scores that the three networks accept, between 0 and 1")
-    ] = (0.6, 0.7, 0.7),
+    thresholds: ThresholdsOption = None,
+    min_score: MinScoreOption = None,
     device: Annotated[str, typer.Option(help="where the detector runs: cpu or cuda")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="file to write all figures to, as JSON")] = None,
     report: Annotated[
@@ -50,6 +47,7 @@ def eval_detector(
 
     if report is not None:
         require("report", "headcount prep eval-detector --report")
+    from data_prep.detectors.open import open_detector
     from data_prep.faces.annotated import open_faces
     from data_prep.judge.figures import figures_of, summary
     from data_prep.judge.report import tables_of, write_report
@@ -61,7 +59,7 @@ def eval_detector(
     if given.ellipses is not None:
         require("fddb", f"headcount prep eval-detector {faces}")
     subsets = read_subsets(given) if given.name == "wider" else {}
-    finder = _open_detector(detector, device, min_face, thresholds)
+    finder = open_detector(detector, device, min_face, thresholds, min_score=min_score)
     result = search(given.photos, finder)
     if not result.found:
         raise WorkError(
@@ -72,12 +70,12 @@ def eval_detector(
     if json is not None:
         body = {
             "set": {"layout": given.name, "path": str(given.path), "sha256": given.digest, "odd": given.odd},
-            "detector": {"file": None if detector is None else str(detector), "min_face_px": min_face},
+            "detector": {"name": finder.name, "sha256": finder.digest, "min_face_px": min_face},
             "unreadable": [{"photo": name, "reason": each.reason} for name, each in result.unreadable],
         }
         write_figures(json, [body | summary(figures)])
     if report is not None:
-        name = "mtcnn" if detector is None else detector.name
+        name = finder.name if detector is None else detector.name
         write_report(report, f"Faces found by {name}", f"{given.path}", result.found, figures)
     if result.unreadable:
         raise WorkError(
@@ -89,13 +87,3 @@ def eval_detector(
 def _told(unreadable: "list[tuple[str, Reject]]") -> str:
     told = [f"{name}: {each.reason}: {each.detail}" for name, each in unreadable[:_NAMED]]
     return "; ".join(told) + ("; ..." if len(unreadable) > _NAMED else "")
-
-
-def _open_detector(
-    file: Path | None, device: str, min_face_px: float, thresholds: tuple[float, float, float]
-) -> "Detector":
-    from data_prep.mtcnn.cascade import Detector
-
-    if file is not None:
-        raise UserError(f"--detector {file}: only the MTCNN that comes with headcount is known; leave it out")
-    return Detector(device, min_face_px=min_face_px, thresholds=thresholds)

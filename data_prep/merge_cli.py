@@ -33,6 +33,9 @@ def merge(
     label_key: Annotated[
         str, typer.Option(help="key of the label in the .json of samples that have no .cls")
     ] = "label",
+    any_aligner: Annotated[
+        bool, typer.Option("--any-aligner", help="join also sets whose faces were aligned by different detectors")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="number of processes; by default one for each core")
     ] = None,
@@ -59,7 +62,7 @@ def merge(
 
     cores = len(os.sched_getaffinity(0))
     try:
-        done = merge_sets(sets, out, identities, label_key, workers or cores, StageBars())
+        done = merge_sets(sets, out, identities, label_key, workers or cores, StageBars(), any_aligner)
     except KeyboardInterrupt:
         echo(f"{out} is not complete; the same command goes on where it was", err=True)
         raise

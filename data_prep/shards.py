@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dist_train.data.aligner import Aligner
 from dist_train.data.index import Member, format_index
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest, Shard
 from dist_train.runtime.written import write_failures, write_text, written
@@ -155,7 +156,8 @@ def write_set(
     names: Sequence[str] | pa.Array,
     counts: Sequence[int] | pa.Array,
     shards: Sequence[Shard],
+    aligner: Aligner | None = None,
 ) -> None:
     """Complete a set whose shards are written: identities, then the manifest, which makes it a set."""
     write_identities(directory, names, counts)
-    Manifest(image_size, len(names), tuple(shards)).save(directory)
+    Manifest(image_size, len(names), tuple(shards), aligner=aligner).save(directory)

@@ -5,11 +5,13 @@ pictures. It may depend on its options and the photos alone, so that every engin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
+from dist_train.data.aligner import Aligner
 from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_header, too_many_scans
 from dist_train.data.reject import Reject
 from dist_train.section import Section
@@ -45,6 +47,8 @@ class Crop(NamedTuple):
 
 Made = list[Crop] | Reject
 Process = Callable[[Sequence[bytes]], list[Made]]
+NamedProcess = Callable[[Sequence[bytes], Sequence[str]], list[Made]]
+"""Of photos and their names."""
 
 
 class Transform(Section, ABC):
@@ -52,6 +56,27 @@ class Transform(Section, ABC):
 
     image_size: int = Field(112, ge=1, description="side of the pictures in pixels")
     batch: int = Field(32, ge=1, description="photos handed over at once")
+
+    def aligner(self) -> Aligner | None:
+        """What places the faces in its pictures; None where it does not."""
+        return None
+
+    def plan(self, home: Path, photos: Iterable[str]) -> None:
+        """Prepare, and check, what workers will need beside the photos. Called once, while a job is planned.
+
+        Args:
+            home: directory of the job's own files.
+            photos: names of all photos, as in the samples' `source`.
+
+        Raises:
+            UserError: it does not go with the photos.
+        """
+
+    def open_in(self, home: Path) -> NamedProcess:
+        """As `open`, for photos whose names are given too, in a job with its own files in `home`."""
+        del home
+        process = self.open()
+        return lambda photos, _: process(photos)
 
     @abstractmethod
     def open(self) -> Process:

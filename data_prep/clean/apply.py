@@ -168,7 +168,7 @@ def _write(
             bar.update(shard.samples)
     with written(home / IDENTITIES_NAME) as file:
         pq.write_table(_identities(source, manifest, kept, counts), file)
-    Manifest(manifest.image_size, len(kept), tuple(shards)).save(home)
+    Manifest(manifest.image_size, len(kept), tuple(shards), aligner=manifest.aligner).save(home)
 
 
 def _move(source: Path, shard: Shard, target: Path, labels: Ints, new_labels: Ints, label_key: str) -> Shard:

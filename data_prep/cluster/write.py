@@ -145,8 +145,9 @@ class _Writing:
             raise UserError(f"set {self._source.path}: none of the pictures in clusters is a square one")
         side = self._sides.most_common(1)[0][0] if self._source.manifest is None else self._source.manifest.image_size
         names = [f"cluster-{label + 1:06d}" for label in range(len(self.counts))]
-        write_set(self._home, side, names, pa.array(self.counts), self._shards)
-        return Manifest(side, len(names), tuple(self._shards))
+        aligner = self._source.manifest.aligner if self._source.manifest else None
+        write_set(self._home, side, names, pa.array(self.counts), self._shards, aligner)
+        return Manifest(side, len(names), tuple(self._shards), aligner=aligner)
 
 
 def _with_labels(files: Sequence[tuple[str, bytes]], labels: list[int]) -> list[tuple[str, bytes]]:

@@ -128,7 +128,8 @@ def write_set(plan: JobPlan, decision: Decision, shards: Sequence[dict[str, Any]
     write_table(_rejects(plan, decision.few), plan.layout.out / REJECTS_NAME)
     write_identities(plan.layout.out, decision.names, decision.counts.tolist())
     entries = [Shard(s["name"], s["samples"], s["bytes"], s["sha256"]) for s in shards if s["samples"]]
-    manifest = Manifest(plan.options.transform.image_size, len(decision.names), tuple(entries))
+    transform = plan.options.transform
+    manifest = Manifest(transform.image_size, len(decision.names), tuple(entries), aligner=transform.aligner())
     manifest.save(plan.layout.out)
     return manifest
 

@@ -30,6 +30,8 @@ from dist_train.runtime.written import write_json, written
 from dist_train.section import Section
 
 PLAN_VERSION = 1
+UNITS, AGAIN = "units", "again"
+"""Directories of the files of units, and of units that are done again, in a job's own."""
 # The sources and transforms that a plan may name, and the modules of their classes. A name stays when its class moves,
 # so that older jobs can continue. Any other name must be a class that the program has loaded already: a file never
 # decides what is imported.
@@ -40,6 +42,7 @@ COMPONENTS = {
     "data_prep.tables:TableSource": "data_prep.sources.tables:TableSource",
     "data_prep.transforms:Keep": "data_prep.transforms:Keep",
     "data_prep.align_transform:Align": "data_prep.align_transform:Align",
+    "data_prep.landmarks.transform:Placed": "data_prep.landmarks.transform:Placed",
 }
 _NAMES = {place: name for name, place in COMPONENTS.items()}
 RUN = 8
@@ -76,9 +79,15 @@ class JobOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Paths of a job's files: the set lies in `out`, the job's own files in `out/.prep`."""
+    """Paths of a job's files: the set lies in `out`, the job's own files in `out/.prep`.
+
+    Attributes:
+        out: directory of the set.
+        units_name: of the directory with the files of units, which those that are done again have for themselves.
+    """
 
     out: Path
+    units_name: str = UNITS
 
     @property
     def home(self) -> Path:
@@ -115,21 +124,26 @@ class JobFiles:
         """Queues and logs of Slurm arrays."""
         return self.home / "arrays"
 
+    @property
+    def units(self) -> Path:
+        """Directory of the files of units."""
+        return self.home / self.units_name
+
     def part(self, unit: int) -> Path:
         """Pictures of a unit, before labels are known."""
-        return self.home / "units" / f"{unit:06d}.tar"
+        return self.units / f"{unit:06d}.tar"
 
     def statistics(self, unit: int) -> Path:
         """Statistics of a unit: the outcome of each input."""
-        return self.home / "units" / f"{unit:06d}.parquet"
+        return self.units / f"{unit:06d}.parquet"
 
     def done(self, unit: int) -> Path:
         """Summary of a unit; its presence means that the unit is complete."""
-        return self.home / "units" / f"{unit:06d}.json"
+        return self.units / f"{unit:06d}.json"
 
     def set_aside(self, unit: int) -> Path:
         """Error of a unit that was given up."""
-        return self.home / "units" / f"{unit:06d}.failed"
+        return self.units / f"{unit:06d}.failed"
 
     def shard(self, unit: int) -> Path:
         """The unit's shard of the set."""
@@ -216,7 +230,7 @@ def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
         UserError: the source has another format than its name says, or is empty.
     """
     layout.home.mkdir(parents=True, exist_ok=True)
-    (layout.home / "units").mkdir(exist_ok=True)
+    layout.units.mkdir(exist_ok=True)
     (layout.home / "shards").mkdir(exist_ok=True)
     if options.labels_from:
         _copy_identities(options.labels_from, layout.old_identities)
@@ -230,6 +244,7 @@ def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
         unit_rows = options.unit_rows or default_unit_rows(total)
         buckets = _deal(scratch, total, unit_rows, options.seed)
         _write_units(layout.rows, buckets, unit_rows)
+        options.transform.plan(layout.home, _names(layout.rows, options.source))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     body = {
@@ -240,6 +255,13 @@ def make_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     }
     write_json(layout.plan, body)
     return JobPlan(layout)
+
+
+def _names(rows: Path, source: Source) -> Iterator[str]:
+    """Names of all photos in a plan's file of rows."""
+    with pa.memory_map(str(rows)) as mapped, pa.ipc.open_file(mapped) as file:
+        for unit in range(file.num_record_batches):
+            yield from map(source.text, file.get_batch(unit).column("location").to_pylist())
 
 
 def default_unit_rows(total: int) -> int:

@@ -159,11 +159,12 @@ def marked(photo: Photo, record: dict[str, Any]) -> Pixels:
     share = PHOTO_PX / max(height, width)
     size = max(1, round(width * share)), max(1, round(height * share))
     pixels = np.asarray(cv2.resize(photo.pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    if "box" not in record:
+    if "box" not in record and "landmarks" not in record:
         return pixels
-    scale, score = np.float32(share / photo.shrink), np.array([record["score"]], np.float32)
-    box, landmarks = (np.asarray(record[name], np.float32)[None] * scale for name in ("box", "landmarks"))
-    drawn = draw(pixels, Faces(box, score, landmarks))
+    scale, score = np.float32(share / photo.shrink), np.array([record.get("score", np.nan)], np.float32)
+    landmarks = np.asarray(record.get("landmarks", np.full((5, 2), np.nan)), np.float32)
+    box = np.asarray(record.get("box", [*landmarks.min(0), *landmarks.max(0)]), np.float32)
+    drawn = draw(pixels, Faces(box[None] * scale, score, landmarks[None] * scale))
     if "runner_up" in record:
         left, top, right, bottom = (round(float(side) * float(scale)) for side in record["runner_up"])
         cv2.rectangle(drawn, (left, top), (right, bottom), _ORANGE, 1, cv2.LINE_AA)

@@ -9,15 +9,19 @@ it is set aside, so the set is the same to the byte with every engine.
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.engines.engine import Engine, Task, is_fatal
+import pyarrow as pa
+
+from data_prep.engines.engine import Engine, is_fatal
 from data_prep.engines.slurm import stop_left_over
+from data_prep.job.again import restore_part, retry_unreachable
+from data_prep.job.carry import carry_out
 from data_prep.job.labels import decide, manifest_exists, write_set
-from data_prep.job.plan import JobFiles, JobOptions, JobPlan, make_plan
+from data_prep.job.plan import AGAIN, JobFiles, JobOptions, JobPlan, make_plan
 from data_prep.job.progress import StageBars
 from data_prep.job.unit_files import MADE, SEALED, SET_ASIDE, read_mark
 from data_prep.job.work import MakeUnit, SealUnit
@@ -70,7 +74,14 @@ def open_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     return make_plan(layout, options)
 
 
-def resume_job(out: Path, engine: Engine, progress: StageBars, tries: int = TRIES, retry: bool = False) -> Manifest:
+def resume_job(
+    out: Path,
+    engine: Engine,
+    progress: StageBars,
+    tries: int = TRIES,
+    retry: bool = False,
+    unreachable: bool = False,
+) -> Manifest:
     """Run the job in `out` to its end, with the options in its plan.
 
     Args:
@@ -79,6 +90,7 @@ def resume_job(out: Path, engine: Engine, progress: StageBars, tries: int = TRIE
         progress: bars that count every unit.
         tries: how often a failing unit is tried.
         retry: whether to try units again that were set aside, even when the set is complete.
+        unreachable: whether to try photos again whose addresses were unreachable, likewise.
 
     Raises:
         UserError: there is no job, or another process works on it.
@@ -92,6 +104,8 @@ def resume_job(out: Path, engine: Engine, progress: StageBars, tries: int = TRIE
             (out / MANIFEST_NAME).unlink(missing_ok=True)
             for unit in again:
                 layout.set_aside(unit).unlink()
+        if unreachable:
+            retry_unreachable(plan, engine, progress, tries)
         return finish_job(plan, engine, progress, tries)
 
 
@@ -105,6 +119,11 @@ def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = 
     try:
         make_units(plan, range(plan.units), engine, progress, tries)
         decision = decide(plan)
+        while lacking := _unsealable(plan, decision.digests):
+            for unit in lacking:
+                plan.layout.done(unit).unlink()
+            make_units(plan, lacking, engine, progress, tries)
+            decision = decide(plan)
         _seal(plan, decision.digests, engine, progress, tries)
     finally:
         progress.end()
@@ -132,7 +151,9 @@ def make_units(plan: JobPlan, units: Sequence[int], engine: Engine, progress: St
             progress.add({"given": plan.batch(unit).num_rows, "kept": 0}, before=True)
         else:
             todo.append(unit)
-    failed = _work(engine, MakeUnit(layout.out, plan.options), todo, tries, lambda _, summary: progress.add(summary))
+    failed = carry_out(
+        engine, MakeUnit(layout.out, plan.options), todo, tries, lambda _, summary: progress.add(summary)
+    )
     if todo and len(failed) == plan.units:
         raise WorkError(f"{layout.out}: no unit of {plan.units} could be made; the first: {failed[min(failed)]}")
     for unit, error in failed.items():
@@ -143,6 +164,25 @@ def make_units(plan: JobPlan, units: Sequence[int], engine: Engine, progress: St
     progress.end()
 
 
+def _unsealable(plan: JobPlan, digests: Sequence[str]) -> list[int]:
+    """The units whose shards are out of date, and whose pictures are neither in their part nor all in that shard."""
+    layout, labels = plan.layout, pa.ipc.open_file(pa.memory_map(str(plan.layout.labels)))
+    return [
+        unit
+        for unit in range(plan.units)
+        if layout.done(unit).exists()
+        and not layout.part(unit).exists()
+        and not _is_sealed(layout, unit, digests[unit])
+        and not restore_part(layout, unit, labels.get_batch(unit).column("label"))
+    ]
+
+
+def _is_sealed(layout: JobFiles, unit: int, digest: str) -> bool:
+    """Whether a unit's shard has the labels of that digest."""
+    mark = layout.sealed(unit)
+    return mark.exists() and read_mark(mark, SEALED)["labels"] == digest
+
+
 def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: StageBars, tries: int) -> None:
     layout = plan.layout
     todo = []
@@ -150,9 +190,8 @@ def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: Stage
     for unit in range(plan.units):
         if not layout.done(unit).exists():
             continue
-        mark = layout.sealed(unit)
-        if not mark.exists() or read_mark(mark, SEALED)["labels"] != digests[unit]:
-            mark.unlink(missing_ok=True)
+        if not _is_sealed(layout, unit, digests[unit]):
+            layout.sealed(unit).unlink(missing_ok=True)
             todo.append(unit)
     progress.start("shards", len(todo))
 
@@ -161,7 +200,7 @@ def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: Stage
             layout.part(unit).unlink(missing_ok=True)
         progress.add({"given": 1, "pictures": summary["samples"]})
 
-    failed = _work(engine, SealUnit(layout.out), todo, tries, sealed)
+    failed = carry_out(engine, SealUnit(layout.out), todo, tries, sealed)
     if failed:
         unit = min(failed)
         raise WorkError(f"{layout.shard(unit)}: cannot be written: {failed[unit]}; run the same command again")
@@ -170,30 +209,6 @@ def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: Stage
             layout.shard(unit).unlink(missing_ok=True)
             layout.shard(unit).with_suffix(".idx").unlink(missing_ok=True)
     progress.end()
-
-
-def _work(
-    engine: Engine, task: Task, units: Iterable[int], tries: int, done: Callable[[int, dict[str, Any]], None]
-) -> dict[int, str]:
-    """Do `task` for `units`; return the errors of the units that failed in every try, by unit.
-
-    A failed unit is tried again after all other units: the cause may have passed by then.
-    """
-    failed = dict.fromkeys(units, "")
-    for _ in range(tries):
-        todo, failed = list(failed), {}
-        if not todo:
-            break
-        with closing(engine.run(task, todo)) as outcomes:  # workers stop however this ends
-            for outcome in outcomes:
-                if outcome.fatal:
-                    raise WorkError(f"{outcome.error}; {MAKE_ROOM}")
-                if outcome.summary is None:
-                    logger.info("unit %d failed: %s", outcome.unit, outcome.error)
-                    failed[outcome.unit] = outcome.error
-                else:
-                    done(outcome.unit, outcome.summary)
-    return failed
 
 
 def _conclude(plan: JobPlan, manifest: Manifest) -> Manifest:
@@ -233,4 +248,5 @@ def _rows(plan: JobPlan, units: Iterable[int]) -> int:
 def _remove_temporaries(layout: JobFiles) -> None:
     for directory in (layout.home, layout.home / "units", layout.home / "shards", layout.out):
         remove_temporaries(directory)
-    shutil.rmtree(layout.home / "planning", ignore_errors=True)
+    for name in ("planning", AGAIN):
+        shutil.rmtree(layout.home / name, ignore_errors=True)

@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.job.plan import JobFiles, JobOptions, JobPlan
+from data_prep.job.plan import UNITS, JobFiles, JobOptions, JobPlan
 from data_prep.job.unit_files import read_statistics
 from data_prep.shards import ShardWriter
 from data_prep.sources.base import Raw, Reader, Row
-from data_prep.transforms import Crop, Made, Process
+from data_prep.transforms import Crop, Made, NamedProcess
 from dist_train.data.reject import STORAGE_REASONS, Reject
 from dist_train.errors import WorkError
 from dist_train.runtime.written import write_json, written
@@ -54,12 +54,14 @@ class MakeUnit:
     Args:
         out: the set's directory.
         options: of the job; default: the options in its plan.
+        units: name of the directory for the unit's files, in the job's own.
     """
 
-    def __init__(self, out: Path, options: JobOptions | None = None) -> None:
+    def __init__(self, out: Path, options: JobOptions | None = None, units: str = UNITS) -> None:
         self.out = out
         self._options = options
-        self._opened: tuple[JobPlan, Reader, Process] | None = None
+        self._units = units
+        self._opened: tuple[JobPlan, Reader, NamedProcess] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
@@ -71,14 +73,14 @@ class MakeUnit:
             WorkError: the source's storage or the disk failed.
         """
         if self._opened is None:
-            plan = JobPlan(JobFiles(self.out), self._options)
-            self._opened = plan, plan.options.source.reader(), plan.options.transform.open()
+            plan = JobPlan(JobFiles(self.out, self._units), self._options)
+            self._opened = plan, plan.options.source.reader(), plan.options.transform.open_in(plan.layout.home)
         plan, reader, process = self._opened
         started = time.perf_counter()
         rows = plan.rows(unit)
         statistics: dict[str, list[Any]] = {name: [] for name in STATISTICS.names}
         with written(plan.layout.part(unit)) as file:
-            for row, raw, made in _outcomes(rows, reader, process, plan.options.transform.batch):
+            for row, raw, made in _outcomes(rows, reader, process, plan.options):
                 if not isinstance(made, Reject):
                     file.writelines(crop.data for crop in made)
                 _note(statistics, plan, row, raw, made)
@@ -135,6 +137,11 @@ def label_digest(labels: pa.Array) -> str:
     return hashlib.sha256(labels.to_numpy(zero_copy_only=False).tobytes()).hexdigest()
 
 
+def sample_key(position: int, number: int, pictures: int) -> str:
+    """Key of a picture in its shard: by its photo's position, and its number where the photo gave several."""
+    return f"{position:09d}" if pictures == 1 else f"{position:09d}-{number:02d}"
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a parquet file that appears by rename."""
     with written(path) as file:
@@ -142,15 +149,17 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def _outcomes(
-    rows: list[Row], reader: Reader, process: Process, batch: int
+    rows: list[Row], reader: Reader, process: NamedProcess, options: JobOptions
 ) -> Iterator[tuple[Row, Raw | Reject, Made]]:
-    for start in range(0, len(rows), batch):
-        chunk = rows[start : start + batch]
+    for start in range(0, len(rows), options.transform.batch):
+        chunk = rows[start : start + options.transform.batch]
         try:
             raws = reader.read_named(chunk)
         except OSError as error:
             raise WorkError(f"the source's storage fails: {error}") from error
-        made = iter(process([raw.data for raw in raws if isinstance(raw, Raw)]))
+        there = [(raw.data, row) for row, raw in zip(chunk, raws, strict=True) if isinstance(raw, Raw)]
+        names = [options.source.text(row.location) for _, row in there]
+        made = iter(process([data for data, _ in there], names))
         for row, raw in zip(chunk, raws, strict=True):
             yield row, raw, (next(made) if isinstance(raw, Raw) else raw)
 
@@ -190,7 +199,7 @@ def _labelled(layout: JobFiles, unit: int, labels: list[int]) -> Iterator[tuple[
             position, sizes, extensions, records = row
             for number, size in enumerate(sizes):
                 if label != LEFT_OUT:
-                    key = f"{position:09d}" if len(sizes) == 1 else f"{position:09d}-{number:02d}"
+                    key = sample_key(position, number, len(sizes))
                     record = json.loads(records[number]) if records[number] else None
                     yield key, label, Crop(part[offset : offset + size], extensions[number], record)
                 offset += size

@@ -1,11 +1,11 @@
 """The job of `headcount prep import`: the pictures of a known layout become sets of shards, its pairs `.bin` files."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -16,7 +16,8 @@ from data_prep.new_directory import new_directory
 from data_prep.pairs import make_pairs
 from data_prep.shards import ShardWriter, write_set
 from data_prep.sources.folder import read_file
-from data_prep.transforms import Crop, Made
+from data_prep.transforms import Crop, Made, Process
+from dist_train.data.aligner import Aligner
 from dist_train.data.manifest import Shard
 from dist_train.data.pictures import EXTENSIONS, PictureError, check
 from dist_train.data.reject import Reject
@@ -56,6 +57,13 @@ class _Sides:
     oblong: int = 0
 
 
+class _Way(NamedTuple):
+    """The way from encoded pictures to those of the set, and what places the faces in them; None: nothing does."""
+
+    process: Process
+    aligner: Aligner | None = None
+
+
 def import_set(
     folder: Path, out: Path, layout: Layout, shape: Shape = "copy", image_size: int | None = None, shard: int = 10_000
 ) -> Imported:
@@ -88,9 +96,7 @@ def import_set(
     return Imported(parts, made, contents.left_out, oblong)
 
 
-def _write_part(
-    folder: Path, directory: Path, entries: list[Entry], process: Callable[[Sequence[bytes]], list[Made]], shard: int
-) -> _Sides:
+def _write_part(folder: Path, directory: Path, entries: list[Entry], way: _Way, shard: int) -> _Sides:
     """Write one set, in an order that mixes its identities."""
     names = sorted({entry.identity for entry in entries}, key=lambda name: (not name.isdecimal(), len(name), name))
     labels = {name: label for label, name in enumerate(names)}
@@ -102,7 +108,7 @@ def _write_part(
     with progress_bar(total=len(entries), desc=f"write {directory.name}", unit="picture") as bar:
         while unit := list(islice(mixed, shard)):
             with ShardWriter(directory / f"{directory.name}-{len(shards):06d}.tar") as writer:
-                for (number, entry), crop in zip(unit, _crops(folder, unit, process), strict=True):
+                for (number, entry), crop in zip(unit, _crops(folder, unit, way.process), strict=True):
                     role = {} if entry.role is None else {"role": entry.role}
                     record = {"source": entry.path, **role, **entry.fields, **(crop.record or {})}
                     _count(sides, crop.data)
@@ -110,13 +116,11 @@ def _write_part(
                     bar.update()
             shards.append(writer.shard)
     size = min(sides.longer.items(), key=lambda each: (-each[1], each[0]))[0]
-    write_set(directory, size, names, [counts[label] for label in range(len(names))], shards)
+    write_set(directory, size, names, [counts[label] for label in range(len(names))], shards, way.aligner)
     return sides
 
 
-def _crops(
-    folder: Path, unit: Sequence[tuple[int, Entry]], process: Callable[[Sequence[bytes]], list[Made]]
-) -> Iterator[Crop]:
+def _crops(folder: Path, unit: Sequence[tuple[int, Entry]], process: Process) -> Iterator[Crop]:
     for part in _batches(folder, unit):
         for path, crops in zip((path for path, _ in part), process([data for _, data in part]), strict=True):
             yield _sound(path, crops)[0]
@@ -152,13 +156,14 @@ def _sound(path: Path, made: Whole | Reject) -> Whole:
     return made
 
 
-def _open(shape: Shape, image_size: int) -> Callable[[Sequence[bytes]], list[Made]]:
+def _open(shape: Shape, image_size: int) -> _Way:
     if shape == "align":
         from data_prep.align_transform import Align
 
-        return Align(image_size=image_size, no_face="centre").open()
+        align = Align(image_size=image_size, no_face="centre")
+        return _Way(align.open(), align.aligner())
     one = _copied if shape == "copy" else lambda data: _scaled(data, image_size)
-    return lambda pictures: [one(data) for data in pictures]
+    return _Way(lambda pictures: [one(data) for data in pictures])
 
 
 def _copied(data: bytes) -> Made:

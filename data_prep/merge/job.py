@@ -27,6 +27,7 @@ from data_prep.merge.move import Moved, MoveShard, Origin, labels_path
 from data_prep.merge.sameness import Sameness
 from data_prep.merge.sources import MergeSource, open_merge_sources
 from data_prep.shards import write_set
+from dist_train.data.aligner import Aligner, common_aligner
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from dist_train.errors import WorkError
 from dist_train.runtime.lock import only_job
@@ -55,7 +56,13 @@ class Merge(NamedTuple):
 
 
 def merge_sets(
-    paths: Sequence[Path], out: Path, sameness: Sameness, label_key: str, workers: int, progress: StageBars
+    paths: Sequence[Path],
+    out: Path,
+    sameness: Sameness,
+    label_key: str,
+    workers: int,
+    progress: StageBars,
+    any_aligner: bool = False,
 ) -> Merge:
     """Make one set of several, or go on with what an earlier call left.
 
@@ -66,12 +73,16 @@ def merge_sets(
         label_key: key of the label in the `.json` of samples without `.cls`, where a set does not say it.
         workers: processes.
         progress: is told of every shard.
+        any_aligner: whether sets that were aligned by different detectors become one.
 
     Raises:
         UserError: sets that do not go together, or something else in `out`.
         WorkError: a set is damaged, or the disk failed.
     """
     sources = open_merge_sources(paths, out, label_key)
+    aligner = common_aligner(
+        {str(each.path): each.manifest.aligner for each in sources}, "--any-aligner", accept=any_aligner
+    )
     joined = join_identities(sources, sameness)
     described = _described(sources, joined, sameness, label_key)
     files = JobFiles(out)
@@ -83,7 +94,7 @@ def merge_sets(
             left_out = 0
             if not (out / MANIFEST_NAME).exists():
                 _begin(files, described, joined)
-                left_out = _move(files, sources, joined, workers, progress)
+                left_out = _move(files, sources, joined, workers, progress, aligner)
             _clear(files, len(sources))
     return Merge(load_manifest(out), sources, joined, left_out)
 
@@ -120,7 +131,14 @@ def _begin(files: JobFiles, described: dict[str, Any], joined: Joined) -> None:
             np.save(file, labels)
 
 
-def _move(files: JobFiles, sources: Sequence[MergeSource], joined: Joined, workers: int, progress: StageBars) -> int:
+def _move(
+    files: JobFiles,
+    sources: Sequence[MergeSource],
+    joined: Joined,
+    workers: int,
+    progress: StageBars,
+    aligner: Aligner | None,
+) -> int:
     """Move every shard, then write the set's own files; the number of samples that were left out."""
     origins = _origins(sources)
     task = MoveShard(files.out, origins)
@@ -143,7 +161,7 @@ def _move(files: JobFiles, sources: Sequence[MergeSource], joined: Joined, worke
     shards = [moved[unit].shard for unit in sorted(moved) if moved[unit].samples]
     if not shards:
         raise WorkError(f"{files.out}: no sample of any set can be used; see `headcount data verify`")
-    write_set(files.out, sources[0].manifest.image_size, joined.names, pa.array(counts), shards)
+    write_set(files.out, sources[0].manifest.image_size, joined.names, pa.array(counts), shards, aligner)
     return sum(each.left_out for each in moved.values())
 
 

@@ -147,7 +147,7 @@ def _work(files: SplitFiles, source: MergeSource, options: SplitOptions, workers
     for name, own in ((TRAIN, chosen.is_train), (HELDOUT, chosen.is_held)):
         shards = [shard for each in parted if (shard := getattr(each, name)).samples]
         counts = pa.array(chosen.counts[own])
-        write_set(files.part(name), manifest.image_size, names_of(source, own), counts, shards)
+        write_set(files.part(name), manifest.image_size, names_of(source, own), counts, shards, manifest.aligner)
     pairs = draw_pairs(chosen.counts[chosen.heldout], chosen.hashes, options.pairs, options.seed)
     _write_pairs(files, chosen.samples, parted, pairs)
     return _told(chosen, surveyed, pairs, options.gallery)

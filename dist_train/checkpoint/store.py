@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from dist_train.data.aligner import Aligner
 from dist_train.data.manifest import MAX_CLASSES, MAX_SIDE_PX
 from dist_train.errors import UserError, WorkError
 from dist_train.run_files import BEST_NAME, CHECKPOINTS_NAME, METADATA_NAME, PROGRESS_NAME
@@ -35,6 +36,7 @@ class Progress:
         image_size: side of the pictures in pixels.
         num_classes: classes of the head.
         data_digest: digest of the set's manifest.
+        aligner: what placed the faces of the set's pictures; None where that is unknown.
     """
 
     step: Annotated[int, Field(ge=0, lt=_MOST)]
@@ -42,6 +44,7 @@ class Progress:
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
     num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     data_digest: str
+    aligner: Aligner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,10 @@ def committed_checkpoints(run_dir: Path) -> list[Path]:
 
 def write_progress(checkpoint: Path, progress: Progress) -> None:
     """Put `progress` into a checkpoint's directory."""
-    write_json(checkpoint / PROGRESS_NAME, asdict(progress))
+    body = asdict(progress)
+    if progress.aligner is None:
+        del body["aligner"]
+    write_json(checkpoint / PROGRESS_NAME, body)
 
 
 def read_progress(checkpoint: Path) -> Progress:

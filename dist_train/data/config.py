@@ -90,6 +90,11 @@ class DataConfig(Section):
     mix: tuple[SourceConfig, ...] = Field(
         (), description="further sets; each picture of a batch comes from one of the sets, chosen by weight"
     )
+    any_aligner: bool = Field(
+        False,
+        description="whether sets of data.mix may be aligned by another detector than data.path, which puts the same "
+        "face at another place; sets that do not say by which are accepted always",
+    )
     image_size: int | None = Field(
         None, ge=16, le=1024, description="side of the pictures in pixels; by default that of the manifest"
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 
+from dist_train.data.aligner import Aligner
 from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.files import MAX_NAME_BYTES, first_fault, plain_name, read_bounded
@@ -71,12 +72,14 @@ class Manifest:
         num_classes: labels are 0 .. num_classes - 1.
         shards: in their canonical order; the sample order is defined over it.
         label_key: entry of the `.json` files that the labels are from; None where they are `.cls` files.
+        aligner: what placed the faces; None where that is unknown, as of older sets.
     """
 
     image_size: int
     num_classes: int
     shards: tuple[Shard, ...]
     label_key: str | None = None
+    aligner: Aligner | None = None
 
     @property
     def samples(self) -> int:
@@ -92,8 +95,9 @@ class Manifest:
     def save(self, directory: Path) -> None:
         """Write `manifest.json` into `directory`, by rename."""
         body = {"version": SCHEMA_VERSION, **asdict(self)}
-        if self.label_key is None:
-            del body["label_key"]
+        for key in ("label_key", "aligner"):
+            if body[key] is None:
+                del body[key]
         write_json(directory / MANIFEST_NAME, body)
 
 
@@ -106,6 +110,7 @@ class _Body:
     num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     shards: Annotated[list[Shard], Field(max_length=_MAX_SHARDS), FailFast()]
     label_key: Annotated[str, Field(max_length=MAX_NAME_BYTES)] | None = None
+    aligner: Aligner | None = None
 
 
 _BODY = TypeAdapter(_Body)
@@ -141,7 +146,7 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
         if shard.name in names:
             raise UserError(f"{source}: shard {shown(shard.name)} is listed twice; write the set again")
         names.add(shard.name)
-    manifest = Manifest(body.image_size, body.num_classes, tuple(body.shards), body.label_key)
+    manifest = Manifest(body.image_size, body.num_classes, tuple(body.shards), body.label_key, body.aligner)
     if not manifest.samples:
         raise UserError(f"{source}: the set is empty: {len(names)} shards hold 0 samples")
     return manifest

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dist_train.data.aligner import common_aligner
 from dist_train.data.config import DataConfig
 from dist_train.data.manifest import MANIFEST_NAME, MAX_BYTES, Manifest, load_manifest, parse_manifest
 from dist_train.data.reader import ImageSet
@@ -36,7 +37,7 @@ def open_sources(config: DataConfig) -> Sources:
     """Read the manifests of `data.path` and `data.mix`.
 
     Raises:
-        UserError: a set is missing, empty or disagrees with its manifest.
+        UserError: a set is missing, empty or disagrees with its manifest, or two were aligned by different detectors.
         WorkError: a server cannot be reached.
     """
     first = open_manifest(config.path, config.label_key, config.retries)
@@ -55,10 +56,10 @@ def open_sources(config: DataConfig) -> Sources:
                 check_shards(Path(each.path), each.manifest)
     if len(sets) == 1:
         return Sources(tuple(sets), first)
-    return Sources(
-        tuple(sets),
-        Manifest(first.image_size, classes, tuple(shard for each in sets for shard in each.manifest.shards)),
-    )
+    aligners = {f"data set {each.path}": each.manifest.aligner for each in sets}
+    aligner = common_aligner(aligners, "data.any_aligner=true", config.any_aligner)
+    shards = tuple(shard for each in sets for shard in each.manifest.shards)
+    return Sources(tuple(sets), Manifest(first.image_size, classes, shards, aligner=aligner))
 
 
 def open_manifest(path: str, label_key: str = "label", retries: int = 5) -> Manifest:

@@ -170,7 +170,16 @@ def evaluate(
                 lambda: _by_kind(sets or [], distractors, knn or [], searched, own, pairs, whole), "all"
             )
             ways = [
-                Judging(model.embed, model.image_size, batch_size, ranks, flip, templates=templates.value, kept={})
+                Judging(
+                    model.embed,
+                    model.image_size,
+                    batch_size,
+                    ranks,
+                    flip,
+                    templates=templates.value,
+                    kept={},
+                    aligner=ranks.agree(model.aligner),
+                )
                 for model in opened
             ]
             scores = [evaluate_sets(by_kind, how).named(model.name) for model, how in zip(opened, ways, strict=True)]

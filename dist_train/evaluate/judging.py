@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from dist_train.data.aligner import Aligner
 from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.config import Templates
 from dist_train.evaluate.embeddings import Embeddings
@@ -21,6 +22,7 @@ class Judging(NamedTuple):
         neighbours: k of those that vote.
         templates: how much a picture weighs in its IJB template.
         kept: embeddings of sets by path, for whatever else is judged on the same set; None keeps none.
+        aligner: what placed the faces that the network was trained on; None where that is unknown.
     """
 
     embed: EmbedFn
@@ -31,3 +33,4 @@ class Judging(NamedTuple):
     neighbours: int = 20
     templates: Templates = "score"
     kept: dict[Path, Embeddings] | None = None
+    aligner: Aligner | None = None

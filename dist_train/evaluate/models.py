@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from dist_train.backbones.config import BackboneConfig
 from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
 from dist_train.checkpoint.load import found_checkpoint, load_backbone
+from dist_train.checkpoint.store import read_progress
+from dist_train.data.aligner import ALIGNER_KEY, Aligner
 from dist_train.errors import UserError
 from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.calibration import THRESHOLDS_KEY, WEIGHTS_KEY, Owner
@@ -41,6 +43,7 @@ class Model:
         exported_from: reads the SHA-256 of the weights that an ONNX file of ours was made of; empty where unknown.
         thresholds: reads the thresholds that an exported file states, see `dist_train.evaluate.calibration`; empty for
             none.
+        aligner: reads what placed the faces of the pictures that it was trained on; None where that is unknown.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Model:
     network: nn.Module | None = None
     exported_from: Callable[[], str] = str
     thresholds: Callable[[], str] = str
+    aligner: Callable[[], Aligner | None] = lambda: None
 
     def owner(self) -> Owner:
         """The model as thresholds know it."""
@@ -113,6 +117,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
             partial(_stated, model.metadata, model.foreign, COMPATIBLE_KEY),
             exported_from=partial(_stated, model.metadata, model.foreign, WEIGHTS_KEY),
             thresholds=partial(_stated, model.metadata, model.foreign, THRESHOLDS_KEY),
+            aligner=lambda: Aligner.of_text(_stated(model.metadata, model.foreign, ALIGNER_KEY)),
         )
     backbone, section, image_size = _load(path)
     backbone.to(device)
@@ -133,6 +138,7 @@ def _open(path: Path, device: torch.device, stated: Stated) -> Model:
         compatible_with=partial(_compatible_with, path),
         network=backbone,
         thresholds=partial(_about, path, THRESHOLDS_KEY),
+        aligner=partial(_aligner, path),
     )
 
 
@@ -154,6 +160,13 @@ def _load(path: Path) -> tuple[nn.Module, BackboneConfig, int]:
 def _compatible_with(path: Path) -> str:
     """Which older model one of ours says that it is compatible with."""
     return _about(path, COMPATIBLE_KEY) if path.suffix == ".safetensors" else compatible_with(found_checkpoint(path))
+
+
+def _aligner(path: Path) -> Aligner | None:
+    """What placed the faces that a network of ours was trained on."""
+    if path.suffix == ".safetensors":
+        return Aligner.of_text(_about(path, ALIGNER_KEY))
+    return read_progress(found_checkpoint(path)).aligner
 
 
 def _about(path: Path, key: str) -> str:

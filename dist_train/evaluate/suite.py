@@ -7,6 +7,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dist_train.backbones import memory_format
+from dist_train.data.aligner import Aligner, warn_of_aligner
+from dist_train.data.manifest import MANIFEST_NAME, load_manifest
 from dist_train.errors import UserError
 from dist_train.evaluate.all_pairs import AllPairsResult
 from dist_train.evaluate.config import EvaluateConfig, set_name
@@ -101,8 +103,17 @@ def present_sets(config: EvaluateConfig) -> EvaluateConfig:
     return config.model_copy(update=there)
 
 
-def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: int, ranks: Ranks) -> Evaluation:
+def evaluate_backbone(
+    backbone: nn.Module, config: EvaluateConfig, image_size: int, ranks: Ranks, aligner: Aligner | None = None
+) -> Evaluation:
     """Judge `backbone`, which is in evaluation mode, on the sets of `config`. A collective.
+
+    Args:
+        backbone: the network.
+        config: names the sets.
+        image_size: side of the network's pictures in pixels.
+        ranks: this process among the job's.
+        aligner: what placed the faces that it was trained on; sets that another one aligned are warned of.
 
     Raises:
         UserError | WorkError: as `evaluate_sets`.
@@ -114,7 +125,7 @@ def evaluate_backbone(backbone: nn.Module, config: EvaluateConfig, image_size: i
         return embeddings
 
     shared = (image_size, config.batch_size, ranks, config.flip, config.knn_neighbours, config.templates)
-    how = Judging(embed, *shared, kept={})  # a set that several kinds judge is embedded once
+    how = Judging(embed, *shared, kept={}, aligner=aligner)  # a set that several kinds judge is embedded once
     return evaluate_sets(config, how)
 
 
@@ -124,4 +135,13 @@ def evaluate_sets(config: EvaluateConfig, how: Judging) -> Evaluation:
     Raises:
         UserError | WorkError: a set that is missing, damaged or cannot be judged; the same on every rank.
     """
+    if how.aligner is not None and how.ranks.rank == 0:
+        _warn_of_aligners(config, how.aligner)
     return Evaluation(**{kind.name: [kind.judge(each, how) for each in getattr(config, kind.name)] for kind in KINDS})
+
+
+def _warn_of_aligners(config: EvaluateConfig, trained: Aligner) -> None:
+    paths = [path for kind in KINDS for entry in getattr(config, kind.name) for path in kind.paths(entry)]
+    for path in dict.fromkeys(paths):
+        if (path / MANIFEST_NAME).is_file():
+            warn_of_aligner(trained, str(path), load_manifest(path).aligner)

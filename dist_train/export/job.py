@@ -13,6 +13,7 @@ from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
 from dist_train.checkpoint.load import found_checkpoint, load_backbone
 from dist_train.checkpoint.store import Progress
 from dist_train.config import RunConfig
+from dist_train.data.aligner import ALIGNER_KEY
 from dist_train.data.manifest import MANIFEST_NAME
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
@@ -80,6 +81,8 @@ def export_forms(job: ExportJob) -> Exported:
     origin = {"run": config.run_dir.name, "step": str(progress.step), WEIGHTS_KEY: weights}
     if job.calibration is not None:
         origin[THRESHOLDS_KEY] = read_calibration(job.calibration, Owner(str(job.run), weights)).to_text()
+    if progress.aligner is not None:
+        origin[ALIGNER_KEY] = progress.aligner.to_text()
     if older := compatible_with(found_checkpoint(job.run)):
         origin[COMPATIBLE_KEY] = older
     written = export_onnx(

@@ -10,6 +10,7 @@ from typing import Any
 from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
 from dist_train.checkpoint.load import found_checkpoint
 from dist_train.config import RunConfig
+from dist_train.data.aligner import ALIGNER_KEY
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.calibration import WEIGHTS_KEY
 from dist_train.evaluate.report import RunReport, Sample, write_report
@@ -46,7 +47,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
     """
     lost: list[str] = []
     try:
-        found = evaluate_backbone(outcome.backbone, config.evaluate, outcome.image_size, ranks)
+        found = evaluate_backbone(outcome.backbone, config.evaluate, outcome.image_size, ranks, outcome.aligner)
     except (UserError, WorkError) as error:
         lost.append(f"the evaluation at the end: {error}")
         found = Evaluation([], [])
@@ -97,15 +98,16 @@ def _export(config: RunConfig, outcome: Outcome) -> dict[str, float]:
     from dist_train.export.onnx import compare_onnx, export_onnx
 
     backbone = outcome.backbone.cpu()
-    compatible = {COMPATIBLE_KEY: older} if (older := _compatible_with(config)) else {}
+    stated = {COMPATIBLE_KEY: older} if (older := _compatible_with(config)) else {}
+    if outcome.aligner is not None:
+        stated[ALIGNER_KEY] = outcome.aligner.to_text()
     exported = export_onnx(
         backbone,
         outcome.image_size,
         config.run_dir / ONNX_NAME,
         normalize_inside=config.export.normalize_inside,
         opset=config.export.opset,
-        origin={"run": config.run_dir.name, "step": str(outcome.step), WEIGHTS_KEY: digest_weights(backbone)}
-        | compatible,
+        origin={"run": config.run_dir.name, "step": str(outcome.step), WEIGHTS_KEY: digest_weights(backbone)} | stated,
     )
     difference, cosine = compare_onnx(exported.path, backbone, outcome.samples[: config.export.check_images].cpu())
     return {"onnx_max_abs_diff": difference, "onnx_min_cosine": cosine}

@@ -201,7 +201,7 @@ class Loop:
         # Of the step that comes, with which a resumed run begins; the loader may be at the one before.
         image_size = self.config.at(self.step).data.image_size or manifest.image_size
         data = (image_size, manifest.num_classes, manifest.digest)
-        self.checkpointer.save(Progress(self.step, self.position, *data), score)
+        self.checkpointer.save(Progress(self.step, self.position, *data, manifest.aligner), score)
 
     def outcome(self) -> Outcome:
         """What the run has made, once `fit` has reached the last step; a collective.
@@ -219,6 +219,7 @@ class Loop:
             self.samples,
             manifest.num_classes,
             manifest.samples,
+            manifest.aligner,
         )
 
     def _evaluate(self) -> float | None:

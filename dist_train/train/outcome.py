@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dist_train.data.aligner import Aligner
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -16,6 +18,7 @@ class Outcome:
         samples: [B, 3, S, S] some of them, as they entered the network.
         identities: classes of the set that it was trained on.
         images: samples of that set.
+        aligner: what placed the faces of its pictures; None where that is unknown.
     """
 
     backbone: nn.Module
@@ -24,3 +27,4 @@ class Outcome:
     samples: Tensor
     identities: int
     images: int
+    aligner: Aligner | None = None

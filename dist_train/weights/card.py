@@ -13,6 +13,7 @@ from dist_train.backbones.registry import BACKBONES
 from dist_train.checkpoint.compatibility import COMPATIBLE_KEY, compatible_with
 from dist_train.checkpoint.store import Progress
 from dist_train.config import RunConfig, differences, dump_config
+from dist_train.data.aligner import ALIGNER_KEY, UNKNOWN, Aligner
 from dist_train.data.alignment import TEMPLATE_112
 from dist_train.errors import UserError
 from dist_train.evaluate.calibration import THRESHOLDS_KEY, Calibration
@@ -96,6 +97,12 @@ class Card:
         found = {each.compatible_with for each in self.parents}
         return found.pop() if len(found) == 1 else ""
 
+    @property
+    def aligner(self) -> Aligner | None:
+        """What placed the faces of every parent's pictures; None where it is unknown, or they differ."""
+        found = {each.progress.aligner for each in self.parents}
+        return found.pop() if len(found) == 1 else None
+
     def header(self) -> dict[str, str]:
         """The facts that a program may need, for the header of a safetensors file."""
         config = self.parents[0].config
@@ -109,6 +116,8 @@ class Card:
         }
         if self.compatible_with:
             facts[COMPATIBLE_KEY] = self.compatible_with
+        if self.aligner:
+            facts[ALIGNER_KEY] = self.aligner.to_text()
         if self.thresholds:
             facts[THRESHOLDS_KEY] = self.thresholds.to_text()
         return facts if len(self.parents) > 1 else facts | {"recipe": dump_config(config)}
@@ -142,6 +151,8 @@ class Card:
         if self.compatible_with:
             older = f"embeddings can be searched in galleries of the network with SHA-256 {self.compatible_with}"
             rows.append(("compatible", older))
+        aligned = UNKNOWN if self.aligner is None else f"{escaped(self.aligner.name)}, SHA-256 {self.aligner.sha256}"
+        rows.append(("faces aligned by", aligned))
         return rows + [(escaped(name), escaped(value)) for name, value in self.notes.items()]
 
     def _input(self) -> str:

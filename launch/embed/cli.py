@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_prep.detectors.options import DetectorOption
 from dist_train.evaluate.options import (
     ColorOption,
     MeanOption,
@@ -19,6 +20,7 @@ from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
+    from data_prep.detectors.file import DetectorFile
     from launch.embed.crops import Cropper
 
 
@@ -48,6 +50,12 @@ MinQualityOption = Annotated[
         help="leaves pictures out whose embedding is shorter, or whose face the detector is less sure of, than X",
     ),
 ]
+AnyAlignerOption = Annotated[
+    bool,
+    typer.Option(
+        "--any-aligner", help="accept another detector than the one by which the model's pictures are aligned"
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="where the model runs: auto, cpu or cuda")]
 
 
@@ -66,6 +74,8 @@ def embed(
     face: FaceOption = Face.MAIN,
     min_face: MinFaceOption = 20,
     longer_side: LongerSideOption = None,
+    detector: DetectorOption = None,
+    any_aligner: AnyAlignerOption = False,
     flip: Annotated[bool, typer.Option(help="whether the mirrored picture's embedding is added")] = True,
     batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
     label_key: Annotated[
@@ -98,6 +108,7 @@ def embed(
         from dist_train.embed.min_quality import parse_min_quality
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks, leave_ranks
+        from launch.embed.aligner import check_aligner, open_detector_file
         from launch.embed.open import open_origin
         from launch.embed.photos import Photos
 
@@ -107,7 +118,10 @@ def embed(
     ranks = join_ranks(device, None)
     try:
         opened = ranks.agree(lambda: load_model(model, ranks.device, said))
-        crop = cropper(opened.image_size, align, face, min_face, longer_side, ranks.device.type)
+        chosen = ranks.agree(lambda: open_detector_file(detector, align))
+        crop = cropper(opened.image_size, align, face, min_face, longer_side, ranks.device.type, chosen)
+        known = f"the pictures that model {opened.name} was trained on"
+        ranks.agree(lambda: check_aligner(crop.aligner(), opened.aligner(), known, any_aligner))
         photos = ranks.agree(lambda: Photos(open_origin(source, label_key), crop))
         made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks, min_quality=least)
         photos.close()
@@ -126,9 +140,17 @@ def check_device(device: str) -> None:
 
 
 def cropper(
-    image_size: int, align: bool, face: Face, min_face_px: float, longer_side_px: int | None, device: str
+    image_size: int,
+    align: bool,
+    face: Face,
+    min_face_px: float,
+    longer_side_px: int | None,
+    device: str,
+    detector: "DetectorFile | None" = None,
 ) -> "Cropper":
     """The cropper that the options ask for."""
     from launch.embed.crops import AlignedFace, Centre
 
-    return AlignedFace(image_size, face.value, min_face_px, longer_side_px, device) if align else Centre(image_size)
+    if not align:
+        return Centre(image_size)
+    return AlignedFace(image_size, face.value, min_face_px, longer_side_px, device, detector)

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from data_prep.align import SingleChoice, crop_centre
 from data_prep.align_transform import Align
 from data_prep.decode import MAX_PIXELS, decode
+from data_prep.detectors.file import DetectorFile
 from data_prep.mtcnn.faces import Faces
 from data_prep.transforms import Crop, Process
+from dist_train.data.aligner import Aligner
 from dist_train.data.reject import Reject
 from dist_train.errors import WorkError
 
@@ -41,6 +43,10 @@ class Cropper(Protocol):
         """The options that decide its crops, as JSON values."""
         ...
 
+    def aligner(self) -> Aligner | None:
+        """What places the faces in its crops; None: nothing does."""
+        ...
+
     def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
         """The crop or the reject of each picture."""
         ...
@@ -59,6 +65,9 @@ class Centre:
     def described(self) -> dict[str, Any]:
         """Its name."""
         return {"align": False}
+
+    def aligner(self) -> None:
+        """None."""
 
     def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
         """The crop or the reject of each picture, decoded by several threads."""
@@ -79,6 +88,7 @@ class AlignedFace:
         min_face_px: side of the smallest face, in pixels of the shrunken photo.
         longer_side_px: larger photos are shrunk to this longer side for the search; None: no photo is.
         device: cpu or cuda.
+        detector: file of another detector than the cascade of the package.
     """
 
     def __init__(
@@ -88,10 +98,16 @@ class AlignedFace:
         min_face_px: float = 20,
         longer_side_px: int | None = None,
         device: str = "cpu",
+        detector: DetectorFile | None = None,
     ) -> None:
         self.face = face
         self._align = Align(
-            image_size=image_size, faces=face, min_face_px=min_face_px, longer_side_px=longer_side_px, device=device
+            image_size=image_size,
+            faces=face,
+            min_face_px=min_face_px,
+            longer_side_px=longer_side_px,
+            device=device,
+            detector=detector,
         )
         self._process: Process | None = None
 
@@ -99,6 +115,10 @@ class AlignedFace:
         """The rule for the face, and the options of the search."""
         options = self._align.model_dump(mode="json", exclude={"image_size", "faces", "batch", "device"})
         return {"align": True, "face": self.face, **options}
+
+    def aligner(self) -> Aligner:
+        """The detector."""
+        return self._align.aligner()
 
     def __call__(self, pictures: Sequence[bytes]) -> list[Cut | Reject]:
         """The crop or the reject of each photo; the detector takes all photos in one call."""

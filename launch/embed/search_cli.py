@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_prep.detectors.options import DetectorOption
 from dist_train.evaluate.options import (
     ColorOption,
     MeanOption,
@@ -17,6 +18,7 @@ from dist_train.evaluate.options import (
 from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 from launch.embed.cli import (
+    AnyAlignerOption,
     DeviceOption,
     Face,
     FaceOption,
@@ -128,6 +130,8 @@ def query(
     face: FaceOption = Face.MAIN,
     min_face: MinFaceOption = 20,
     longer_side: LongerSideOption = None,
+    detector: DetectorOption = None,
+    any_aligner: AnyAlignerOption = False,
     out: Annotated[Path, typer.Option(help="PNG file for a picture of the matches")] = Path("matches.png"),
     device: DeviceOption = "auto",
     input_range: RangeOption = None,
@@ -174,6 +178,7 @@ def query(
         from dist_train.embed.sheet import write_sheet
         from dist_train.evaluate.models import load_models
         from dist_train.runtime.ranks import join_ranks
+    from launch.embed.aligner import check_aligner, open_detector_file, source_aligner
     from launch.embed.decision import check_options, decide
     from launch.embed.views import FusedModels, joined_features, views_for
 
@@ -186,10 +191,16 @@ def query(
     views = views_for(opened, networks, photos)
     measured = FusedModels(opened) if opened.parts else networks[0]
     decision = None if fmr is None else decide(opened, measured, fmr, calibration)
+    wanted = [view.aligned if align is None else align for view in views]
+    chosen = open_detector_file(detector, any(wanted))
     features, shown = [], {}
-    for view in views:
-        wanted = view.aligned if align is None else align
-        data, cut = _cut(view.photo, cropper(view.model.image_size, wanted, face, min_face, longer_side, where.type))
+    for view, faces in zip(views, wanted, strict=True):
+        crop = cropper(view.model.image_size, faces, face, min_face, longer_side, where.type, chosen if faces else None)
+        known = f"the pictures that model {view.model.name} was trained on"
+        check_aligner(crop.aligner(), view.model.aligner(), known, any_aligner)
+        for source in opened.sources:
+            check_aligner(crop.aligner(), source_aligner(source), f"the pictures of gallery {gallery}", any_aligner)
+        data, cut = _cut(view.photo, crop)
         if cut.found is not None and view.photo not in shown:
             echo(_told(view.photo, cut.found, cut.taken, face))
         features.append(_embedded(view, cut.pixels))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_prep.detectors.options import DetectorOption
 from dist_train.evaluate.options import (
     ColorOption,
     MeanOption,
@@ -16,7 +17,7 @@ from dist_train.evaluate.options import (
     stated,
 )
 from dist_train.runtime.imports import quick_imports
-from launch.embed.cli import DeviceOption, MinFaceOption, check_device
+from launch.embed.cli import AnyAlignerOption, DeviceOption, MinFaceOption, check_device
 
 if TYPE_CHECKING:
     from dist_train.embed.gallery import Gallery
@@ -54,6 +55,8 @@ def serve(
         bool | None,
         typer.Option("--flip/--no-flip", help="whether the mirrored face's embedding is added; by default as above"),
     ] = None,
+    detector: DetectorOption = None,
+    any_aligner: AnyAlignerOption = False,
     min_face: MinFaceOption = 20,
     longer_side: Annotated[
         int, typer.Option(min=12, help="larger photos are shrunk to this side in pixels for the search")
@@ -105,13 +108,16 @@ def serve(
 
     require("serve", "headcount serve")
     with quick_imports():
+        from data_prep.detectors.open import open_detector
+        from dist_train.data.aligner import Aligner
         from dist_train.embed.gallery import Gallery
         from dist_train.errors import UserError
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks
+        from launch.embed.aligner import check_aligner, open_detector_file, source_aligner
         from launch.embed.views import check_model
         from launch.serve.app import make_app
-        from launch.serve.finder import AlignedFaces, WholePictures, open_detector
+        from launch.serve.finder import DECODED_PX, AlignedFaces, WholePictures
         from launch.serve.known import open_known
         from launch.serve.limits import Limits
         from launch.serve.server import serve as answer
@@ -148,9 +154,14 @@ def serve(
         batch_wait_s=batch_wait / 1000,
     )
     known = None if gallery is None else open_known(gallery, base, network, flip, align, allow_enroll)
+    chosen = open_detector_file(detector, align)  # refuses one without landmarks
     if align:
-        detector = open_detector(where.type, min_face)
-        finder = AlignedFaces(detector, network.image_size, min_face, longer_side, max_pixels, max_faces)
+        searcher = open_detector(chosen and chosen.path, where.type, min_face, batch_px=DECODED_PX // 4)
+        own = Aligner(searcher.name, searcher.digest)
+        check_aligner(own, network.aligner(), f"the pictures that model {network.name} was trained on", any_aligner)
+        for source in base.sources if base is not None else ():
+            check_aligner(own, source_aligner(source), f"the pictures of gallery {gallery}", any_aligner)
+        finder = AlignedFaces(searcher, network.image_size, min_face, longer_side, max_pixels, max_faces)
     else:
         finder = WholePictures(network.image_size, max_pixels)
     service = open_service(network, finder, align, flip, known, decision, limits)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.align import choose, crop_centre, crop_landmarks
 from data_prep.decode import Photo, decode
+from data_prep.detectors.detector import FaceDetector
 from data_prep.mtcnn.faces import Faces, Picture
 from dist_train.data.reject import Reject
 from dist_train.errors import WorkError
@@ -63,21 +64,6 @@ class Finder(Protocol):
         ...
 
 
-class Detector(Protocol):
-    """Finds faces in decoded pictures."""
-
-    def detect(self, images: Sequence[Picture]) -> list[Faces]:
-        """The faces of each."""
-        ...
-
-
-def open_detector(device: str, min_face_px: float) -> Detector:
-    """The detector that faces are looked for with."""
-    from data_prep.mtcnn.cascade import Detector as Cascade  # imports torch
-
-    return Cascade(device, min_face_px, batch_px=DECODED_PX // 4)
-
-
 class AlignedFaces:
     """The finder of faces, aligned by their landmarks.
 
@@ -92,7 +78,7 @@ class AlignedFaces:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: FaceDetector,
         image_size: int,
         min_face_px: float,
         longer_side_px: int | None,

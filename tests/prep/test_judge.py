@@ -10,7 +10,6 @@ import pytest
 from scipy.io import savemat
 from typer.testing import CliRunner
 
-from data_prep import eval_detector_cli
 from data_prep.cli import app
 from data_prep.drawn.job import draw_faces
 from data_prep.drawn.photo import PhotoSpec
@@ -334,7 +333,7 @@ def drawn(tmp_path_factory):
 
 def evaluate(monkeypatch, folder, *arguments, photos=None):
     known = photos if photos is not None else open_faces(folder).photos
-    monkeypatch.setattr(eval_detector_cli, "_open_detector", lambda *given: Remembering(known))
+    monkeypatch.setattr("data_prep.detectors.open.open_detector", lambda *_, **__: Remembering(known))
     return CliRunner().invoke(app, ["eval-detector", str(folder), *map(str, arguments)], catch_exceptions=True)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import unicodedata
+from dataclasses import replace
 
 import pytest
 import webdataset
@@ -14,6 +15,7 @@ import webdataset
 from data_prep import merge_cli
 from data_prep.merge import move
 from data_prep.merge.sameness import Sameness
+from dist_train.data.aligner import Aligner
 from dist_train.data.manifest import Manifest, Shard, load_manifest
 from dist_train.data.verify import verify_shard
 from dist_train.errors import UserError, WorkError
@@ -54,6 +56,22 @@ def test_identities_that_are_distinct_are_never_joined(given, tmp_path):
     assert names == ["bo", "ann", "eve", "b/ann", "cy", "c/cy", "dot"]
     assert pictures(tmp_path / "out")[jpeg(101)] == "b/ann"
     assert problems(tmp_path / "out") == []
+
+
+def test_sets_of_two_aligners_are_joined_only_where_that_is_accepted(given, tmp_path):
+    for name, aligner in (("a", Aligner("mtcnn", "a" * 64)), ("b", Aligner("scrfd", "b" * 64))):
+        shutil.copytree(given / name, tmp_path / name)
+        replace(load_manifest(tmp_path / name), aligner=aligner).save(tmp_path / name)
+    both = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(UserError, match=r"a was aligned by mtcnn .*b by scrfd .*accept it: --any-aligner"):
+        merge(*both, tmp_path / "out", "--identities", "distinct")
+    assert not (tmp_path / "out").exists()
+    merge(*both, tmp_path / "out", "--identities", "distinct", "--any-aligner")
+    assert load_manifest(tmp_path / "out").aligner is None
+    shutil.copytree(given / "c", tmp_path / "c")
+    replace(load_manifest(tmp_path / "c"), aligner=load_manifest(tmp_path / "a").aligner).save(tmp_path / "c")
+    merge(tmp_path / "a", tmp_path / "c", tmp_path / "same", "--identities", "distinct")
+    assert load_manifest(tmp_path / "same").aligner.name == "mtcnn"
 
 
 def test_the_first_sets_shards_are_shared_and_the_others_keys_are_told_apart(given, tmp_path):

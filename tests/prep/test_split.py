@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from data_prep.cli import app
 from data_prep.split import job, part
+from dist_train.data.aligner import Aligner
 from dist_train.data.foreign import write_index
 from dist_train.data.manifest import Manifest, Shard, load_manifest
 from dist_train.data.verify import verify_shard
@@ -71,6 +73,15 @@ def test_no_identity_and_no_picture_is_in_both_parts_and_none_is_lost(given):
         assert [problem for verdict in verdicts for problem in verdict.problems] == []
     assert "train: 42 pictures of 14 identities" in told
     assert "heldout: 30 pictures of 10 identities, 10 in the gallery, 20 probes" in told
+
+
+def test_both_parts_tell_what_aligned_the_faces_of_the_set(given, tmp_path):
+    aligner = Aligner("scrfd", "b" * 64)
+    manifest = replace(load_manifest(given[0] / "set"), aligner=aligner)
+    shutil.copytree(given[0] / "set", tmp_path / "set")
+    manifest.save(tmp_path / "set")
+    split(tmp_path / "set", tmp_path / "out", "--identities", "40%")
+    assert {load_manifest(tmp_path / "out" / part).aligner for part in ("train", "heldout")} == {aligner}
 
 
 def test_each_held_out_identity_has_one_picture_in_the_gallery(given):

@@ -10,11 +10,12 @@ import matplotlib
 import numpy as np
 import torch
 
+from data_prep.detectors.open import open_detector
 from dist_train.evaluate.calibration import Calibration, Point
 from dist_train.evaluate.models import Model
 from launch.embed.decision import Decision
 from launch.serve.app import make_app
-from launch.serve.finder import AlignedFaces, WholePictures, open_detector
+from launch.serve.finder import AlignedFaces, WholePictures
 from launch.serve.known import open_known
 from launch.serve.limits import Limits
 from launch.serve.service import open_service
@@ -59,7 +60,7 @@ def decision() -> Decision:
 
 @functools.cache
 def detector() -> Any:
-    return open_detector("cpu", 20)
+    return open_detector(min_face_px=20)
 
 
 class Client:

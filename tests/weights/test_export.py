@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,9 @@ from dist_train.backbones.config import backbone_section
 from dist_train.checkpoint.cli import checkpoints_at
 from dist_train.checkpoint.load import load_backbone
 from dist_train.checkpoint.reader import load_tensors
+from dist_train.checkpoint.store import read_progress, write_progress
 from dist_train.config import RunConfig
+from dist_train.data.aligner import Aligner
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.calibration import read_calibration, stated_calibration
 from dist_train.evaluate.models import load_model
@@ -91,6 +94,17 @@ def test_thresholds_of_the_checkpoint_stand_in_its_header_and_on_its_card(run, w
     assert "1e-06" not in card
     assert "## Thresholds" not in (whole / "model.md").read_text()
     assert load_model(whole / "model.safetensors", torch.device("cpu")).thresholds() == ""
+
+
+def test_header_and_card_tell_what_aligned_the_faces(whole, copied, tmp_path):
+    cpu = torch.device("cpu")
+    assert load_model(whole / "model.safetensors", cpu).aligner() is None
+    assert "| faces aligned by | unknown |" in (whole / "model.md").read_text()
+    checkpoint, aligner = checkpoints_at(copied)[-1], Aligner("scrfd", "b" * 64)
+    write_progress(checkpoint, replace(read_progress(checkpoint), aligner=aligner))
+    export(copied, tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors", cpu).aligner() == load_model(copied, cpu).aligner() == aligner
+    assert f"| faces aligned by | scrfd, SHA-256 {'b' * 64} |" in (tmp_path / "m.md").read_text()
 
 
 def test_the_header_states_network_input_and_recipe(run, whole):

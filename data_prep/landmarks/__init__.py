@@ -1,0 +1,1 @@
+"""Landmarks that were made elsewhere: tables of them, and looking photos up in one."""

@@ -1,0 +1,61 @@
+"""The detector of a search for faces, as the network that will see them needs it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_prep.detectors.detector import SHIPPED, shipped_digest
+from data_prep.detectors.file import DetectorFile, read_detector_file
+from dist_train.data.aligner import Aligner
+from dist_train.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def open_detector_file(path: Path | None, align: bool) -> DetectorFile | None:
+    """The detector that was asked for; None: the cascade of the package.
+
+    Raises:
+        UserError: it cannot be used, or no face is looked for.
+    """
+    if path is None:
+        return None
+    if not align:
+        raise UserError(f"--detector {path}: no face is looked for; add --align")
+    return read_detector_file(path, points=True)
+
+
+def source_aligner(source: Mapping[str, Any]) -> Aligner | None:
+    """What aligned the photos of a gallery's source; None where they were aligned before, or by who knows what."""
+    if not source.get("align"):
+        return None
+    if source.get("detector") is None:
+        return Aligner(SHIPPED, shipped_digest())
+    try:
+        stored = DetectorFile.model_validate(source["detector"])
+    except ValidationError:
+        return None
+    return Aligner(stored.name, stored.sha256)
+
+
+def check_aligner(own: Aligner | None, other: Aligner | None, whose: str, any_aligner: bool) -> None:
+    """Refuse to align faces for a network, or a gallery, by another detector than it knows.
+
+    Args:
+        own: that would align the photos; None: none would.
+        other: that aligned what the network or the gallery knows; None: unknown.
+        whose: what that is, for the message.
+        any_aligner: whether another one is accepted.
+
+    Raises:
+        UserError: the two differ, and that is not accepted.
+    """
+    if own is None or other is None or own == other:
+        return
+    told = f"{whose} are aligned by {other}, these photos would be by {own}"
+    if not any_aligner:
+        raise UserError(f"{told}; give that detector: --detector FILE, or accept another: --any-aligner")
+    logger.warning("%s", told)

@@ -1,0 +1,131 @@
+"""`headcount prep resume --retry-unreachable`: photos that can be reached now join the set, and none is lost."""
+
+import pytest
+
+from data_prep.job.plan import JobFiles, JobOptions
+from data_prep.job.progress import StageBars
+from data_prep.job.run import resume_job
+from data_prep.sources import tables
+from data_prep.sources.open import open_source
+from tests.prep.jobs import InProcess, content, identities, rejects, run
+from tests.prep.standin import Upper
+
+HOST = "http://photos"
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """A server of texts; `down` are the addresses that it does not answer now, `asked` those that it was asked for."""
+
+    class Host:
+        down, asked = set(), []
+
+        def read(self, address, most, timeout):
+            self.asked.append(address)
+            if address in self.down:
+                raise ConnectionError("no answer")
+            return b"photo " + (b"0 0" if address.endswith("copy") else address[-3:].encode())
+
+    served = Host()
+    monkeypatch.setattr(tables, "read_address", served.read)
+    monkeypatch.setattr(tables, "_PAUSES_S", ())
+    return served
+
+
+def addresses(person):
+    return [f"{HOST}/{person} {number}" for number in range(5)]
+
+
+EVERY = [address for person in range(6) for address in addresses(person)] + [f"{HOST}/copy"]
+
+
+def job(tmp_path, **more):
+    lines = [f"{address},person {address[-3] if not address.endswith('copy') else 0}\n" for address in EVERY]
+    (tmp_path / "t.csv").write_text("path,identity\n" + "".join(lines))
+    return JobOptions(source=open_source(tmp_path / "t.csv"), transform=Upper(), unit_rows=8, **more)
+
+
+def again(out):
+    resume_job(out, InProcess(), StageBars(quiet=True), unreachable=True)
+
+
+DOWN = {
+    "some": {EVERY[3], EVERY[17]},
+    "a whole person, whose name shifts all labels": set(addresses(2)),
+    "enough pictures of a person": set(addresses(4)[1:]),
+    "the first of two copies": {EVERY[0]},
+    "half of many units": set(EVERY[4:30:2]),
+}
+
+
+@pytest.mark.parametrize("name", DOWN)
+def test_the_set_becomes_what_it_would_have_been(tmp_path, host, name):
+    run(tmp_path / "whole", job(tmp_path, min_images=2))
+    host.down = DOWN[name]
+    run(tmp_path / "set", job(tmp_path, min_images=2))
+    assert content(tmp_path / "set") != content(tmp_path / "whole")
+    host.down = set()
+    again(tmp_path / "set")
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+    assert not JobFiles(tmp_path / "set", "again").units.exists()
+    host.asked.clear()
+    again(tmp_path / "set")
+    assert host.asked == [], "nothing is left to try"
+
+
+def test_only_units_with_a_photo_that_answers_are_done_again_and_the_rest_stays_in_rejects(tmp_path, host):
+    host.down = {EVERY[3], EVERY[17]}
+    run(tmp_path / "set", job(tmp_path))
+    host.down = {EVERY[17]}
+    host.asked.clear()
+    again(tmp_path / "set")
+    assert {source: reason for source, (reason, _) in rejects(tmp_path / "set").items()} == {
+        EVERY[17]: "unreachable",
+        f"{HOST}/copy": "duplicate",
+    }
+    assert len(host.asked) == 2 + 8, "both, and the unit of the one that answers"
+
+
+def test_a_server_that_is_gone_takes_nothing_out_of_the_set(tmp_path, host, caplog):
+    host.down = {EVERY[3], EVERY[17]}
+    run(tmp_path / "set", job(tmp_path))
+    before = content(tmp_path / "set")
+    host.down = set(EVERY)
+    again(tmp_path / "set")
+    assert content(tmp_path / "set") == before
+    host.down = set(EVERY) - {EVERY[3]}  # it answers, and its neighbours do not any more
+    again(tmp_path / "set")
+    assert content(tmp_path / "set") == before
+    assert "stays as it was: 7 of its photos cannot be read now, 1 more can" in caplog.text
+    assert identities(tmp_path / "set")["person 0"] == (0, 4)
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+def test_a_retry_that_was_killed_anywhere_is_finished_by_a_plain_resume(tmp_path, host, monkeypatch):
+    run(tmp_path / "whole", job(tmp_path))
+    from data_prep.job import again as module
+
+    real = module._replace
+    for step in ("before", "within", "after"):
+        host.down = set(addresses(2))
+        run(tmp_path / step, job(tmp_path))
+        host.down = set()
+
+        def replace(layout, other, unit, step=step):
+            if step == "within":
+                layout.done(unit).unlink()
+                (layout.out / "manifest.json").unlink()
+            elif step == "after":
+                real(layout, other, unit)
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_replace", replace)
+            with pytest.raises(Killed):
+                again(tmp_path / step)
+        resume_job(tmp_path / step, InProcess(), StageBars(quiet=True))
+        again(tmp_path / step)
+        assert content(tmp_path / step) == content(tmp_path / "whole")

@@ -1,0 +1,446 @@
+"""Detectors in ONNX files: their decoding against plain formulas, their places in the photo, and what is refused."""
+
+import itertools
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from data_prep.align import crop_landmarks
+from data_prep.align_transform import Align
+from data_prep.decode import decode
+from data_prep.detectors import graph as graphs
+from data_prep.detectors.file import DetectorFile, read_detector_file
+from data_prep.detectors.letterbox import draw, fit
+from data_prep.detectors.onnx_detector import OnnxDetector
+from data_prep.detectors.open import open_detector
+from data_prep.detectors.retinaface import RetinaFace
+from data_prep.detectors.scrfd import Scrfd
+from data_prep.detectors.upright import TURNS, detect_turned
+from data_prep.detectors.yunet import YuNet
+from data_prep.mtcnn.faces import Faces
+from dist_train.data.reject import Reject
+from dist_train.errors import UserError
+
+SCRFD = Path(__file__).parents[3] / "shared" / "real" / "scrfd_2.5g_bnkps.onnx"
+HEIGHT, WIDTH = 64, 96  # of the graphs' input
+GRIDS = {stride: (HEIGHT // stride, WIDTH // stride) for stride in (8, 16, 32)}
+BLACK = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+def save_graph(path, outputs, shape=(1, 3, HEIGHT, WIDTH), change=None):
+    """A network that gives the same outputs for every picture."""
+    constants = [numpy_helper.from_array(np.float32(value), f"{name}_") for name, value in outputs.items()]
+    nodes = [helper.make_node("Identity", [f"{name}_"], [name]) for name in outputs]
+    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    entry = helper.make_tensor_value_info("pictures", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "faces", [entry], told, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    if change is not None:
+        change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def scrfd_outputs(rng, points=True):
+    """Random outputs, in the order of an export: all scores, all boxes, all points."""
+    wide = {"score": 1, "bbox": 4, "kps": 10} if points else {"score": 1, "bbox": 4}
+    rows = {stride: 2 * high * across for stride, (high, across) in GRIDS.items()}
+    return {
+        f"{kind}_{stride}": rng.random((rows[stride], width)) * (1 if width == 1 else 3)
+        for kind, width in wide.items()
+        for stride in GRIDS
+    }
+
+
+def plain_scrfd(outputs):
+    for stride, (high, across) in GRIDS.items():
+        row = 0
+        for y in range(high):
+            for x in range(across):
+                for _ in range(2):
+                    score = outputs[f"score_{stride}"][row, 0]
+                    left, top, right, bottom = (float(d) * stride for d in outputs[f"bbox_{stride}"][row])
+                    points = [
+                        (x * stride + stride * float(dx), y * stride + stride * float(dy))
+                        for dx, dy in outputs[f"kps_{stride}"][row].reshape(5, 2)
+                    ]
+                    yield score, (x * stride - left, y * stride - top, x * stride + right, y * stride + bottom), points
+                    row += 1
+
+
+def retinaface_outputs(rng):
+    rows = sum(2 * high * across for high, across in GRIDS.values())
+    return {
+        "boxes": rng.normal(size=(1, rows, 4)),
+        "confidences": (face := rng.random((1, rows, 1))) * [-1, 1] + [1, 0],
+        "points": rng.normal(size=(1, rows, 10)) + 0 * face,
+    }
+
+
+def plain_retinaface(outputs):
+    row = 0
+    for (stride, (high, across)), sides in zip(GRIDS.items(), ((16, 32), (64, 128), (256, 512)), strict=True):
+        for y in range(high):
+            for x in range(across):
+                for side in sides:
+                    cx, cy = (x + 0.5) * stride, (y + 0.5) * stride
+                    dx, dy, dw, dh = map(float, outputs["boxes"][0, row])
+                    mx, my = cx + 0.1 * dx * side, cy + 0.1 * dy * side
+                    w, h = side * np.exp(0.2 * dw), side * np.exp(0.2 * dh)
+                    points = [
+                        (cx + 0.1 * float(px) * side, cy + 0.1 * float(py) * side)
+                        for px, py in outputs["points"][0, row].reshape(5, 2)
+                    ]
+                    box = mx - w / 2, my - h / 2, mx + w / 2, my + h / 2
+                    yield outputs["confidences"][0, row, 1], box, points
+                    row += 1
+
+
+def yunet_outputs(rng):
+    made = {}
+    for kind, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+        for stride, (high, across) in GRIDS.items():
+            made[f"{kind}_{stride}"] = rng.random((1, high * across, width))
+    return made
+
+
+def plain_yunet(outputs):
+    for stride, (high, across) in GRIDS.items():
+        row = 0
+        for y in range(high):
+            for x in range(across):
+                face, thing = (float(outputs[f"{kind}_{stride}"][0, row, 0]) for kind in ("cls", "obj"))
+                dx, dy, dw, dh = map(float, outputs[f"bbox_{stride}"][0, row])
+                mx, my, w, h = (x + dx) * stride, (y + dy) * stride, np.exp(dw) * stride, np.exp(dh) * stride
+                points = [
+                    ((x + float(px)) * stride, (y + float(py)) * stride)
+                    for px, py in outputs[f"kps_{stride}"][0, row].reshape(5, 2)
+                ]
+                yield np.sqrt(face * thing), (mx - w / 2, my - h / 2, mx + w / 2, my + h / 2), points
+                row += 1
+
+
+KINDS = {
+    "scrfd": (Scrfd, scrfd_outputs, plain_scrfd),
+    "retinaface": (RetinaFace, retinaface_outputs, plain_retinaface),
+    "yunet": (YuNet, yunet_outputs, plain_yunet),
+}
+
+
+def rows(value):
+    return value[0] if value.ndim == 3 else value
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_faces_are_decoded_as_the_plain_formula_says(name):
+    kind, make, plain = KINDS[name]
+    outputs = {key: np.float32(value) for key, value in make(np.random.default_rng(1)).items()}
+    head = kind.of(list(outputs), [rows(value).shape for value in outputs.values()], HEIGHT, WIDTH)
+    found = head.decode([rows(value) for value in outputs.values()], HEIGHT, WIDTH, 0.3)
+    expected = [face for face in plain(outputs) if face[0] >= 0.3]
+    assert 20 < len(expected) == len(found.scores)
+    for got, number in zip((found.scores, found.boxes, found.points), range(3), strict=True):
+        assert np.abs(got - np.array([face[number] for face in expected])).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_network_is_known_by_its_outputs_and_gives_its_surest_face(tmp_path, name):
+    _, make, plain = KINDS[name]
+    outputs = {key: np.float32(value) for key, value in make(np.random.default_rng(2)).items()}
+    detector = open_detector(save_graph(tmp_path / "net.onnx", outputs), min_face_px=1, min_score=0.3)
+    (faces,) = detector.detect([BLACK])
+    assert (detector.name, detector.has_points) == (name, True)
+    assert np.array_equal(faces.scores, np.sort(faces.scores)[::-1])
+    score, box, points = max(plain(outputs), key=lambda face: face[0])
+    assert faces.scores[0] == pytest.approx(score, abs=1e-6)
+    assert np.allclose(faces.boxes[0], box, rtol=1e-6, atol=1e-5)
+    assert np.allclose(faces.landmarks[0], points, rtol=1e-6, atol=1e-5)
+
+
+def test_logits_of_a_network_that_ends_before_its_softmax_become_probabilities():
+    outputs = retinaface_outputs(np.random.default_rng(3))
+    logits = np.random.default_rng(4).normal(size=rows(outputs["confidences"]).shape)
+    head = RetinaFace(0, 1, 2)
+    found = head.decode([rows(outputs["boxes"]), logits, rows(outputs["points"])], HEIGHT, WIDTH, 1e-9)
+    assert np.allclose(found.scores, np.exp(logits[:, 1]) / np.exp(logits).sum(1), atol=1e-12)
+
+
+def one_face(tmp_path, shape=(1, 3, HEIGHT, WIDTH), points=True):
+    """A SCRFD that always finds a face of 32 x 24 pixels at (32, 24) of its canvas."""
+    outputs = {key: np.zeros_like(value) for key, value in scrfd_outputs(np.random.default_rng(0), points).items()}
+    cell = 2 * (3 * GRIDS[8][1] + 4)
+    outputs["score_8"][cell] = 0.9
+    outputs["bbox_8"][cell] = [0, 0, 4, 3]
+    outputs["score_8"][cell + 1] = 0.8  # suppressed
+    outputs["bbox_8"][cell + 1] = [0, 0, 4, 2.9]
+    return save_graph(tmp_path / f"one-{len(shape)}-{points}.onnx", outputs, shape)
+
+
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (2 * HEIGHT, 2 * WIDTH), (HEIGHT // 2, WIDTH // 2), (128, 96)])
+def test_faces_of_a_fixed_canvas_are_in_pixels_of_the_photo(tmp_path, shape):
+    detector = OnnxDetector(one_face(tmp_path), min_face_px=1)
+    (faces,) = detector.detect([np.zeros((*shape, 3), np.uint8)])
+    share = max(shape[0] / HEIGHT, shape[1] / WIDTH)
+    assert np.allclose(faces.boxes, [np.array([32, 24, 64, 48]) * share])
+    assert np.allclose(faces.landmarks[0], np.array([32, 24]) * share)
+
+
+def test_faces_below_the_smallest_are_left_out(tmp_path):
+    path = one_face(tmp_path)
+    for least, count in ((32, 1), (32.1, 0)):
+        (faces,) = open_detector(path, min_face_px=least).detect([BLACK])
+        assert len(faces.boxes) == count
+
+
+def test_photos_go_on_canvases_of_whole_cells_and_none_is_enlarged():
+    assert fit(250, 250, None, 640) == ((256, 256), (250, 250))
+    assert fit(3000, 4000, None, 640) == ((480, 640), (480, 640))
+    assert fit(1, 5000, None, 640) == ((32, 640), (1, 640))
+    assert fit(10, 20, (64, 96), 640) == ((64, 96), (48, 96))
+    photo = np.full((40, 50, 3), 7, np.uint8)
+    (canvas,) = draw([photo], [fit(40, 50, None, 640)])
+    assert canvas.shape == (64, 64, 3)
+    assert (canvas[:40, :50] == 7).all()
+    assert canvas.sum() == photo.sum()
+
+
+def test_a_detector_without_points_is_refused_where_they_are_needed(tmp_path):
+    path = one_face(tmp_path, points=False)
+    assert np.isnan(open_detector(path).detect([BLACK])[0].landmarks).all()
+    with pytest.raises(UserError, match="without landmarks; add --crop box"):
+        read_detector_file(path, points=True)
+
+
+def test_a_file_that_changed_since_the_job_began_is_refused(tmp_path):
+    path = one_face(tmp_path)
+    stored = read_detector_file(path, points=True)
+    assert stored == DetectorFile(path=path, name="scrfd", sha256=open_detector(path).digest)
+    path.write_bytes(path.read_bytes() + b"\x62\x00")  # an empty field more
+    with pytest.raises(UserError, match="put the old file back"):
+        stored.check(open_detector(path))
+
+
+def external(model):
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    tensor.ClearField("raw_data")
+
+
+def in_a_branch(model):
+    """A constant of another file, two graphs down."""
+    body = helper.make_graph([], "branch", [], [], [numpy_helper.from_array(np.zeros(2, np.float32), "w")])
+    body.initializer[0].data_location = TensorProto.EXTERNAL
+    model.graph.node.append(helper.make_node("If", ["pictures"], ["y"], then_branch=body, else_branch=body))
+
+
+def foreign_operators(model):
+    model.opset_import.add(domain="com.example.plugins", version=1)
+
+
+def nchw_bytes(model):
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+
+
+BAD = {
+    "no such": (None, "No such file"),
+    "text": (b"hello", "not ONNX"),
+    "empty": (b"", "onnxruntime cannot load it|not ONNX"),
+    "external": (external, "keeps weights in other files"),
+    "branch": (in_a_branch, "keeps weights in other files"),
+    "operators": (foreign_operators, r"operators of com\.example\.plugins"),
+    "bytes": (nchw_bytes, r"tensor\(uint8\).*float32 \[B, 3, H, W\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_is_no_safe_network_is_refused(tmp_path, name):
+    content, message = BAD[name]
+    path = tmp_path / "net.onnx"
+    if callable(content):
+        save_graph(path, scrfd_outputs(np.random.default_rng(0)), change=content)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        open_detector(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match="expected at most 1000"):
+        open_detector(one_face(tmp_path))
+
+
+@pytest.mark.parametrize("outputs", [{"embedding": np.zeros((1, 512))}, {"a": np.zeros((12, 1)), "b": np.zeros(7)}])
+def test_a_network_of_another_kind_is_refused_with_what_was_found_and_expected(tmp_path, outputs):
+    path = save_graph(tmp_path / "net.onnx", outputs)
+    with pytest.raises(UserError, match=r"net\.onnx: outputs .* are of no known kind; expected .*SCRFD.*YuNet"):
+        open_detector(path)
+
+
+def test_an_input_that_is_no_whole_number_of_cells_is_refused(tmp_path):
+    with pytest.raises(UserError, match="expected multiples of 32"):
+        open_detector(one_face(tmp_path, (1, 3, 65, 96)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thresholds": (0.6, 0.7, 0.7)}, "use --min-score"),
+        ({"min_score": 1.5}, "between 0 and 1"),
+        ({"device": "cuda"}, "onnxruntime here has"),
+    ],
+)
+def test_options_that_do_not_fit_a_network_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        open_detector(one_face(tmp_path), **options)
+
+
+def test_a_score_and_thresholds_of_the_cascade_do_not_go_together():
+    with pytest.raises(UserError, match="give one of the two"):
+        open_detector(thresholds=(0.6, 0.7, 0.7), min_score=0.9)
+    with pytest.raises(UserError, match=r"expected a \.safetensors"):
+        open_detector(Path("net.pt"))
+
+
+@pytest.mark.skipif(not SCRFD.is_file(), reason="no SCRFD here: ../shared/real")
+def test_a_real_scrfd_is_decoded_as_the_plain_formula_says():
+    from tests.prep.test_mtcnn import portrait
+
+    session = graphs.Graph(SCRFD, "cpu")
+    canvases = draw([portrait(0.4)], [fit(*portrait(0.4).shape[:2], None, 640)])
+    height, width = canvases.shape[1:3]
+    raw = session.run(np.ascontiguousarray((canvases.astype(np.float32) - 127.5).transpose(0, 3, 1, 2) / 128))
+    head = Scrfd.of(session.names, [each.shape for each in raw], height, width)
+    found = head.decode(raw, height, width, 0.5)
+    expected = []
+    for number, stride in enumerate((8, 16, 32)):
+        scores, boxes, points = (raw[number + 3 * kind].astype(np.float64) for kind in range(3))
+        for row in np.flatnonzero(scores[:, 0] >= 0.5):
+            corner = np.array([row // 2 % (width // stride), row // 2 // (width // stride)]) * stride
+            box = [*(corner - stride * boxes[row, :2]), *(corner + stride * boxes[row, 2:])]
+            expected.append((scores[row, 0], box, corner + stride * points[row].reshape(5, 2)))
+    assert len(expected) == len(found.scores) > 2
+    for got, number in zip((found.scores, found.boxes, found.points), range(3), strict=True):
+        assert np.abs(got - np.array([face[number] for face in expected])).max() < 1e-5
+    (faces,) = open_detector(SCRFD).detect([portrait(0.4)])
+    assert len(faces.boxes) == 1
+
+
+def test_several_pictures_go_through_a_network_that_takes_them_at_once(tmp_path):
+    """Outputs depend on the number of pictures: [B, rows, numbers] by Expand over the input's first axis."""
+    outputs = {key: np.float32(value) for key, value in yunet_outputs(np.random.default_rng(5)).items()}
+
+    def expand(model):
+        graph = model.graph
+        del graph.node[:]
+        graph.initializer.append(numpy_helper.from_array(np.array([1, 1], np.int64), "ones"))
+        graph.node.append(helper.make_node("Shape", ["pictures"], ["count"], start=0, end=1))
+        graph.node.append(helper.make_node("Concat", ["count", "ones"], ["shape"], axis=0))
+        for name in outputs:
+            graph.node.append(helper.make_node("Expand", [f"{name}_", "shape"], [name]))
+        model.opset_import[0].version = 15
+
+    path = save_graph(tmp_path / "net.onnx", outputs, ("B", 3, HEIGHT, WIDTH), expand)
+    detector = OnnxDetector(path, min_face_px=1, batch_px=2 * HEIGHT * WIDTH)
+    (alone,) = detector.detect([BLACK])
+    calls = []
+    run = detector._graph.run
+    detector._graph.run = lambda values: calls.append(len(values)) or run(values)
+    for faces in detector.detect([BLACK] * 5):
+        assert np.array_equal(faces.boxes, alone.boxes)
+    assert calls == [2, 2, 1]
+
+
+class Tilting:
+    """A detector that finds a face only where the picture's upper left pixel is the brightest, as sure as it is."""
+
+    name, digest, has_points, sure = "tilting", "0" * 64, True, 0.8
+
+    def __init__(self):
+        self.seen = []
+
+    def detect(self, images):
+        self.seen.append(len(images))
+        return [self._one(image) for image in images]
+
+    def _one(self, image):
+        bright = np.float32(image.max() / 255)
+        if image[0, 0, 0] < image.max():
+            return Faces(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 5, 2), np.float32))
+        points = np.float32([[[4, 3], [8, 3], [6, 5], [4, 8], [8, 8]]])
+        return Faces(np.float32([[2, 1, 10, 11]]), bright[None], points)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_photo_that_lies_is_searched_in_all_turns_and_its_face_is_where_it_lies(turn):
+    upright = np.zeros((20, 30, 3), np.uint8)
+    upright[0, 0] = 200  # a face that is not sure
+    upright[3, 4] = 100  # its left eye
+    detector = Tilting()
+    lying = np.ascontiguousarray(np.rot90(upright, turn // 90))  # counterclockwise, so `turn` brings it back
+    (found,) = detect_turned(detector, [lying])
+    assert (found.turn, detector.seen) == (turn, [1, 1, 1, 1])
+    x, y = found.faces.landmarks[0, 0].round().astype(int)
+    assert lying[y, x, 0] == 100
+    left, top, right, bottom = found.faces.boxes[0]
+    assert right - left == (8 if turn in (0, 180) else 10)
+    assert (found.faces.landmarks[0] >= [left, top]).all()
+    assert (found.faces.landmarks[0] <= [right, bottom]).all()
+    crop = crop_landmarks(lying, found.faces.landmarks[0], 112)
+    assert np.abs(crop.astype(int) - crop_landmarks(upright, Tilting()._one(upright).landmarks[0], 112)).max() <= 2
+
+
+def test_only_photos_without_a_sure_face_are_turned():
+    sure, doubtful, empty = (np.zeros((20, 30, 3), np.uint8) for _ in range(3))
+    sure[0, 0], doubtful[0, 0], empty[10, 10] = 255, 150, 250
+    detector = Tilting()
+    found = detect_turned(detector, [sure, sure, doubtful, sure, empty])
+    assert detector.seen == [5, 2, 2, 2]
+    assert [each.turn for each in found] == [0] * 5
+    assert [len(each.faces.scores) for each in found] == [1, 1, 1, 1, 0]
+    detector.seen.clear()
+    detect_turned(detector, [sure, sure])
+    assert detector.seen == [2], "no cost where every photo has a sure face"
+
+
+@pytest.mark.parametrize("crop", ["landmarks", "box"])
+def test_photos_on_side_and_head_give_the_crops_of_upright_ones(crop):
+    from tests.prep.test_mtcnn import portrait
+
+    def made(options, *pictures):
+        found = options.open()([cv2.imencode(".png", each[..., ::-1])[1].tobytes() for each in pictures])
+        return [crops[0] for crops in found if not isinstance(crops, Reject)]
+
+    photo = portrait(0.4)
+    lying = [np.ascontiguousarray(np.rot90(photo, turns)) for turns in range(4)]
+    (expected,) = made(Align(crop=crop), photo)
+    found = made(Align(crop=crop, upright=True), *lying)
+    assert [each.record.get("turn", 0) for each in found] == list(TURNS)
+    for each in found:
+        pixels, wanted = (decode(one.data).pixels.astype(int) for one in (each, expected))
+        assert np.abs(pixels - wanted).mean() < 2
+    assert len(made(Align(crop=crop), *lying)) < 4, "without the option they are not found"
+
+
+LFW = SCRFD.with_name("lfw-deepfunneled.tar")
+
+
+@pytest.mark.skipif(not LFW.is_file(), reason="no LFW here: ../shared/real")
+@pytest.mark.parametrize("file", [None, SCRFD])
+def test_real_photos_turned_by_hand_are_turned_back(file):
+    detector = open_detector(file)
+    with tarfile.open(LFW) as tar:
+        chosen = list(itertools.islice((member for member in tar if member.name.endswith(".jpg")), 0, 8, 2))
+        photos = [decode(tar.extractfile(member).read()).pixels for member in chosen]
+    upright = detector.detect(photos)
+    for turn in TURNS[1:]:
+        found = detect_turned(detector, [np.ascontiguousarray(np.rot90(photo, turn // 90)) for photo in photos])
+        assert [each.turn for each in found] == [turn] * len(photos)
+        for each, expected in zip(found, upright, strict=True):
+            assert each.faces.scores[0] == pytest.approx(expected.scores[0], abs=1e-3)
