@@ -86,11 +86,16 @@ class RNet(nn.Module):
 
     def forward(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [n, 2] of no face and face, and the box regression [n, 4], of `candidates` [n, INPUT, 24, 24]."""
+        x = self.features(candidates)
+        return self.score(x), self.box(x)
+
+    def features(self, candidates: Tensor) -> Tensor:
+        """What the outputs are made of, [n, 128]."""
         x = _pool3(self.prelu1(self.conv1(candidates)))
         x = _pool3(self.prelu2(self.conv2(x)))
         x = self.prelu3(self.conv3(x))
-        x = self.prelu4(self.dense4(x.flatten(1)))  # [n, 64, 3, 3] -> [n, 576]
-        return self.score(x), self.box(x)
+        features: Tensor = self.prelu4(self.dense4(x.flatten(1)))  # [n, 64, 3, 3] -> [n, 576]
+        return features
 
 
 class ONet(nn.Module):
