@@ -13,6 +13,9 @@ def train_detector(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="keys of the recipe with other values: section.key=value ...")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="write the three networks as ONNX files beside the detector, too")
+    ] = False,
 ) -> None:
     """Train a detector of faces, P-Net, R-Net and O-Net in turn, on photos with known faces.
 
@@ -33,4 +36,4 @@ def train_detector(
     with quick_imports():
         from data_prep.mtcnn.training.job import train_detector as train
 
-    raise typer.Exit(train(settings))
+    raise typer.Exit(train(settings, onnx))

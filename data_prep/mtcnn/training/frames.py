@@ -18,12 +18,14 @@ _FROM_ONE = np.array([1.0, 1.0, 0.0, 0.0])
 
 def regions_of(boxes: NDArray[np.float32]) -> Floats:
     """The regions [n, 4] that the detector's candidates [n, 4] show."""
-    return boxes.astype(np.float64) - _FROM_ONE
+    regions: Floats = boxes.astype(np.float64) - _FROM_ONE
+    return regions
 
 
 def boxes_of(regions: Floats) -> Floats:
     """The detector's candidates [n, 4] that show these regions [n, 4]."""
-    return regions + _FROM_ONE
+    boxes: Floats = regions + _FROM_ONE
+    return boxes
 
 
 def offsets(network: str, regions: Floats, faces: Floats) -> Floats:
@@ -47,12 +49,14 @@ def offsets(network: str, regions: Floats, faces: Floats) -> Floats:
     else:
         size = regions[:, 2:] - regions[:, :2]
     goal = faces if network == "onet" else boxes_of(faces)  # O-Net's boxes are the detector's result
-    return (goal - start) / np.tile(size, 2)
+    found: Floats = (goal - start) / np.tile(size, 2)
+    return found
 
 
 def positions(regions: Floats, points: Floats) -> Floats:
     """Five points [n, 5, 2] in units of their regions [n, 4], as the networks answer them."""
-    return (points - regions[:, None, :2]) / (regions[:, None, 2:] - regions[:, None, :2])
+    found: Floats = (points - regions[:, None, :2]) / (regions[:, None, 2:] - regions[:, None, :2])
+    return found
 
 
 def mirrored(regions: Floats, width: int) -> Floats:
@@ -64,19 +68,21 @@ def mirrored(regions: Floats, width: int) -> Floats:
 def overlaps(regions: Floats, others: Floats) -> Floats:
     """Intersection over union [n, m] of regions [n, 4] and boxes [m, 4]."""
     shared = _shared(regions, others)
-    return shared / np.maximum(_area(regions)[:, None] + _area(others)[None] - shared, 1e-9)
+    found: Floats = shared / np.maximum(_area(regions)[:, None] + _area(others)[None] - shared, 1e-9)
+    return found
 
 
 def covered(regions: Floats, others: Floats) -> Floats:
     """Share [n, m] of each region [n, 4] that is in each box [m, 4]."""
-    return _shared(regions, others) / np.maximum(_area(regions)[:, None], 1e-9)
+    found: Floats = _shared(regions, others) / np.maximum(_area(regions)[:, None], 1e-9)
+    return found
 
 
 def _shared(regions: Floats, others: Floats) -> Floats:
     low = np.maximum(regions[:, None, :2], others[None, :, :2])
     high = np.minimum(regions[:, None, 2:], others[None, :, 2:])
-    sides: Floats = np.maximum(high - low, 0)
-    return sides[..., 0] * sides[..., 1]
+    area: Floats = np.maximum(high - low, 0).prod(2)
+    return area
 
 
 def _area(boxes: Floats) -> Floats:

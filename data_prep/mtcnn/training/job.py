@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from data_prep.mtcnn.onnx_files import export_networks
 from data_prep.mtcnn.training.config import DetectorRecipe
 from data_prep.mtcnn.training.photos import Photos, open_photos
 from data_prep.mtcnn.training.stage import NAMES, Stage, Trained, networks_of
-from data_prep.mtcnn.weights import RECIPE_KEY, SETS_KEY, THRESHOLDS_KEY, check_tensors, write_networks
+from data_prep.mtcnn.weights import RECIPE_KEY, SETS_KEY, THRESHOLDS_KEY, check_tensors, read_networks, write_networks
 from dist_train.errors import UserError
 from dist_train.runtime.files import read_bounded
 from dist_train.runtime.lock import only_job
@@ -31,8 +32,12 @@ _STATE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _MOST_STATE = 1 << 20
 
 
-def train_detector(recipe: DetectorRecipe) -> int:
+def train_detector(recipe: DetectorRecipe, onnx: bool = False) -> int:
     """Train a detector, or go on where its training was, on this rank.
+
+    Args:
+        recipe: what is trained.
+        onnx: write the networks as ONNX files, too.
 
     Returns:
         Exit status: 0, or 130 when a signal ended training early, after a checkpoint.
@@ -48,7 +53,11 @@ def train_detector(recipe: DetectorRecipe) -> int:
             return _run(recipe, ranks)
         _make(recipe.out)
         with only_job(recipe.out / LOCK_NAME, recipe.out):
-            return _run(recipe, ranks)
+            status = _run(recipe, ranks)
+            if onnx and not status:
+                target = recipe.out / DETECTOR_NAME
+                logger.info("ONNX: %s", ", ".join(map(str, export_networks(read_networks(target), target))))
+            return status
     finally:
         leave_ranks(ranks)
 

@@ -41,7 +41,7 @@ from dist_train.data.reject import Reject
 from dist_train.errors import WorkError
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.stop_signal import StopSignal
-from dist_train.train.build import open_training
+from dist_train.train.build import Setting, open_training
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Stage:
             remove_leftovers(run_dir)
         checkpoint = newest_sound_checkpoint(run_dir, self._ranks)
 
-        def build(setting):  # noqa: ANN001, ANN202
+        def build(setting: Setting) -> CascadeProgram:
             return build_cascade(setting, self.name, table, tasks)
 
         with closing(open_training(config, self._ranks, checkpoint, build_program=build)) as loop:
