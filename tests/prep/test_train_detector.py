@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_prep.mtcnn.cascade import Detector
+from data_prep.mtcnn.onnx_files import export_networks
 from data_prep.mtcnn.training.config import DetectorRecipe, load_recipe
 from data_prep.mtcnn.training.crops import Crops
 from data_prep.mtcnn.training.job import _check, train_detector
@@ -23,6 +25,7 @@ from data_prep.mtcnn.weights import Networks, open_networks, read_networks, writ
 from dist_train.errors import UserError
 from dist_train.runtime.ranks import ALONE
 from dist_train.train.loop import Loop
+from tests.docs.pages import ROOT
 from tests.prep.plain_faces import plain_photo, write_plain_set
 from tests.ranks import ranks_here, run_ranks
 
@@ -141,9 +144,11 @@ def test_the_same_command_again_has_nothing_to_do(
 
 
 def stage_on(rank: int, world_size: int, out: str, photos: str) -> dict[str, np.ndarray]:
-    recipe = recipe_in(Path(out), Path(photos), heldout=0.4)
+    recipe = recipe_in(
+        Path(out), Path(photos), heldout=0.4, pnet={"steps": 4, "batch": 12, "warmup_steps": 1, "crops": 7}
+    )
     known = open_photos(recipe.sets, recipe.seed, recipe.heldout, recipe.most_heldout, recipe.min_face_px)
-    known.training *= 30  # four parts, which the ranks share
+    known.training *= 22  # three parts, which the ranks share
     ranks = ranks_here(rank, world_size)
     if world_size > 1:  # checkpoints are written while training communicates
         ranks = replace(ranks, control_group=dist.new_group(), saving_group=dist.new_group())
@@ -173,8 +178,8 @@ def test_several_ranks_share_the_crops_and_train_the_network_that_one_does(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda state, about: state.pop("rnet.box.bias"), "lacks rnet.box.bias; it is of another network"),
-        (lambda state, about: state.update(extra=torch.zeros(1)), "besides what a detector has, extra"),
+        (lambda state, about: state.pop("rnet.box.bias"), "lacks 'rnet.box.bias'; it is of another network"),
+        (lambda state, about: state.update(extra=torch.zeros(1)), "besides what a detector has, 'extra'"),
         (
             lambda state, about: state.update({"onet.score.bias": torch.zeros(3)}),
             r"onet.score.bias is torch.float32 \[3\], expected torch.float32 \[2\]",
@@ -254,3 +259,33 @@ def test_photos_that_cannot_be_read_are_passed_over_and_too_many_of_them_are_not
         (tmp_path / known[number].name).write_bytes(b"no picture")
     with pytest.raises(Exception, match="6 of 8 photos cannot be read"):
         crops("most").make(ALONE, lambda: False, 1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("detector_*.yaml")), ids=lambda path: path.stem)
+def test_recipes_that_come_along_are_read(path: Path) -> None:
+    recipe = load_recipe(path, ["pnet.steps=700"])
+    assert recipe.pnet.steps == 700
+    assert (recipe.hard_mining, recipe.onet.points_weight, recipe.rnet.points_weight) == (0.7, 1.0, 0.5)
+
+
+def test_every_key_is_on_the_page() -> None:
+    page = (ROOT / "docs" / "detector.md").read_text()
+    keys = DetectorRecipe.model_fields.keys() | DetectorRecipe.model_fields["pnet"].annotation.model_fields.keys()
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+def test_onnx_files_answer_as_the_networks_do(tmp_path: Path) -> None:
+    networks = open_networks()
+    paths = export_networks(networks, tmp_path / "own.safetensors")
+    assert [path.name for path in paths] == [f"own-{name}.onnx" for name in NAMES]
+    for path, network, size in zip(paths, networks[:3], [(38, 52), (24, 24), (48, 48)], strict=True):
+        pictures = torch.randn(3, 4, *size)
+        with torch.no_grad():
+            answers = network(pictures)
+            if path.stem.endswith("pnet"):
+                expected = [answers[0].sigmoid(), networks.pnet.box(answers[1])]
+            else:
+                expected = [(answers[0][:, 1] - answers[0][:, 0]).sigmoid(), *answers[1:]]
+        found = onnxruntime.InferenceSession(path).run(None, {"images": pictures[:, :3].numpy()})
+        for mine, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-4)

@@ -94,7 +94,7 @@ def choose(
         overlap = overlaps(drawn, known.faces)
         face, best = overlap.argmax(1), overlap.max(1)
         is_face = best > FACE_FROM
-        has_points = np.isfinite(known.points).all((1, 2))[face]
+        has_points = np.isfinite(known.points).all((1, 2), keepdims=True)[face, 0, 0]
         # What the faces leave goes to the landmark faces first, which learn another task.
         order = np.where(is_face)[0]
         later = np.concatenate([order[most[FACE] :], order[: most[FACE]]])
@@ -112,9 +112,9 @@ def choose(
 
 def is_negative(regions: Floats, known: Known) -> NDArray[np.bool_]:
     """Which regions [n, 4] are background: little overlap with any face, and little of them in what is ignored."""
-    return (overlaps(regions, known.faces).max(1, initial=0) < NEGATIVE_BELOW) & (
-        covered(regions, known.ignored).max(1, initial=0) < NEGATIVE_BELOW
-    )
+    best, hidden = overlaps(regions, known.faces), covered(regions, known.ignored)
+    found: NDArray[np.bool_] = np.maximum(best.max(1, initial=0), hidden.max(1, initial=0)) < NEGATIVE_BELOW
+    return found
 
 
 def _first(regions: Floats, face: NDArray[np.int64] | None, most: int) -> tuple[Floats, NDArray[np.int64]]:
@@ -127,12 +127,16 @@ def _within(regions: Floats, size: tuple[int, int], inside: bool) -> Floats:
     height, width = size
     if not inside:
         left, top, right, bottom = regions.T
-        seen = (left < width - 1) & (top < height - 1) & (right >= 2) & (bottom >= 2) & (right - left >= 2)
-        return regions[seen]
+        seen: NDArray[np.bool_] = (
+            (left < width - 1) & (top < height - 1) & (right >= 2) & (bottom >= 2) & (right - left >= 2)
+        )
+        visible: Floats = regions[seen]
+        return visible
     start = np.floor(regions[:, :2])
     side = np.maximum(np.rint(regions[:, 2:3] - regions[:, :1]), 1)
-    whole = np.concatenate([start, start + side], 1)
-    return whole[(start >= 0).all(1) & (whole[:, 2] <= width) & (whole[:, 3] <= height)]
+    whole: Floats = np.concatenate([start, start + side], 1)
+    lies_in: Floats = whole[(start >= 0).all(1) & (whole[:, 2] <= width) & (whole[:, 3] <= height)]
+    return lies_in
 
 
 def _squares(centres: Floats, sides: Floats) -> Floats:

@@ -27,7 +27,8 @@ class TargetTable:
     """
 
     def __init__(self, directory: Path, crops: list[int]) -> None:
-        rows, starts = [], []
+        rows: list[Tensor] = []
+        starts: list[int] = []
         count = 0
         firsts, capacities = [], []  # of each kind: its first part among those of all kinds, and labels of a part
         for kind, most in zip(KINDS, crops, strict=True):
@@ -52,8 +53,9 @@ class TargetTable:
             kind: int64 [B], the set of each.
             mirror: bool [B], which are shown as their mirror image.
         """
-        part, row = (labels - self._labels_before[kind]).div(self._capacities[kind], rounding_mode="floor"), None
-        row = labels - self._labels_before[kind] - part * self._capacities[kind]
+        own = labels - self._labels_before[kind]
+        part = own.div(self._capacities[kind], rounding_mode="floor")
+        row = own - part * self._capacities[kind]
         found = self._rows[self._starts[self._firsts[kind] + part] + row]  # [B, WIDTH]
         points = found[:, 8:].view(-1, 5, 2)
         swapped = points[:, _SWAPPED] * torch.tensor([-1.0, 1.0]) + torch.tensor([1.0, 0.0])

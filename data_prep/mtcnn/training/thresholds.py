@@ -87,7 +87,8 @@ def threshold_by_false_alarms(judged: Judged, per_photo: float) -> float:
 
 def _counted(boxes: Floats, known: Known) -> NDArray[np.bool_]:
     """Which boxes [n, 4] would be false alarms if they fit no face: those that do not lie in what is ignored."""
-    return covered(boxes, known.ignored).max(1, initial=0) < _IGNORED
+    found: NDArray[np.bool_] = covered(boxes, known.ignored).max(1, initial=0) < _IGNORED
+    return found
 
 
 def _bounded(threshold: float) -> float:
