@@ -11,7 +11,7 @@ few layers, so their graphs are written layer by layer: torch's exporter takes h
 """
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -120,6 +120,6 @@ class _Graph:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    def _add(self, kind: str, output: str, inputs: list[str], **attributes: int | list[int]) -> str:
+    def _add(self, kind: str, output: str, inputs: list[str], **attributes: Any) -> str:  # noqa: ANN401 - as onnx takes them
         self._nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}.{kind}", **attributes))
         return output

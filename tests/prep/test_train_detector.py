@@ -159,19 +159,24 @@ def stage_on(rank: int, world_size: int, out: str, photos: str) -> dict[str, np.
     }
 
 
+@pytest.fixture(scope="module")
+def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    out = tmp_path_factory.mktemp("alone")
+    return out, stage_on(0, 1, str(out), str(photos))
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_ranks_share_the_crops_and_train_the_network_that_one_does(
-    world_size: int, photos: Path, tmp_path: Path
+    world_size: int, photos: Path, tmp_path: Path, alone: tuple[Path, dict[str, np.ndarray]]
 ) -> None:
-    alone = stage_on(0, 1, str(tmp_path / "alone"), str(photos))
     shares = run_ranks(world_size, stage_on, str(tmp_path / "out"), str(photos))
     sums = [
-        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("part-*")}
-        for name in ("alone", "out")
+        {path.relative_to(out): path.read_bytes() for path in out.rglob("part-*")}
+        for out in (alone[0], tmp_path / "out")
     ]
     assert sums[0] == sums[1]
     for found in shares:
-        for name, expected in alone.items():
+        for name, expected in alone[1].items():
             np.testing.assert_allclose(found[name], expected, rtol=1e-3, atol=1e-5, err_msg=name)
 
 

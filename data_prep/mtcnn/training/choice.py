@@ -94,7 +94,7 @@ def choose(
         overlap = overlaps(drawn, known.faces)
         face, best = overlap.argmax(1), overlap.max(1)
         is_face = best > FACE_FROM
-        has_points = np.isfinite(known.points).all((1, 2), keepdims=True)[face, 0, 0]
+        has_points = np.isfinite(known.points.sum((1, 2)))[face]
         # What the faces leave goes to the landmark faces first, which learn another task.
         order = np.where(is_face)[0]
         later = np.concatenate([order[most[FACE] :], order[: most[FACE]]])
