@@ -14,6 +14,7 @@ from data_prep.import_cli import import_folder
 from data_prep.merge_cli import merge
 from data_prep.pairs_cli import pairs
 from data_prep.split_cli import split
+from data_prep.train_detector_cli import train_detector
 from dist_train.runtime.terminal import echo
 
 app = typer.Typer(help="Make sharded training sets from photos or from fonts.", no_args_is_help=True)
@@ -110,3 +111,4 @@ app.command()(pairs)
 app.command()(merge)
 app.command()(split)
 app.command("import")(import_folder)
+app.command("train-detector")(train_detector)

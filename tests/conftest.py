@@ -19,6 +19,7 @@ CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/launch/test_two_host
 WHOLE = (  # a whole run, export or cascade in the test's own process, or a browser beside it: seconds each
     "tests/browser/",
     "tests/prep/test_mtcnn.py",
+    "tests/prep/test_train_detector.py",
     "tests/prep/test_align_cli.py",
     "tests/prep/test_glyphs.py",
     "tests/embed/test_cli.py",

@@ -10,18 +10,19 @@ number of pixels, canvases have a fixed size, crops go through the networks in c
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.mtcnn.boxes import pixels, regress, square, suppress, suppress_nested
 from data_prep.mtcnn.faces import Faces, Picture
-from data_prep.mtcnn.networks import ONet, PNet, RNet
 from data_prep.mtcnn.packing import Canvas, Place, pack
 from data_prep.mtcnn.pyramid import CELL, STRIDE, Piece, pieces
-from data_prep.mtcnn.weights import load_weights
+from data_prep.mtcnn.weights import Networks, open_networks
 from data_prep.mtcnn.windows import CHANNELS, SumTables, cells
 from dist_train.errors import UserError
 from dist_train.runtime.heap import keep_heap
@@ -53,6 +54,18 @@ class _Candidates(NamedTuple):
     scores: Tensor
 
 
+class Candidates(NamedTuple):
+    """The candidates of a picture, the most certain first.
+
+    Attributes:
+        boxes: [n, 4] float32: squares that count from 1 and are inclusive, as in the authors' programs.
+        scores: [n] float32, certainty from 0 to 1.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
 class Detector:
     """A detector of faces in batches of pictures of mixed sizes, for one thread at a time."""
 
@@ -60,26 +73,29 @@ class Detector:
         self,
         device: str | torch.device = "cpu",
         min_face_px: float = 20,
-        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+        thresholds: tuple[float, float, float] | None = None,
         factor: float = 0.709,
         overlaps: tuple[float, float, float, float] = (0.5, 0.7, 0.7, 0.7),
         precision: torch.dtype | None = None,
         batch_px: int = 8_000_000,
+        weights: Path | Networks | None = None,
     ) -> None:
-        """A detector with the pretrained networks.
+        """A detector with the pretrained networks, or with others.
 
         Args:
             device: device of the networks.
             min_face_px: side of the smallest face to be found, in pixels.
-            thresholds: of the three networks' scores.
+            thresholds: of the three networks' scores; None: those that the networks are meant to be used with.
             factor: ratio of one scale of a picture to the scale before.
             overlaps: overlaps above which the less certain of two boxes is dropped: within a scale, across scales,
                 after R-Net (intersection over union), after O-Net (intersection over the smaller box).
             precision: type of the networks' numbers; default float32 on CPU, float16 on GPU.
             batch_px: most pixels in work at a time, at 16 bytes each; a larger picture is a group of its own.
+            weights: a file by `headcount prep train-detector`, or networks, theirs from now on; None: the pretrained
+                ones.
 
         Raises:
-            UserError: a value is out of range, or there is no such device.
+            UserError: a value is out of range, there is no such device, or the file of weights is not one.
         """
         if min_face_px < CELL:
             raise UserError(f"min_face_px is {min_face_px}, expected at least {CELL}, the smallest window")
@@ -87,6 +103,8 @@ class Detector:
             raise UserError(f"factor is {factor}, expected 0.3 to 0.95")
         if batch_px < 1:
             raise UserError(f"batch_px is {batch_px}, expected at least 1")
+        networks = weights if isinstance(weights, Networks) else open_networks(weights)
+        thresholds = networks.thresholds if thresholds is None else thresholds
         for name, values in (("thresholds", thresholds), ("overlaps", overlaps)):
             if not all(0 < value < 1 for value in values):
                 raise UserError(f"{name} are {values}, expected numbers between 0 and 1")
@@ -96,8 +114,7 @@ class Detector:
         self.precision = precision or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.batch_px = batch_px
         self._limits = LIMITS[self.device.type]
-        self._pnet, self._rnet, self._onet = PNet(), RNet(), ONet()
-        load_weights(pnet=self._pnet, rnet=self._rnet, onet=self._onet)
+        self._pnet, self._rnet, self._onet = networks.pnet, networks.rnet, networks.onet
         for network in (self._pnet, self._rnet, self._onet):
             network.eval().requires_grad_(False).to(self.device, self.precision)
             network.to(memory_format=torch.channels_last)
@@ -115,18 +132,32 @@ class Detector:
         Raises:
             UserError: an image has another type or shape.
         """
-        for number, image in enumerate(images):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-                raise UserError(
-                    f"images[{number}]: {image.dtype} {list(image.shape)}, expected uint8 [height, width, 3], RGB"
-                )
+        _check(images)
         return [faces for group in _groups(images, self.batch_px) for faces in self._detect(group)]
 
-    def _detect(self, images: Sequence[Picture]) -> list[Faces]:
+    @torch.inference_mode()
+    def candidates(self, images: Sequence[Picture], after: Literal["pnet", "rnet"]) -> list[Candidates]:
+        """What the first networks leave of each picture for the next one, the most certain first; see `detect`."""
+        _check(images)
+        found: list[Candidates] = []
+        for group in _groups(images, self.batch_px):
+            tables = self._tables(group)
+            given = self._propose(tables)
+            given = given if after == "pnet" else self._refine(tables, given)
+            order = given.scores.argsort(descending=True, stable=True)
+            picture, boxes, scores = (values[order].cpu().numpy() for values in given)
+            mine = (np.flatnonzero(picture == number) for number in range(len(group)))
+            found += [Candidates(boxes[each], scores[each]) for each in mine]
+        return found
+
+    def _tables(self, images: Sequence[Picture]) -> SumTables:
         needed = sum(cells(image) for image in images)
         if len(self._buffer) < needed:
             self._buffer = np.empty((needed, CHANNELS), np.int32)
-        tables = SumTables(images, self._buffer, self.device)
+        return SumTables(images, self._buffer, self.device)
+
+    def _detect(self, images: Sequence[Picture]) -> list[Faces]:
+        tables = self._tables(images)
         found, landmarks = self._output(tables, self._refine(tables, self._propose(tables)))
         order = found.scores.argsort(descending=True, stable=True)
         picture, boxes, scores, points = (
@@ -238,6 +269,15 @@ class Detector:
             for collected, answer in zip(answers, network(crops.to(self.precision)), strict=True):
                 collected.append(answer.float().flatten(1))
         return kept, [torch.cat(collected) for collected in answers]
+
+
+def _check(images: Sequence[Picture]) -> None:
+    """Refuse what is no picture."""
+    for number, image in enumerate(images):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(
+                f"images[{number}]: {image.dtype} {list(image.shape)}, expected uint8 [height, width, 3], RGB"
+            )
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -308,6 +308,8 @@ def test_a_list_of_a_subset_that_is_no_such_file_is_refused(tmp_path, data, mess
 class Remembering:
     """A detector that knows the answers, a little off, and sees a face in the corner of each photo."""
 
+    name, digest = "remembering", "0" * 64
+
     def __init__(self, photos):
         self.answers = iter(photos)
 
