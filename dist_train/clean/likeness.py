@@ -29,8 +29,8 @@ def thumbnail(data: bytes) -> Floats | None:
         pixels = cv2.cvtColor(decode_checked(data), cv2.COLOR_BGR2GRAY)
     except PictureError:
         return None
-    small = cv2.resize(pixels, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
-    small = cv2.GaussianBlur(small, (0, 0), BLUR_PX).ravel()
+    scaled = cv2.resize(pixels, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = np.asarray(cv2.GaussianBlur(scaled, (0, 0), BLUR_PX), np.float32).ravel()
     small -= small.mean()
     length = float(np.linalg.norm(small))
     return None if length < 1 else small / np.float32(length)

@@ -193,7 +193,8 @@ def query(
     decision = None if fmr is None else decide(opened, measured, fmr, calibration)
     wanted = [view.aligned if align is None else align for view in views]
     chosen = open_detector_file(detector, any(wanted))
-    features, shown = [], {}
+    features: list[Tensor] = []
+    shown: dict[Path, list[Tile]] = {}
     for view, faces in zip(views, wanted, strict=True):
         crop = cropper(view.model.image_size, faces, face, min_face, longer_side, where.type, chosen if faces else None)
         known = f"the pictures that model {view.model.name} was trained on"

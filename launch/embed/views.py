@@ -98,7 +98,7 @@ def joined_features(gallery: Gallery, features: Sequence[Tensor]) -> Tensor:
 
 
 def _is(model: Model, made_by: Mapping[str, Any]) -> bool:
-    same = model.digest() == made_by["model"]["sha256"]
+    same = bool(model.digest() == made_by["model"]["sha256"])
     return same and dict(model.told) == made_by["model"].get("told", {})
 
 

@@ -22,6 +22,7 @@ from launch.embed.cli import AnyAlignerOption, DeviceOption, MinFaceOption, chec
 if TYPE_CHECKING:
     from dist_train.embed.gallery import Gallery
     from dist_train.evaluate.models import Model
+    from launch.serve.finder import Finder
 
 TOKEN_VARIABLE = "HEADCOUNT_TOKEN"
 _LEAST_TOKEN, _MOST_TOKEN = 16, 1024  # characters
@@ -154,9 +155,12 @@ def serve(
         batch_wait_s=batch_wait / 1000,
     )
     known = None if gallery is None else open_known(gallery, base, network, flip, align, allow_enroll)
+    finder: Finder
     chosen = open_detector_file(detector, align)  # refuses one without landmarks
     if align:
-        searcher = open_detector(chosen and chosen.path, where.type, min_face, batch_px=DECODED_PX // 4)
+        searcher = open_detector(
+            None if chosen is None else chosen.path, where.type, min_face, batch_px=DECODED_PX // 4
+        )
         own = Aligner(searcher.name, searcher.digest)
         check_aligner(own, network.aligner(), f"the pictures that model {network.name} was trained on", any_aligner)
         for source in base.sources if base is not None else ():

@@ -76,7 +76,9 @@ class Pipeline:
         hits = self._search([task for task, faces in zip(tasks, chosen, strict=True) for _ in faces], units)
         rows = iter(zip(units.numpy(), norms.tolist(), hits, strict=True))
         return [
-            each if isinstance(each, Reject) else Done(each, [Embedded(*face, *next(rows)) for face in faces])
+            each
+            if isinstance(each, Reject)
+            else Done(each, [Embedded(number, face, *next(rows)) for number, face in faces])
             for each, faces in zip(seen, chosen, strict=True)
         ]
 
