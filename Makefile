@@ -34,6 +34,7 @@ $(INSTALLED): pyproject.toml requirements.lock
 # A second call goes on where the first was stopped; a finished run is left alone.
 quickstart: $(QUICK)/report.html
 	@echo "report: $(QUICK)/report.html   summary: $(QUICK)/summary.json   model: $(QUICK)/model.onnx"
+	@echo "serve it: $(BIN)/headcount serve $(QUICK) --no-align --no-flip"
 	@echo "once more from the start: rm -r $(QUICK) data/quickstart && make quickstart"
 
 # The fonts that matplotlib brings and no others, so that every machine makes the same set.

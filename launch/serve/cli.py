@@ -156,11 +156,9 @@ def serve(
     )
     known = None if gallery is None else open_known(gallery, base, network, flip, align, allow_enroll)
     finder: Finder
-    chosen = open_detector_file(detector, align)  # refuses one without landmarks
+    open_detector_file(detector, align)  # refuses one without landmarks
     if align:
-        searcher = open_detector(
-            None if chosen is None else chosen.path, where.type, min_face, batch_px=DECODED_PX // 4
-        )
+        searcher = open_detector(detector, where.type, min_face, batch_px=DECODED_PX // 4)
         own = Aligner(searcher.name, searcher.digest)
         check_aligner(own, network.aligner(), f"the pictures that model {network.name} was trained on", any_aligner)
         for source in base.sources if base is not None else ():
