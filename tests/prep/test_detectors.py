@@ -409,6 +409,7 @@ def test_only_photos_without_a_sure_face_are_turned():
     assert detector.seen == [2], "no cost where every photo has a sure face"
 
 
+@pytest.mark.job  # the cascade on real photos
 @pytest.mark.parametrize("crop", ["landmarks", "box"])
 def test_photos_on_side_and_head_give_the_crops_of_upright_ones(crop):
     from tests.prep.test_mtcnn import portrait
@@ -431,6 +432,7 @@ def test_photos_on_side_and_head_give_the_crops_of_upright_ones(crop):
 LFW = SCRFD.with_name("lfw-deepfunneled.tar")
 
 
+@pytest.mark.job  # the cascade on real photos
 @pytest.mark.skipif(not LFW.is_file(), reason="no LFW here: ../shared/real")
 @pytest.mark.parametrize("file", [None, SCRFD])
 def test_real_photos_turned_by_hand_are_turned_back(file):
