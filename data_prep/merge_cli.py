@@ -33,12 +33,12 @@ def merge(
     label_key: Annotated[
         str, typer.Option(help="key of the label in the .json of samples that have no .cls")
     ] = "label",
-    any_aligner: Annotated[
-        bool, typer.Option("--any-aligner", help="join also sets whose faces were aligned by different detectors")
-    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="number of processes; by default one for each core")
     ] = None,
+    any_aligner: Annotated[
+        bool, typer.Option("--any-aligner", help="join also sets whose faces were aligned by different detectors")
+    ] = False,
 ) -> None:
     """Make one set of several, whose pictures keep their bytes.
 

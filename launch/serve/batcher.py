@@ -80,7 +80,12 @@ class Batcher(Generic[Task, Answer]):
                 raise FullError
             self._queue += asked
             self._changed.notify()
-        answers: list[Answer] = await asyncio.gather(*(each.future for each in asked))
+        try:
+            answers: list[Answer] = await asyncio.gather(*(each.future for each in asked))
+        except asyncio.CancelledError:
+            with self._changed:
+                self._queue = deque(each for each in self._queue if not each.future.cancelled())
+            raise
         return answers
 
     def close(self) -> None:

@@ -250,7 +250,7 @@ def test_bodies_of_all_requests_together_are_bounded(monkeypatch):
 
 def test_a_full_queue_answers_429_at_once_and_a_late_answer_503(monkeypatch):
     entered, go = threading.Event(), threading.Event()
-    with Client(waiting=1, batch=1, request_s=0.4) as client:
+    with Client(waiting=1, batch=1, request_s=1) as client:
         process = client.service.batcher._process
 
         def held(tasks):
