@@ -77,7 +77,7 @@ lint: $(INSTALLED)
 
 # Each call is one more run: lines of code that has changed since are to be deleted by hand.
 bench: $(INSTALLED) $(QUICK)/report.html
-	@for script in $(addprefix benchmarks/,head.py data.py align.py prep.py train.py plan.py evaluate.py export.py); do \
+	@for script in $(addprefix benchmarks/,head.py data.py align.py prep.py train.py plan.py evaluate.py export.py serve.py); do \
 		echo "$$script" >&2; $(BIN)/python $$script | tee -a benchmarks/results.jsonl || exit 1; done
 
 measured: $(INSTALLED)
