@@ -29,6 +29,7 @@ from tests.docs.pages import PAGES, ROOT, blocks, groups
 FONTS = ("STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf", "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf")
 # Whole jobs for one's own machine; and what starts processes of its own, which should not be children of the tests.
 NEVER_RUN, OWN_PROCESS = ("make",), ("headcount launch local", "headcount launch torchrun", "headcount launch slurm")
+PROGRAMS = Path(sys.executable).absolute().parent  # a relative one, found by PATH, leads nowhere from another folder
 OUTSIDE_PROCESS = re.compile(r"[|&;<>$`*?(){}~]")  # bash must see these
 
 
@@ -69,7 +70,7 @@ def run_group(group, folder):
         status = headcount(shlex.split(group, comments=True)[1:], folder)
         assert status == 0, f"status {status}: {group}"
         return
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{PROGRAMS}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", group],
