@@ -30,8 +30,8 @@ from line import print_line
 
 from data_prep.align import choose
 from data_prep.decode import Photo, decode
+from data_prep.faces.overlap import overlaps
 from data_prep.faces.table import EDGES, PATH, POINTS
-from data_prep.judge.overlap import overlaps
 from data_prep.mtcnn.cascade import Detector
 from data_prep.mtcnn.faces import Faces, Picture
 

@@ -1,12 +1,9 @@
 """The transform that finds faces in raw photos and cuts them out aligned."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from data_prep.align import Choice, RunnerUp, choose, crop_box, crop_centre, crop_landmarks, encode_crop, runner_up
@@ -16,11 +13,10 @@ from data_prep.detectors.file import DetectorFile
 from data_prep.detectors.open import open_detector
 from data_prep.detectors.upright import Turned, detect_turned
 from data_prep.mtcnn.faces import Faces, Picture
+from data_prep.searched import DECODED_PX, in_photo, least_side, rounded, shrunk
 from data_prep.transforms import Crop, Made, Process, Transform
 from dist_train.data.aligner import Aligner
 from dist_train.data.reject import Reject
-
-DECODED_PX = 32_000_000  # pixels of the decoded photos in memory at one time, 3 bytes each
 
 
 class Align(Transform):
@@ -70,16 +66,13 @@ class _Aligner:
         )
         if options.detector is not None:
             options.detector.check(self._detector)
-        # A photo may be decoded smaller as long as the smallest face is no smaller than its crop.
-        self._least_side_px = None
-        if options.longer_side_px is not None:
-            self._least_side_px = math.ceil(options.longer_side_px * max(1, options.image_size / options.min_face_px))
+        self._least_side_px = least_side(options.longer_side_px, options.image_size, options.min_face_px)
 
     def __call__(self, photos: Sequence[bytes]) -> list[Made]:
         made: list[Made] = []
         for batch in self._decoded(photos):
             decoded = [photo for photo in batch if isinstance(photo, Photo)]
-            searched = [self._as_searched(photo.pixels) for photo in decoded]
+            searched = [shrunk(photo.pixels, self._options.longer_side_px) for photo in decoded]
             found = iter(zip(decoded, searched, self._detect(searched), strict=True))
             made += [photo if isinstance(photo, Reject) else self._crops(*next(found)) for photo in batch]
         return made
@@ -102,19 +95,9 @@ class _Aligner:
                 batch, held = [], 0
         yield batch
 
-    def _as_searched(self, pixels: Picture) -> Picture:
-        height, width = pixels.shape[:2]
-        share = (self._options.longer_side_px or math.inf) / max(height, width)
-        if share >= 1:
-            return pixels
-        size = max(1, round(width * share)), max(1, round(height * share))
-        return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-
     def _crops(self, photo: Photo, searched: Picture, found: Turned) -> Made:
-        options, faces = self._options, found.faces
+        options, faces = self._options, in_photo(found.faces, photo, searched)
         height, width = photo.pixels.shape[:2]
-        grown = np.array([width / searched.shape[1], height / searched.shape[0]], np.float32)  # x, y
-        faces = Faces(faces.boxes * np.tile(grown, 2), faces.scores, faces.landmarks * grown)
         chosen = choose(faces, options.faces, height, width)
         second = runner_up(faces, options.faces, height, width)
         if not chosen:
@@ -131,15 +114,15 @@ class _Aligner:
             picture = crop_box(photo.pixels, faces.boxes[number], options.image_size, options.margin)
             picture = np.rot90(picture, -turned.turn // 90)
         found = Faces(faces.boxes * photo.shrink, faces.scores, faces.landmarks * photo.shrink)
-        left, top, right, bottom = box = _rounded(found.boxes[number])
+        left, top, right, bottom = box = rounded(found.boxes[number])
         score = float(found.scores[number])
         record: dict[str, Any] = {"box": box, "score": round(score, 5), "faces": len(found.scores)}
         if self._detector.has_points:
-            record["landmarks"] = [_rounded(point) for point in found.landmarks[number]]
+            record["landmarks"] = [rounded(point) for point in found.landmarks[number]]
         if turned.turn:
             record["turn"] = turned.turn
         if second is not None:
-            record |= {"lead": round(second.lead, 4), "runner_up": _rounded(found.boxes[second.number])}
+            record |= {"lead": round(second.lead, 4), "runner_up": rounded(found.boxes[second.number])}
         return Crop(
             self._encoded(picture),
             "jpg",
@@ -153,7 +136,3 @@ class _Aligner:
 
     def _encoded(self, picture: Picture) -> bytes:
         return encode_crop(picture, self._options.jpeg_quality)
-
-
-def _rounded(pixels: NDArray[np.float32]) -> list[float]:
-    return [round(float(value), 2) for value in pixels]

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from data_prep.mtcnn.faces import Faces, Picture
 
 BATCH = 16  # photos in memory at one time
-GREEN, RED = (0, 200, 0), (255, 0, 0)
 
 
 def detect(
@@ -72,16 +71,14 @@ def draw(picture: "Picture", faces: "Faces") -> "Picture":
     import cv2
     import numpy as np
 
-    marked = np.ascontiguousarray(picture).copy()
-    width = max(1, round(max(picture.shape[:2]) / 400))
-    for box, score, landmarks in zip(faces.boxes, faces.scores, faces.landmarks, strict=True):
-        left, top, right, bottom = (round(float(side)) for side in box)
-        cv2.rectangle(marked, (left, top), (right, bottom), GREEN, width, cv2.LINE_AA)
+    from data_prep.faces.marked import GREEN, line_width, mark_faces
+
+    marked, width = mark_faces(picture, faces.boxes, faces.landmarks), line_width(picture)
+    for box, score in zip(faces.boxes, faces.scores, strict=True):
+        left, top, _, bottom = (round(float(side)) for side in box)
         text = left, top - 2 * width if top > 15 * width else bottom + 12 * width
         told = "" if np.isnan(score) else f"{score:.3f}"
         cv2.putText(marked, told, text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * width, GREEN, width, cv2.LINE_AA)
-        for x, y in landmarks if np.isfinite(landmarks).all() else []:
-            cv2.circle(marked, (round(float(x)), round(float(y))), 2 * width, RED, -1, cv2.LINE_AA)
     return marked
 
 

@@ -45,6 +45,16 @@ def read_detector_file(path: Path, points: bool) -> DetectorFile:
         UserError: `open_detector` refuses it, or it finds no landmarks where they are needed.
     """
     detector = open_detector(path.absolute())
-    if points and not detector.has_points:
-        raise UserError(f"detector {path}: a {detector.name} without landmarks; add --crop box, or use one with them")
+    if points:
+        require_points(detector, path)
     return DetectorFile(path=path.absolute(), name=detector.name, sha256=detector.digest)
+
+
+def require_points(detector: FaceDetector, path: Path | None) -> None:
+    """Refuse a detector, from the file at `path`, that finds no landmarks.
+
+    Raises:
+        UserError: it finds none.
+    """
+    if not detector.has_points:
+        raise UserError(f"detector {path}: a {detector.name} without landmarks; add --crop box, or use one with them")

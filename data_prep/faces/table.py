@@ -143,7 +143,7 @@ def _numbers(path: Path, batch: pa.RecordBatch, name: str, start: int) -> NDArra
     try:
         return np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
+        pass  # the row that is no number is named below
     for number, value in enumerate(column.to_pylist(), start + 1):
         try:
             float(value or 0)

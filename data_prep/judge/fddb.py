@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.faces.overlap import areas
 from data_prep.judge.curves import Curve
 from data_prep.judge.matching import HALF
-from data_prep.judge.overlap import areas
 from data_prep.judge.search import Found
 
 FALSE_ALARMS = (50, 100, 200, 500, 1000, 2000)

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.faces.annotated import AnnotatedPhoto
-from data_prep.judge.overlap import areas, intersections, overlaps
+from data_prep.faces.overlap import covered, overlaps
 from data_prep.judge.search import Found
-from data_prep.mtcnn.faces import Faces
 
 HALF = 0.5
 """Least intersection over union of a found and a known face that are the same."""
@@ -42,7 +40,7 @@ class Matches:
 
 def match_all(found: Sequence[Found]) -> Matches:
     """Match the faces found in each photo."""
-    parts = [match(each.photo, each.faces) for each in found]
+    parts = [match(each.faces.boxes, each.faces.scores, each.photo.boxes, each.photo.ignored) for each in found]
     scores = np.concatenate([np.empty(0), *(each.faces.scores for each in found)]).astype(np.float64)
     counts = [len(part) for part in parts]
     photo = np.repeat(np.arange(len(found)), counts)
@@ -53,22 +51,22 @@ def match_all(found: Sequence[Found]) -> Matches:
     return Matches(scores[order], photo[order], place[order], face[order], total, len(found))
 
 
-def match(photo: AnnotatedPhoto, faces: Faces) -> NDArray[np.int64]:
-    """Number of the known face that each found one is, [n]; else `WRONG` or `NEITHER`.
+def match(
+    boxes: NDArray[np.floating], scores: NDArray[np.floating], known: NDArray[np.floating], ignored: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Number of the known face [m, 4] that each found one [n, 4] is, [n]; else `WRONG` or `NEITHER`.
 
     In the order of certainty each takes the free face that it overlaps most, if by half. One that takes none is neither
     right nor wrong where it overlaps an ignored face by half, or lies in one by half of its own area.
     """
-    boxes = faces.boxes.astype(np.float64)
-    known = photo.boxes.astype(np.float64)
-    shared = overlaps(boxes, known)
-    inside = intersections(boxes, known) / np.maximum(areas(boxes), 1e-9)[:, None]
-    near_ignored = ((shared >= HALF) | (inside >= HALF))[:, photo.ignored].any(1)
-    shared[:, photo.ignored] = 0
+    pair = boxes.astype(np.float64), known.astype(np.float64)
+    shared = overlaps(*pair)
+    near_ignored = ((shared >= HALF) | (covered(*pair) >= HALF))[:, ignored].any(1)
+    shared[:, ignored] = 0
     answer = np.where(near_ignored, NEITHER, WRONG).astype(np.int64)
     if not shared.size:
         return answer
-    for number in np.argsort(-faces.scores.astype(np.float64), kind="stable"):
+    for number in np.argsort(-scores.astype(np.float64), kind="stable"):
         best = int(shared[number].argmax())
         if shared[number, best] >= HALF:
             answer[number] = best

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from data_prep.detectors.detector import FaceDetector
 from data_prep.faces.annotated import AnnotatedPhoto
 from data_prep.faces.pixels import open_photo
 from data_prep.mtcnn.faces import Faces, Picture
@@ -11,14 +12,6 @@ from dist_train.data.reject import Reject
 from dist_train.runtime.progress import progress_bar
 
 _BATCH = 16  # photos in memory at one time
-
-
-class Finder(Protocol):
-    """A detector, as far as it is needed here."""
-
-    def detect(self, images: Sequence[Picture]) -> list[Faces]:
-        """The faces of each picture."""
-        ...
 
 
 class Found(NamedTuple):
@@ -40,7 +33,7 @@ class Search(NamedTuple):
     unreadable: list[tuple[str, Reject]]
 
 
-def search(photos: Sequence[AnnotatedPhoto], detector: Finder) -> Search:
+def search(photos: Sequence[AnnotatedPhoto], detector: FaceDetector) -> Search:
     """Look for faces in photos, under a progress bar.
 
     Raises:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.faces.overlap import overlaps
 from data_prep.judge.curves import area
 from data_prep.judge.matching import HALF
-from data_prep.judge.overlap import overlaps
 from data_prep.judge.search import Found
 
 _THRESHOLDS = 1000

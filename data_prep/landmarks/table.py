@@ -9,16 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep.faces.table import EDGES, PATH, POINTS, SEPARATORS
 from dist_train.errors import UserError
 from dist_train.runtime.text import first_line
 from dist_train.section import Section
 
-PATH = "path"
-BOX = ("left", "top", "right", "bottom")
-POINTS = tuple(
-    f"{point}_{axis}" for point in ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth") for axis in "xy"
-)
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BLOCK_BYTES = 4 << 20
 
 
@@ -62,11 +57,11 @@ def read_rows(path: Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
             paths = batch.column(PATH).to_pylist()
             if not all(paths):
                 raise UserError(f"landmarks {path}: a row has no path")
-            found = [name for name in BOX if name in batch.schema.names]
-            if found and len(found) < len(BOX):
-                raise UserError(f"landmarks {path}: has {', '.join(found)} alone of a box's columns {', '.join(BOX)}")
-            values = np.full((batch.num_rows, len(BOX) + len(POINTS)), np.nan, np.float32)
-            for at, name in enumerate((*BOX, *POINTS)):
+            found = [name for name in EDGES if name in batch.schema.names]
+            if found and len(found) < len(EDGES):
+                raise UserError(f"landmarks {path}: has {', '.join(found)} alone of a box's columns {', '.join(EDGES)}")
+            values = np.full((batch.num_rows, len(EDGES) + len(POINTS)), np.nan, np.float32)
+            for at, name in enumerate((*EDGES, *POINTS)):
                 if name in POINTS or found:
                     column = pc.fill_null(pc.cast(batch.column(name), pa.float32(), safe=False), float("nan"))
                     values[:, at] = column.to_numpy(zero_copy_only=False)
@@ -74,24 +69,24 @@ def read_rows(path: Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
     except (OSError, KeyError, UnicodeError, pa.ArrowException) as error:
         raise UserError(
             f"landmarks {path}: {first_line(error)}; expected a .csv, .tsv or .parquet with columns {PATH}, "
-            f"{', '.join(POINTS)} and, if wanted, {', '.join(BOX)}"
+            f"{', '.join(POINTS)} and, if wanted, {', '.join(EDGES)}"
         ) from error
 
 
 def _csv(path: Path) -> Iterator[pa.RecordBatch]:
     from pyarrow import csv
 
-    if path.suffix not in _SEPARATORS:
+    if path.suffix not in SEPARATORS:
         raise KeyError(f"of no known kind ({path.suffix or 'no ending'})")
     with path.open("rb") as file:
-        head = file.readline(_BLOCK_BYTES).decode("utf-8-sig").strip().split(_SEPARATORS[path.suffix])
+        head = file.readline(_BLOCK_BYTES).decode("utf-8-sig").strip().split(SEPARATORS[path.suffix])
     present = {name.strip('"') for name in head}
-    wanted = [PATH, *(name for name in BOX if name in present), *POINTS]
+    wanted = [PATH, *(name for name in EDGES if name in present), *POINTS]
     kinds = {name: pa.string() if name == PATH else pa.float32() for name in wanted}
     with csv.open_csv(
         path,
         read_options=csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        parse_options=csv.ParseOptions(delimiter=_SEPARATORS[path.suffix]),
+        parse_options=csv.ParseOptions(delimiter=SEPARATORS[path.suffix]),
         convert_options=csv.ConvertOptions(include_columns=wanted, column_types=kinds, null_values=["", "nan", "NaN"]),
     ) as reader:
         yield from reader
@@ -109,4 +104,4 @@ def _parquet(path: Path) -> Iterator[pa.RecordBatch]:
             number = pa.types.is_floating(kinds[name]) or pa.types.is_integer(kinds[name])
             if not (text if name == PATH else number):
                 raise KeyError(f"column {name} holds {kinds[name]}")
-        yield from file.iter_batches(columns=[PATH, *(name for name in BOX if name in kinds), *POINTS])
+        yield from file.iter_batches(columns=[PATH, *(name for name in EDGES if name in kinds), *POINTS])

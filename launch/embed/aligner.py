@@ -21,11 +21,18 @@ def open_detector_file(path: Path | None, align: bool) -> DetectorFile | None:
     Raises:
         UserError: it cannot be used, or no face is looked for.
     """
-    if path is None:
-        return None
-    if not align:
+    refuse_idle_detector(path, align)
+    return None if path is None else read_detector_file(path, points=True)
+
+
+def refuse_idle_detector(path: Path | None, align: bool) -> None:
+    """Refuse a detector that would look for nothing.
+
+    Raises:
+        UserError: it is named, and faces are not looked for.
+    """
+    if path is not None and not align:
         raise UserError(f"--detector {path}: no face is looked for; add --align")
-    return read_detector_file(path, points=True)
 
 
 def source_aligner(source: Mapping[str, Any]) -> Aligner | None:

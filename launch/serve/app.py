@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -33,7 +33,7 @@ from launch.serve.batcher import FullError
 from launch.serve.finder import Face
 from launch.serve.form import read_form
 from launch.serve.guard import Guard, fault, full
-from launch.serve.known import Hit
+from launch.serve.known import Hit, Known
 from launch.serve.metrics import CONTENT_TYPE
 from launch.serve.pages import page, reference
 from launch.serve.pipeline import Done, Embedded, Task
@@ -74,18 +74,19 @@ def make_app(service: Service, token: str | None) -> ASGIApp:
     app.add_exception_handler(Exception, _failed)
     _add_pages(app, service)
     _add_photos(app, service)
-    if service.known is not None:
-        _add_search(app, service)
-    if service.enrolls:
-        _add_enrolling(app, service)
+    known = service.known
+    if known is not None:
+        _add_search(app, service, known)
+        if known.enrolled is not None and known.enrolled.writable:
+            _add_enrolling(app, service, known, known.enrolled)
     paths = [str(path) for route in app.routes if (path := getattr(route, "path", None))]
     return Guard(app, service.limits, service.metrics, paths, _OPEN, lambda: service.batcher.full, token)
 
 
 async def _told(request: Request, error: Exception) -> Response:
     """A refusal as JSON."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    refused = cast(HTTPException, error)  # the only kind that it is registered for
+    return JSONResponse({"error": str(refused.detail)}, refused.status_code, refused.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -175,10 +176,7 @@ def _add_photos(app: FastAPI, service: Service) -> None:
         )
 
 
-def _add_search(app: FastAPI, service: Service) -> None:
-    known = service.known
-    assert known is not None
-
+def _add_search(app: FastAPI, service: Service, known: Known) -> None:
     @app.post(
         "/search",
         summary="Find who a photo shows",
@@ -207,12 +205,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         )
 
 
-def _add_enrolling(app: FastAPI, service: Service) -> None:
-    known = service.known
-    assert known is not None
-    assert known.enrolled is not None
-    enrolled: Enrolled = known.enrolled
-
+def _add_enrolling(app: FastAPI, service: Service, known: Known, enrolled: Enrolled) -> None:
     @app.post(
         "/enroll",
         summary="Add a photo's main face to the gallery",

@@ -109,16 +109,18 @@ def serve(
 
     require("serve", "headcount serve")
     with quick_imports():
+        from data_prep.detectors.file import require_points
         from data_prep.detectors.open import open_detector
+        from data_prep.searched import DECODED_PX
         from dist_train.data.aligner import Aligner
         from dist_train.embed.gallery import Gallery
         from dist_train.errors import UserError
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks
-        from launch.embed.aligner import check_aligner, open_detector_file, source_aligner
+        from launch.embed.aligner import check_aligner, refuse_idle_detector, source_aligner
         from launch.embed.views import check_model
         from launch.serve.app import make_app
-        from launch.serve.finder import DECODED_PX, AlignedFaces, WholePictures
+        from launch.serve.finder import AlignedFaces, WholePictures
         from launch.serve.known import open_known
         from launch.serve.limits import Limits
         from launch.serve.server import serve as answer
@@ -154,18 +156,18 @@ def serve(
         batch=batch_size,
         batch_wait_s=batch_wait / 1000,
     )
-    known = None if gallery is None else open_known(gallery, base, network, flip, align, allow_enroll)
-    finder: Finder
-    open_detector_file(detector, align)  # refuses one without landmarks
+    finder: Finder = WholePictures(network.image_size, max_pixels)
+    own = None
+    refuse_idle_detector(detector, align)
     if align:
-        searcher = open_detector(detector, where.type, min_face, batch_px=DECODED_PX // 4)
+        searcher = open_detector(detector, where.type, min_face, batch_px=DECODED_PX // 4, side_px=longer_side)
+        require_points(searcher, detector)
         own = Aligner(searcher.name, searcher.digest)
         check_aligner(own, network.aligner(), f"the pictures that model {network.name} was trained on", any_aligner)
         for source in base.sources if base is not None else ():
             check_aligner(own, source_aligner(source), f"the pictures of gallery {gallery}", any_aligner)
         finder = AlignedFaces(searcher, network.image_size, min_face, longer_side, max_pixels, max_faces)
-    else:
-        finder = WholePictures(network.image_size, max_pixels)
+    known = None if gallery is None else open_known(gallery, base, network, flip, own, allow_enroll)
     service = open_service(network, finder, align, flip, known, decision, limits)
     try:
         answer(make_app(service, token), host, port, limits)

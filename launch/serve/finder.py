@@ -1,6 +1,5 @@
 """Finders: from encoded photos to the faces in them, cut out for a network as `headcount embed` cuts them."""
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,16 +7,15 @@ from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from data_prep.align import choose, crop_centre, crop_landmarks
+from data_prep.align import choose, crop_centre, crop_landmarks, encode_crop
 from data_prep.decode import Photo, decode
 from data_prep.detectors.detector import FaceDetector
 from data_prep.mtcnn.faces import Faces, Picture
+from data_prep.searched import DECODED_PX, in_photo, least_side, rounded, shrunk
 from dist_train.data.reject import Reject
 from dist_train.errors import WorkError
 
-DECODED_PX = 32_000_000  # pixels of the decoded photos in memory at one time, 3 bytes each
 JPEG_QUALITY = 95  # of crops, as in sets: their pixels are those that sets have
 _DECODERS = min(4, len(os.sched_getaffinity(0)))
 
@@ -87,26 +85,21 @@ class AlignedFaces:
     ) -> None:
         self._detector, self._image_size, self._longer_side_px = detector, image_size, longer_side_px
         self._max_pixels, self._most = max_pixels, most
-        # A photo may be decoded smaller as long as the smallest face is no smaller than its crop.
-        self._least_side_px = None
-        if longer_side_px is not None:
-            self._least_side_px = math.ceil(longer_side_px * max(1, image_size / min_face_px))
+        self._least_side_px = least_side(longer_side_px, image_size, min_face_px)
 
     def __call__(self, photos: Sequence[bytes]) -> list[Seen | Reject]:
         """The faces of each photo."""
         seen: list[Seen | Reject] = []
         for batch in decoded(photos, self._max_pixels, self._least_side_px):
             usable = [photo for photo in batch if isinstance(photo, Photo)]
-            searched = [_shrunk(photo.pixels, self._longer_side_px) for photo in usable]
+            searched = [shrunk(photo.pixels, self._longer_side_px) for photo in usable]
             found = iter(zip(usable, searched, self._detector.detect(searched) if searched else [], strict=True))
             seen += [photo if isinstance(photo, Reject) else self._seen(*next(found)) for photo in batch]
         return seen
 
     def _seen(self, photo: Photo, searched: Picture, faces: Faces) -> Seen:
-        height, width = photo.pixels.shape[:2]
-        grown = np.array([width / searched.shape[1], height / searched.shape[0]], np.float32)  # x, y
-        faces = Faces(faces.boxes * np.tile(grown, 2), faces.scores, faces.landmarks * grown)
-        main = next(iter(choose(faces, "main", height, width)), None)
+        faces = in_photo(faces, photo, searched)
+        main = next(iter(choose(faces, "main", *photo.pixels.shape[:2])), None)
         kept = list(range(min(self._most, len(faces.boxes))))
         if main is not None and main not in kept:
             kept[-1] = main
@@ -119,9 +112,9 @@ class AlignedFaces:
     def _face(self, photo: Photo, faces: Faces, number: int) -> Face:
         crop = crop_landmarks(photo.pixels, faces.landmarks[number], self._image_size)
         return Face(
-            _rounded(faces.boxes[number] * photo.shrink),
+            rounded(faces.boxes[number] * photo.shrink),
             round(float(faces.scores[number]), 5),
-            [_rounded(point * photo.shrink) for point in faces.landmarks[number]],
+            [rounded(point * photo.shrink) for point in faces.landmarks[number]],
             _stored(crop),
         )
 
@@ -171,8 +164,7 @@ def decoded(photos: Sequence[bytes], max_pixels: int, least_side_px: int | None)
 
 def encoded(picture: Picture) -> bytes:
     """A picture as JPEG."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return data.tobytes()
+    return encode_crop(picture, JPEG_QUALITY)
 
 
 def _stored(crop: Picture) -> Picture:
@@ -181,16 +173,3 @@ def _stored(crop: Picture) -> Picture:
     if pixels is None:
         raise WorkError("a crop just encoded cannot be decoded; is memory damaged?")
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def _shrunk(pixels: Picture, longer_side_px: int | None) -> Picture:
-    height, width = pixels.shape[:2]
-    share = (longer_side_px or math.inf) / max(height, width)
-    if share >= 1:
-        return pixels
-    size = max(1, round(width * share)), max(1, round(height * share))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _rounded(pixels: NDArray[np.floating]) -> list[float]:
-    return [round(float(value), 2) for value in pixels]

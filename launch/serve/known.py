@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dist_train.data.aligner import Aligner
 from dist_train.embed.enrolled import LOG, Enrolled, Entry
 from dist_train.embed.gallery import Gallery, Match
 from dist_train.errors import UserError
@@ -78,7 +79,7 @@ class Known:
 
 
 def open_known(
-    directory: Path, base: Gallery | None, model: Model, flip: bool, align: bool, allow_enroll: bool
+    directory: Path, base: Gallery | None, model: Model, flip: bool, aligner: Aligner | None, allow_enroll: bool
 ) -> Known:
     """Those known in a gallery.
 
@@ -87,7 +88,7 @@ def open_known(
         base: its files; None where it has none.
         model: that is served.
         flip: whether the mirrored face's embedding is added.
-        align: whether faces are aligned.
+        aligner: that places faces; None: pictures are taken whole.
         allow_enroll: people may be added; the directory is made if it is missing.
 
     Raises:
@@ -100,7 +101,7 @@ def open_known(
         "model": {"name": model.name, "sha256": model.digest(), "told": dict(model.told)},
         "embedding_dim": model.embedding_dim,
         "flip": flip,
-        "align": align,
+        "aligner": None if aligner is None else aligner.sha256,
     }
     if not (there or allow_enroll):
         return Known(base, None)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from data_prep.faces.annotated import AnnotatedPhoto
+from data_prep.faces.overlap import overlaps
 from data_prep.mtcnn.boxes import pixels, regress
 from data_prep.mtcnn.training.choice import Known, choose, wanted
 from data_prep.mtcnn.training.crops import _table, encoded_crops
-from data_prep.mtcnn.training.frames import boxes_of, mirrored, offsets, overlaps, positions, regions_of
+from data_prep.mtcnn.training.frames import boxes_of, mirrored, offsets, positions, regions_of
 from data_prep.mtcnn.training.losses import FACE, LANDMARK, NEGATIVE, PART
 from data_prep.mtcnn.training.thresholds import (
     HIGHEST,

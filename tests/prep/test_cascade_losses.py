@@ -49,7 +49,7 @@ def share_of_rank(rank, world_size):
     targets = Targets(torch.tensor(kind[own]), torch.tensor(boxes[own]), torch.tensor(points[own]))
     loss = cascade_losses(given, targets, TASKS, HeadGroup(None, rank, world_size)).total(TASKS)
     loss.backward()
-    return float(loss), given.grad.numpy()
+    return loss.item(), given.grad.numpy()
 
 
 @pytest.mark.unit

@@ -109,11 +109,12 @@ def test_widers_precision_is_that_of_the_authors_loops():
 
 def test_each_face_is_found_once_and_ignored_ones_count_neither_way():
     photo = photo_of([[0, 0, 20, 20], [100, 0, 120, 20], [200, 0, 300, 100]], ignored=[2])
-    boxes = [[1, 1, 20, 20], [0, 0, 20, 20], [60, 0, 80, 20], [210, 10, 240, 40], [205, 0, 300, 100]]
-    answer = match(photo, faces_of(boxes, [0.5, 0.9, 0.8, 0.7, 0.6]))
+    known, nobody = (photo.boxes, photo.ignored), (np.empty((0, 4)), np.empty(0, bool))
+    boxes = np.array([[1, 1, 20, 20], [0, 0, 20, 20], [60, 0, 80, 20], [210, 10, 240, 40], [205, 0, 300, 100]])
+    answer = match(boxes, np.array([0.5, 0.9, 0.8, 0.7, 0.6]), *known)
     assert answer.tolist() == [WRONG, 0, WRONG, NEITHER, NEITHER]
-    assert match(photo, faces_of([], [])).shape == (0,)
-    assert match(photo_of([]), faces_of(boxes[:1], [0.5])).tolist() == [WRONG]
+    assert match(np.empty((0, 4)), np.empty(0), *known).shape == (0,)
+    assert match(boxes[:1], np.array([0.5]), *nobody).tolist() == [WRONG]
 
 
 def test_recall_and_precision_are_those_of_counting():

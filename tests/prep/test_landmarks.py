@@ -17,7 +17,7 @@ from data_prep.job.plan import JobFiles, JobOptions, JobPlan
 from data_prep.job.progress import StageBars
 from data_prep.job.report_samples import marked
 from data_prep.job.run import run_job
-from data_prep.landmarks.table import BOX, POINTS, open_table
+from data_prep.landmarks.table import EDGES, POINTS, open_table
 from data_prep.landmarks.transform import Placed
 from data_prep.sources.open import open_source
 from dist_train.data.manifest import load_manifest
@@ -42,11 +42,11 @@ def photos(tmp_path):
 
 
 def row(path, points=FACE, box=(20, 30, 60, 70)):
-    names = ("path", *BOX, *POINTS)
+    names = ("path", *EDGES, *POINTS)
     return dict(zip(names, (path, *box, *np.ravel(points).tolist()), strict=True))
 
 
-def write_table(path, rows, wanted=("path", *BOX, *POINTS)):
+def write_table(path, rows, wanted=("path", *EDGES, *POINTS)):
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist([{name: each[name] for name in wanted} for each in rows]), path)
         return path

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from data_prep.align_transform import Align
 from data_prep.decode import Photo
-from data_prep.detect_cli import GREEN, RED
+from data_prep.faces.marked import GREEN, RED
 from data_prep.job.plan import JobFiles, JobPlan
 from data_prep.job.report import figures, histogram, pace, write_report
 from data_prep.job.report_samples import PHOTO_PX, close_calls, marked, shown_pairs

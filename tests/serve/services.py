@@ -86,7 +86,7 @@ class Client:
     ) -> None:
         bounds = Limits(**limits)
         network = model()
-        known = None if gallery is None else open_known(gallery, None, network, True, aligned, enroll)
+        known = None if gallery is None else open_known(gallery, None, network, True, None, enroll)
         whole = WholePictures(SIZE, bounds.photo_pixels)
         finder = AlignedFaces(detector(), SIZE, 20, 1024, bounds.photo_pixels, bounds.faces) if aligned else whole
         self.service = open_service(network, finder, aligned, True, known, told, bounds)

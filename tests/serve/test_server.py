@@ -91,7 +91,7 @@ def test_whoever_was_told_that_somebody_is_enrolled_finds_them_after_a_kill(mode
     from dist_train.runtime.digest import sha256_of
 
     made_by = {"model": {"name": "cells", "sha256": sha256_of(model), "told": {}}, "embedding_dim": 48}
-    log = Enrolled(tmp_path / "new", made_by | {"flip": True, "align": False})
+    log = Enrolled(tmp_path / "new", made_by | {"flip": True, "aligner": None})
     assert told <= {entry.identity for entry in log.snapshot()[1]}
     log.close()
 

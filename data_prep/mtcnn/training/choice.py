@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.faces.annotated import AnnotatedPhoto
-from data_prep.mtcnn.training.frames import Floats, covered, overlaps
+from data_prep.faces.overlap import covered, overlaps
+from data_prep.mtcnn.training.frames import Floats
 from data_prep.mtcnn.training.losses import FACE, LANDMARK, NEGATIVE, PART, SHARES
 
 NEGATIVE_BELOW, PART_FROM, FACE_FROM = 0.3, 0.4, 0.65

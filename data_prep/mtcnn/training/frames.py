@@ -63,28 +63,3 @@ def mirrored(regions: Floats, width: int) -> Floats:
     """Regions [n, 4] as they are in the mirror image of a photo of this width."""
     left, top, right, bottom = regions.T
     return np.stack([width - right, top, width - left, bottom], 1)
-
-
-def overlaps(regions: Floats, others: Floats) -> Floats:
-    """Intersection over union [n, m] of regions [n, 4] and boxes [m, 4]."""
-    shared = _shared(regions, others)
-    found: Floats = shared / np.maximum(_area(regions)[:, None] + _area(others)[None] - shared, 1e-9)
-    return found
-
-
-def covered(regions: Floats, others: Floats) -> Floats:
-    """Share [n, m] of each region [n, 4] that is in each box [m, 4]."""
-    found: Floats = _shared(regions, others) / np.maximum(_area(regions)[:, None], 1e-9)
-    return found
-
-
-def _shared(regions: Floats, others: Floats) -> Floats:
-    low = np.maximum(regions[:, None, :2], others[None, :, :2])
-    high = np.minimum(regions[:, None, 2:], others[None, :, 2:])
-    area: Floats = np.maximum(high - low, 0).prod(2)
-    return area
-
-
-def _area(boxes: Floats) -> Floats:
-    area: Floats = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return area

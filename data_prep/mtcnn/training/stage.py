@@ -174,11 +174,9 @@ class Stage:
                         loop.total_steps,
                     )
                 return None
-            program = loop.program
-            assert isinstance(program, CascadeProgram)
-            trainee = program.evaluated()
-            assert isinstance(trainee, Trainee)
-            return trainee.cpu()
+            trainee = Trainee(self.name)
+            trainee.load_state_dict(loop.program.evaluated().state_dict())
+            return trainee
 
     def _with_threshold(self, trainee: Trainee, stopped: Callable[[], bool]) -> Trained | None:
         """The network with the threshold that suits the held-out photos; None where a signal asked to stop."""

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.faces.overlap import covered, overlaps
+from data_prep.judge.matching import WRONG, match
 from data_prep.mtcnn.training.choice import Known
-from data_prep.mtcnn.training.frames import Floats, covered, overlaps
+from data_prep.mtcnn.training.frames import Floats
 
 LOWEST, HIGHEST = 0.05, 0.95
 """Thresholds stay between; detections for their choice are made at the lowest."""
-_SAME_FACE = 0.5  # intersection over union from which a detection is the face
 _SQUARE_OF_FACE = 0.4  # that of a square candidate, which no oblong face can fill
 _IGNORED = 0.5  # share of a detection in a box that is to be ignored
 
@@ -56,17 +57,12 @@ def judge_candidates(regions: Floats, scores: NDArray[np.float32], known: Known)
 
 
 def judge_faces(boxes: Floats, scores: NDArray[np.float32], known: Known) -> Judged:
-    """How the detected faces [n, 4] of a photo fit its faces; the most certain take theirs first, each face once."""
+    """How the detected faces [n, 4] of a photo fit its faces, by the rule of `headcount prep eval-detector`."""
+    every = np.concatenate([known.faces, known.ignored])
+    face = match(boxes, scores, every, np.arange(len(every)) >= len(known.faces))
     found = np.zeros(len(known.faces))
-    overlap, counted = overlaps(boxes, known.faces), _counted(boxes, known)
-    alarms = []
-    for row in np.argsort(-scores, kind="stable"):
-        free = np.where(found == 0, overlap[row], 0)
-        if len(free) and free.max() >= _SAME_FACE:
-            found[free.argmax()] = scores[row]
-        elif counted[row]:
-            alarms.append(float(scores[row]))
-    return Judged(found, np.array(alarms, np.float64), 1)
+    found[face[face >= 0]] = scores[face >= 0]
+    return Judged(found, scores[face == WRONG].astype(np.float64), 1)
 
 
 def threshold_by_recall(judged: Judged, recall: float) -> float:

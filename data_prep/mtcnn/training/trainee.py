@@ -28,15 +28,14 @@ class Trainee(nn.Module):
 
     Attributes:
         network: what is kept.
-        points: the layer that is left behind; None in O-Net, which has its own.
+        points: the layer that is left behind; of no use in O-Net, which has its own.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.network = _KINDS[name]()
-        self.points: nn.Linear | None = None
-        if not isinstance(self.network, ONet):
-            self.points = nn.Linear(self.network.box.in_features, 10)
+        own = isinstance(self.network, ONet)
+        self.points = nn.Identity() if own else nn.Linear(self.network.box.in_features, 10)
         _draw_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,7 +50,6 @@ class Trainee(nn.Module):
         if isinstance(self.network, ONet):
             logits, box, found = self.network(pictures)
             return _difference(logits), box, found.flatten(1)
-        assert self.points is not None
         if isinstance(self.network, PNet):
             logits, features = self.network(pictures)  # [B, 1, 1], [B, 1, 1, 32]
             features = features[:, 0, 0]
@@ -75,6 +73,6 @@ def _draw_weights(trainee: Trainee) -> None:
             gain = 1.0 if last else math.sqrt(2 / (1 + slope**2))
             fan_in = module.weight[0].numel()
             module.weight.normal_(0, (0.1 if last else gain) / math.sqrt(fan_in))
-            assert module.bias is not None
-            module.bias.zero_()
+            if module.bias is not None:
+                module.bias.zero_()
     trainee.network.conv1.weight[:, 3:] = 0

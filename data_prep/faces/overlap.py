@@ -24,3 +24,10 @@ def overlaps(first: Boxes, second: Boxes, extra: float = 0.0) -> NDArray[np.floa
     shared = intersections(first, second, extra)
     union = areas(first, extra)[:, None] + areas(second, extra)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def covered(first: Boxes, second: Boxes) -> NDArray[np.float64]:
+    """Share [n, m] of each first box that lies in each second one; 0 for a box without area."""
+    area = areas(first)[:, None]
+    shared = intersections(first, second)
+    return np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
