@@ -17,6 +17,7 @@ MOST_BYTES = 1 << 29  # the largest published RetinaFace has 110 MB
 MOST_SIDE_PX = 4096
 CELL_PX = 32  # sides of the input are multiples of the widest stride
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})  # of operators that come with onnxruntime
+_WANTED = "a detector of faces is wanted: SCRFD, RetinaFace or YuNet"
 _MOST_OUTPUTS = 64
 
 
@@ -49,7 +50,9 @@ class Graph:
         shape = list(entries[0].shape) if len(entries) == 1 else []
         if len(shape) != 4 or shape[1] != 3 or entries[0].type != "tensor(float)":
             found = ", ".join(f"{shown_start(each.name)} {each.type} {each.shape}" for each in entries[:8])
-            raise UserError(f"detector {path}: takes {found}; expected one input of pictures, float32 [B, 3, H, W]")
+            raise UserError(
+                f"detector {path}: takes {found}; expected one input of pictures, float32 [B, 3, H, W]; {_WANTED}"
+            )
         fixed = [axis if isinstance(axis, int) else None for axis in shape]
         self._input = entries[0].name
         self.batch = fixed[0]
@@ -57,10 +60,12 @@ class Graph:
         if fixed[2] is not None and fixed[3] is not None:
             self.side = fixed[2], fixed[3]
             if any(side % CELL_PX or not 0 < side <= MOST_SIDE_PX for side in self.side):
-                raise UserError(f"detector {path}: takes {shape}; expected multiples of {CELL_PX} up to {MOST_SIDE_PX}")
+                raise UserError(
+                    f"detector {path}: takes {shape}; expected multiples of {CELL_PX} up to {MOST_SIDE_PX}; {_WANTED}"
+                )
         self.names = [each.name for each in outputs]
         if len(self.names) > _MOST_OUTPUTS:
-            raise UserError(f"detector {path}: {len(self.names)} outputs, which no known kind of detector has")
+            raise UserError(f"detector {path}: {len(self.names)} outputs; {_WANTED}")
 
     def run(self, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The outputs for an input [B, 3, H, W].

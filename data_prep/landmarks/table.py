@@ -1,6 +1,5 @@
 """A table of landmarks: CSV, TSV or parquet with a path, ten coordinates and perhaps a box, a row a photo."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from data_prep.faces.table import EDGES, PATH, POINTS, SEPARATORS
 from dist_train.errors import UserError
+from dist_train.runtime.digest import sha256_of
 from dist_train.runtime.text import first_line
 from dist_train.section import Section
 
@@ -38,11 +38,9 @@ def open_table(path: Path) -> LandmarkTable:
     for _ in read_rows(path):
         break
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return LandmarkTable(path=path.absolute(), sha256=sha256_of(path))
     except OSError as error:
         raise UserError(f"landmarks {path}: {error.strerror}") from error
-    return LandmarkTable(path=path.absolute(), sha256=digest)
 
 
 def read_rows(path: Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
