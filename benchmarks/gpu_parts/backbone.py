@@ -65,9 +65,7 @@ def graphed(program: Recognition, batch: Any, dtype: torch.dtype) -> None:
     program.replica._forward = graphs  # type: ignore[attr-defined]
 
 
-def measure(
-    bench: Bench, case: str, name: str, classes: int, samples: int, form: Form, compile: bool = False
-) -> None:
+def measure(bench: Bench, case: str, name: str, classes: int, samples: int, form: Form, compile: bool = False) -> None:
     """Time whole steps of one network over random pictures."""
     size = 32 if bench.small else 112
     precision = "bfloat16" if bench.cuda else "float32"

@@ -64,7 +64,7 @@ class Bench:
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next case goes on
+        except Exception as error:
             traceback.print_exc()
             self.line(name, error=f"{type(error).__name__}: {error}"[:2000])
             traceback.clear_frames(error.__traceback__)

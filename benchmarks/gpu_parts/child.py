@@ -47,7 +47,7 @@ def run_parts(options: argparse.Namespace) -> None:
                 importlib.import_module(f"benchmarks.gpu_parts.{part.module}").run(bench)
             except BrokenDeviceError:
                 os._exit(3)  # an orderly end would ask the device once more
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next part goes on
+            except Exception as error:
                 traceback.print_exc()
                 emit({"case": "", "error": f"{type(error).__name__}: {error}"[:2000]})
             bench.tidy()

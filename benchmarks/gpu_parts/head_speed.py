@@ -53,6 +53,7 @@ def measure(bench: Bench, classes: int, dtype: str, arithmetic: str | None, samp
                         time_head(bench, case, head, classes, count, arithmetic)
         finally:
             head.close()
+            del head  # before the memory is given back
 
 
 def time_head(bench: Bench, case: str, head: Head, classes: int, samples: int, arithmetic: str | None) -> None:

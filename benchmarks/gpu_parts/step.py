@@ -44,7 +44,10 @@ def run(bench: Bench) -> None:
             "bfloat16": {},
             "bfloat16, half of the classes": {"head": {"sample_rate": 0.5}},
             "bfloat16 rows on the host": {"head": {"dtype": "bfloat16", "storage": "host"}},
-            "bfloat16, moving average, AdamW": {"optimizer": {"name": "adamw", "lr": 0.001}, "train": {"ema_decay": 0.9}},
+            "bfloat16, moving average, AdamW": {
+                "optimizer": {"name": "adamw", "lr": 0.001},
+                "train": {"ema_decay": 0.9},
+            },
         }
         for case, more in forms.items():
             with bench.case(case):
