@@ -4,13 +4,14 @@
     python benchmarks/gpu.py --only device,head-correct --out out/gpu.jsonl
     python benchmarks/gpu.py --device cpu --small                   # a trial without a GPU, in seconds
 
-Needs torch >= 2.9 and this file's repository. A part that needs a library that is not there is skipped, and the line says
-which. Each result is a JSON line, printed and appended to `--out` at once; plots, profiles and errors lie beside it.
-Parts run one after the other in a process of their own; one that ends it, or takes longer than its share of the
+Needs torch >= 2.9 and this file's repository. A part that needs a library that is not there is skipped, and its line
+says which. Each result is a JSON line, printed and appended to `--out` at once; a plot, profiles and errors lie beside
+it. Parts run one after the other in a process of their own; one that ends it, or takes longer than its share of the
 minutes, costs its own results alone. The status is 1 where a part failed or found a wrong result.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -168,10 +169,8 @@ class Child:
 
     def close(self) -> None:
         """End it, with what it has started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 

@@ -75,7 +75,9 @@ def measure(bench: Bench, case: str, name: str, classes: int, samples: int, form
         program = synthetic(
             Path(folder), bench.device, classes, size,
             backbone={"name": name, "embedding_dim": 512},
-            train={"precision": precision, "compile": compile, "global_batch_size": samples, "micro_batch_size": samples},
+            train={
+                "precision": precision, "compile": compile, "global_batch_size": samples, "micro_batch_size": samples,
+            },
         )  # fmt: skip
         try:
             batch = random_batch(bench.device, samples, classes, size)

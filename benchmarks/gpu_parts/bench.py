@@ -1,6 +1,7 @@
 """What a part is given: the device, the time it has, a clock for work on a device, and a place for its results."""
 
 import gc
+import itertools
 import json
 import statistics
 import time
@@ -107,7 +108,7 @@ class Bench:
         return (time.perf_counter() - begin) * 1e3
 
     def ms(self, work: Callable[[], Any], seconds: float = 0.5, most: int = 30, warmup: int = 2) -> float:
-        """Median milliseconds of `work`, which is repeated for about `seconds`, at least twice; the device is waited for.
+        """Median milliseconds of `work`, which is repeated for about `seconds`, at least twice.
 
         By the clock of the host, so that whatever the host does counts too where the device waits for it.
         """
@@ -131,7 +132,7 @@ class Bench:
             work()
             event.record()
         self.wait()
-        return statistics.median(before.elapsed_time(after) for before, after in zip(events, events[1:], strict=False))
+        return statistics.median(before.elapsed_time(after) for before, after in itertools.pairwise(events))
 
     def peak_gb(self) -> float | None:
         """Most memory that tensors took on the device since `tidy`, in units of 10**9 bytes; None on a CPU."""

@@ -32,11 +32,9 @@ def run_parts(options: argparse.Namespace) -> None:
         part = PARTS[left[0]]
         seconds = share_s(left, options.until)
         say({"begin": left[0]})
-        common = {"benchmark": "gpu", "part": left[0]}
-        end = {"device": name, "torch": torch.__version__}
 
-        def emit(line: dict[str, Any], common: dict[str, Any] = common) -> None:
-            say(common | line | end)
+        def emit(line: dict[str, Any], part: str = left[0]) -> None:
+            say({"benchmark": "gpu", "part": part} | line | {"device": name, "torch": torch.__version__})
 
         missing = [needed for needed in part.needs if not is_there(needed)]
         if missing or (part.cuda and device.type != "cuda"):

@@ -52,7 +52,7 @@ def run(bench: Bench) -> None:
 
 
 def floor_ms(bench: Bench, arithmetic: str, flops: float, moved: float) -> dict[str, float]:
-    """Least milliseconds for `flops` operations of products and for `moved` bytes, as measured; empty where it was not."""
+    """Least milliseconds for `flops` operations of products and for `moved` bytes; empty where not measured."""
     product, copy = bench.measured("device", f"product {arithmetic}"), bench.measured("device", "copy")
     found = {}
     if "tflops" in product:

@@ -93,7 +93,7 @@ def time_head(bench: Bench, case: str, head: Head, classes: int, samples: int, a
 
 
 def least(config: HeadConfig, classes: int, samples: int) -> tuple[float, float]:
-    """Operations of the three products, and bytes of the chosen rows with their momentum, each read and written once."""
+    """Operations of the three products; bytes of the chosen rows and their momentum, each read and written once."""
     chosen = config.sample_rate * classes
     number_bytes = 2 if config.dtype == "bfloat16" else 4
     return 3 * 2 * chosen * DIM * samples, 2 * 2 * chosen * DIM * number_bytes

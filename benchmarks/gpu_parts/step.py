@@ -60,7 +60,7 @@ def run(bench: Bench) -> None:
 
 
 def furthest(found: list[float], expected: list[float]) -> float:
-    """The largest relative difference of two lists of losses; infinite where they are not as many, or one is no number."""
+    """Largest relative difference of two lists of losses; infinite where they are not as many, or one is not finite."""
     if len(found) != len(expected) or not found or not all(map(math.isfinite, found)):
         return math.inf
     return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))

@@ -4,6 +4,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from benchmarks.gpu_parts.bench import Bench
 from benchmarks.gpu_parts.program import opened, recipe
+from dist_train.data.batch import Batch
+from dist_train.train.loop import Loop
 
 STEPS, WARM = 5, 3
 ROOT = Path(__file__).parents[2]
@@ -30,17 +33,20 @@ def run(bench: Bench) -> None:
                 config = recipe(Path(name), **merged(sections))
                 with opened(config, bench.device) as loop:
                     batches = [loop.next_batch() for _ in range(WARM + 2 * STEPS)]
-                    for batch in batches[:WARM]:
-                        loop.meter.add(loop.train_step(batch))
-                    found = waits(lambda: [loop.meter.add(loop.train_step(each)) for each in batches[WARM:-STEPS]])
-                    refused = first_refused(
-                        lambda: [loop.meter.add(loop.train_step(each)) for each in batches[-STEPS:]]
-                    )
+                    train(loop, batches[:WARM])
+                    found = waits(partial(train, loop, batches[WARM:-STEPS]))
+                    refused = first_refused(partial(train, loop, batches[-STEPS:]))
                 for stack, count in found.most_common():
                     report.write(f"{case}: {count} x\n{stack}\n\n")
                 where = {stack.splitlines()[-1].strip(): count for stack, count in found.most_common(12)}
                 figures = {"waits_a_step": sum(found.values()) / STEPS, "where": where, "first_refused": refused}
                 bench.line(case, **figures, ok=not found and refused is None)
+
+
+def train(loop: Loop, batches: list[Batch]) -> None:
+    """Steps as the loop makes them between two that are logged."""
+    for batch in batches:
+        loop.meter.add(loop.train_step(batch))
 
 
 def merged(sections: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def waits(work: Any) -> Counter[str]:
 
 
 def stack_here() -> str:
-    """The lines of this repository that led here, without this file's, and the torch function that the last one calls."""
+    """The lines of this repository that led here, without those of benchmarks."""
     frames = traceback.extract_stack()
     own = [each for each in frames if each.filename.startswith(str(ROOT)) and "gpu_parts" not in each.filename]
     lines = [f"{Path(each.filename).relative_to(ROOT)}:{each.lineno} {each.line}" for each in own]
