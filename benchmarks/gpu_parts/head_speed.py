@@ -24,7 +24,7 @@ def run(bench: Bench) -> None:
     sizes: tuple[tuple[int, str], ...] = ((1_000_000, "float32"), (10_000_000, "float32"), (30_000_000, "bfloat16"))
     samples = SAMPLES
     if bench.small:
-        sizes, samples = ((1000, "float32"), (3000, "bfloat16")), (32, 64)
+        sizes, samples = ((500, "float32"), (700, "bfloat16")), (8,)
     arithmetics: list[str | None] = [None]
     if "arithmetic" in HeadConfig.model_fields and bench.cuda:
         arithmetics = ["bfloat16", "tf32", "float32"]

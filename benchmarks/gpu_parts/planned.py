@@ -1,18 +1,26 @@
 """The planner's figures for what a part measures."""
 
+from functools import cache
+
+import torch
+
 from benchmarks.gpu_parts.bench import Bench
 from dist_train.backbones.config import BackboneConfig
 from dist_train.head import HeadConfig
-from launch.plan_hardware import GPUS, Gpu, backbone_cost
+from launch.plan_hardware import GPUS, BackboneCost, Gpu, backbone_cost
 from launch.plan_model import HeadShape, Setup, head_memory, step_seconds
 
 
 def data_sheet(bench: Bench) -> Gpu:
     """The data sheet of the card; that of an H100 where there is none for it."""
-    import torch
-
     name = torch.cuda.get_device_name().lower() if bench.cuda else ""
     return next((gpu for key, gpu in GPUS.items() if key in name), GPUS["h100"])
+
+
+@cache
+def cost(backbone: str) -> BackboneCost:
+    """What a network costs, which takes a forward pass to count."""
+    return backbone_cost(BackboneConfig(name=backbone, embedding_dim=512), 112)
 
 
 def planned_setup(bench: Bench, classes: int, samples: int, head: HeadConfig, backbone: str = "iresnet50") -> Setup:
@@ -25,7 +33,7 @@ def planned_setup(bench: Bench, classes: int, samples: int, head: HeadConfig, ba
         gpu=gpu,
         memory_gib=gpu.memory_gib,
         network_gb_s=50,
-        backbone=backbone_cost(BackboneConfig(name=backbone, embedding_dim=512), 112),
+        backbone=cost(backbone),
         embedding_dim=512,
         image_size=112,
         batch=samples,

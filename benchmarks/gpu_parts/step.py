@@ -23,12 +23,14 @@ def run(bench: Bench) -> None:
     torch.backends.cudnn.allow_tf32 = False
     size = {"image_size": 32} if bench.small else {"image_size": 112}
     backbone = {"name": "nano", "embedding_dim": 16} if bench.small else {"name": "mobilefacenet", "embedding_dim": 128}
-    sections: dict[str, Any] = {"data": size, "backbone": backbone}
+    batch = 8 if bench.small else 32
+    sizes = {"global_batch_size": batch, "micro_batch_size": batch}
+    sections: dict[str, Any] = {"data": size, "backbone": backbone, "train": sizes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plain: list[float] = []
         with bench.case("float32 beside the CPU"):
-            exact = sections | {"head": plain_products({}), "train": {"precision": "float32"}}
+            exact = sections | {"head": plain_products({}), "train": sizes | {"precision": "float32"}}
             near = losses(folder, bench.device, exact, save=True)
             plain = losses(folder, CPU, exact)
             off = furthest(near[:STEPS], plain[:STEPS])
@@ -39,7 +41,6 @@ def run(bench: Bench) -> None:
                     again = losses(folder, where, exact, resume=True)
                     off = furthest(again, near[STEPS:])
                     bench.line(case, ok=off < FLOAT32_OFF, off=off, losses=again, unbroken=near[STEPS:])
-        half = {"train": {"precision": "bfloat16"}}
         forms: dict[str, dict[str, Any]] = {
             "bfloat16": {},
             "bfloat16, half of the classes": {"head": {"sample_rate": 0.5}},
@@ -51,7 +52,7 @@ def run(bench: Bench) -> None:
         }
         for case, more in forms.items():
             with bench.case(case):
-                train = {"train": half["train"] | more.get("train", {})}
+                train = {"train": sizes | {"precision": "bfloat16"} | more.get("train", {})}
                 found = losses(folder, bench.device, sections | more | train)
                 beside = more.keys() <= {"train"}  # the others are other trainings
                 off = furthest(found[:HALF_STEPS], plain[:HALF_STEPS]) if beside and plain else None
