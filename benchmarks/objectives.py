@@ -32,6 +32,7 @@ from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.runtime.ranks import ALONE
+from dist_train.runtime.verdict import Verdict
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.train.build import Setting, build_recognition
 
@@ -79,7 +80,9 @@ def cost(case: str, sizes: Sizes) -> None:
     gathering = Gathering(ALONE)
     with ExitStack() as opened:
         plain, watch = recipe({}, sizes.batch), Stopwatch(ALONE.device)
-        program = build_recognition(Setting(plain, ALONE, loader, 1, watch, step=0, resumes=False, started={}))
+        program = build_recognition(
+            Setting(plain, ALONE, loader, 1, watch, step=0, resumes=False, started={}, verdict=Verdict(ALONE.device))
+        )
         opened.callback(program.close)
         with torch.no_grad():
             embeddings = program.replica.embed(images)

@@ -23,6 +23,7 @@ from dist_train.errors import UserError
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.snapshot import TableSnapshot
 from dist_train.head.workspace import Workspace
+from dist_train.runtime.to_device import to_device
 
 _INIT_CLASSES = 1024  # classes whose initial rows come from one generator; part of what a seed means
 
@@ -110,7 +111,7 @@ class RowStore:
     def lease(self, classes: Tensor | None) -> "Lease":
         """The rows of `classes` (sorted local ids on the host; None: all). Staged rows are fetched meanwhile."""
         if not self.staged:
-            on_device = None if classes is None else classes.to(self.device, non_blocking=True)
+            on_device = None if classes is None else to_device(classes, self.device)
             return Lease(self, self.num_classes if classes is None else len(classes), on_device)
         count = self.num_classes if classes is None else len(classes)
         host = self._idle.pop() if self._idle else {}

@@ -10,7 +10,9 @@ from dist_train.head.optimizers import RowOptimizer
 from dist_train.head.sizes import spans
 from dist_train.head.step import Step
 from dist_train.head.storage import Lease, RowStore
+from dist_train.head.tentative import Tentative
 from dist_train.head.workspace import Workspace
+from dist_train.runtime.to_device import to_device
 
 
 class RowUpdate:
@@ -34,14 +36,20 @@ class RowUpdate:
         self.normalised = normalised
         self.workspace = Workspace(store.device)
         self._squares: Tensor | None = None
+        self._proceed: Tensor | None = None
 
-    def apply(self, micro_batches: list[Step], lr: float, measure: bool = False) -> Tensor | None:
+    def apply(
+        self, micro_batches: list[Step], lr: float, measure: bool = False, proceed: Tensor | None = None
+    ) -> Tensor | None:
         """Update every row that a micro-batch chose by the sum of its gradients; leases are used up.
+
+        With `proceed`, [] bool on the device, rows and their state stay bit for bit as they are where it is false.
 
         Returns:
             [] sum of the squares of the gradient that the optimizer is given; None unless asked to `measure`.
         """
         self._squares = torch.zeros((), device=self.store.device) if measure else None
+        self._proceed = proceed
         if len(micro_batches) == 1:
             self._apply_one(micro_batches[0], lr)
         else:
@@ -49,7 +57,7 @@ class RowUpdate:
         return self._squares
 
     def _apply_one(self, step: Step, lr: float) -> None:
-        lease = step.rows.lease
+        lease = self._tentative(step.rows.lease)
         for start, stop in step.weights.spans(0, lease.count):
             stored = lease.read("centers", start, stop)
             rows = stored.view(-1, self.width)
@@ -63,7 +71,7 @@ class RowUpdate:
             step.rows.lease.release()
         chosen = [step.rows.classes for step in micro_batches if step.rows.classes is not None]
         union = np.unique(np.concatenate(chosen)) if len(chosen) == len(micro_batches) else None
-        lease = self.store.lease(None if union is None else torch.from_numpy(union))
+        lease = self._tentative(self.store.lease(None if union is None else torch.from_numpy(union)))
         for start, stop in spans(0, lease.count, micro_batches[0].rows.block):
             stored = lease.read("centers", start, stop)
             rows = stored.view(-1, self.width)
@@ -75,6 +83,9 @@ class RowUpdate:
             self._write(lease, start, stop, stored, inverse, gradient, lr)
         lease.commit()
 
+    def _tentative(self, lease: Lease) -> Lease:
+        return lease if self._proceed is None else Tentative(lease, self._proceed)
+
     def _add(self, step: Step, classes: NDArray[np.int64], stored: Tensor, gradient: Tensor) -> None:
         """Add a micro-batch's gradient [n, K·D] of sorted `classes` [n], whose rows are `stored` [n, K·D]."""
         every = step.rows.classes
@@ -84,7 +95,7 @@ class RowUpdate:
         first = int(classes[0]) if every is None else 0
         for start, stop in step.weights.spans(low + first, high + first):
             shared = own[start - first : stop - first]
-            places = torch.from_numpy(np.searchsorted(classes, shared)).to(self.store.device)
+            places = to_device(torch.from_numpy(np.searchsorted(classes, shared)), self.store.device)
             rows = stored[places].view(-1, self.width)
             part = self.workspace.get("part", tuple(rows.shape))
             step.row_gradient(rows, start, stop, part)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import check_same_data, read_progress
@@ -24,11 +23,12 @@ from dist_train.objectives.build import build_objectives
 from dist_train.objectives.by_source import LossBySource
 from dist_train.objectives.config import ObjectiveConfig
 from dist_train.objectives.gathering import Gathering
-from dist_train.objectives.objective import Objective
+from dist_train.objectives.objective import Conditional, Objective
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.replica.base import compute_dtype
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.verdict import Verdict, reads_late
 from dist_train.start.backbone import start_backbone
 from dist_train.start.head import start_head
 from dist_train.track.meter import Meter
@@ -37,6 +37,7 @@ from dist_train.track.trackers import Trackers
 from dist_train.train.batching import check_one_set, micro_batches, total_steps
 from dist_train.train.contrast import Contrast, Length
 from dist_train.train.loop import Loop
+from dist_train.train.moving_average import MovingAverage
 from dist_train.train.phases import check_phases
 from dist_train.train.program import Program
 from dist_train.train.recognition import Recognition, Term
@@ -59,6 +60,7 @@ class Setting:
         step: that comes first: 0, or that of the checkpoint which will be loaded.
         resumes: a checkpoint will be loaded, so that what `start` names is not read.
         started: takes figures of what the program started from, for the trackers.
+        verdict: on a step's numbers, at once unless the program makes it late.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class Setting:
     step: int
     resumes: bool
     started: dict[str, float]
+    verdict: Verdict
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -83,7 +86,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         WorkError: damaged files that it starts from.
     """
     config, ranks, loader = setting.config, setting.ranks, setting.loader
-    gathering = Gathering(ranks, config.data)
+    gathering = Gathering(ranks, config.data, setting.verdict)
     with ExitStack() as opened:
         head = _build_head(setting)
         if head is not None:
@@ -103,7 +106,10 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             terms[name] = Term(objective, ObjectiveConfig(weight=weight).weight_at)
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
-        average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average = None if decay is None else MovingAverage(backbone, decay)
+        # DeepSpeed's engine waits for the device by itself, and a term that is not conditional must know beforehand.
+        conditional = all(isinstance(term.objective, Conditional) for term in terms.values())
+        setting.verdict.late = reads_late(ranks.device) and config.train.strategy == "ddp" and conditional
         program = Recognition(
             ranks.agree(lambda: replicas.replicate(backbone, setting.step)),
             head,
@@ -116,6 +122,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             terms=terms,
             gathering=gathering,
             by_source=LossBySource(config.data, gathering),
+            verdict=setting.verdict,
         )
         opened.pop_all()
     return program
@@ -141,6 +148,7 @@ def _build_head(setting: Setting) -> Head | None:
             seed=config.seed,
             class_counts=class_counts(loader.sources) if any(each.needs_class_counts for each in every) else None,
             later=every,
+            verdict=setting.verdict,
         )
     )
 
@@ -220,7 +228,8 @@ def open_training(
         started: dict[str, float] = {}
         resumes = checkpoint is not None
         build = build_program or PROGRAMS[config.program]
-        program = build(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started))
+        verdict = Verdict(ranks.device)
+        program = build(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started, verdict))
         opened.callback(program.close)
         recipe = config.model_dump(mode="json")
         trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)
@@ -243,6 +252,7 @@ def open_training(
             meter,
             config,
             ranks,
+            verdict=verdict,
             accumulation=accumulation,
             total_steps=steps,
             step=step,
