@@ -201,8 +201,9 @@ class Head:
         prepared, self._prepared = self._prepared, None
         if prepared is not None and torch.equal(labels, prepared[0]) and same_weights(weights, prepared[1]):
             return prepared[2]
-        if self._hosts is not None:
-            found = self._hosts.gather(labels).numpy()
+        hosts = self._hosts if self.ranks.world_size > 1 else self.ranks
+        if hosts is not None:
+            found = hosts.gather(labels).numpy()
         else:
             found = self.ranks.gather(labels.to(self.device)).cpu().numpy()
         check_labels(found, self.num_classes, self.ranks.world_size, weights)
