@@ -263,12 +263,12 @@ class StagedLease(Lease):
             else:
                 torch.index_select(table, 0, self._rows_of, out=self._staging(name))
 
-    def _rows(self, name: str) -> Tensor:
+    def _rows(self, table: str) -> Tensor:
         if self._near is None:
             self._fetched.result()
             device = self.store.device
-            self._near = {n: self._staging(n).to(device, non_blocking=True) for n in self.store.tables}
-        return self._near[name]
+            self._near = {name: to_device(self._staging(name), device) for name in self.store.tables}
+        return self._near[table]
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """See `Lease.read`."""
