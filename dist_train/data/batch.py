@@ -109,7 +109,8 @@ class Transfer:
         views = [images] if other is None else [images, other]
         pixels = [view if isinstance(view, Tensor) else torch.from_numpy(view) for view in views]
         near_labels, first, *second = self._near(host_labels, pixels)
-        return Batch(first, near_labels, host_positions, host_labels, host_sources, *second or [None], several)
+        near_second = second[0] if second else None
+        return Batch(first, near_labels, host_positions, host_labels, host_sources, near_second, several)
 
     def _near(self, labels: Tensor, pixels: list[Tensor]) -> list[Tensor]:
         """Labels [B], and pictures [B, 3, S, S] of each view, normalised, on the device."""

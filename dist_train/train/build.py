@@ -107,9 +107,9 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else MovingAverage(backbone, decay)
-        # DeepSpeed's engine waits for the device by itself, and a term that is not conditional must know beforehand.
-        conditional = all(isinstance(term.objective, Conditional) for term in terms.values())
-        setting.verdict.late = reads_late(ranks.device) and config.train.strategy == "ddp" and conditional
+        setting.verdict.late = _late(setting) and all(
+            isinstance(each.objective, Conditional) for each in terms.values()
+        )
         program = Recognition(
             ranks.agree(lambda: replicas.replicate(backbone, setting.step)),
             head,
@@ -126,6 +126,11 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         )
         opened.pop_all()
     return program
+
+
+def _late(setting: Setting) -> bool:
+    """Whether the host may read a step's verdict later; DeepSpeed's engine waits for the device by itself."""
+    return reads_late(setting.ranks.device) and setting.config.train.strategy == "ddp"
 
 
 def _build_head(setting: Setting) -> Head | None:
@@ -169,6 +174,7 @@ def build_contrast(setting: Setting) -> Contrast:
     if not setting.resumes:
         start_backbone(config, backbone, loader.image_size, ranks)
     dims = config.backbone.embedding_dim, section.hidden_dim, section.projection_dim
+    setting.verdict.late = _late(setting)
     network = QueryNetwork(backbone, *dims).to(ranks.device)
     momentum_encoder = MomentumEncoder(network)  # before a strategy or a compiler changes what it is a copy of
     return Contrast(
@@ -182,6 +188,7 @@ def build_contrast(setting: Setting) -> Contrast:
         seed=config.seed,
         step=setting.step,
         stopwatch=setting.stopwatch,
+        verdict=setting.verdict,
     )
 
 

@@ -31,7 +31,8 @@ class MovingAverage(AveragedModel):
             self.update_parameters(backbone)
             return
         share = torch.where(self.n_averaged == 0, 1.0, 1.0 - self._decay) * proceed
-        averages, weights = list(self.module.parameters()), list(backbone.parameters())
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(backbone.parameters())
         torch._foreach_lerp_(averages, weights, [share] * len(averages))
         torch._foreach_copy_(list(self.module.buffers()), list(backbone.buffers()))
         self.n_averaged += proceed

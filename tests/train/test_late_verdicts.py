@@ -7,6 +7,8 @@ import torch
 from dist_train.config import load_config
 from dist_train.errors import WorkError
 from dist_train.train.build import open_training
+from tests.contrast.runs import contrast_recipe
+from tests.contrast.runs import opened as opened_contrast
 from tests.launch.recipes import write_recipe
 from tests.ranks import ranks_here, run_ranks
 from tests.sets import write_set
@@ -132,6 +134,24 @@ def test_too_many_bad_steps_end_the_run_with_the_same_words_one_step_later(tmp_p
     with pytest.raises(WorkError, match=message):
         loop.train_step(next(loop.loader) if late else second)
     assert all(torch.equal(value, weights[key]) for key, value in loop.program.backbone.named_parameters())
+    loop.close()
+
+
+def test_pre_training_refuses_late_without_a_trace_in_keys_and_queue(tmp_path, tiny_set, monkeypatch):
+    at_once = opened_contrast(contrast_recipe(tmp_path / "a", tiny_set, contrast={"queue": 40}))
+    expected = losses(at_once, 3)
+    monkeypatch.setattr(LATE, BOTH)
+    loop = opened_contrast(contrast_recipe(tmp_path / "b", tiny_set, contrast={"queue": 40}))
+    np.testing.assert_allclose(losses(loop, 3), expected, rtol=1e-5)
+    before = state_of(loop)
+    assert loop.train_step(spoiled(next(loop.loader))).isnan()
+    assert loop.bad_steps.count == 0, "not yet read"
+    after = state_of(loop)
+    assert [key for key, value in after.items() if not torch.equal(value, before[key])] == []
+    assert loop.train_step(next(loop.loader)).isfinite()
+    assert loop.bad_steps.count == 1
+    after = state_of(loop)
+    assert not torch.equal(after["queue.keys"], before["queue.keys"])
     loop.close()
 
 

@@ -1,12 +1,16 @@
 """A step that logs nothing does not make the host wait for its GPU."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
+from dist_train.train.contrast import Contrast
+from tests.contrast.runs import contrast_recipe
+from tests.contrast.runs import opened as opened_contrast
 from tests.sets import write_set
-from tests.single import trainer
+from tests.single import ALONE, trainer
 from tests.waits import NEAR, Waits
 
 CASES = {
@@ -48,14 +52,27 @@ def opened(tmp_path, sets, device, case):
     return trainer(tmp_path, sets / "set", rank={"device": device}, **quiet | case)
 
 
+def opened_for_contrast(tmp_path, sets, device):
+    recipe = contrast_recipe(tmp_path, sets / "set", contrast={"queue": 40}, backbone__name="nano")
+    loop = opened_contrast(recipe, ranks=replace(ALONE, device=device))
+    loop.config = loop.config.model_copy(update={"train": loop.config.train.model_copy(update={"log_every": 1000})})
+    loop.total_steps = 1000
+    return loop
+
+
 def on_device(loop) -> Iterator[torch.Tensor]:
     """What the parts of a program keep there."""
     program = loop.program
+    for kept in program.replica._optimizer.state.values():
+        yield from kept.values()
+    if isinstance(program, Contrast):
+        for module in (program.network, program.momentum_encoder):
+            yield from (*module.parameters(), *module.buffers())
+        yield from program.queue.state_dict().values()
+        return
     for module in (program.backbone, program.average):
         if module is not None:
             yield from (*module.parameters(), *module.buffers())
-    for kept in program.replica._optimizer.state.values():
-        yield from kept.values()
     yield from program.head.margin.state().values()
     if program.head.config.storage == "device":
         yield from program.head.tables().values()
@@ -90,6 +107,10 @@ def test_a_step_that_logs_nothing_waits_for_nothing(tmp_path, sets, late, name):
     assert waits_of_a_step(opened(tmp_path, sets, NEAR, CASES[name])) == []
 
 
+def test_a_step_of_pre_training_waits_for_nothing(tmp_path, sets, late):
+    assert waits_of_a_step(opened_for_contrast(tmp_path, sets, NEAR)) == []
+
+
 def test_waits_that_are_left_are_counted(tmp_path, sets, late, monkeypatch):
     found = waits_of_a_step(opened(tmp_path, sets, NEAR, LIBRARY))
     assert found
@@ -105,9 +126,11 @@ def test_waits_that_are_left_are_counted(tmp_path, sets, late, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "contrast"])
 def test_a_gpu_agrees_that_nothing_waits(tmp_path, sets, name):
-    loop = opened(tmp_path, sets, torch.device("cuda", 0), CASES[name])
+    device = torch.device("cuda", 0)
+    contrast = name == "contrast"
+    loop = opened_for_contrast(tmp_path, sets, device) if contrast else opened(tmp_path, sets, device, CASES[name])
     for _ in range(2):
         loop.train_step(next(loop.loader))
     torch.cuda.set_sync_debug_mode("error")
