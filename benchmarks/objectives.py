@@ -32,7 +32,6 @@ from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.runtime.ranks import ALONE
-from dist_train.runtime.verdict import Verdict
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.train.build import Setting, build_recognition
 
@@ -80,9 +79,7 @@ def cost(case: str, sizes: Sizes) -> None:
     gathering = Gathering(ALONE)
     with ExitStack() as opened:
         plain, watch = recipe({}, sizes.batch), Stopwatch(ALONE.device)
-        program = build_recognition(
-            Setting(plain, ALONE, loader, 1, watch, step=0, resumes=False, started={}, verdict=Verdict(ALONE.device))
-        )
+        program = build_recognition(Setting(plain, ALONE, loader, 1, watch, step=0, resumes=False, started={}))
         opened.callback(program.close)
         with torch.no_grad():
             embeddings = program.replica.embed(images)

@@ -50,7 +50,7 @@ class MomentumEncoder(nn.Module):
 
         All is kept where `proceed`, [] bool on the device, is false.
         """
-        own = list(self.parameters())
+        own: list[Tensor] = list(self.parameters())
         source = [one.detach() for one in (*network.backbone.parameters(), *network.projector.parameters())]
         if proceed is None:
             torch._foreach_lerp_(own, source, 1 - momentum)

@@ -69,7 +69,7 @@ class PairTerm:
             )
         self._silent = True
 
-    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
+    def step(self, lr: float, *, measure: bool) -> None:
         """See `Objective`; a term without weights has nothing to update."""
 
     def zero_grad(self) -> None:

@@ -41,6 +41,9 @@ class SupCon(PairTerm, Conditional):
         losses = self._loss(embeddings, labels)["loss"]["losses"]
         return torch.as_tensor(losses).sum() / anchors
 
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
+        """See `Conditional`; there is nothing to update."""
+
 
 def build(section: SupConConfig, setting: ObjectiveSetting) -> SupCon:
     """The term that `objectives.supcon` asks for."""

@@ -56,6 +56,9 @@ class Triplet(PairTerm, Conditional):
         self._figures["active"] = (losses.detach() > 0).float().mean()
         return torch.as_tensor(losses).mean()
 
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
+        """See `Conditional`; there is nothing to update."""
+
 
 @torch.no_grad()
 def semi_hard_triplets(embeddings: Tensor, labels: Tensor) -> Triplets:

@@ -1,7 +1,7 @@
 """The backbone whole on every rank, under DistributedDataParallel."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ class DdpReplica(Replica):
         """Follow the gradients with the scale, unless the step was refused before there were any."""
         if not self._scaler.is_enabled():
             return
-        state = [self._scaler._scale, self._scaler._growth_tracker]
+        state = [cast(Tensor, one) for one in (self._scaler._scale, self._scaler._growth_tracker)]
         before = [one.clone() for one in state]
         self._scaler.update()
         for one, kept in zip(state, before, strict=True):

@@ -60,7 +60,7 @@ class Setting:
         step: that comes first: 0, or that of the checkpoint which will be loaded.
         resumes: a checkpoint will be loaded, so that what `start` names is not read.
         started: takes figures of what the program started from, for the trackers.
-        verdict: on a step's numbers, at once unless the program makes it late.
+        verdict: on a step's numbers, whose ruling the caller asks for; the program may make it late. None: at once.
     """
 
     config: RunConfig
@@ -71,7 +71,7 @@ class Setting:
     step: int
     resumes: bool
     started: dict[str, float]
-    verdict: Verdict
+    verdict: Verdict | None = None
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -86,9 +86,10 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         WorkError: damaged files that it starts from.
     """
     config, ranks, loader = setting.config, setting.ranks, setting.loader
-    gathering = Gathering(ranks, config.data, setting.verdict)
+    verdict = setting.verdict or Verdict(ranks.device)
+    gathering = Gathering(ranks, config.data, verdict)
     with ExitStack() as opened:
-        head = _build_head(setting)
+        head = _build_head(setting, verdict)
         if head is not None:
             opened.callback(head.close)
         torch.manual_seed(config.seed)  # the same initial backbone on every rank
@@ -107,7 +108,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else MovingAverage(backbone, decay)
-        setting.verdict.late = _late(setting) and all(
+        verdict.late = _late(setting) and all(
             isinstance(each.objective, Conditional) for each in terms.values()
         )
         program = Recognition(
@@ -122,7 +123,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             terms=terms,
             gathering=gathering,
             by_source=LossBySource(config.data, gathering),
-            verdict=setting.verdict,
+            verdict=verdict,
         )
         opened.pop_all()
     return program
@@ -130,10 +131,11 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
 
 def _late(setting: Setting) -> bool:
     """Whether the host may read a step's verdict later; DeepSpeed's engine waits for the device by itself."""
-    return reads_late(setting.ranks.device) and setting.config.train.strategy == "ddp"
+    asked = setting.verdict is not None
+    return asked and reads_late(setting.ranks.device) and setting.config.train.strategy == "ddp"
 
 
-def _build_head(setting: Setting) -> Head | None:
+def _build_head(setting: Setting, verdict: Verdict) -> Head | None:
     """The classifier over the set's identities, split over the ranks; None where the recipe has none. A collective."""
     config, ranks, loader = setting.config, setting.ranks, setting.loader
     section = config.at(setting.step).head
@@ -153,7 +155,7 @@ def _build_head(setting: Setting) -> Head | None:
             seed=config.seed,
             class_counts=class_counts(loader.sources) if any(each.needs_class_counts for each in every) else None,
             later=every,
-            verdict=setting.verdict,
+            verdict=verdict,
         )
     )
 
@@ -174,7 +176,8 @@ def build_contrast(setting: Setting) -> Contrast:
     if not setting.resumes:
         start_backbone(config, backbone, loader.image_size, ranks)
     dims = config.backbone.embedding_dim, section.hidden_dim, section.projection_dim
-    setting.verdict.late = _late(setting)
+    verdict = setting.verdict or Verdict(ranks.device)
+    verdict.late = _late(setting)
     network = QueryNetwork(backbone, *dims).to(ranks.device)
     momentum_encoder = MomentumEncoder(network)  # before a strategy or a compiler changes what it is a copy of
     return Contrast(
@@ -188,7 +191,7 @@ def build_contrast(setting: Setting) -> Contrast:
         seed=config.seed,
         step=setting.step,
         stopwatch=setting.stopwatch,
-        verdict=setting.verdict,
+        verdict=verdict,
     )
 
 
