@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import importlib.metadata
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 from dist_train.runtime.terminal import PrintableFormatter, echo
+from dist_train.runtime.version import version_of
 from dist_train.weights.cli import average
 from dist_train.weights.cli import export as export_weights
 from launch import failures
@@ -56,7 +56,7 @@ app.add_typer(launch_app, name="launch")
 
 def _version(asked: bool) -> None:
     if asked:
-        echo(f"headcount {importlib.metadata.version('headcount')}")
+        echo(f"headcount {version_of('headcount')}")
         raise typer.Exit
 
 

@@ -1,6 +1,5 @@
 """The job of `headcount prep drawn-faces`: photos, the table of their faces, a contact sheet."""
 
-import importlib.metadata
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from data_prep.new_directory import new_directory
 from dist_train.errors import UserError
 from dist_train.runtime.processes import ONE_THREAD, spawning
 from dist_train.runtime.progress import progress_bar
+from dist_train.runtime.version import version_of
 from dist_train.runtime.written import write_json
 
 TABLE, SHEET, ABOUT = "faces.csv", "sheet.png", "drawn.json"
@@ -61,7 +61,7 @@ def draw_faces(output: Path, spec: PhotoSpec, photos: int, workers: int) -> Draw
                 faces += sum(len(rows) for rows in lines if not rows[0].endswith(",\n"))
                 bar.update(len(lines))
         _write_sheet(writing / SHEET, spec, photos)
-        versions = {name: importlib.metadata.version(name) for name in ("opencv-python-headless", "numpy")}
+        versions = {name: version_of(name) for name in ("opencv-python-headless", "numpy")}
         counts = Drawn(photos, empty, faces)
         write_json(writing / ABOUT, {"options": asdict(spec), "drawn": counts._asdict(), "versions": versions})
     return counts

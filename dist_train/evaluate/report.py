@@ -1,6 +1,5 @@
 """A report as one HTML file: tables, curves and pictures, everything inside, nothing loaded from anywhere."""
 
-import importlib.metadata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from dist_train.evaluate.shown_pictures import ShownPicture, data_uri
 from dist_train.evaluate.tables import Cell, ModelScores, Table
 from dist_train.evaluate.verification import VerificationResult
 from dist_train.objectives.config import ObjectivesConfig
+from dist_train.runtime.version import version_of
 from dist_train.runtime.written import write_failures, write_text
 
 MOST_PICTURE_BYTES = 24 << 20  # of all pictures on a page, as text
@@ -170,7 +170,7 @@ def write_page(
         subtitle=subtitle,
         tiles=tiles,
         sections=shown,
-        version=importlib.metadata.version("headcount"),
+        version=version_of("headcount"),
     )
     with write_failures(f"report {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """One export: the forms that were asked for, written beside each other and measured."""
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
 from dist_train.run_files import METADATA_NAME, ONNX_NAME
+from dist_train.runtime.version import version_of
 from dist_train.weights.digest import digest_weights
 
 
@@ -186,5 +186,5 @@ def _about(
         "pictures": 0 if pictures is None else len(pictures),
         "pictures_from": source or None,
         "cpu_threads": torch.get_num_threads(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: version_of(name) for name in packages},
     }

@@ -1,6 +1,5 @@
 """Writing a backbone as ONNX, and proving that onnxruntime gives the same embeddings."""
 
-import importlib.metadata
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dist_train.export.convention import Convention
 from dist_train.export.prelu import spread_prelu
 from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME, OnnxModel
 from dist_train.export.trace import Scaling, example_input, free_batch, quiet_exporter
+from dist_train.runtime.version import version_of
 from dist_train.runtime.written import write_failures, written
 
 __all__ = ["OnnxExport", "compare_onnx", "export_onnx", "onnx_program", "save_onnx"]
@@ -77,7 +77,7 @@ def export_onnx(
         raise WorkError(f"export to {path}: {cause_of(error)}") from error
     spread_prelu(model)
     convention = Convention.of_ours(image_size, embedding_dim, "uint8" if normalize_inside else "float32")
-    producer = f"headcount {importlib.metadata.version('headcount')}"
+    producer = f"headcount {version_of('headcount')}"
     metadata = convention.to_metadata() | {"opset": str(opset), "producer": producer} | dict(origin or {})
     onnx.helper.set_model_props(model, metadata)
     save_onnx(model, path)

@@ -113,6 +113,11 @@ class HeadConfig(Section):
         0.01, gt=0, le=10, description="standard deviation of the normal distribution that rows start from"
     )
 
+    arithmetic: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        "auto",
+        description="what the operands of the head's products are rounded to, all else being float32; auto is bfloat16 "
+        "on GPUs that have it, else float32",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="number format of stored centers and moments; bfloat16 is rounded stochastically"
     )

@@ -6,6 +6,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+# Newer torch warns of the names that older torch alone has.
+RENAMED = hasattr(dist, "all_gather_single")
+ALL_GATHER = "all_gather_single" if RENAMED else "all_gather_into_tensor"
+REDUCE_SCATTER = "reduce_scatter_single" if RENAMED else "reduce_scatter_tensor"
+
 
 class HeadGroup:
     """The group of ranks that share the classes, seen from one of them; alone, every exchange is the identity.
@@ -26,7 +31,7 @@ class HeadGroup:
         if self.world_size == 1:
             return local
         out = local.new_empty((self.world_size * local.shape[0], *local.shape[1:]))
-        dist.all_gather_single(out, local.contiguous(), group=self.group)
+        getattr(dist, ALL_GATHER)(out, local.contiguous(), group=self.group)
         return out
 
     def reduce_scatter(self, partial: Tensor) -> Tensor:
@@ -34,7 +39,7 @@ class HeadGroup:
         if self.world_size == 1:
             return partial
         out = partial.new_empty((partial.shape[0] // self.world_size, *partial.shape[1:]))
-        dist.reduce_scatter_single(out, partial.contiguous(), group=self.group)
+        getattr(dist, REDUCE_SCATTER)(out, partial.contiguous(), group=self.group)
         return out
 
     def all_reduce(self, value: Tensor) -> Tensor:

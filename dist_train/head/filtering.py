@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.head.arithmetic import Arithmetic
 from dist_train.head.records import ChosenRows, Forward
 from dist_train.head.weights import Negatives, Recomputed, WholeWeights, scaled
 from dist_train.head.workspace import Workspace
-from dist_train.runtime.matmul import matmul
 
 _MOST = 0.8  # of a block's samples or classes: where more stay, gathering costs more than keeping all
 
@@ -31,21 +31,23 @@ class FilteredBlock:
         samples: [a] samples with a weight that counts; None: all.
         weights: [n, a] the weights of these samples on the rows that stay.
         whole: True if no row was dropped; shapes then repeat and oneDNN's kernel cache (`matmul`) pays off.
+        arithmetic: of the products.
     """
 
     samples: Tensor | None
     weights: Tensor
     whole: bool
+    arithmetic: Arithmetic
 
     def times(self, queries: Tensor, start: int, stop: int, out: Tensor) -> None:
         """Weights of rows [start, stop) times queries [G, D], into `out` [stop - start, D]."""
-        multiply = matmul if self.whole else torch.mm
-        multiply(self.weights[start:stop], queries if self.samples is None else queries[self.samples], out=out)
+        some = queries if self.samples is None else queries[self.samples]
+        self.arithmetic.matmul(self.weights[start:stop], some, out=out, repeats=self.whole)
 
     def add_transposed(self, rows: Tensor, out: Tensor) -> None:
         """Add weights transposed times rows [n, D] to `out` [G, D]."""
-        multiply = matmul if self.whole else torch.mm
-        part = multiply(self.weights.T, rows, out=rows.new_empty(self.weights.shape[1], rows.shape[1]))
+        part = rows.new_empty(self.weights.shape[1], rows.shape[1])
+        self.arithmetic.matmul(self.weights.T, rows, out=part, repeats=self.whole)
         if self.samples is None:
             out.add_(part)
         else:
@@ -138,7 +140,7 @@ def keep_what_counts(
         few = kept_samples(alive[number])
         samples = None if few is None else torch.from_numpy(few).to(queries.device)
         some = weights.block(number, start, stop, samples)
-        block, centers, places = _filter_block(rows, start, stop, samples, some, eps)
+        block, centers, places = _filter_block(rows, start, stop, samples, some, eps, again.arithmetic)
         block.add_transposed(centers.view(-1, queries.shape[1]), gradient)
         # Weights of all samples are a view of the forward pass's buffer, or of the workspace.
         kept_bytes += block.weights.nbytes if samples is not None or buffer is None else 0
@@ -154,7 +156,13 @@ def keep_what_counts(
 
 
 def _filter_block(
-    rows: ChosenRows, start: int, stop: int, samples: Tensor | None, weights: Tensor, eps: float
+    rows: ChosenRows,
+    start: int,
+    stop: int,
+    samples: Tensor | None,
+    weights: Tensor,
+    eps: float,
+    arithmetic: Arithmetic,
 ) -> tuple[FilteredBlock, Tensor, Tensor]:
     """What is left of the block of chosen classes [start, stop), its centers [n, K·D], and its classes' places [n].
 
@@ -165,6 +173,7 @@ def _filter_block(
         samples: [a] samples with a weight that counts; None: all.
         weights: [(stop - start)·K, a] not over row norms; changed.
         eps: smallest weight that counts.
+        arithmetic: of the products.
     """
     here = rows.places.positions[rows.places.between(start, stop)] - start
     places = kept_classes(weights, eps, rows.k, here)
@@ -178,7 +187,7 @@ def _filter_block(
         inverse = None if inverse is None else inverse.view(-1, rows.k)[places].flatten()
     if inverse is not None:
         weights.mul_(inverse[:, None])
-    return FilteredBlock(samples, weights, whole), centers, places
+    return FilteredBlock(samples, weights, whole, arithmetic), centers, places
 
 
 def _narrowed(rows: ChosenRows, places: Tensor) -> ChosenRows:

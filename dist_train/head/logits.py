@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from dist_train.head.arithmetic import Arithmetic
 from dist_train.head.config import HeadConfig
-from dist_train.head.margins.base import Margin
+from dist_train.head.margins.base import Lifts, Margin
 from dist_train.head.storage import Lease
 from dist_train.head.targets import TargetCenters, TargetPlaces, Targets
-from dist_train.runtime.matmul import matmul
 
 
 def inverse_norms(rows: Tensor, out: Tensor | None = None) -> Tensor:
@@ -22,14 +22,17 @@ class Logits:
     Args:
         config: the `head` section.
         margin: the loss.
+        device: where products are formed.
 
     Attributes:
+        arithmetic: of the products.
         margin: the loss.
         k: centers a class, K.
         threshold: negatives with a larger logit are ignored; None: none is.
     """
 
-    def __init__(self, config: HeadConfig, margin: Margin) -> None:
+    def __init__(self, config: HeadConfig, margin: Margin, device: torch.device) -> None:
+        self.arithmetic = Arithmetic(config.arithmetic, device)
         self.margin = margin
         self.k = config.centers_per_class
         cosine = config.interclass_threshold
@@ -65,7 +68,14 @@ class Logits:
         return Targets(places, centers, logits.detach(), slopes / self.margin.scale, norm_slopes)
 
     def of_negatives(
-        self, rows: Tensor, inverse: Tensor | None, places: TargetPlaces, start: int, queries: Tensor, out: Tensor
+        self,
+        rows: Tensor,
+        inverse: Tensor | None,
+        places: TargetPlaces,
+        start: int,
+        queries: Tensor,
+        lifts: Lifts | None,
+        out: Tensor,
     ) -> Tensor | None:
         """Logits of the negatives among chosen classes from `start` on into `out` [n·K, G]; -inf elsewhere.
 
@@ -75,13 +85,14 @@ class Logits:
             places: the targets, which are not negatives.
             start: first class, counted among the chosen.
             queries: [G, D].
+            lifts: of the margin for this batch.
             out: receives the logits.
 
         Returns:
             [n·K, G] d logit / d inner product of query and unit center; None where 1 throughout.
         """
         samples = len(queries)
-        matmul(rows, queries.T, out=out)
+        self.arithmetic.matmul(rows, queries.T, out=out)
         if inverse is not None:
             out.mul_(inverse[:, None])
         by_class = out.view(-1, self.k, samples)
@@ -93,4 +104,4 @@ class Logits:
         here = places.between(start, start + len(by_class))
         if here.stop > here.start:
             by_class[places.positions[here] - start, :, places.samples[here]] = -torch.inf
-        return self.margin.negatives(out)
+        return None if lifts is None else lifts.apply(out)

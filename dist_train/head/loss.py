@@ -188,14 +188,16 @@ class ShardedLoss:
         """Step 2: the classes of all ranks' labels and sampled others; all classes where it is no training."""
         mine = np.flatnonzero((labels >= self.start) & (labels < self.stop))
         local = labels.ravel()[mine] - self.start
-        mine //= labels.size // len(labels)  # from places among the labels to samples
+        each = labels.size // len(labels)
+        mine, slots = np.divmod(mine, each)  # from places among the labels to samples
         if training:
             classes, lease = self.sampler.choose(labels, np.unique(local))
         else:
             classes, lease = None, self.store.lease(None)
         positions = local if classes is None else np.searchsorted(classes, local)
         order = np.argsort(positions, kind="stable")
-        places = TargetPlaces(self._near(mine[order]), self._near(positions[order]), positions[order])
+        slot = None if each == 1 else self._near(slots[order])
+        places = TargetPlaces(self._near(mine[order]), self._near(positions[order]), positions[order], slot, each)
         return _Choice(lease, classes, places, self._near(local[order]))
 
     def _pass_over_rows(

@@ -17,9 +17,13 @@ class StochasticRounder:
 
     A pool of random bits is drawn once a step; every row of every block meets it under its own random mask (XOR
     with a uniform value is uniform), so each rounding is unbiased while few random numbers are drawn.
+
+    Attributes:
+        key: what the noise of this step follows from.
     """
 
     def __init__(self, seed: int, rank: int, device: torch.device) -> None:
+        self.key = 0
         self._generator = torch.Generator(device)
         self._key = (seed * 1_000_003 + rank) % (1 << 40)
         self._workspace = Workspace(device)
@@ -27,7 +31,8 @@ class StochasticRounder:
 
     def new_step(self, step: int) -> None:
         """Draw other noise from now on, a function of (seed, rank, step)."""
-        self._generator.manual_seed(self._key * 1_048_583 + step)
+        self.key = self._key * 1_048_583 + step
+        self._generator.manual_seed(self.key)
         self._pool = None
 
     def round(self, values: Tensor, out: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from dist_train.head.margins.table import MARGINS
 CPU_BLOCK_ROWS = 512
 """Centers handled at a time on a CPU: with 512 numbers each they stay near a core, and their logits with them."""
 
+KERNEL_BLOCK_ROWS = 65_536
+"""Centers handled at a time by the kernels of a GPU: some eight tiles for each multiprocessor."""
+
 
 def class_range(num_classes: int, rank: int, world_size: int) -> tuple[int, int]:
     """First and one-past-last class of `rank`: ceil(C/W) classes each, the last ranks fewer or none.
@@ -50,6 +53,11 @@ def block_classes(config: HeadConfig, samples: int, device_type: str, budget: in
     fitting = budget // (4 * samples)
     wanted = config.block_rows or (CPU_BLOCK_ROWS if device_type == "cpu" else fitting)
     return max(1, min(wanted, fitting) // config.centers_per_class)
+
+
+def fused_block_classes(config: HeadConfig) -> int:
+    """Classes handled at a time by the kernels, which hold a copy of their centers and the centers' gradient."""
+    return max(1, (config.block_rows or KERNEL_BLOCK_ROWS) // config.centers_per_class)
 
 
 def spans(low: int, high: int, block: int) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,8 @@ within a memory budget (`weights`).
 Shapes as in `records`.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,14 +18,17 @@ from dist_train.head.config import HeadConfig
 from dist_train.head.filtering import keep_what_counts
 from dist_train.head.logits import Logits, inverse_norms
 from dist_train.head.margins.base import Margin
+from dist_train.head.kernels import kernel_dtype
 from dist_train.head.records import ChosenRows, Forward
-from dist_train.head.sizes import block_classes, logits_bytes, spans
+from dist_train.head.sizes import block_classes, fused_block_classes, logits_bytes, spans
 from dist_train.head.step import Step
 from dist_train.head.storage import Lease
 from dist_train.head.targets import Targets
 from dist_train.head.weights import Kept, Negatives, Recomputed
 from dist_train.head.workspace import Workspace
-from dist_train.runtime.matmul import add_matmul
+
+if TYPE_CHECKING:
+    from dist_train.head.fused import FusedSoftmax
 
 _LOWEST = -1e30  # stands for minus infinity where a difference of two must not be NaN
 
@@ -42,14 +47,23 @@ class BlockSoftmax:
 
     def __init__(self, config: HeadConfig, margin: Margin, device: torch.device) -> None:
         self.config = config
-        self.logits = Logits(config, margin)
+        self.logits = Logits(config, margin, device)
         self.device = device
         self.budget = config.logits_budget
         self.workspace = Workspace(device)
         self._spare: list[Tensor] = []  # flat buffers of earlier steps
 
+    def _fused(self, width: int) -> "FusedSoftmax | None":
+        """The kernels, where they do this head's work with centers of `width` numbers."""
+        dtype = kernel_dtype(self.logits, width, bool(self.config.filter_eps), self.device)
+        if dtype is None:
+            return None
+        from dist_train.head.fused import FusedSoftmax  # imports triton
+
+        return FusedSoftmax(self.logits, dtype, fused_block_classes(self.config), self.workspace)
+
     def block_classes(self, samples: int) -> int:
-        """Classes handled at a time in a batch of G samples."""
+        """Classes handled at a time in a batch of G samples, where no kernels run."""
         return block_classes(self.config, samples, self.device.type, self.budget)
 
     def forward(
@@ -74,6 +88,10 @@ class BlockSoftmax:
             training: form d loss / d queries, and keep what the step needs.
         """
         samples, width = queries.shape
+        fused = self._fused(width)
+        if fused is not None:
+            return fused.forward(lease, classes, queries, targets, apart, training)
+        lifts = self.logits.margin.lifts()
         k, places, margin = self.logits.k, targets.places, self.logits.margin
         rows_total = lease.count * k
         block = self.block_classes(samples)
@@ -94,7 +112,7 @@ class BlockSoftmax:
             low, high = start * k, stop * k
             some = exponentials[low:high] if keep else exponentials[: high - low]
             scale = None if inverse is None else inverse_norms(rows, out=inverse[low:high])
-            slope = self.logits.of_negatives(rows, scale, places, start, queries, some)
+            slope = self.logits.of_negatives(rows, scale, places, start, queries, lifts, some)
             torch.amax(some, dim=0, out=block_max[number])
             higher = torch.maximum(max_logit, block_max[number], out=block_shift[number])
             fade = torch.sub(max_logit, higher).exp_()
@@ -106,7 +124,7 @@ class BlockSoftmax:
             if gradient is not None:
                 if scale is not None:
                     some.mul_(scale[:, None])
-                add_matmul(gradient.mul_(fade[:, None]), some.T, rows)
+                self.logits.arithmetic.add_matmul(gradient.mul_(fade[:, None]), some.T, rows)
         if not keep:
             self._put_back(exponentials)
         chosen = ChosenRows(lease, classes, k, block, places, inverse)
@@ -120,9 +138,12 @@ class BlockSoftmax:
             forward: a pass in training.
             log_sum: [G] logarithm of the sum of exponentials over all ranks.
         """
-        again = Recomputed(self.logits, forward.rows, forward.queries, log_sum, self.workspace)
-        kept = forward.exponentials
-        weights = again if kept is None else Kept(forward, kept, log_sum, self.workspace)
+        fused = self._fused(forward.queries.shape[1])
+        if fused is not None:
+            return fused.negatives(forward, log_sum)
+        lifts, kept = self.logits.margin.lifts(), forward.exponentials
+        again = Recomputed(self.logits, forward.rows, forward.queries, log_sum, lifts, self.workspace)
+        weights = again if kept is None else Kept(self.logits.arithmetic, forward, kept, log_sum, self.workspace)
         if self.config.filter_eps:
             eps = self.config.filter_eps
             return keep_what_counts(forward, weights, again, log_sum, eps, self.budget, self.workspace)

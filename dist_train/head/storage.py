@@ -215,6 +215,16 @@ class Lease:
                 rows = self._narrow(rows, self.store.workspace.get(name, tuple(rows.shape), table.dtype))
             table.index_copy_(0, self.classes[start:stop], rows)
 
+    def places(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """A table and the places [stop - start] in it of chosen rows [start, stop), to be changed in place.
+
+        Without places the rows are the table's own, from the first to the last.
+        """
+        table = self.store.tables[name]
+        rows = slice(start, stop) if self.classes is None else self.classes[start:stop]
+        self.store.before_change(name, rows)
+        return (table[rows], None) if isinstance(rows, slice) else (table, rows)
+
     def commit(self) -> None:
         """Write the staged rows back; nothing is written by the lease afterwards."""
 
@@ -281,6 +291,10 @@ class StagedLease(Lease):
     def write(self, name: str, start: int, stop: int, rows: Tensor) -> None:
         """See `Lease.write`."""
         self._narrow(rows, self._rows(name)[start:stop])
+
+    def places(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """See `Lease.places`."""
+        return self._rows(name)[start:stop], None
 
     def commit(self) -> None:
         """Queue the write-back; the next fetch is queued behind it."""

@@ -3,6 +3,7 @@
 Shapes: T targets, G samples of the global batch, K centers a class, D numbers a center.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +20,15 @@ class TargetPlaces:
         samples: [T] indices into the global batch.
         positions: [T] places of their classes among the chosen, ascending.
         host: the positions on the host, where blocks are cut.
+        slots: [T] which of its sample's labels each is; None: samples have one.
+        labels: L, labels a sample.
     """
 
     samples: Tensor
     positions: Tensor
     host: NDArray[np.int64]
+    slots: Tensor | None = None
+    labels: int = 1
 
     def between(self, start: int, stop: int) -> slice:
         """The targets whose class lies in [start, stop) of the chosen."""
@@ -33,7 +38,14 @@ class TargetPlaces:
     def among(self, kept: NDArray[np.int64]) -> "TargetPlaces":
         """The same targets with places counted among `kept`, sorted places that include all targets'."""
         host = np.searchsorted(kept, self.host)
-        return TargetPlaces(self.samples, torch.from_numpy(host).to(self.positions.device), host)
+        return dataclasses.replace(self, positions=torch.from_numpy(host).to(self.positions.device), host=host)
+
+    def by_sample(self, samples: int) -> Tensor:
+        """Places [L, samples] int32 of each sample's classes among the chosen; -1 for none on this rank."""
+        out = self.positions.new_full((self.labels, samples), -1, dtype=torch.int32)
+        slots = torch.zeros_like(self.samples) if self.slots is None else self.slots
+        out[slots, self.samples] = self.positions.int()
+        return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.head.kernels import updates_fused
 from dist_train.head.logits import inverse_norms
 from dist_train.head.optimizers import RowOptimizer
 from dist_train.head.sizes import spans
@@ -31,6 +32,7 @@ class RowUpdate:
     ) -> None:
         self.optimizer = optimizer
         self.store = store
+        self.weight_decay = weight_decay
         self.decay = weight_decay if optimizer.decay_in_gradient else 0.0
         self.width = width
         self.normalised = normalised
@@ -43,7 +45,11 @@ class RowUpdate:
     ) -> Tensor | None:
         """Update every row that a micro-batch chose by the sum of its gradients; leases are used up.
 
-        With `proceed`, [] bool on the device, rows and their state stay bit for bit as they are where it is false.
+        Args:
+            micro_batches: of the step.
+            lr: learning rate.
+            measure: whether the gradient's size is asked for.
+            proceed: [] bool, on the device; where it is False rows and their state stay as they are. None: proceed.
 
         Returns:
             [] sum of the squares of the gradient that the optimizer is given; None unless asked to `measure`.
@@ -84,7 +90,10 @@ class RowUpdate:
         lease.commit()
 
     def _tentative(self, lease: Lease) -> Lease:
-        return lease if self._proceed is None else Tentative(lease, self._proceed)
+        """The lease, or one whose writes follow `proceed`; the kernel looks at it by itself."""
+        if self._proceed is None or updates_fused(self.store.device):
+            return lease
+        return Tentative(lease, self._proceed)
 
     def _add(self, step: Step, classes: NDArray[np.int64], stored: Tensor, gradient: Tensor) -> None:
         """Add a micro-batch's gradient [n, K·D] of sorted `classes` [n], whose rows are `stored` [n, K·D]."""
@@ -122,6 +131,9 @@ class RowUpdate:
             gradient: [n·K, D]; scratch afterwards.
             lr: learning rate.
         """
+        if updates_fused(self.store.device):
+            self._write_fused(lease, start, stop, gradient, lr)
+            return
         rows = stored.view(-1, self.width)
         if inverse is not None:
             # The cosine does not depend on a row's length, so its gradient has no part along the row.
@@ -134,3 +146,24 @@ class RowUpdate:
             self._squares += torch.linalg.vector_norm(gradient).square()
         self.optimizer.update(lease, start, stop, rows, gradient, lr)
         lease.write("centers", start, stop, stored)
+
+    def _write_fused(self, lease: Lease, start: int, stop: int, gradient: Tensor, lr: float) -> None:
+        """As `_write`, by the kernel."""
+        from dist_train.head.fused_update import update_rows  # imports triton
+
+        squares = None if self._squares is None else gradient.new_empty(stop - start)
+        update_rows(
+            self.optimizer,
+            lease,
+            start,
+            stop,
+            gradient,
+            lr,
+            width=self.width,
+            weight_decay=self.weight_decay,
+            normalised=self.normalised,
+            squares=squares,
+            proceed=self._proceed,
+        )
+        if squares is not None:
+            self._squares += squares.sum()

@@ -12,11 +12,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dist_train.head.arithmetic import Arithmetic
 from dist_train.head.logits import Logits
+from dist_train.head.margins.base import Lifts
 from dist_train.head.records import ChosenRows, Forward
 from dist_train.head.sizes import spans
 from dist_train.head.workspace import Workspace
-from dist_train.runtime.matmul import matmul
 
 
 class Weights(Protocol):
@@ -80,13 +81,22 @@ class Kept:
     """Weights as the forward pass left them: exponentials relative to each block's shift.
 
     Args:
+        arithmetic: of the products.
         forward: the pass; its exponentials are over row norms, unless they are to be filtered.
         exponentials: [k·K, G] of the pass.
         log_sum: [G] logarithm of the sum of exponentials over all ranks.
         workspace: holds the scaled queries.
     """
 
-    def __init__(self, forward: Forward, exponentials: Tensor, log_sum: Tensor, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        arithmetic: Arithmetic,
+        forward: Forward,
+        exponentials: Tensor,
+        log_sum: Tensor,
+        workspace: Workspace,
+    ) -> None:
+        self._arithmetic = arithmetic
         self.buffer: Tensor | None = exponentials
         self.kept_bytes = exponentials.nbytes
         self._exponentials = exponentials
@@ -104,7 +114,8 @@ class Kept:
         """See `Weights`."""
         factors = self._shift[start // self._rows.block].sub(self._log_sum).exp_().mul_(factor)
         k = self._rows.k
-        matmul(self._exponentials[start * k : stop * k], scaled(self._queries, factors, self._workspace), out=out)
+        queries = scaled(self._queries, factors, self._workspace)
+        self._arithmetic.matmul(self._exponentials[start * k : stop * k], queries, out=out)
 
     def block(self, number: int, start: int, stop: int, samples: Tensor | None) -> Tensor:
         """See `WholeWeights`."""
@@ -121,11 +132,18 @@ class Recomputed:
         rows: the chosen rows.
         queries: [G, D] the global batch.
         log_sum: [G] logarithm of the sum of exponentials over all ranks.
+        lifts: of the margin for this batch, which is no longer its last when micro-batches follow.
         workspace: holds a block of weights, and the scaled queries.
     """
 
     def __init__(
-        self, logits: Logits, rows: ChosenRows, queries: Tensor, log_sum: Tensor, workspace: Workspace
+        self,
+        logits: Logits,
+        rows: ChosenRows,
+        queries: Tensor,
+        log_sum: Tensor,
+        lifts: Lifts | None,
+        workspace: Workspace,
     ) -> None:
         self.buffer: Tensor | None = None
         self.kept_bytes = 0
@@ -133,11 +151,17 @@ class Recomputed:
         self._rows = rows
         self._queries = queries
         self._log_sum = log_sum
+        self._lifts = lifts
         self._workspace = workspace
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Of the products."""
+        return self._logits.arithmetic
 
     def narrowed(self, rows: ChosenRows) -> "Recomputed":
         """The weights of some of the chosen rows."""
-        return Recomputed(self._logits, rows, self._queries, self._log_sum, self._workspace)
+        return Recomputed(self._logits, rows, self._queries, self._log_sum, self._lifts, self._workspace)
 
     def spans(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """See `Weights`."""
@@ -150,7 +174,7 @@ class Recomputed:
         if inverse is not None:
             weights.mul_(inverse[:, None])
         factors = factor.expand(len(self._queries))
-        matmul(weights, scaled(self._queries, factors, self._workspace), out=out)
+        self._logits.arithmetic.matmul(weights, scaled(self._queries, factors, self._workspace), out=out)
 
     def block(self, number: int, start: int, stop: int, samples: Tensor | None) -> Tensor:
         """See `WholeWeights`."""
@@ -162,7 +186,7 @@ class Recomputed:
         """Weights [n·K, G] of chosen classes [start, stop) from their centers `rows`, not over row norms."""
         out = self._workspace.get("again", (len(rows), len(self._queries)))
         inverse = self._rows.inverse_of(start, stop)
-        slope = self._logits.of_negatives(rows, inverse, self._rows.places, start, self._queries, out)
+        slope = self._logits.of_negatives(rows, inverse, self._rows.places, start, self._queries, self._lifts, out)
         out.sub_(self._log_sum).exp_()
         return out if slope is None else out.mul_(slope)
 

@@ -8,6 +8,7 @@ import torch
 from benchmarks.traffic import Traffic
 from dist_train.backbones import BackboneConfig, build_backbone
 from dist_train.head import Head, HeadConfig
+from dist_train.head.exchange import ALL_GATHER, REDUCE_SCATTER
 from launch.plan_hardware import GPUS, backbone_cost
 from launch.plan_model import (
     HeadShape,
@@ -125,7 +126,7 @@ def received(rank, world_size, settings):
     import torch.distributed as dist
 
     counted = {"gathered": 0, "scattered": 0}
-    gather, scatter = dist.all_gather_single, dist.reduce_scatter_single
+    gather, scatter = getattr(dist, ALL_GATHER), getattr(dist, REDUCE_SCATTER)
 
     def counting_gather(out, local, **options):
         counted["gathered"] += out.nbytes - local.nbytes
@@ -135,7 +136,8 @@ def received(rank, world_size, settings):
         counted["scattered"] += whole.nbytes - out.nbytes
         return scatter(out, whole, **options)
 
-    dist.all_gather_single, dist.reduce_scatter_single = counting_gather, counting_scatter
+    setattr(dist, ALL_GATHER, counting_gather)
+    setattr(dist, REDUCE_SCATTER, counting_scatter)
     device = torch.device("cpu")
     head = Head(HeadConfig(**settings), 100, 16, group=None, rank=rank, world_size=world_size, device=device, seed=0)
     embeddings = torch.randn(6, 16).requires_grad_()

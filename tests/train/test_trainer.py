@@ -27,17 +27,26 @@ def workers():
     return [p for p in psutil.Process().children() if "dist_train.data.worker" in " ".join(p.cmdline())]
 
 
-def own_threads():
-    names = ("row-store", "checkpoint", "watchdog")
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(names)]
+class OwnThreads:
+    """The threads of trainers that began since: a head that an earlier test left behind may still wait for its own."""
 
+    def __init__(self):
+        self.earlier = set(threading.enumerate())
 
-def ended(threads):
-    """A pool's thread that has nothing left to do ends a moment later."""
-    for thread in threading.enumerate():
-        if thread.name.startswith(("row-store", "checkpoint")):
+    def running(self):
+        names = ("row-store", "checkpoint", "watchdog")
+        return [t for t in threading.enumerate() if t.name.startswith(names) and t not in self.earlier]
+
+    def ended(self):
+        """A pool's thread that has nothing left to do ends a moment later."""
+        for thread in self.running():
             thread.join(10)
-    return not threads()
+        return not self.running()
+
+
+@pytest.fixture
+def own_threads():
+    return OwnThreads()
 
 
 def test_rows_are_fetched_before_the_backbone_computes(tmp_path, tiny_set, monkeypatch):
@@ -77,20 +86,20 @@ def test_rows_that_are_fetched_ahead_give_the_losses_of_rows_on_the_device(tmp_p
 
 
 @pytest.mark.job
-def test_closing_ends_workers_and_threads_and_may_be_repeated(tmp_path, tiny_set):
+def test_closing_ends_workers_and_threads_and_may_be_repeated(tmp_path, tiny_set, own_threads):
     made = trainer(tmp_path, tiny_set, data__workers=1, head__storage="host", train__steps=1)
     assert made.fit()
     assert workers()
-    assert own_threads()
+    assert own_threads.running()
     made.close()
     made.close()
     assert not workers()
-    assert ended(own_threads)
+    assert own_threads.ended()
 
 
 @pytest.mark.job
 @pytest.mark.parametrize("part", ["Replicas", "Trackers", "Checkpointer"])
-def test_a_start_that_fails_half_way_closes_what_it_had_opened(tmp_path, tiny_set, monkeypatch, part):
+def test_a_start_that_fails_half_way_closes_what_it_had_opened(tmp_path, tiny_set, monkeypatch, own_threads, part):
     def fails(*_, **__):
         raise UserError("no such thing")
 
@@ -98,7 +107,7 @@ def test_a_start_that_fails_half_way_closes_what_it_had_opened(tmp_path, tiny_se
     with pytest.raises(UserError, match="no such thing"):
         trainer(tmp_path, tiny_set, data__workers=1, head__storage="host")
     assert not workers()
-    assert ended(own_threads)
+    assert own_threads.ended()
 
 
 def test_buffers_come_back_as_they_were_whatever_their_type():

@@ -7,7 +7,7 @@ taken by autograd on the [T] target cosines: no straight-through shortcut.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +72,28 @@ class Classes:
     counts: Tensor | None = None
 
 
+class Lifts(NamedTuple):
+    """Negatives that are hard for a sample weigh more: s·cos becomes s·cos·(base + cos).
+
+    Attributes:
+        bounds: [G] scaled cosines beyond which a negative is hard.
+        base: [] number.
+        scale: s.
+    """
+
+    bounds: Tensor
+    base: Tensor
+    scale: float
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Change scaled cosines [n, G] into logits, in place; -inf stays -inf. The slopes [n, G] of the change."""
+        hard = logits > self.bounds
+        lifted = self.base + logits / self.scale
+        slope = torch.where(hard, self.base + 2 * logits / self.scale, 1.0)
+        logits.copy_(torch.where(hard, logits * lifted, logits))
+        return slope
+
+
 class Margin:
     """Base of all losses: the plain scaled cosine.
 
@@ -106,12 +128,8 @@ class Margin:
         """
         return self.scale * cosines
 
-    def negatives(self, logits: Tensor) -> Tensor | None:
-        """Change scaled cosines [n, G] of negatives into logits, in place; -inf stays -inf.
-
-        Returns:
-            [n, G] d logit / d scaled cosine; None where it is 1 throughout.
-        """
+    def lifts(self) -> Lifts | None:
+        """How the batch that was observed last lifts its hard negatives; None: their logits are scaled cosines."""
         return None
 
     def observe(self, norms: Tensor, cosines: Tensor | None, training: bool, counted: Tensor | None = None) -> None:

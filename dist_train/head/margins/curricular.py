@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dist_train.head.config import HeadConfig
-from dist_train.head.margins.base import Classes, Margin, arc_cosine, sine
+from dist_train.head.margins.base import Classes, Lifts, Margin, arc_cosine, sine
 
 
 class CurricularFace(Margin):
@@ -38,13 +38,9 @@ class CurricularFace(Margin):
         """See `Margin`."""
         return self.scale * arc_cosine(cosines, self.m2)
 
-    def negatives(self, logits: Tensor) -> Tensor:
+    def lifts(self) -> Lifts:
         """See `Margin`."""
-        hard = logits > self._bounds
-        lifted = self.t + logits / self.scale
-        slope = torch.where(hard, self.t + 2 * logits / self.scale, 1.0)
-        logits.copy_(torch.where(hard, logits * lifted, logits))
-        return slope
+        return Lifts(self._bounds, self.t.clone(), self.scale)
 
     def state(self) -> dict[str, Tensor]:
         """See `Margin`."""
