@@ -108,9 +108,7 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
         average = None if decay is None else MovingAverage(backbone, decay)
-        verdict.late = _late(setting) and all(
-            isinstance(each.objective, Conditional) for each in terms.values()
-        )
+        verdict.late = _late(setting) and all(isinstance(each.objective, Conditional) for each in terms.values())
         program = Recognition(
             ranks.agree(lambda: replicas.replicate(backbone, setting.step)),
             head,
