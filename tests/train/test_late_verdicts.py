@@ -116,6 +116,22 @@ def test_a_first_step_that_is_refused_late_is_followed_by_a_first_step(tmp_path,
     assert int(found["average.n_averaged"]) == 1
 
 
+def test_a_run_resumed_behind_a_step_that_was_refused_late_goes_on_bit_for_bit(tmp_path, tiny_set, monkeypatch):
+    monkeypatch.setattr(LATE, BOTH)
+    option = {"head__sample_rate": 0.5, "head__dtype": "bfloat16", "optimizer__name": "adamw"}
+    whole = opened(tmp_path, tiny_set, **option)
+    losses(whole, 1)
+    whole.train_step(spoiled(next(whole.loader)))
+    whole.save()
+    assert whole.bad_steps.count == 1, "a checkpoint is written of steps that are settled"
+    whole.checkpointer.wait()
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*"))
+    resumed = opened(tmp_path, tiny_set, checkpoint=checkpoint, **option)
+    assert losses(whole, 2) == losses(resumed, 2)
+    found, expected = state_of(resumed), state_of(whole)
+    assert [key for key, value in found.items() if not torch.equal(value, expected[key])] == []
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_too_many_bad_steps_end_the_run_with_the_same_words_one_step_later(tmp_path, tiny_set, monkeypatch, late):
     if late:
