@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dist_train.backbones.recompute import Blocks
 from dist_train.backbones.token_draws import kept_patches, kept_paths
 from dist_train.runtime import extras
+from dist_train.runtime.to_device import to_device
 
 INIT_STD = 0.02
 EMBED_EPS = 2e-5
@@ -127,11 +128,11 @@ class VisionTransformer(nn.Module):
         if self._path_drops:
             rates = [drop.rate for drop in self._path_drops]
             kept = kept_paths(seed, step, positions.numpy(), rates)  # [B, branches]
-            for drop, column in zip(self._path_drops, torch.from_numpy(kept).to(device).unbind(1), strict=True):
+            for drop, column in zip(self._path_drops, to_device(torch.from_numpy(kept), device).unbind(1), strict=True):
                 drop.kept = column
         if self._kept_count < self._count:
             chosen = kept_patches(seed, step, positions.numpy(), self._count, self._kept_count)
-            self._patches = torch.from_numpy(chosen).to(device)  # [B, kept]
+            self._patches = to_device(torch.from_numpy(chosen), device)  # [B, kept]
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] in [-1, 1] -> [B, D], not normalised."""

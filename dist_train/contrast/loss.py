@@ -8,7 +8,6 @@ keys; what is left is a product and torch's cross-entropy.
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 
@@ -40,8 +39,3 @@ def info_nce(queries: Tensor, keys: Tensor, own: Tensor, temperature: float, sam
     logits = nn.functional.normalize(queries, dim=1) @ keys.T / temperature  # [B, M]
     loss = 2 * temperature / samples * nn.functional.cross_entropy(logits, own, reduction="sum")
     return Contrasted(loss, (logits.detach().argmax(dim=1) == own).sum() / (2 * samples))
-
-
-def is_finite(keys: Tensor) -> bool:
-    """Whether all keys are; waits for the device."""
-    return bool(torch.isfinite(keys).all())

@@ -45,10 +45,17 @@ class MomentumEncoder(nn.Module):
         return nn.functional.normalize(projections.float(), dim=1)
 
     @torch.no_grad()
-    def follow(self, network: QueryNetwork, momentum: float) -> None:
-        """Keep the share `momentum` of each weight, and take the rest from `network`."""
-        source = [*network.backbone.parameters(), *network.projector.parameters()]
-        torch._foreach_lerp_(list(self.parameters()), [one.detach() for one in source], 1 - momentum)
+    def follow(self, network: QueryNetwork, momentum: float, proceed: Tensor | None = None) -> None:
+        """Keep the share `momentum` of each weight, and take the rest from `network`.
+
+        All is kept where `proceed`, [] bool on the device, is false.
+        """
+        own: list[Tensor] = list(self.parameters())
+        source = [one.detach() for one in (*network.backbone.parameters(), *network.projector.parameters())]
+        if proceed is None:
+            torch._foreach_lerp_(own, source, 1 - momentum)
+        else:
+            torch._foreach_lerp_(own, source, [proceed * (1 - momentum)] * len(own))
 
 
 def momentum_at(step: int, total_steps: int, first: float, final: float) -> float:

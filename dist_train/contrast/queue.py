@@ -27,13 +27,16 @@ class KeyQueue:
     def __init__(self, size: int, dim: int, seed: int, device: torch.device) -> None:
         drawn = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
         self.keys = nn.functional.normalize(drawn, dim=1).to(device)
-        self._next = torch.zeros((), dtype=torch.int64)  # the oldest key's place
+        self._next = torch.zeros((), dtype=torch.int64, device=device)  # the oldest key's place
 
-    def push(self, keys: Tensor) -> None:
-        """Put keys [G, P], at most K, in the place of the oldest."""
-        places = (int(self._next) + torch.arange(len(keys))) % len(self.keys)
-        self.keys[places.to(self.keys.device)] = keys
-        self._next.copy_((self._next + len(keys)) % len(self.keys))
+    def push(self, keys: Tensor, proceed: Tensor | None = None) -> None:
+        """Put keys [G, P], at most K, in the place of the oldest; nowhere if `proceed`, [] bool there, is false."""
+        places = (self._next + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        after = (self._next + len(keys)) % len(self.keys)
+        if proceed is not None:
+            keys, after = torch.where(proceed, keys, self.keys[places]), torch.where(proceed, after, self._next)
+        self.keys[places] = keys
+        self._next.copy_(after)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.head.exchange import HeadGroup
+from dist_train.runtime.to_device import to_device
 
 _STREAM = 0x5F3759DF  # so that this draw has nothing in common with others of the same seed
 
@@ -33,11 +34,11 @@ class Shuffle:
         """This rank's part of all ranks' rows in the new order: [B, ...] -> [B, ...]. A collective."""
         rank, share = self._group.rank, self._share
         if self._group.world_size == 1:
-            return rows[self.order.to(rows.device)]
+            return rows[to_device(self.order, rows.device)]
         mine = self.order[rank * share : (rank + 1) * share]  # what comes here, by its old place
         sent = self.order // share == rank
         targets = sent.nonzero().squeeze(1) // share  # of what goes from here, in the order in which it is wanted
-        out = rows[(self.order[sent] - rank * share).to(rows.device)]
+        out = rows[to_device(self.order[sent] - rank * share, rows.device)]
         senders = mine // share
         came = torch.empty_like(rows)
         counts = [torch.bincount(each, minlength=self._group.world_size).tolist() for each in (senders, targets)]
@@ -45,11 +46,11 @@ class Shuffle:
         # What comes is sorted by sender, and for each sender in the order in which it is wanted.
         place = torch.argsort(senders, stable=True)
         result = torch.empty_like(rows)
-        result[place.to(rows.device)] = came
+        result[to_device(place, rows.device)] = came
         return result
 
     def restore(self, every: Tensor) -> Tensor:
         """All ranks' rows [G, ...] from the new order back in the old one."""
         result = torch.empty_like(every)
-        result[self.order.to(every.device)] = every
+        result[to_device(self.order, every.device)] = every
         return result

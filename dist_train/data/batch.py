@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.data.levels import normalise
+from dist_train.data.uplink import Uplink
+from dist_train.runtime.to_device import to_device
 
 _POOLED = 4  # arrays that are kept for further batches
 _IN_CACHE = 8  # pictures that are normalised at once: the floats of so many stay in a core's cache
@@ -79,11 +81,15 @@ class _Pooled:
 
 
 class Transfer:
-    """Moves uint8 pictures to the device and normalises them there: a quarter of the bytes cross the border."""
+    """Moves uint8 pictures to the device and normalises them there: a quarter of the bytes cross the border.
+
+    To a GPU they go with the labels on a stream of their own, while it works on the step before.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: list[_Pooled] = []
+        self._uplink = Uplink(device) if device.type == "cuda" else None
 
     def __call__(
         self,
@@ -100,23 +106,27 @@ class Transfer:
         several = torch.from_numpy(labels.copy()) if labels.ndim == 2 else None
         on_host = (labels if several is None else labels[:, 0], positions, sources)
         host_labels, host_positions, host_sources = (torch.from_numpy(values.copy()) for values in on_host)
-        near_labels = host_labels if self._device.type == "cpu" else host_labels.to(self._device)
-        second = None if other is None else self._floats(other)
-        return Batch(self._floats(images), near_labels, host_positions, host_labels, host_sources, second, several)
+        views = [images] if other is None else [images, other]
+        pixels = [view if isinstance(view, Tensor) else torch.from_numpy(view) for view in views]
+        near_labels, first, *second = self._near(host_labels, pixels)
+        near_second = second[0] if second else None
+        return Batch(first, near_labels, host_positions, host_labels, host_sources, near_second, several)
 
-    def _floats(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
-        """Pictures [B, 3, S, S] on the device, normalised."""
-        pixels = images if isinstance(images, Tensor) else torch.from_numpy(images)
-        if self._device.type == "cpu":
-            out = torch.from_numpy(self._array(tuple(pixels.shape)))
-            for part, part_out in zip(pixels.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
-                normalise(part, part_out)
-            return out
-        if self._device.type == "cuda" and pixels.device.type == "cpu":
-            # The pinned copy may be dropped at once: its allocator waits for the transfer before reusing it.
-            pixels = pixels.pin_memory()
-        # Blocking where memory is not pinned: the caller's arrays may change as soon as this returns.
-        return normalise(pixels.to(self._device, non_blocking=pixels.is_pinned()))
+    def _near(self, labels: Tensor, pixels: list[Tensor]) -> list[Tensor]:
+        """Labels [B], and pictures [B, 3, S, S] of each view, normalised, on the device."""
+        if self._uplink is not None and all(view.device.type == "cpu" for view in pixels):
+            sent = self._uplink.send([labels, *pixels], lambda near: [near[0], *map(normalise, near[1:])])
+            return sent.take()
+        if self._device.type != "cpu":  # a decoder has left the pictures there
+            return [to_device(labels, self._device), *(normalise(view.to(self._device)) for view in pixels)]
+        return [labels, *map(self._floats, pixels)]
+
+    def _floats(self, pixels: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S] on the CPU, normalised."""
+        out = torch.from_numpy(self._array(tuple(pixels.shape)))
+        for part, part_out in zip(pixels.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
+            normalise(part, part_out)
+        return out
 
     def _array(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         # A fresh array would cost ten times the normalisation, in page faults.

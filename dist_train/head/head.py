@@ -17,16 +17,16 @@ from dist_train.head.labels import check_labels, labels_of
 from dist_train.head.loss import ShardedLoss
 from dist_train.head.margins.base import Classes
 from dist_train.head.margins.build import build_margin
-from dist_train.head.optimizers import build_row_optimizer, build_tables
+from dist_train.head.open_rows import open_rows
+from dist_train.head.optimizers import build_row_optimizer
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.sampling import ClassSampler, Indices
 from dist_train.head.shares import Shares, same_weights
 from dist_train.head.sizes import class_range, row_width
 from dist_train.head.softmax import BlockSoftmax
 from dist_train.head.step import Exchanged
-from dist_train.head.storage import RowStore, fill_normal
 from dist_train.head.update import RowUpdate
-from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.verdict import Verdict
 
 
 class Head:
@@ -46,8 +46,8 @@ class Head:
     sees all samples.
 
     Cosines, exponentials, sums and updates are float32 whatever the autocast outside. The loss is not
-    differentiable twice. On a CUDA device a call waits once for the batch's norms, for labels only where they are not
-    on the host, and with `head.filter_eps` once a block that is not dropped.
+    differentiable twice. On a CUDA device a call waits once for the batch's norms unless its `verdict` is late, for
+    labels only where they are not on the host, and with `head.filter_eps` once a block that is not dropped.
 
     Args:
         config: the `head` section.
@@ -62,6 +62,7 @@ class Head:
         seed: initial rows and sampling follow from it; not negative.
         class_counts: [C] images per class, for margins that depend on it.
         later: sections that `change` will be given; averages of their margins are part of the state from the start.
+        verdict: on the numbers of a step; None: what is not finite is raised at once.
 
     Attributes:
         start: first class of this rank.
@@ -85,6 +86,7 @@ class Head:
         class_counts: Tensor | None = None,
         control_group: dist.ProcessGroup | None = None,
         later: Sequence[HeadConfig] = (),
+        verdict: Verdict | None = None,
     ) -> None:
         if num_classes < 1 or embedding_dim < 1:
             raise UserError(f"a head needs classes and dimensions, got {num_classes} classes x {embedding_dim}")
@@ -106,11 +108,21 @@ class Head:
         self._width = row_width(config, embedding_dim)
         self._rounder = StochasticRounder(seed, rank, device)
         self._rounder.new_step(0)  # of rows that are written before training
-        self._store = self._open_store(seed)
+        classes = range(self.start, self.stop)
+        self._store = open_rows(config, self._width, classes, self.ranks, device, self._rounder, seed)
+        if not self.margin.normalised:
+            self._store.tables["centers"].view(len(classes), config.centers_per_class, self._width)[:, :, -1] = 0
         self._softmax = BlockSoftmax(config, self.margin, device)
         self._sampler = ClassSampler(self._store, config.sample_rate, seed, rank, self.start)
         self._loss = ShardedLoss(
-            self.margin, self._softmax, self._store, self._sampler, self.ranks, num_classes, self.start
+            self.margin,
+            self._softmax,
+            self._store,
+            self._sampler,
+            self.ranks,
+            num_classes,
+            self.start,
+            Verdict(device) if verdict is None else verdict,
         )
         self._update = RowUpdate(
             build_row_optimizer(config), self._store, config.weight_decay, self._width, self.margin.normalised
@@ -120,27 +132,6 @@ class Head:
         self._steps = torch.zeros((), dtype=torch.int64)
         self._before: dict[str, Tensor] | None = None  # what moves in a forward pass, as the present step found it
         self._prepared: tuple[Tensor, Tensor | None, Indices] | None = None  # own labels, weights, labels of all ranks
-
-    def _open_store(self, seed: int) -> RowStore:
-        config, (rank, world_size) = self.config, (self.ranks.rank, self.ranks.world_size)
-        specs = build_tables(config, self._width)
-        share = self.stop - self.start
-
-        def open_share() -> RowStore:
-            owner = (rank, world_size)
-            try:
-                return RowStore(specs, share, self.device, config.storage, config.storage_dir, owner, self._rounder)
-            except UserError as error:
-                raise UserError(f"rank {rank}: {error}") from error
-
-        # Every rank learns of a failure here, before training: no rank waits in a collective for a rank that gave up.
-        group = self.ranks.group
-        store = Ranks(rank, rank, world_size, self.device, group, control_group=group).agree(open_share, "all")
-        centers = store.tables["centers"]
-        fill_normal(centers, self.start, seed, config.init_std)
-        if not self.margin.normalised:
-            centers.view(share, config.centers_per_class, self._width)[:, :, -1] = 0
-        return store
 
     def __call__(self, embeddings: Tensor, batch: Batch | Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean loss over the global batch, or its samples' losses weighted.
@@ -160,7 +151,8 @@ class Head:
 
         Raises:
             UserError: shapes, labels or weights that do not fit; nothing is updated.
-            NonFiniteError: an embedding of any rank is not finite; nothing is updated.
+            NonFiniteError: an embedding of any rank is not finite; nothing is updated. With a verdict that is late
+                the loss is NaN instead, and `step` is to be told.
         """
         labels = labels_of(batch, self.config)
         rows = embeddings.shape[:1]
@@ -209,8 +201,9 @@ class Head:
         prepared, self._prepared = self._prepared, None
         if prepared is not None and torch.equal(labels, prepared[0]) and same_weights(weights, prepared[1]):
             return prepared[2]
-        if self._hosts is not None or self.ranks.world_size == 1:
-            found = labels.numpy() if self._hosts is None else self._hosts.gather(labels).numpy()
+        hosts = self._hosts if self.ranks.world_size > 1 else self.ranks
+        if hosts is not None:
+            found = hosts.gather(labels).numpy()
         else:
             found = self.ranks.gather(labels.to(self.device)).cpu().numpy()
         check_labels(found, self.num_classes, self.ranks.world_size, weights)
@@ -249,14 +242,19 @@ class Head:
         self._sampler.rate = config.sample_rate
         self._loss.margin, self._loss.softmax = self.margin, self._softmax
 
-    def step(self, lr: float, *, measure: bool = False) -> None:
+    def step(self, lr: float, *, measure: bool = False, proceed: Tensor | None = None) -> None:
         """Update the rows chosen since the last step by the sum of their gradients, which are dropped if they `hold`.
 
         Args:
             lr: learning rate of the schedule; `head.lr_scale` multiplies it.
             measure: give `statistics` the norm of the rows' gradient; one all-reduce, on all ranks or none.
+            proceed: [] bool on the device: where it is false, rows, their optimizer's state and the margin's averages
+                are as after the last step, though choices and steps have been counted. None: true.
         """
-        self._before = None
+        before, self._before = self._before, None
+        if proceed is not None and before is not None:
+            for name, value in self.margin.state().items():
+                value.copy_(torch.where(proceed, value, before[name]))
         if self._still:
             self._drop_gradients()
             return
@@ -266,7 +264,7 @@ class Head:
             return
         self._rounder.new_step(int(self._steps))
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            squares = self._update.apply(micro_batches, lr * self.config.lr_scale, measure)
+            squares = self._update.apply(micro_batches, lr * self.config.lr_scale, measure, proceed)
         if squares is not None:
             self._gradient_norm = self.ranks.all_reduce(squares).sqrt_()
         for waiting in micro_batches:

@@ -22,6 +22,8 @@ from dist_train.head.statistics import Statistics, exchange_statistics
 from dist_train.head.step import Exchanged, Step
 from dist_train.head.storage import Lease, RowStore
 from dist_train.head.targets import TargetPlaces
+from dist_train.runtime.to_device import to_device
+from dist_train.runtime.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class ShardedLoss:
         ranks: the exchanges.
         num_classes: C over all ranks.
         start: this rank's first class.
+        verdict: on the embeddings.
 
     Attributes:
         micro_batches: whose backward pass is over and whose rows wait for the step.
@@ -86,6 +89,7 @@ class ShardedLoss:
         ranks: HeadGroup,
         num_classes: int,
         start: int,
+        verdict: Verdict,
     ) -> None:
         self.margin = margin
         self.softmax = softmax
@@ -95,6 +99,7 @@ class ShardedLoss:
         self.num_classes = num_classes
         self.start = start
         self.stop = start + store.num_classes
+        self.verdict = verdict
         self.micro_batches: list[Step] = []
         self.observed: Observed | None = None
         self.pending: Exchanged | None = None
@@ -161,23 +166,23 @@ class ShardedLoss:
         return self.ranks.reduce_scatter(exchanged.gradient) * loss_gradient
 
     def _near(self, values: Indices) -> Tensor:
-        return torch.from_numpy(values).to(self.store.device, non_blocking=True)
+        return to_device(torch.from_numpy(values), self.store.device)
 
     def _gather(self, queries: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         """Step 1: all ranks' queries [G, D] and norms [G], checked."""
         every = self.ranks.gather(torch.cat([queries, norms[:, None]], dim=1))
         queries, norms = every[:, :-1].contiguous(), every[:, -1].contiguous()
-        # The one wait of a forward on a CUDA device. A norm is finite exactly if its embedding and square are.
-        finite = norms.isfinite().cpu().numpy()
-        lost = np.flatnonzero(~finite)
-        if len(lost):
-            per_rank = len(finite) // self.ranks.world_size
-            raise NonFiniteError(
-                f"rank {lost[0] // per_rank}: embedding {lost[0] % per_rank} of the batch is not finite "
-                f"({len(lost)} of {len(finite)} over all ranks); the step is refused, no center was changed; "
-                "lower the learning rate or look at that input"
-            )
+        # A norm is finite exactly if its embedding and square are.
+        self.verdict.check(norms.isfinite(), self._refusal)
         return queries, norms
+
+    def _refusal(self, finite: NDArray[np.bool_]) -> NonFiniteError:
+        lost, per_rank = np.flatnonzero(~finite), len(finite) // self.ranks.world_size
+        return NonFiniteError(
+            f"rank {lost[0] // per_rank}: embedding {lost[0] % per_rank} of the batch is not finite "
+            f"({len(lost)} of {len(finite)} over all ranks); the step is refused, no center was changed; "
+            "lower the learning rate or look at that input"
+        )
 
     def _choose(self, labels: Indices, training: bool) -> _Choice:
         """Step 2: the classes of all ranks' labels and sampled others; all classes where it is no training."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dist_train.errors import UserError
+from dist_train.runtime.to_device import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,7 @@ class Shares:
             raise UserError(f"weight {host[wrong[0]]} of sample {wrong[0]}, expected a finite number from 0 on")
         numbers = np.flatnonzero(host)
         near, counted, ignored = (
-            torch.from_numpy(values).to(device, non_blocking=True)
-            for values in (host.astype(np.float32), numbers, host == 0)
+            to_device(torch.from_numpy(values), device) for values in (host.astype(np.float32), numbers, host == 0)
         )
         return cls(near, counted, ignored, len(numbers) > 0)
 

@@ -23,6 +23,7 @@ from dist_train.errors import UserError
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.snapshot import TableSnapshot
 from dist_train.head.workspace import Workspace
+from dist_train.runtime.to_device import to_device
 
 _INIT_CLASSES = 1024  # classes whose initial rows come from one generator; part of what a seed means
 
@@ -110,7 +111,7 @@ class RowStore:
     def lease(self, classes: Tensor | None) -> "Lease":
         """The rows of `classes` (sorted local ids on the host; None: all). Staged rows are fetched meanwhile."""
         if not self.staged:
-            on_device = None if classes is None else classes.to(self.device, non_blocking=True)
+            on_device = None if classes is None else to_device(classes, self.device)
             return Lease(self, self.num_classes if classes is None else len(classes), on_device)
         count = self.num_classes if classes is None else len(classes)
         host = self._idle.pop() if self._idle else {}
@@ -272,12 +273,12 @@ class StagedLease(Lease):
             else:
                 torch.index_select(table, 0, self._rows_of, out=self._staging(name))
 
-    def _rows(self, name: str) -> Tensor:
+    def _rows(self, table: str) -> Tensor:
         if self._near is None:
             self._fetched.result()
             device = self.store.device
-            self._near = {n: self._staging(n).to(device, non_blocking=True) for n in self.store.tables}
-        return self._near[name]
+            self._near = {name: to_device(self._staging(name), device) for name in self.store.tables}
+        return self._near[table]
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """See `Lease.read`."""

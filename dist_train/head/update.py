@@ -11,7 +11,9 @@ from dist_train.head.optimizers import RowOptimizer
 from dist_train.head.sizes import spans
 from dist_train.head.step import Step
 from dist_train.head.storage import Lease, RowStore
+from dist_train.head.tentative import Tentative
 from dist_train.head.workspace import Workspace
+from dist_train.runtime.to_device import to_device
 
 
 class RowUpdate:
@@ -61,7 +63,7 @@ class RowUpdate:
         return self._squares
 
     def _apply_one(self, step: Step, lr: float) -> None:
-        lease = step.rows.lease
+        lease = self._tentative(step.rows.lease)
         for start, stop in step.weights.spans(0, lease.count):
             stored = lease.read("centers", start, stop)
             rows = stored.view(-1, self.width)
@@ -75,7 +77,7 @@ class RowUpdate:
             step.rows.lease.release()
         chosen = [step.rows.classes for step in micro_batches if step.rows.classes is not None]
         union = np.unique(np.concatenate(chosen)) if len(chosen) == len(micro_batches) else None
-        lease = self.store.lease(None if union is None else torch.from_numpy(union))
+        lease = self._tentative(self.store.lease(None if union is None else torch.from_numpy(union)))
         for start, stop in spans(0, lease.count, micro_batches[0].rows.block):
             stored = lease.read("centers", start, stop)
             rows = stored.view(-1, self.width)
@@ -87,6 +89,12 @@ class RowUpdate:
             self._write(lease, start, stop, stored, inverse, gradient, lr)
         lease.commit()
 
+    def _tentative(self, lease: Lease) -> Lease:
+        """The lease, or one whose writes follow `proceed`; the kernel looks at it by itself."""
+        if self._proceed is None or updates_fused(self.store.device):
+            return lease
+        return Tentative(lease, self._proceed)
+
     def _add(self, step: Step, classes: NDArray[np.int64], stored: Tensor, gradient: Tensor) -> None:
         """Add a micro-batch's gradient [n, K·D] of sorted `classes` [n], whose rows are `stored` [n, K·D]."""
         every = step.rows.classes
@@ -96,7 +104,7 @@ class RowUpdate:
         first = int(classes[0]) if every is None else 0
         for start, stop in step.weights.spans(low + first, high + first):
             shared = own[start - first : stop - first]
-            places = torch.from_numpy(np.searchsorted(classes, shared)).to(self.store.device)
+            places = to_device(torch.from_numpy(np.searchsorted(classes, shared)), self.store.device)
             rows = stored[places].view(-1, self.width)
             part = self.workspace.get("part", tuple(rows.shape))
             step.row_gradient(rows, start, stop, part)

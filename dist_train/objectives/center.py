@@ -15,8 +15,10 @@ from dist_train.head.exchange import HeadGroup
 from dist_train.objectives.class_table import ClassTable
 from dist_train.objectives.config import CenterConfig
 from dist_train.objectives.gathering import Gathered
+from dist_train.objectives.objective import Conditional
 from dist_train.objectives.pairs import unit
 from dist_train.objectives.setting import ObjectiveSetting
+from dist_train.runtime.to_device import to_device
 
 
 class CenterRows(Protocol):
@@ -29,7 +31,7 @@ class CenterRows(Protocol):
         """Copies [n, D] of the centers of `classes` [n], on the device and counted from this rank's first."""
 
 
-class Center:
+class Center(Conditional):
     """Wen et al. 2016, equations 2 to 4: half the mean squared distance of embeddings x to their classes' centers c.
 
         loss = 1/2 · mean over samples i of |x(i) - c(y(i))|²
@@ -61,7 +63,8 @@ class Center:
         """See `Objective`."""
         gathered = self._gathering(embeddings, batch)
         with torch.autocast(embeddings.device.type, enabled=False):
-            places, classes = self._mine(gathered.host_labels)
+            mine = self._mine(gathered.host_labels)
+            places, classes = (to_device(torch.from_numpy(each), self._device) for each in mine)
             centers = torch.zeros_like(gathered.embeddings)
             centers[places] = self._rows.read(classes)
             centers = self._ranks.reduce_scatter(centers)  # [G, D] of one summand each -> [B, D]
@@ -70,15 +73,14 @@ class Center:
             values = torch.where(seen, apart.square().sum(dim=1) / 2, 0)
             share = (values * self._weights(gathered)).sum()
             total = self._ranks.all_reduce(share.detach().clone())
-            self._note(places, classes, self._shape(gathered.embeddings.detach()))
+            self._note(mine[1], places, self._shape(gathered.embeddings.detach()))
         self._figures = {"loss": total}
         return share + (total - share.detach())  # the value of all ranks, the gradient of this rank's samples
 
-    def _mine(self, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _mine(self, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Places in the batch of samples [n] whose center this rank has, and their classes from its first."""
         places = np.flatnonzero((labels >= self._rows.start) & (labels < self._rows.stop))
-        classes = labels[places] - self._rows.start
-        return torch.from_numpy(places).to(self._device), torch.from_numpy(classes).to(self._device)
+        return places, labels[places] - self._rows.start
 
     def _weights(self, gathered: Gathered) -> Tensor | float:
         """What each of this rank's samples [B] counts in the mean."""
@@ -87,10 +89,10 @@ class Center:
     def _shape(self, rows: Tensor) -> Tensor:
         return unit(rows) if self._unit else rows
 
-    def _note(self, places: Tensor, classes: Tensor, embeddings: Tensor) -> None:
+    def _note(self, classes: NDArray[np.int64], places: Tensor, embeddings: Tensor) -> None:
         """See the embeddings [G, D] that centers may follow; of `classes` [n] are those at `places` [n]."""
 
-    def step(self, lr: float, *, measure: bool) -> None:
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
         """See `Objective`; the head's rows are moved by the head."""
 
     def zero_grad(self) -> None:
@@ -141,25 +143,28 @@ class OwnCenters(Center):
         classes, width = setting.loader.manifest.num_classes, setting.config.backbone.embedding_dim
         self._table = ClassTable(classes, width, setting.ranks)
         self._alpha = section.alpha
-        self._noted: list[tuple[Tensor, Tensor]] = []  # of each micro-batch: classes [n] and embeddings [n, D]
+        # Of each micro-batch: classes [n] on the host, and embeddings [n, D].
+        self._noted: list[tuple[NDArray[np.int64], Tensor]] = []
         super().__init__(self._table, setting)
 
-    def _note(self, places: Tensor, classes: Tensor, embeddings: Tensor) -> None:
+    def _note(self, classes: NDArray[np.int64], places: Tensor, embeddings: Tensor) -> None:
         self._noted.append((classes, embeddings[places]))
 
     @torch.no_grad()
-    def step(self, lr: float, *, measure: bool) -> None:
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
         """Move the centers of the samples since the last step."""
         noted, self._noted = self._noted, []
         if not noted:
             return
-        every, embeddings = (torch.cat(parts) for parts in zip(*noted, strict=True))
-        classes, which, counts = every.unique(return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(classes), embeddings.shape[1], device=every.device).index_add_(0, which, embeddings)
+        every, embeddings = np.concatenate([each for each, _ in noted]), torch.cat([each for _, each in noted])
+        found = np.unique(every, return_inverse=True, return_counts=True)
+        classes, which, counts = (to_device(torch.from_numpy(each), embeddings.device) for each in found)
+        sums = torch.zeros(len(classes), embeddings.shape[1], device=which.device).index_add_(0, which, embeddings)
         count = counts[:, None].float()
         centers = self._table.read(classes)
         moved = centers - self._alpha * (count * centers - sums) / (1 + count)
-        self._table.write(classes, torch.where(centers.any(dim=1, keepdim=True), moved, sums / count))
+        moved = torch.where(centers.any(dim=1, keepdim=True), moved, sums / count)
+        self._table.write(classes, moved if proceed is None else torch.where(proceed, moved, centers))
 
     def zero_grad(self) -> None:
         """See `Objective`."""

@@ -13,6 +13,7 @@ from dist_train.errors import UserError
 from dist_train.head import Head
 from dist_train.objectives.config import CompatibleConfig
 from dist_train.objectives.gathering import Gathering
+from dist_train.objectives.objective import Conditional
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.objectives.still_head import OtherRun, build_still_head, open_other_run
 from dist_train.weights.digest import digest_weights
@@ -48,7 +49,7 @@ def check_length(older: OtherRun, embedding_dim: int) -> None:
         )
 
 
-class Compatible:
+class Compatible(Conditional):
     """The loss of an older run's head over the new embeddings; its class centers stand still.
 
     The centers are the older run's, identity by identity; identities that it did not know have the mean of their
@@ -78,7 +79,7 @@ class Compatible:
         self._loss = loss.detach()
         return loss
 
-    def step(self, lr: float, *, measure: bool) -> None:
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
         """See `Objective`; nothing moves."""
         self._head.step(lr)
 

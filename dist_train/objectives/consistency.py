@@ -9,11 +9,12 @@ from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError, UserError
 from dist_train.head.exchange import HeadGroup
 from dist_train.objectives.config import ConsistencyConfig
-from dist_train.objectives.objective import OfTwoViews
+from dist_train.objectives.objective import Conditional, OfTwoViews
 from dist_train.objectives.setting import ObjectiveSetting
+from dist_train.runtime.to_device import to_device
 
 
-class Consistency(OfTwoViews):
+class Consistency(OfTwoViews, Conditional):
     """Mean of 1 - cos(a, b), a and b the embeddings of two views of a sample; gradients pass through both.
 
     The mean is over the samples concerned in the global micro-batch; where there is none the term is 0. What keeps the
@@ -43,18 +44,15 @@ class Consistency(OfTwoViews):
         first, second = embeddings.float().chunk(2)
         _, sources = self._gathering.prepare(batch)
         count = int(self._concerned[sources].sum())
-        part = torch.from_numpy(self._concerned[batch.source.numpy()] / max(1, count)).to(first)
+        part = torch.from_numpy(self._concerned[batch.source.numpy()] / max(1, count)).to(first.dtype)
+        part = to_device(part, first.device)
         own = (part * (1 - functional.cosine_similarity(first, second, dim=1))).sum()
         total = self._near.all_reduce(own.detach().clone())
-        if not total.isfinite():
-            raise NonFiniteError(
-                "objectives.consistency: an embedding of some rank is not finite; the step is refused; lower the "
-                "learning rate or look at that input"
-            )
+        self._gathering.verdict.check(total.isfinite(), _refusal)
         self._value = total
         return own + (total - own.detach())
 
-    def step(self, lr: float, *, measure: bool) -> None:
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
         """See `Objective`; there is nothing to update."""
 
     def zero_grad(self) -> None:
@@ -66,6 +64,13 @@ class Consistency(OfTwoViews):
 
     def close(self) -> None:
         """See `Objective`."""
+
+
+def _refusal(_: object) -> NonFiniteError:
+    return NonFiniteError(
+        "objectives.consistency: an embedding of some rank is not finite; the step is refused; lower the learning rate "
+        "or look at that input"
+    )
 
 
 def build(section: ConsistencyConfig, setting: ObjectiveSetting) -> Consistency:

@@ -9,10 +9,12 @@ from dist_train.data.batch import Batch
 from dist_train.errors import UserError
 from dist_train.objectives.config import CoralConfig
 from dist_train.objectives.gathering import Gathering
+from dist_train.objectives.objective import Conditional
 from dist_train.objectives.setting import ObjectiveSetting
+from dist_train.runtime.to_device import to_device
 
 
-class Coral:
+class Coral(Conditional):
     """|C_s - C_t|² / (4·D²), Frobenius, of the covariances of source and target embeddings [n, D].
 
     The source is `data.path`, each set of `data.mix` a target; of several targets it is the mean. Covariances are over
@@ -47,7 +49,7 @@ class Coral:
         self._value = value.detach()
         return value
 
-    def step(self, lr: float, *, measure: bool) -> None:
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
         """See `Objective`; there is nothing to update."""
 
     def zero_grad(self) -> None:
@@ -66,7 +68,7 @@ def covariance(embeddings: Tensor, some: NDArray[np.bool_]) -> Tensor | None:
     numbers = np.flatnonzero(some)
     if len(numbers) < 2:
         return None
-    found = embeddings[torch.from_numpy(numbers).to(embeddings.device, non_blocking=True)]
+    found = embeddings[to_device(torch.from_numpy(numbers), embeddings.device)]
     centred = found - found.mean(dim=0)
     return centred.T @ centred / (len(numbers) - 1)
 

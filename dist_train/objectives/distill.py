@@ -2,7 +2,9 @@
 
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.checkpoint.compatibility import from_digest
@@ -15,6 +17,7 @@ from dist_train.head.exchange import HeadGroup
 from dist_train.objectives.config import DistillConfig
 from dist_train.objectives.distill_terms import cosine_distance, relation_distance
 from dist_train.objectives.gathering import Gathering
+from dist_train.objectives.objective import Conditional
 from dist_train.objectives.projection import Projection
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.objectives.soft_labels import SoftLabels, check_heads
@@ -51,7 +54,7 @@ def _soft_labels(section: DistillConfig, setting: ObjectiveSetting) -> SoftLabel
     return SoftLabels(cast(Head, setting.head), build_still_head(other, setting), section.temperature)
 
 
-class Distill:
+class Distill(Conditional):
     """A weighted sum of the terms of `distill_terms`, of a teacher's embeddings that have no gradient.
 
     Every rank computes each term from the gathered embeddings of all, so that a projection has the same gradient on
@@ -115,20 +118,22 @@ class Distill:
         taught, self._taught = self._taught, None
         own = taught[1] if taught is not None and taught[0] is batch else self._teacher(batch)
         every = self._group.gather(own)
-        lost = (~every.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if lost:
-            rank, place = divmod(lost[0], len(own))
-            raise NonFiniteError(
-                f"rank {rank}: the teacher's embedding {place} of the batch is not finite ({len(lost)} of {len(every)} "
-                f"over all ranks); the step is refused; if it goes on, {KEY} is damaged or needs "
-                "train.precision=float32"
-            )
+        self._gathering.verdict.check(every.isfinite().all(dim=1), self._refusal)
         return every
 
-    def step(self, lr: float, *, measure: bool) -> None:
+    def _refusal(self, finite: NDArray[np.bool_]) -> NonFiniteError:
+        lost = np.flatnonzero(~finite)
+        rank, place = divmod(int(lost[0]), len(finite) // self._group.world_size)
+        return NonFiniteError(
+            f"rank {rank}: the teacher's embedding {place} of the batch is not finite ({len(lost)} of {len(finite)} "
+            f"over all ranks); the step is refused; if it goes on, {KEY} is damaged or needs "
+            "train.precision=float32"
+        )
+
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
         """See `Objective`."""
         if self._projection is not None:
-            self._projection.step(lr)
+            self._projection.step(lr, proceed)
 
     def zero_grad(self) -> None:
         """See `Objective`."""

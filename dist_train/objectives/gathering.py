@@ -14,6 +14,8 @@ from dist_train.errors import NonFiniteError
 from dist_train.head.exchange import HeadGroup
 from dist_train.objectives.weights import is_weighted, sample_weights
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.to_device import to_device
+from dist_train.runtime.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,14 @@ class Gathering:
     Args:
         ranks: this process among the job's.
         data: the `data` section, which may weigh samples; None: they weigh the same.
+        verdict: on the numbers of a step; None: what is not finite is raised at once.
+
+    Attributes:
+        verdict: for terms that look at numbers of their own.
     """
 
-    def __init__(self, ranks: Ranks, data: DataConfig | None = None) -> None:
+    def __init__(self, ranks: Ranks, data: DataConfig | None = None, verdict: Verdict | None = None) -> None:
+        self.verdict = Verdict(ranks.device) if verdict is None else verdict
         self._data = data if data is not None and is_weighted(data) else None
         self._rank, self._device = ranks.rank, ranks.device
         self._near = HeadGroup(ranks.group, ranks.rank, ranks.world_size)
@@ -88,12 +95,12 @@ class Gathering:
         if self._made is None or self._made[0] is not embeddings:
             labels, sources = self.prepare(batch)
             every = cast(Tensor, _AllRanks.apply(embeddings, self._near))
-            self._check(every.detach())
-            near = torch.from_numpy(labels.copy()).to(self._device, non_blocking=True)
+            self.verdict.check(every.detach().isfinite().all(dim=1), self._refusal)
+            near = to_device(torch.from_numpy(labels.copy()), self._device)
             own = slice(self._rank * len(embeddings), (self._rank + 1) * len(embeddings))
             weights = self.weights(batch)
             if weights is not None:
-                weights = weights.to(torch.float32).to(self._device, non_blocking=True)
+                weights = to_device(weights.to(torch.float32), self._device)
             self._made = (embeddings, Gathered(every, near, labels, sources, own, weights))
         return self._made[1]
 
@@ -101,15 +108,13 @@ class Gathering:
         """Let go of the last micro-batch, whose graph keeps memory."""
         self._prepared = self._made = None
 
-    def _check(self, embeddings: Tensor) -> None:
-        finite = embeddings.isfinite().all(dim=1).cpu().numpy()
+    def _refusal(self, finite: NDArray[np.bool_]) -> NonFiniteError:
         lost = np.flatnonzero(~finite)
-        if len(lost):
-            rank, place = divmod(int(lost[0]), len(finite) // self._near.world_size)
-            raise NonFiniteError(
-                f"rank {rank}: embedding {place} of the batch is not finite ({len(lost)} of {len(finite)} over all "
-                "ranks); the step is refused; lower the learning rate or look at that input"
-            )
+        rank, place = divmod(int(lost[0]), len(finite) // self._near.world_size)
+        return NonFiniteError(
+            f"rank {rank}: embedding {place} of the batch is not finite ({len(lost)} of {len(finite)} over all "
+            "ranks); the step is refused; lower the learning rate or look at that input"
+        )
 
 
 class _Context(torch.autograd.function.FunctionCtx):

@@ -52,6 +52,14 @@ class Objective(Protocol):
         """End threads and files; safe to repeat."""
 
 
+class Conditional:
+    """Base of objectives whose `step` also takes `proceed`, [] bool on the device, and changes nothing if it is false.
+
+    Only beside such terms a step is judged on the device. It is given where that is done, and None means true; no
+    `zero_grad` follows a step that was refused so.
+    """
+
+
 class OfTwoViews:
     """Base of objectives that compare two views of each sample.
 

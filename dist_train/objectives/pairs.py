@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dist_train.data.batch import Batch
 from dist_train.objectives.gathering import Gathered, Gathering
+from dist_train.runtime.to_device import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def labelled(gathered: Gathered) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
     known = np.flatnonzero(gathered.host_labels >= 0)
     if len(known) == len(gathered.host_labels):
         return gathered.embeddings, gathered.labels, gathered.host_labels
-    places = torch.from_numpy(known).to(gathered.labels.device)
+    places = to_device(torch.from_numpy(known), gathered.labels.device)
     return gathered.embeddings[places], gathered.labels[places], gathered.host_labels[known]
 
 

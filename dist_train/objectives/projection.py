@@ -34,12 +34,20 @@ class Projection:
         return embeddings @ self.matrix.T
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """SGD with momentum 0.9 and no decay: the cosine does not see the matrix's length."""
-        if self.matrix.grad is not None:
-            self._momentum.mul_(MOMENTUM).add_(self.matrix.grad)
-            self.matrix.add_(self._momentum, alpha=-lr)
-            self.matrix.grad = None
+    def step(self, lr: float, proceed: Tensor | None = None) -> None:
+        """SGD with momentum 0.9 and no decay: the cosine does not see the matrix's length.
+
+        Nothing changes where `proceed`, [] bool on the device, is false.
+        """
+        if self.matrix.grad is None:
+            return
+        before = None if proceed is None else (self.matrix.clone(), self._momentum.clone())
+        self._momentum.mul_(MOMENTUM).add_(self.matrix.grad)
+        self.matrix.add_(self._momentum, alpha=-lr)
+        self.matrix.grad = None
+        if proceed is not None and before is not None:
+            for live, kept in zip((self.matrix, self._momentum), before, strict=True):
+                live.copy_(torch.where(proceed, live, kept))
 
     def zero_grad(self) -> None:
         """Forget the gradient."""

@@ -14,6 +14,7 @@ from dist_train.head.exchange import HeadGroup
 from dist_train.objectives.config import SampleToSampleConfig
 from dist_train.objectives.pairs import PairTerm
 from dist_train.objectives.setting import ObjectiveSetting
+from dist_train.runtime.to_device import to_device
 
 
 class SampleToSample(PairTerm):
@@ -42,12 +43,12 @@ class SampleToSample(PairTerm):
 
     def value(self, embeddings: Tensor, labels: Tensor, positives: NDArray[np.int64]) -> Tensor:
         """See `PairTerm`; the figure `threshold` is a cosine."""
-        with_pairs = torch.from_numpy(np.flatnonzero(positives)).to(labels.device)
+        with_pairs = to_device(torch.from_numpy(np.flatnonzero(positives)), labels.device)
         cosines = embeddings[with_pairs] @ embeddings.T  # [anchors, n]
         same = labels[with_pairs][:, None] == labels[None, :]
         if not self._steps and self._bias.grad is None:
             self._begin(cosines.detach(), same)
-        counts = torch.from_numpy(positives[positives > 0]).to(cosines)
+        counts = to_device(torch.from_numpy(positives[positives > 0]), cosines.device).to(cosines.dtype)
         # A sample is no pair with itself; it stands among those of its label.
         itself = torch.zeros_like(same).scatter_(1, with_pairs[:, None], True)
         zero = cosines.new_zeros(())

@@ -19,6 +19,7 @@ from dist_train.head.margins.table import MARGINS
 from dist_train.head.records import ChosenRows
 from dist_train.head.sizes import spans
 from dist_train.head.step import Exchanged
+from dist_train.runtime.to_device import to_device
 
 _LOWEST = -1e30
 
@@ -169,7 +170,7 @@ def _taught_centers(teacher: Head, rows: ChosenRows, start: int, stop: int) -> T
     if rows.classes is None:
         block = table[start:stop]
     else:
-        block = table[torch.from_numpy(rows.classes[start:stop]).to(table.device)]
+        block = table[to_device(torch.from_numpy(rows.classes[start:stop]), table.device)]
     block = block.to(teacher.device, torch.float32)
     return block * inverse_norms(block)[:, None]
 

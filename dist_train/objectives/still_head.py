@@ -104,6 +104,7 @@ def build_still_head(other: OtherRun, setting: ObjectiveSetting) -> Head:
             device=ranks.device,
             seed=config.seed,
             class_counts=class_counts(loader.sources) if settings.needs_class_counts else None,
+            verdict=setting.gathering.verdict,
         )
     )
     try:

@@ -18,6 +18,7 @@ from dist_train.data.tar_samples import key_of, parts_of
 from dist_train.errors import UserError
 from dist_train.objectives.stored_rows import StoredRows, open_stored_rows, shown_tars
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.to_device import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class StoredTeacher:
         self._count(rows, places.shard, places.sample)
         found = np.zeros((len(rows), self.embedding_dim), dtype=np.float32)
         found[rows >= 0] = self._stored.embeddings[rows[rows >= 0]]
-        return torch.from_numpy(found).to(self._device, non_blocking=True)
+        return to_device(torch.from_numpy(found), self._device)
 
     def figures(self) -> dict[str, float]:
         """See `Teacher`: `missing`, samples of this rank so far without an embedding."""

@@ -6,12 +6,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.objectives.config import SupConConfig
+from dist_train.objectives.objective import Conditional
 from dist_train.objectives.pairs import PairTerm
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.runtime.extras import require
 
 
-class SupCon(PairTerm):
+class SupCon(PairTerm, Conditional):
     """Khosla et al. 2020, equation 2: every other picture of the identity is to win a softmax over the batch.
 
     With cosines c, temperature t and the positives P(i) of sample i, by `pytorch_metric_learning.losses.SupConLoss`:
@@ -39,6 +40,9 @@ class SupCon(PairTerm):
             return 0 * embeddings.sum()  # one identity alone, without anything to tell it from
         losses = self._loss(embeddings, labels)["loss"]["losses"]
         return torch.as_tensor(losses).sum() / anchors
+
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
+        """See `Conditional`; there is nothing to update."""
 
 
 def build(section: SupConConfig, setting: ObjectiveSetting) -> SupCon:

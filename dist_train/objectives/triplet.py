@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.objectives.config import TripletConfig
+from dist_train.objectives.objective import Conditional
 from dist_train.objectives.pairs import PairTerm
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.runtime.extras import require
@@ -16,7 +17,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 """Places [T] of anchors, positives and negatives in the batch."""
 
 
-class Triplet(PairTerm):
+class Triplet(PairTerm, Conditional):
     """A negative farther from the anchor than a positive by a margin m, in squared distances d of unit vectors.
 
         loss = mean over the mined triplets of max(0, d(a, p) - d(a, n) + m),   d = 2 - 2 · cosine
@@ -54,6 +55,9 @@ class Triplet(PairTerm):
         losses = 2 * self._loss(embeddings, labels, triplets)["loss"]["losses"]
         self._figures["active"] = (losses.detach() > 0).float().mean()
         return torch.as_tensor(losses).mean()
+
+    def step(self, lr: float, *, measure: bool, proceed: Tensor | None = None) -> None:
+        """See `Conditional`; there is nothing to update."""
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.verdict import Verdict
 
 # Tensors that each optimizer keeps for a parameter; with those of the backbone they make a checkpoint.
 OPTIMIZER_STATE = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
@@ -82,11 +83,16 @@ class Replica(ABC):
         """
 
     @abstractmethod
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, verdict: Verdict | None = None) -> Tensor:
         """Update the weights and forget the gradients; the L2 norm of the gradient before clipping, [].
 
+        Args:
+            lr: learning rate.
+            verdict: on the step so far, and then on its gradient; where it refuses, the weights are as before. None:
+                one that is read at once.
+
         Raises:
-            NonFiniteError: the gradient is not finite; the weights are as before, on all ranks.
+            NonFiniteError: the gradient is not finite, on all ranks.
         """
 
     @abstractmethod
@@ -135,7 +141,8 @@ def kept_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
         if kept.get(key) is None:
             kept[key] = torch.zeros_like(parameter)
     if adam:
-        kept.setdefault("step", torch.zeros(()))
+        fused = optimizer.defaults["fused"]
+        kept.setdefault("step", torch.zeros((), device=parameter.device if fused else None))
     return kept
 
 

@@ -1,6 +1,7 @@
 """The backbone whole on every rank, under DistributedDataParallel."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from dist_train.replica.base import (
 from dist_train.replica.groups import build_backbone_optimizer, set_rates
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.torch_names import OWN_BUFFERS
+from dist_train.runtime.verdict import Verdict, reads_late
 
 
 class DdpReplica(Replica):
@@ -46,7 +48,12 @@ class DdpReplica(Replica):
         self._config = optimizer
         self._late = standing.late if optimizer.name == "adamw" else frozenset()
         self._dtype = compute_dtype(train.precision, ranks.device)
-        self._optimizer = build_backbone_optimizer(optimizer, backbone, standing.late)
+        late = reads_late(ranks.device)
+        self._optimizer = build_backbone_optimizer(optimizer, backbone, standing.late, fused=late)
+        if late:  # the kernel makes these itself, but leaves them as it finds the memory if its first step is refused
+            for group in self._optimizer.param_groups:
+                for parameter in group["params"]:
+                    kept_state(self._optimizer, parameter)
         # Embeddings' gradients are scaled rather than the loss, so that the head stays in plain float32.
         self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._dtype == torch.float16)
         self._forward: nn.Module = backbone
@@ -90,7 +97,7 @@ class DdpReplica(Replica):
         scaled: Tensor = self._scaler.scale(gradient * self.ranks.world_size)
         embeddings.backward(scaled.to(embeddings.dtype))
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, verdict: Verdict | None = None) -> Tensor:
         """See `Replica.step`."""
         self._scaler.unscale_(self._optimizer)
         if self._config.clip_norm is None:  # clipping at infinity would write every gradient again
@@ -98,15 +105,39 @@ class DdpReplica(Replica):
             norm = nn.utils.get_total_norm(gradients)
         else:
             norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self._config.clip_norm)
-        if not norm.isfinite():
-            if self._scaler.is_enabled():
-                self._scaler.update()  # halves the scale, since unscale_ saw an infinity
-            raise NonFiniteError(f"the backbone's gradient has norm {float(norm)}")
+        verdict = verdict or Verdict(self.ranks.device)
+        before = verdict.proceed
+        try:
+            verdict.check(norm.isfinite(), lambda _: NonFiniteError(f"the backbone's gradient has norm {float(norm)}"))
+        except NonFiniteError:
+            self._scaler.update()  # halves the scale, since unscale_ saw an infinity
+            raise
         set_rates(self._optimizer, lr)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        if verdict.proceed is None or before is None:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        else:
+            self._step_if(verdict.proceed)
+            self._scale_if(before)
         self.discard()
         return norm
+
+    def _step_if(self, proceed: Tensor) -> None:
+        """Let the optimizer do its step, whose gradients are unscaled, where `proceed` [] is true."""
+        optimizer: Any = self._optimizer  # as `GradScaler.step` tells it
+        optimizer.grad_scale, optimizer.found_inf = None, (~proceed).float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+
+    def _scale_if(self, proceed: Tensor) -> None:
+        """Follow the gradients with the scale, unless the step was refused before there were any."""
+        if not self._scaler.is_enabled():
+            return
+        state = [cast(Tensor, one) for one in (self._scaler._scale, self._scaler._growth_tracker)]
+        before = [one.clone() for one in state]
+        self._scaler.update()
+        for one, kept in zip(state, before, strict=True):
+            one.copy_(torch.where(proceed, one, kept))
 
     def discard(self) -> None:
         """See `Replica.discard`."""
@@ -120,7 +151,7 @@ class DdpReplica(Replica):
         """See `Replica.optimizer_state`."""
         state = {name: self._kept(parameter) for name, parameter in self.backbone.named_parameters()}
         counts = {
-            group["late"]: kept_state(self._optimizer, group["params"][0]).get("step", torch.zeros(()))
+            group["late"]: kept_state(self._optimizer, group["params"][0]).get("step", torch.zeros(())).cpu()
             for group in self._optimizer.param_groups
         }
         state["scalars"] = count_scalars(counts, self._late) | {

@@ -35,7 +35,7 @@ def rate_shares(config: OptimizerConfig, backbone: nn.Module) -> dict[str, float
 
 
 def build_backbone_optimizer(
-    config: OptimizerConfig, backbone: nn.Module, late: AbstractSet[str] = frozenset()
+    config: OptimizerConfig, backbone: nn.Module, late: AbstractSet[str] = frozenset(), *, fused: bool = False
 ) -> Optimizer:
     """The backbone's optimizer, of the parameters that are trained.
 
@@ -47,6 +47,7 @@ def build_backbone_optimizer(
         config: the recipe's section `optimizer`.
         backbone: a parameter that stands still requires no gradient.
         late: names of parameters whose steps are counted apart.
+        fused: one kernel that reads on the device whether it is to do anything (torch's `found_inf`).
 
     Returns:
         Groups have `lr_share`, which `set_rates` reads, and `late`.
@@ -66,8 +67,8 @@ def build_backbone_optimizer(
         for kind, share, is_late in sorted(groups, key=lambda group: (list(decays).index(group[0]), *group[1:]))
     ]
     if config.name == "adamw":
-        return AdamW(settings, lr=config.lr)
-    return SGD(settings, lr=config.lr, momentum=config.momentum)
+        return AdamW(settings, lr=config.lr, fused=fused or None)
+    return SGD(settings, lr=config.lr, momentum=config.momentum, fused=fused or None)
 
 
 def set_rates(optimizer: Optimizer, lr: float) -> None:

@@ -10,6 +10,7 @@ from dist_train.config import OptimizerConfig, TrainConfig
 from dist_train.errors import NonFiniteError
 from dist_train.replica.base import OPTIMIZER_STATE, Replica, Standing, compute_dtype, count_scalars
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.verdict import Verdict
 
 
 class StillReplica(Replica):
@@ -52,12 +53,13 @@ class StillReplica(Replica):
         """See `Replica.backward`; only looks whether the gradient is finite, as a gradient of weights would tell."""
         self._finite *= gradient.isfinite().all()
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, verdict: Verdict | None = None) -> Tensor:
         """See `Replica.step`; the gradient of no weights has norm 0."""
         if self.ranks.group is not None:
             dist.all_reduce(self._finite, dist.ReduceOp.MIN, group=self.ranks.group)
-        if not self._finite:
-            raise NonFiniteError("the gradient of the embeddings is not finite")
+        verdict = verdict or Verdict(self.ranks.device)
+        verdict.check(self._finite > 0, lambda _: NonFiniteError("the gradient of the embeddings is not finite"))
+        self.discard()
         return torch.zeros((), device=self.ranks.device)
 
     def discard(self) -> None:

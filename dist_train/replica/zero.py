@@ -29,6 +29,7 @@ from dist_train.replica.deepspeed_internals import (
 )
 from dist_train.replica.groups import build_backbone_optimizer, set_rates
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.verdict import Verdict
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -141,8 +142,8 @@ class ZeroReplica(Replica):
         if not self._last:
             self._engine.step()  # counts the micro-batch; the weights change after the last one only
 
-    def step(self, lr: float) -> Tensor:
-        """See `Replica.step`."""
+    def step(self, lr: float, verdict: Verdict | None = None) -> Tensor:
+        """See `Replica.step`; the engine waits for the device, and no verdict is late."""
         set_rates(self._engine.optimizer, lr)
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)

@@ -42,6 +42,7 @@ class BadSteps:
             logger.warning("step %d skipped on all ranks (%d in a row): %s", step, self._in_a_row, error)
         if self._in_a_row < self._limit:
             return
+        program.discard()  # what the step after it has begun, where the verdict was late
         found = self._ranks.gather(program.diagnose(micro_batches))
         if self._ranks.rank != 0:
             raise SystemExit(1)  # rank 0 speaks for all

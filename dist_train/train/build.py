@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dist_train.checkpoint.checkpointer import Checkpointer
 from dist_train.checkpoint.store import check_same_data, read_progress
@@ -24,11 +23,12 @@ from dist_train.objectives.build import build_objectives
 from dist_train.objectives.by_source import LossBySource
 from dist_train.objectives.config import ObjectiveConfig
 from dist_train.objectives.gathering import Gathering
-from dist_train.objectives.objective import Objective
+from dist_train.objectives.objective import Conditional, Objective
 from dist_train.objectives.setting import ObjectiveSetting
 from dist_train.replica.base import compute_dtype
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.verdict import Verdict, reads_late
 from dist_train.start.backbone import start_backbone
 from dist_train.start.head import start_head
 from dist_train.track.meter import Meter
@@ -37,6 +37,7 @@ from dist_train.track.trackers import Trackers
 from dist_train.train.batching import check_one_set, micro_batches, total_steps
 from dist_train.train.contrast import Contrast, Length
 from dist_train.train.loop import Loop
+from dist_train.train.moving_average import MovingAverage
 from dist_train.train.phases import check_phases
 from dist_train.train.program import Program
 from dist_train.train.recognition import Recognition, Term
@@ -59,6 +60,7 @@ class Setting:
         step: that comes first: 0, or that of the checkpoint which will be loaded.
         resumes: a checkpoint will be loaded, so that what `start` names is not read.
         started: takes figures of what the program started from, for the trackers.
+        verdict: on a step's numbers, whose ruling the caller asks for; the program may make it late. None: at once.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class Setting:
     step: int
     resumes: bool
     started: dict[str, float]
+    verdict: Verdict | None = None
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -83,9 +86,10 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
         WorkError: damaged files that it starts from.
     """
     config, ranks, loader = setting.config, setting.ranks, setting.loader
-    gathering = Gathering(ranks, config.data)
+    verdict = setting.verdict or Verdict(ranks.device)
+    gathering = Gathering(ranks, config.data, verdict)
     with ExitStack() as opened:
-        head = _build_head(setting)
+        head = _build_head(setting, verdict)
         if head is not None:
             opened.callback(head.close)
         torch.manual_seed(config.seed)  # the same initial backbone on every rank
@@ -103,7 +107,8 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             terms[name] = Term(objective, ObjectiveConfig(weight=weight).weight_at)
         decay = config.train.ema_decay
         # A copy of the plain backbone: a strategy changes what it replicates.
-        average = None if decay is None else AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average = None if decay is None else MovingAverage(backbone, decay)
+        verdict.late = _late(setting) and all(isinstance(each.objective, Conditional) for each in terms.values())
         program = Recognition(
             ranks.agree(lambda: replicas.replicate(backbone, setting.step)),
             head,
@@ -116,12 +121,19 @@ def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Ob
             terms=terms,
             gathering=gathering,
             by_source=LossBySource(config.data, gathering),
+            verdict=verdict,
         )
         opened.pop_all()
     return program
 
 
-def _build_head(setting: Setting) -> Head | None:
+def _late(setting: Setting) -> bool:
+    """Whether the host may read a step's verdict later; DeepSpeed's engine waits for the device by itself."""
+    asked = setting.verdict is not None
+    return asked and reads_late(setting.ranks.device) and setting.config.train.strategy == "ddp"
+
+
+def _build_head(setting: Setting, verdict: Verdict) -> Head | None:
     """The classifier over the set's identities, split over the ranks; None where the recipe has none. A collective."""
     config, ranks, loader = setting.config, setting.ranks, setting.loader
     section = config.at(setting.step).head
@@ -141,6 +153,7 @@ def _build_head(setting: Setting) -> Head | None:
             seed=config.seed,
             class_counts=class_counts(loader.sources) if any(each.needs_class_counts for each in every) else None,
             later=every,
+            verdict=verdict,
         )
     )
 
@@ -161,6 +174,8 @@ def build_contrast(setting: Setting) -> Contrast:
     if not setting.resumes:
         start_backbone(config, backbone, loader.image_size, ranks)
     dims = config.backbone.embedding_dim, section.hidden_dim, section.projection_dim
+    verdict = setting.verdict or Verdict(ranks.device)
+    verdict.late = _late(setting)
     network = QueryNetwork(backbone, *dims).to(ranks.device)
     momentum_encoder = MomentumEncoder(network)  # before a strategy or a compiler changes what it is a copy of
     return Contrast(
@@ -174,6 +189,7 @@ def build_contrast(setting: Setting) -> Contrast:
         seed=config.seed,
         step=setting.step,
         stopwatch=setting.stopwatch,
+        verdict=verdict,
     )
 
 
@@ -220,7 +236,8 @@ def open_training(
         started: dict[str, float] = {}
         resumes = checkpoint is not None
         build = build_program or PROGRAMS[config.program]
-        program = build(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started))
+        verdict = Verdict(ranks.device)
+        program = build(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started, verdict))
         opened.callback(program.close)
         recipe = config.model_dump(mode="json")
         trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)
@@ -243,6 +260,7 @@ def open_training(
             meter,
             config,
             ranks,
+            verdict=verdict,
             accumulation=accumulation,
             total_steps=steps,
             step=step,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dist_train.backbones import draw
 from dist_train.checkpoint.part import CopiedPart, Part
 from dist_train.contrast.config import ContrastConfig
-from dist_train.contrast.loss import Contrasted, info_nce, is_finite
+from dist_train.contrast.loss import Contrasted, info_nce
 from dist_train.contrast.momentum import MomentumEncoder, momentum_at
 from dist_train.contrast.network import QueryNetwork
 from dist_train.contrast.queue import KeyQueue
@@ -18,6 +18,7 @@ from dist_train.data.batch import Batch
 from dist_train.errors import NonFiniteError
 from dist_train.head.exchange import HeadGroup
 from dist_train.replica.base import Replica
+from dist_train.runtime.verdict import Verdict
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.train.diagnosis import diagnose
 from dist_train.train.kept_buffers import KeptBuffers
@@ -69,6 +70,7 @@ class Contrast:
         seed: of the run.
         step: that comes first.
         stopwatch: takes the times of loss (as of a head) and networks.
+        verdict: on a step.
     """
 
     def __init__(
@@ -84,10 +86,11 @@ class Contrast:
         seed: int,
         step: int,
         stopwatch: Stopwatch,
+        verdict: Verdict,
     ) -> None:
         self.replica, self.network, self.momentum_encoder, self.queue = replica, network, momentum_encoder, queue
         self._section, self._length, self._dtype, self._seed = section, length, dtype, seed
-        self._step, self._time = step, stopwatch
+        self._step, self._time, self._verdict = step, stopwatch, verdict
         ranks = replica.ranks
         self._group, self._device = HeadGroup(ranks.group, ranks.rank, ranks.world_size), ranks.device
         self._kept = KeptBuffers(network)
@@ -137,8 +140,8 @@ class Contrast:
         batches, self._waiting = self._waiting, []
         with self._time("keys"):
             keys = self._keys_of(batches)
-        if not all(map(is_finite, keys)):  # of all ranks, so all raise it
-            raise NonFiniteError("a key of the momentum encoder is not finite; look at that step's pictures")
+        finite = torch.stack([each.isfinite().all() for each in keys])  # of all ranks
+        self._verdict.check(finite, _bad_key)
         sums = torch.zeros(2, device=self._device)  # of losses and of hits
         queries = self._queries(batches)
         for query in queries:
@@ -154,8 +157,7 @@ class Contrast:
             sums += torch.stack([found.loss.detach(), found.hits])
         loss: Tensor
         loss, self._hits = self._group.all_reduce(sums)
-        if not loss.isfinite():
-            raise NonFiniteError(f"the loss is {float(loss)}; lower the learning rate or look at that step's pictures")
+        self._verdict.check(loss.isfinite(), lambda _: _bad_loss(loss))
         self._new_keys = keys[1]
         return loss
 
@@ -200,10 +202,13 @@ class Contrast:
 
     def update(self, lr: float, *, measure: bool) -> Tensor:
         """See `Program`; what the keys are made by, and kept in, moves only once the weights have."""
-        norm = self.replica.step(lr)
-        self.momentum_encoder.follow(self.network, self._momentum())
+        norm = self.replica.step(lr, self._verdict)
+        proceed = self._verdict.proceed
+        if proceed is not None:
+            self._kept.restore_unless(proceed)
+        self.momentum_encoder.follow(self.network, self._momentum(), proceed)
         if self.queue is not None:
-            self.queue.push(cast(Tensor, self._new_keys))
+            self.queue.push(cast(Tensor, self._new_keys), proceed)
         self._new_keys = None
         return norm
 
@@ -240,3 +245,11 @@ class Contrast:
 
     def close(self) -> None:
         """See `Program`; nothing is open."""
+
+
+def _bad_key(_: object) -> NonFiniteError:
+    return NonFiniteError("a key of the momentum encoder is not finite; look at that step's pictures")
+
+
+def _bad_loss(loss: Tensor) -> NonFiniteError:
+    return NonFiniteError(f"the loss is {float(loss)}; lower the learning rate or look at that step's pictures")

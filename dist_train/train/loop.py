@@ -18,6 +18,7 @@ from dist_train.evaluate.suite import evaluate_backbone
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.stop_signal import StopSignal
+from dist_train.runtime.verdict import Ruling, Verdict
 from dist_train.runtime.watchdog import Watchdog
 from dist_train.track.meter import Meter
 from dist_train.track.trackers import Trackers
@@ -40,6 +41,7 @@ class Loop:
         meter: of loss and speed, whose stopwatch the program uses.
         config: the whole recipe.
         ranks: this process among the job's.
+        verdict: on a step, which the program uses.
         accumulation: micro-batches per step.
         total_steps: of the whole run.
         step: optimizer steps done.
@@ -63,6 +65,7 @@ class Loop:
         config: RunConfig,
         ranks: Ranks,
         *,
+        verdict: Verdict,
         accumulation: int,
         total_steps: int,
         step: int,
@@ -72,7 +75,8 @@ class Loop:
         self.program, self.loader, self.checkpointer = program, loader, checkpointer
         self.trackers, self.meter, self.config, self.ranks = trackers, meter, config, ranks
         self.accumulation, self.total_steps, self.step, self.position = accumulation, total_steps, step, position
-        self._opened = opened
+        self._opened, self._verdict = opened, verdict
+        self._unruled: tuple[Ruling, int, list[Batch]] | None = None  # the last step, and its micro-batches
         self.bad_steps = BadSteps(config.train.max_bad_steps, ranks)
         self.gradient_norm = torch.zeros(())
         self.samples: Tensor | None = None
@@ -168,12 +172,13 @@ class Loop:
     def train_step(self, batch: Batch) -> Tensor:
         """One step of the program on this rank's share of the global batch; its loss [], the same on all ranks.
 
-        A step whose embeddings or gradient are not finite changes nothing on any rank and counts as bad.
+        A step whose embeddings or gradient are not finite changes nothing on any rank and counts as bad, on a GPU
+        once the next step is about to change something.
         """
         if self.samples is None:
             self.samples = batch.images
             self.trackers.pictures("samples", batch.images)
-        self._say_phase()
+        self._begin_phase()
         self.program.enter(self.step)
         lr = rate_at(self.config, self.step, self.total_steps)
         # Whatever a step draws, e.g. in dropout, is a function of seed, step and rank, so that a resumed run draws
@@ -185,8 +190,14 @@ class Loop:
         try:
             for part in parts:
                 total += self.program.micro_step(part, last=part is parts[-1])
+            self.settle()  # the device has the work up to here before it
             self.gradient_norm = self.program.update(lr, measure=self._logged(self.step + 1))
-            self.bad_steps.good()
+            if (proceed := self._verdict.proceed) is not None:
+                lost = torch.full_like(total, float("nan"))
+                total, self.gradient_norm = (torch.where(proceed, each, lost) for each in (total, self.gradient_norm))
+            self._unruled = (self._verdict.rule(), self.step, parts)
+            if not self._verdict.late:
+                self.settle()
         except NonFiniteError as error:
             self.program.discard()
             self.bad_steps.bad(error, self.step, self.program, parts)
@@ -195,8 +206,24 @@ class Loop:
         self.position += self.config.train.global_batch_size
         return total
 
+    def settle(self) -> None:
+        """Count the last step as good or bad, as far as that has not been done; waits for the device.
+
+        Raises:
+            WorkError | SystemExit: see `BadSteps.bad`.
+        """
+        waiting, self._unruled = self._unruled, None
+        if waiting is None:
+            return
+        ruling, step, parts = waiting
+        if (refusal := ruling.refusal()) is None:
+            self.bad_steps.good()
+        else:
+            self.bad_steps.bad(refusal, step, self.program, parts)
+
     def save(self, score: float | None = None) -> None:
         """Begin a checkpoint of the present step, as the best one where it has a `score`; a collective."""
+        self.settle()
         manifest = self.loader.manifest
         # Of the step that comes, with which a resumed run begins; the loader may be at the one before.
         image_size = self.config.at(self.step).data.image_size or manifest.image_size
@@ -224,6 +251,7 @@ class Loop:
 
     def _evaluate(self) -> float | None:
         """The model's score; None where the sets cannot be judged now, which costs this evaluation. A collective."""
+        self.settle()
         image_size = self.loader.image_size
         try:
             found = evaluate_backbone(self.program.evaluated(), self.config.evaluate, image_size, self.ranks)
@@ -245,13 +273,17 @@ class Loop:
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - last_save > 60 * minutes
 
-    def _say_phase(self) -> None:
-        """Tell on rank 0 what changes in the step that comes, where a phase begins in it."""
-        if self.ranks.rank == 0 and any(phase.at == self.step for phase in self.config.phases):
+    def _begin_phase(self) -> None:
+        """Settle the steps before a phase that begins in the step that comes, and tell on rank 0 what it changes."""
+        if not any(phase.at == self.step for phase in self.config.phases):
+            return
+        self.settle()
+        if self.ranks.rank == 0:
             changes = differences(self.config.at(self.step - 1), self.config.at(self.step))
             logger.info("a phase begins at step %d: %s", self.step, "; ".join(changes) or "a new schedule")
 
     def _figures(self) -> dict[str, float]:
+        self.settle()
         figures = self.meter.figures(self.loader.take_wait())
         figures["lr"] = rate_at(self.config, self.step - 1, self.total_steps)
         figures["gradient_norm"] = float(self.gradient_norm)

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from dist_train.backbones import draw, memory_format
 from dist_train.checkpoint.part import CopiedPart, Part
@@ -18,9 +17,11 @@ from dist_train.objectives.by_source import LossBySource
 from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Objective, OfTwoViews
 from dist_train.replica.base import Replica
+from dist_train.runtime.verdict import Verdict
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.train.diagnosis import diagnose
 from dist_train.train.kept_buffers import KeptBuffers
+from dist_train.train.moving_average import MovingAverage
 from dist_train.train.replicas import Replicas
 
 
@@ -51,6 +52,7 @@ class Recognition:
         terms: by name, further terms of the loss.
         gathering: what the terms share of a micro-batch.
         by_source: takes the head's losses, for figures by set.
+        verdict: on a step, which head and terms share.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Recognition:
         replica: Replica,
         head: Head | None,
         *,
-        average: AveragedModel | None,
+        average: MovingAverage | None,
         accumulation: int,
         replicas: Replicas,
         step: int,
@@ -67,11 +69,12 @@ class Recognition:
         terms: Mapping[str, Term],
         gathering: Gathering,
         by_source: LossBySource,
+        verdict: Verdict,
     ) -> None:
         self.replica, self.head, self.average = replica, head, average
         self._accumulation, self._replicas, self._time = accumulation, replicas, stopwatch
         self._further, self._gathering = dict(terms), gathering
-        self._config, self._by_source = config, by_source
+        self._config, self._by_source, self._verdict = config, by_source, verdict
         self._opened: list[Objective] = [
             *([] if head is None else [head]),
             *(term.objective for term in terms.values()),
@@ -188,11 +191,15 @@ class Recognition:
 
     def update(self, lr: float, *, measure: bool) -> Tensor:
         """See `Program`."""
-        norm = self.replica.step(lr)
+        norm = self.replica.step(lr, self._verdict)
+        proceed = self._verdict.proceed
+        if proceed is not None:
+            self._kept.restore_unless(proceed)  # a forward pass with NaN leaves NaN in BatchNorm's
+        late: dict[str, Any] = {} if proceed is None else {"proceed": proceed}
         for term in self._terms.values():
-            term.step(lr, measure=measure)
+            term.step(lr, measure=measure, **late)
         if self.average is not None:
-            self.average.update_parameters(self.backbone)
+            self.average.follow(self.backbone, proceed)
         return norm
 
     def discard(self) -> None:
@@ -222,7 +229,7 @@ class Recognition:
 
         So does torch's `AveragedModel` at each update; this copy is of those that `average_buffers` has made since.
         """
-        average = cast(AveragedModel, self.average)
+        average = cast(MovingAverage, self.average)
         for own, source in zip(average.module.buffers(), self.backbone.buffers(), strict=True):
             own.copy_(source)
 
