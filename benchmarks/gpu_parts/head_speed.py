@@ -107,7 +107,7 @@ def quick_rows() -> Iterator[None]:
         for part in table.split(1 << 20):
             part.normal_(0, std)
 
-    with mock.patch("dist_train.head.head.fill_normal", fill):
+    with mock.patch("dist_train.head.open_rows.fill_normal", fill):
         yield
 
 

@@ -25,7 +25,7 @@ PROGRAM = (*HEAD, "cv2", "yaml", "pyarrow", "psutil")
 
 PARTS = {
     "device": Part("device", 10),
-    "head-correct": Part("head_correct", 30, HEAD),
+    "head-correct": Part("head_correct", 70, HEAD),
     "step": Part("step", 40, PROGRAM),
     "head": Part("head_speed", 110, HEAD),
     "backbone": Part("backbone", 90, PROGRAM),

@@ -78,6 +78,7 @@ class Filtered:
         workspace: Workspace,
     ) -> None:
         self.buffer = buffer
+        self.reads_rows = any(block is None for block in blocks)
         whole = 0 if buffer is None else buffer.nbytes
         self.kept_bytes = whole + sum(b.weights.nbytes for b in blocks if b is not None and b.samples is not None)
         self._k = rows.k

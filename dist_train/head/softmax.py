@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dist_train.head.config import HeadConfig
 from dist_train.head.filtering import keep_what_counts
+from dist_train.head.kernels import kernel_dtype
 from dist_train.head.logits import Logits, inverse_norms
 from dist_train.head.margins.base import Lifts, Margin
-from dist_train.head.kernels import kernel_dtype
 from dist_train.head.records import ChosenRows, Forward
 from dist_train.head.sizes import block_classes, spans
 from dist_train.head.step import Step

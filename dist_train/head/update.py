@@ -64,11 +64,13 @@ class RowUpdate:
 
     def _apply_one(self, step: Step, lr: float) -> None:
         lease = self._tentative(step.rows.lease)
+        fused = updates_fused(self.store.device)
+        unread = fused and not step.weights.reads_rows and not step.further  # the kernel reads rows by itself
         for start, stop in step.weights.spans(0, lease.count):
-            stored = lease.read("centers", start, stop)
-            rows = stored.view(-1, self.width)
-            gradient = self.workspace.get("gradient", tuple(rows.shape))
-            step.row_gradient(rows, start, stop, gradient)
+            shape = ((stop - start) * step.rows.k, self.width)
+            gradient = self.workspace.get("gradient", shape)
+            stored = gradient if unread else lease.read("centers", start, stop)
+            step.row_gradient(stored.view(shape), start, stop, gradient)
             self._write(lease, start, stop, stored, step.rows.inverse_of(start, stop), gradient, lr)
         lease.commit()
 

@@ -36,6 +36,11 @@ class Weights(Protocol):
         """The forward pass's buffer, free after the step; None where it is free already."""
         ...
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether `times` looks at the centers."""
+        ...
+
     def spans(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Chosen classes [low, high) cut where blocks begin; `times` takes what lies within one block."""
         ...
@@ -101,6 +106,7 @@ class Kept:
     ) -> None:
         self._arithmetic = arithmetic
         self.buffer: Tensor | None = exponentials
+        self.reads_rows = False
         self.kept_bytes = exponentials.nbytes
         self._exponentials = exponentials
         self._rows = forward.rows
@@ -151,6 +157,7 @@ class Recomputed:
         workspace: Workspace,
     ) -> None:
         self.buffer: Tensor | None = None
+        self.reads_rows = True
         self.kept_bytes = 0
         self._logits = logits
         self._rows = rows
