@@ -1,5 +1,6 @@
 """The agent of torchrun in this process, which starts and watches the ranks of this machine."""
 
+import inspect
 import logging
 import os
 import signal
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 USER_MISTAKE = 2  # exit status, as `headcount` itself gives it
 HINT_EVERY_S = 60.0
+STOP_TIMEOUT_S = 600
+"""How long the ranks may take for their checkpoint after a signal to the agent."""
 
 
 def run_agent(settings: "LaunchConfig", arguments: list[str]) -> int:
@@ -75,12 +78,19 @@ def agent_type() -> "type[LocalElasticAgent]":
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
+    told = "timeout" in inspect.signature(LocalElasticAgent._shutdown).parameters
+
     class Agent(LocalElasticAgent):
-        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        def _shutdown(self, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
             # The ranks are ending in order, and would be lost if another signal ended this process before them.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            super()._shutdown(death_sig, timeout)
+            if told:
+                super()._shutdown(death_sig or signal.SIGTERM, timeout)
+                return
+            if death_sig is not None and self._pcontext:  # older torch gives them 30 s
+                self._pcontext.close(death_sig, STOP_TIMEOUT_S)
+            super()._shutdown(death_sig or signal.SIGTERM)
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             result: RunResult = super()._monitor_workers(worker_group)

@@ -22,13 +22,14 @@ from dist_train.errors import UserError
 from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.processes import SAFE_PATH
 from dist_train.runtime.terminal import echo
-from launch.agent import run_agent
+from launch.agent import STOP_TIMEOUT_S, run_agent
 from launch.options import AllowChanges, Resume, going_on
 
 if TYPE_CHECKING:
     from dist_train.config import RunConfig
 
 DEFAULT_PORT = 29400  # torchrun's own
+STOP_TIMEOUT = "--shutdown-timeout"
 
 # Ranks would meet in one store for the life of the agents, where those started again find addresses of the ones before
 # them and wait for the dead (pytorch/pytorch issue 135712). With this the store of each start is a new one.
@@ -46,7 +47,6 @@ class TorchrunJob:
         rdzv_endpoint: `HOST:PORT` where the machines meet; HOST is one of them.
         rdzv_id: name of the job at that meeting point.
         max_restarts: how often the ranks are started again after one of them failed.
-        stop_timeout_s: how long the ranks may take for their checkpoint after a signal to the agent.
     """
 
     min_nodes: int
@@ -55,7 +55,6 @@ class TorchrunJob:
     rdzv_endpoint: str
     rdzv_id: str
     max_restarts: int
-    stop_timeout_s: int = 600
 
     @classmethod
     def on_this_machine(cls, ranks: int, max_restarts: int = 0) -> "TorchrunJob":
@@ -72,7 +71,7 @@ class TorchrunJob:
             f"--rdzv-endpoint={self.rdzv_endpoint}",
             f"--rdzv-id={self.rdzv_id}",
             f"--max-restarts={self.max_restarts}",
-            f"--shutdown-timeout={self.stop_timeout_s}",
+            f"{STOP_TIMEOUT}={STOP_TIMEOUT_S}",
             *(["--local-addr=localhost"] if self.max_nodes == 1 else []),
             "-m",
             *command,
@@ -188,8 +187,10 @@ def start(arguments: list[str], dry_run: bool) -> None:
         typer.Exit: with the exit status of the job.
     """
     with quick_imports():
-        from torch.distributed.run import config_from_args, parse_args
+        from torch.distributed.run import config_from_args, get_args_parser, parse_args
 
+    if STOP_TIMEOUT not in get_args_parser().format_usage():  # older torch, which `run_agent` tells otherwise
+        arguments = [argument for argument in arguments if not argument.startswith(f"{STOP_TIMEOUT}=")]
     names = [f"{name}={value}" for name, value in SETTINGS.items()]
     echo(shlex.join([*names, sys.executable, "-m", "torch.distributed.run", *arguments]), err=not dry_run)
     if dry_run:

@@ -36,13 +36,13 @@ class Arithmetic:
         """`a` [n, k] times `b` [k, m] into `out` [n, m] float32, which is returned. Not differentiable.
 
         Args:
-            a: float32.
-            b: float32.
+            a: float32, or rounded already.
+            b: likewise.
             out: receives the product.
             repeats: the shape comes again and again; see `runtime.matmul`.
         """
         if a.is_cuda and self.name == "bfloat16":
-            return out.copy_(torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32))
+            return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32, out=out)
         with _float32_products(self.name) if a.is_cuda else _nothing():
             multiply = matmul if repeats else torch.mm
             return multiply(self._rounded(a), self._rounded(b), out=out)

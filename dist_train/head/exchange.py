@@ -6,10 +6,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-# Newer torch warns of the names that older torch alone has.
-RENAMED = hasattr(dist, "all_gather_single")
-ALL_GATHER = "all_gather_single" if RENAMED else "all_gather_into_tensor"
-REDUCE_SCATTER = "reduce_scatter_single" if RENAMED else "reduce_scatter_tensor"
+from dist_train.runtime.torch_names import ALL_GATHER, REDUCE_SCATTER
 
 
 class HeadGroup:

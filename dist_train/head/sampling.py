@@ -67,9 +67,7 @@ def choose_classes(num_classes: int, rate: float, positives: Indices, key: tuple
         return positives
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
     negatives = draw_distinct(generator, num_classes, wanted - len(positives), positives)
-    chosen = np.concatenate([positives, negatives])
-    chosen.sort()
-    return chosen
+    return np.insert(negatives, np.searchsorted(negatives, positives), positives)
 
 
 def _contained(values: Indices, table: Indices) -> NDArray[np.bool_]:

@@ -13,9 +13,6 @@ from dist_train.head.margins.table import MARGINS
 CPU_BLOCK_ROWS = 512
 """Centers handled at a time on a CPU: with 512 numbers each they stay near a core, and their logits with them."""
 
-KERNEL_BLOCK_ROWS = 65_536
-"""Centers handled at a time by the kernels of a GPU: some eight tiles for each multiprocessor."""
-
 
 def class_range(num_classes: int, rank: int, world_size: int) -> tuple[int, int]:
     """First and one-past-last class of `rank`: ceil(C/W) classes each, the last ranks fewer or none.
@@ -41,7 +38,7 @@ def logits_bytes(config: HeadConfig, classes: int, samples: int) -> int:
     return 4 * classes * config.centers_per_class * samples
 
 
-def block_classes(config: HeadConfig, samples: int, device_type: str, budget: int) -> int:
+def block_classes(config: HeadConfig, samples: int, device_type: str, budget: int, bytes_each: int = 4) -> int:
     """Classes handled at a time, so that their logits keep within `budget` bytes.
 
     Args:
@@ -49,15 +46,11 @@ def block_classes(config: HeadConfig, samples: int, device_type: str, budget: in
         samples: G.
         device_type: "cpu" or "cuda", where the head computes.
         budget: bytes of logits, as a rule `config.logits_budget`.
+        bytes_each: of a logit, or of what the kernel leaves of it.
     """
-    fitting = budget // (4 * samples)
+    fitting = budget // (bytes_each * samples)
     wanted = config.block_rows or (CPU_BLOCK_ROWS if device_type == "cpu" else fitting)
     return max(1, min(wanted, fitting) // config.centers_per_class)
-
-
-def fused_block_classes(config: HeadConfig) -> int:
-    """Classes handled at a time by the kernels, which hold a copy of their centers and the centers' gradient."""
-    return max(1, (config.block_rows or KERNEL_BLOCK_ROWS) // config.centers_per_class)
 
 
 def spans(low: int, high: int, block: int) -> Iterator[tuple[int, int]]:

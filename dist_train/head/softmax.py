@@ -17,18 +17,18 @@ from torch import Tensor
 from dist_train.head.config import HeadConfig
 from dist_train.head.filtering import keep_what_counts
 from dist_train.head.logits import Logits, inverse_norms
-from dist_train.head.margins.base import Margin
+from dist_train.head.margins.base import Lifts, Margin
 from dist_train.head.kernels import kernel_dtype
 from dist_train.head.records import ChosenRows, Forward
-from dist_train.head.sizes import block_classes, fused_block_classes, logits_bytes, spans
+from dist_train.head.sizes import block_classes, spans
 from dist_train.head.step import Step
 from dist_train.head.storage import Lease
-from dist_train.head.targets import Targets
+from dist_train.head.targets import TargetPlaces, Targets
 from dist_train.head.weights import Kept, Negatives, Recomputed
 from dist_train.head.workspace import Workspace
 
 if TYPE_CHECKING:
-    from dist_train.head.fused import FusedSoftmax
+    from dist_train.head.kernel_weights import KernelWeights
 
 _LOWEST = -1e30  # stands for minus infinity where a difference of two must not be NaN
 
@@ -43,6 +43,7 @@ class BlockSoftmax:
 
     Attributes:
         budget: bytes of exponentials that may stay from the forward pass to the step.
+        kernel_dtype: of the exponentials where the kernel forms them; None: torch's operators do, in float32.
     """
 
     def __init__(self, config: HeadConfig, margin: Margin, device: torch.device) -> None:
@@ -50,21 +51,14 @@ class BlockSoftmax:
         self.logits = Logits(config, margin, device)
         self.device = device
         self.budget = config.logits_budget
+        self.kernel_dtype = kernel_dtype(self.logits.arithmetic, bool(config.filter_eps), device)
         self.workspace = Workspace(device)
         self._spare: list[Tensor] = []  # flat buffers of earlier steps
 
-    def _fused(self, width: int) -> "FusedSoftmax | None":
-        """The kernels, where they do this head's work with centers of `width` numbers."""
-        dtype = kernel_dtype(self.logits, width, bool(self.config.filter_eps), self.device)
-        if dtype is None:
-            return None
-        from dist_train.head.fused import FusedSoftmax  # imports triton
-
-        return FusedSoftmax(self.logits, dtype, fused_block_classes(self.config), self.workspace)
-
     def block_classes(self, samples: int) -> int:
-        """Classes handled at a time in a batch of G samples, where no kernels run."""
-        return block_classes(self.config, samples, self.device.type, self.budget)
+        """Classes handled at a time in a batch of G samples."""
+        bytes_each = 4 if self.kernel_dtype is None else self.kernel_dtype.itemsize
+        return block_classes(self.config, samples, self.device.type, self.budget, bytes_each)
 
     def forward(
         self,
@@ -88,23 +82,23 @@ class BlockSoftmax:
             training: form d loss / d queries, and keep what the step needs.
         """
         samples, width = queries.shape
-        fused = self._fused(width)
-        if fused is not None:
-            return fused.forward(lease, classes, queries, targets, apart, training)
-        lifts = self.logits.margin.lifts()
         k, places, margin = self.logits.k, targets.places, self.logits.margin
-        rows_total = lease.count * k
+        rows_total, lifts = lease.count * k, margin.lifts()
+        kernel = self._kernel(queries, places, lifts)
         block = self.block_classes(samples)
-        keep = training and kept_bytes + logits_bytes(self.config, lease.count, samples) <= self.budget
-        exponentials = self._take(rows_total if keep else min(block * k, rows_total), samples)
+        dtype = torch.float32 if self.kernel_dtype is None else self.kernel_dtype
+        keep = training and kept_bytes + rows_total * samples * dtype.itemsize <= self.budget
+        exponentials = self._take(rows_total if keep else min(block * k, rows_total), samples, dtype)
         inverse = queries.new_empty(rows_total) if margin.normalised else None
         block_shift = queries.new_empty((-(-lease.count // block), samples))
         block_max = torch.empty_like(block_shift)
-        max_logit = queries.new_full((samples,), 0.0 if apart else _LOWEST)
+        as_they_are = kernel is not None and kernel.fixed
+        max_logit = queries.new_full((samples,), 0.0 if apart or as_they_are else _LOWEST)
         exp_sum = queries.new_zeros(samples)
         if not apart:
-            max_logit[places.samples] = targets.logits
-            exp_sum[places.samples] = 1.0
+            if not as_they_are:
+                max_logit[places.samples] = targets.logits
+            exp_sum[places.samples] = (targets.logits - max_logit[places.samples]).exp()
         # Where rows are to be filtered, d loss / d queries waits for the sum over all ranks.
         gradient = torch.zeros_like(queries) if training and not self.config.filter_eps else None
         for number, (start, stop) in enumerate(spans(0, lease.count, block)):
@@ -112,24 +106,38 @@ class BlockSoftmax:
             low, high = start * k, stop * k
             some = exponentials[low:high] if keep else exponentials[: high - low]
             scale = None if inverse is None else inverse_norms(rows, out=inverse[low:high])
-            slope = self.logits.of_negatives(rows, scale, places, start, queries, lifts, some)
-            torch.amax(some, dim=0, out=block_max[number])
+            if kernel is None:
+                slope = self.logits.of_negatives(rows, scale, places, start, queries, lifts, some)
+                torch.amax(some, dim=0, out=block_max[number])
+            else:
+                rows = rows.to(dtype)
+                block_max[number] = max_logit if as_they_are else kernel.largest(rows, scale, start)
             higher = torch.maximum(max_logit, block_max[number], out=block_shift[number])
             fade = torch.sub(max_logit, higher).exp_()
-            some.sub_(higher).exp_()
-            exp_sum.mul_(fade).add_(some.sum(dim=0))
             max_logit = higher
-            if slope is not None:
-                some.mul_(slope)
-            if gradient is not None:
-                if scale is not None:
+            if kernel is None:
+                some.sub_(higher).exp_()
+                exp_sum.mul_(fade).add_(some.sum(dim=0))
+                if slope is not None:
+                    some.mul_(slope)
+                if gradient is not None and scale is not None:
                     some.mul_(scale[:, None])
+            else:
+                exp_sum.mul_(fade).add_(kernel.form(rows, scale, start, higher, some))
+            if gradient is not None:
                 self.logits.arithmetic.add_matmul(gradient.mul_(fade[:, None]), some.T, rows)
         if not keep:
             self._put_back(exponentials)
         chosen = ChosenRows(lease, classes, k, block, places, inverse)
         kept = exponentials if keep else None
         return Forward(chosen, queries, targets, apart, max_logit, exp_sum, block_shift, block_max, kept, gradient)
+
+    def _kernel(self, queries: Tensor, places: TargetPlaces, lifts: Lifts | None) -> "KernelWeights | None":
+        if self.kernel_dtype is None:
+            return None
+        from dist_train.head.kernel_weights import KernelWeights  # imports triton
+
+        return KernelWeights(self.logits, self.kernel_dtype, queries, places, lifts)
 
     def negatives(self, forward: Forward, log_sum: Tensor) -> Negatives:
         """The negatives' part of the gradients, without rows and samples whose weights do not count.
@@ -138,11 +146,9 @@ class BlockSoftmax:
             forward: a pass in training.
             log_sum: [G] logarithm of the sum of exponentials over all ranks.
         """
-        fused = self._fused(forward.queries.shape[1])
-        if fused is not None:
-            return fused.negatives(forward, log_sum)
         lifts, kept = self.logits.margin.lifts(), forward.exponentials
-        again = Recomputed(self.logits, forward.rows, forward.queries, log_sum, lifts, self.workspace)
+        kernel = self._kernel(forward.queries, forward.rows.places, lifts)
+        again = Recomputed(self.logits, forward.rows, forward.queries, log_sum, lifts, kernel, self.workspace)
         weights = again if kept is None else Kept(self.logits.arithmetic, forward, kept, log_sum, self.workspace)
         if self.config.filter_eps:
             eps = self.config.filter_eps
@@ -156,11 +162,11 @@ class BlockSoftmax:
         if step.weights.buffer is not None:
             self._put_back(step.weights.buffer)
 
-    def _take(self, rows: int, samples: int) -> Tensor:
+    def _take(self, rows: int, samples: int, dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor [rows, samples], a view of a flat buffer."""
         buffer = self._spare.pop() if self._spare else None
         if buffer is None or buffer.numel() < rows * samples:
-            buffer = torch.empty(rows * samples, device=self.device)
+            buffer = torch.empty(rows * samples, dtype=dtype, device=self.device)
         return buffer[: rows * samples].view(rows, samples)
 
     def _put_back(self, taken: Tensor) -> None:

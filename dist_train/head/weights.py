@@ -7,7 +7,7 @@ Shapes as in `records`.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from dist_train.head.margins.base import Lifts
 from dist_train.head.records import ChosenRows, Forward
 from dist_train.head.sizes import spans
 from dist_train.head.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dist_train.head.kernel_weights import KernelWeights
 
 
 class Weights(Protocol):
@@ -133,6 +136,7 @@ class Recomputed:
         queries: [G, D] the global batch.
         log_sum: [G] logarithm of the sum of exponentials over all ranks.
         lifts: of the margin for this batch, which is no longer its last when micro-batches follow.
+        kernel: forms them; None: torch's operators do.
         workspace: holds a block of weights, and the scaled queries.
     """
 
@@ -143,6 +147,7 @@ class Recomputed:
         queries: Tensor,
         log_sum: Tensor,
         lifts: Lifts | None,
+        kernel: "KernelWeights | None",
         workspace: Workspace,
     ) -> None:
         self.buffer: Tensor | None = None
@@ -152,6 +157,7 @@ class Recomputed:
         self._queries = queries
         self._log_sum = log_sum
         self._lifts = lifts
+        self._kernel = kernel
         self._workspace = workspace
 
     @property
@@ -161,7 +167,7 @@ class Recomputed:
 
     def narrowed(self, rows: ChosenRows) -> "Recomputed":
         """The weights of some of the chosen rows."""
-        return Recomputed(self._logits, rows, self._queries, self._log_sum, self._lifts, self._workspace)
+        return Recomputed(self._logits, rows, self._queries, self._log_sum, self._lifts, self._kernel, self._workspace)
 
     def spans(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """See `Weights`."""
@@ -169,10 +175,14 @@ class Recomputed:
 
     def times(self, factor: Tensor, rows: Tensor, start: int, stop: int, out: Tensor) -> None:
         """See `Weights`."""
-        weights = self._form(rows, start, stop)
         inverse = self._rows.inverse_of(start, stop)
-        if inverse is not None:
-            weights.mul_(inverse[:, None])
+        if self._kernel is not None:
+            weights = self._workspace.get("again", (len(rows), len(self._queries)), self._kernel.dtype)
+            self._kernel.form(rows.to(self._kernel.dtype), inverse, start, self._log_sum, weights)
+        else:
+            weights = self._form(rows, start, stop)
+            if inverse is not None:
+                weights.mul_(inverse[:, None])
         factors = factor.expand(len(self._queries))
         self._logits.arithmetic.matmul(weights, scaled(self._queries, factors, self._workspace), out=out)
 

@@ -21,6 +21,7 @@ from dist_train.replica.base import (
 )
 from dist_train.replica.groups import build_backbone_optimizer, set_rates
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.torch_names import OWN_BUFFERS
 from dist_train.runtime.verdict import Verdict, reads_late
 
 
@@ -64,8 +65,8 @@ class DdpReplica(Replica):
                 backbone,
                 device_ids=ids,
                 process_group=ranks.group,
-                forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
+                **OWN_BUFFERS,
             )
 
     def embed(self, images: Tensor) -> Tensor:

@@ -34,8 +34,10 @@ def falling(phi):
     return sign * phi.cos() - 2 * turns
 
 
-def target_cosine(config: HeadConfig, t: Tensor, norms: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """The target's value in place of its cosine, for the first batch of a run; written from the papers' formulas."""
+def target_cosine(
+    config: HeadConfig, t: Tensor, norms: Tensor, labels: Tensor, counts: Tensor, averages: dict[str, Tensor]
+) -> Tensor:
+    """The target's value in place of its cosine; written from the papers' formulas."""
     name = config.margin
     if name == "normface":
         return t
@@ -49,8 +51,9 @@ def target_cosine(config: HeadConfig, t: Tensor, norms: Tensor, labels: Tensor, 
     if name == "adaface":
         seen = norms.detach().clamp(0.001, 100)
         momentum, m = config.adaface.momentum, 0.4 if config.m2 is None else config.m2
-        mean = momentum * 20 + (1 - momentum) * seen.mean()
-        deviation = momentum * 100 + (1 - momentum) * seen.std()
+        mean = momentum * averages.get("mean", 20) + (1 - momentum) * seen.mean()
+        deviation = momentum * averages.get("deviation", 100) + (1 - momentum) * seen.std()
+        averages |= {"mean": mean, "deviation": deviation}
         quality = ((seen - mean) / (deviation + 1e-3) * config.adaface.concentration).clamp(-1, 1)
         return (t.acos() - m * quality).clamp(1e-3, math.pi - 1e-3).cos() - m - m * quality
     if name == "magface":
@@ -78,8 +81,9 @@ def solve(
     scale: float,
     counts: Tensor,
     weights: Tensor | None = None,
+    averages: dict[str, Tensor] | None = None,
 ) -> Answer:
-    """Loss and gradients of a run's first batch, with the softmax over `chosen` classes.
+    """Loss and gradients of a batch, with the softmax over `chosen` classes.
 
     Args:
         config: the head's.
@@ -90,7 +94,9 @@ def solve(
         scale: s.
         counts: [C] images per class.
         weights: [G] of the samples' losses, whose sum takes the place of the mean.
+        averages: the margin's by name, which this batch moves; empty at a run's first batch, and None alike.
     """
+    averages = {} if averages is None else averages
     rows = rows.detach().double().clone().requires_grad_()
     embeddings = embeddings.detach().double().clone().requires_grad_()
     norms = embeddings.norm(dim=1)
@@ -103,12 +109,14 @@ def solve(
         unit = embeddings / norms[:, None]
         cosines = torch.einsum("gd,ckd->gck", unit, rows / rows.norm(dim=2, keepdim=True)).amax(dim=2)
         t = cosines.gather(1, labels[:, None])[:, 0]
-        shown = target_cosine(config, t, norms, labels, counts)
+        shown = target_cosine(config, t, norms, labels, counts, averages)
         others = cosines
         if config.interclass_threshold is not None:
             others = others.masked_fill(others > config.interclass_threshold, -torch.inf)
         if config.margin == "curricularface":
-            average = (1 - config.curricular_momentum) * t.mean().detach()
+            momentum = config.curricular_momentum
+            average = momentum * averages.get("target", 0) + (1 - momentum) * t.mean().detach()
+            averages["target"] = average
             bound = (t.acos() + (0.5 if config.m2 is None else config.m2)).cos().detach()
             others = torch.where(others > bound[:, None], others * (average + others), others)
         if config.margin == "magface":

@@ -8,7 +8,7 @@ import torch
 from benchmarks.traffic import Traffic
 from dist_train.backbones import BackboneConfig, build_backbone
 from dist_train.head import Head, HeadConfig
-from dist_train.head.exchange import ALL_GATHER, REDUCE_SCATTER
+from dist_train.runtime.torch_names import ALL_GATHER, REDUCE_SCATTER
 from launch.plan_hardware import GPUS, backbone_cost
 from launch.plan_model import (
     HeadShape,

@@ -6,24 +6,18 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from dist_train.head.logits import Logits
-
-WIDEST = 512
-"""Numbers of a center whose gradients, for a tile of 64 rows or samples, fit the registers of a multiprocessor."""
+    from dist_train.head.arithmetic import Arithmetic
 
 
-def kernel_dtype(logits: "Logits", width: int, filtered: bool, device: torch.device) -> torch.dtype | None:
-    """Type of the operands with which the fused softmax runs; None: torch's operators do its work.
+def kernel_dtype(arithmetic: "Arithmetic", filtered: bool, device: torch.device) -> torch.dtype | None:
+    """Type of operands and weights with which the kernel forms weights; None: torch's operators form them in float32.
 
     Args:
-        logits: the margin and the arithmetic.
-        width: numbers of a center, the bias included.
+        arithmetic: of the products.
         filtered: small weights are left out of the backward pass.
         device: where the head computes.
     """
-    numbers = width if logits.margin.normalised else width - 1
-    fits = numbers <= WIDEST and not filtered and logits.arithmetic.name == "bfloat16"
-    return torch.bfloat16 if fits and updates_fused(device) else None
+    return torch.bfloat16 if arithmetic.name == "bfloat16" and not filtered and updates_fused(device) else None
 
 
 def updates_fused(device: torch.device) -> bool:

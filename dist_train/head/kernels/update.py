@@ -14,7 +14,7 @@ def _rounded(values, key, inside, BFLOAT16: tl.constexpr):
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key"])
 def update_kernel(
     centers,  # [C, K·width] as stored
     first_state,  # [C, K·width]: sgd's momentum, adamw's mean; [C, K] float32: rowwise_adagrad's squares
