@@ -27,6 +27,7 @@ WHOLE = (  # a whole run, export or cascade in the test's own process, or a brow
     "tests/evaluate/test_report.py",
     "tests/train/test_numerics.py",
     "tests/train/test_resume.py",
+    "tests/train/test_waits.py",
     "tests/track/test_trackers.py",
     "tests/data/test_bad_samples.py",
     "tests/export/",

@@ -13,7 +13,9 @@ class Program(Protocol):
     """A phase of training, e.g. `Recognition`: what it learns, and how a batch changes that.
 
     A step is `enter`, `begin`, `micro_step` for each micro-batch, `update`; or `discard` instead of what is left of it,
-    once one of them has raised `NonFiniteError`. Methods are called on all ranks at once, and may communicate.
+    once one of them has raised `NonFiniteError`. A program whose verdict is late raises none: its `update` changes
+    nothing where the verdict refuses, and no `discard` follows. Methods are called on all ranks at once, and may
+    communicate.
     """
 
     @property

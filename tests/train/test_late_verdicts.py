@@ -16,6 +16,7 @@ from tests.single import losses, trainer
 
 LATE = "dist_train.runtime.verdict.LATE_ON"
 BOTH = frozenset({"cpu", "cuda"})
+SMALL = {"backbone__name": "nano", "train__micro_batch_size": 12}
 COUNTED = {"head.choices", "head.steps"}  # of steps that were begun
 CASES = {
     "sgd": {
@@ -154,10 +155,10 @@ def test_too_many_bad_steps_end_the_run_with_the_same_words_one_step_later(tmp_p
 
 
 def test_pre_training_refuses_late_without_a_trace_in_keys_and_queue(tmp_path, tiny_set, monkeypatch):
-    at_once = opened_contrast(contrast_recipe(tmp_path / "a", tiny_set, contrast={"queue": 40}))
+    at_once = opened_contrast(contrast_recipe(tmp_path / "a", tiny_set, contrast={"queue": 40}, **SMALL))
     expected = losses(at_once, 3)
     monkeypatch.setattr(LATE, BOTH)
-    loop = opened_contrast(contrast_recipe(tmp_path / "b", tiny_set, contrast={"queue": 40}))
+    loop = opened_contrast(contrast_recipe(tmp_path / "b", tiny_set, contrast={"queue": 40}, **SMALL))
     np.testing.assert_allclose(losses(loop, 3), expected, rtol=1e-5)
     before = state_of(loop)
     assert loop.train_step(spoiled(next(loop.loader))).isnan()
