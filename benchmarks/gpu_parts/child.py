@@ -5,7 +5,9 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -25,7 +27,21 @@ def run_parts(options: argparse.Namespace) -> None:
         said.write(json.dumps(line) + "\n")
         said.flush()
 
+    threading.Thread(target=end_with_parent, daemon=True).start()
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        for name in options.parts:
+            say(
+                {
+                    "benchmark": "gpu",
+                    "part": name,
+                    "case": "",
+                    "error": "torch finds no GPU",
+                    "torch": torch.__version__,
+                }
+            )
+            say({"end": name})
+        return
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     left = list(options.parts)
     while left:
@@ -52,6 +68,12 @@ def run_parts(options: argparse.Namespace) -> None:
         say({"end": left.pop(0)})
     sys.stderr.flush()
     os._exit(0)  # threads and workers of a part that failed may still be there
+
+
+def end_with_parent() -> None:
+    """End this process and what it started once the one that started it is gone, and with it the other end of a pipe."""
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGKILL)
 
 
 def is_there(module: str) -> bool:
