@@ -31,15 +31,8 @@ def run_parts(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         for name in options.parts:
-            say(
-                {
-                    "benchmark": "gpu",
-                    "part": name,
-                    "case": "",
-                    "error": "torch finds no GPU",
-                    "torch": torch.__version__,
-                }
-            )
+            found = f"torch {torch.__version__} finds no GPU"
+            say({"benchmark": "gpu", "part": name, "case": "", "error": found})
             say({"end": name})
         return
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
@@ -71,9 +64,10 @@ def run_parts(options: argparse.Namespace) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process and what it started once the one that started it is gone, and with it the other end of a pipe."""
+    """End this process, and what it started, once the one that started it and held the other end of a pipe is gone."""
     sys.stdin.buffer.read()
-    os.killpg(0, signal.SIGKILL)
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 def is_there(module: str) -> bool:

@@ -41,12 +41,8 @@ def run(bench: Bench) -> None:
                 where: Counter[str] = Counter()
                 for stack, count in found.items():
                     where[stack.splitlines()[-1]] += count
-                figures = {
-                    "waits_a_step": sum(found.values()) / STEPS,
-                    "where": dict(where.most_common(12)),
-                    "first_refused": refused,
-                }
-                bench.line(case, **figures, ok=not found and refused is None)
+                ok, most = not found and refused is None, dict(where.most_common(12))
+                bench.line(case, ok=ok, waits_a_step=sum(found.values()) / STEPS, where=most, first_refused=refused)
 
 
 def train(loop: Loop, batches: list[Batch]) -> None:
