@@ -17,7 +17,6 @@ from launch.plan_model import gpu_memory, images_per_second
 # Images/s a GPU in arcface_torch's table of speeds: 8 x V100-32GB, R50, half precision, 128 pictures a GPU, 125,000
 # identities, every class in every step. No figure for an H100 is published there.
 PUBLISHED = {"arcface_torch, R50, 1 of 8 V100, 125,000 identities": 4824 / 8}
-COMPILE_S = 100.0  # that a compiler may take
 
 
 def run(bench: Bench) -> None:
@@ -32,9 +31,6 @@ def run(bench: Bench) -> None:
     measure(bench, f"{names[0]}, cudnn.benchmark", names[0], classes, batch, searched)
     if bench.cuda:
         measure(bench, f"{names[0]}, CUDA graphs", names[0], classes, batch, graphed)
-        for name in names:
-            if bench.enough(f"{name}, train.compile", COMPILE_S if name == names[0] else 1.5 * COMPILE_S):
-                measure(bench, f"{name}, train.compile", name, classes, batch, channels_last, compile=True)
 
 
 Form = Callable[[Recognition, Any, torch.dtype], None]

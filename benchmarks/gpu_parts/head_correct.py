@@ -121,7 +121,7 @@ def errors(bench: Bench, case: Case, arithmetic: str | None) -> dict[str, Any]:
         chosen = torch.ones(case.classes, dtype=torch.bool)
         if choice is not None and not config.filter_eps:
             chosen[:] = False
-            chosen[torch.as_tensor(choice)] = True
+            chosen[torch.as_tensor(choice).cpu()] = True
         elif config.sample_rate < 1:  # what the filter has left is not what was chosen
             chosen = sampled(head, case.classes)
         scale = head.margin.scale
@@ -164,7 +164,7 @@ def sampled(head: Head, classes: int) -> Tensor:
     """The classes of the last softmax, before the filter; all where nothing was sampled."""
     leased = head._loss.micro_batches[0].rows.lease
     chosen = torch.zeros(classes, dtype=torch.bool)
-    chosen[torch.as_tensor(leased.classes)] = True
+    chosen[torch.as_tensor(leased.classes).cpu()] = True
     return chosen
 
 
