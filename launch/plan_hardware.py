@@ -1,10 +1,12 @@
 """The planner's basic figures: data sheets of GPUs, and the costs of a network."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from dist_train.backbones.config import BackboneConfig
 
 GIB = 2**30
+IN_FLIGHT = 2.0  # gradients into and out of a layer of the backward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,15 @@ class BackboneCost:
         buffers: number of BatchNorm's statistics.
         macs: multiply-adds of one picture's forward pass.
         saved: number of values that one picture's backward pass needs from the forward pass.
-        largest: number of values of the largest saved activation.
+        peak: most values of one picture that live at a time in the backward pass: what is saved of the layers that it
+            has not reached, and `IN_FLIGHT` values for each that is saved of the layer where it is.
     """
 
     parameters: int
     buffers: int
     macs: int
     saved: int
-    largest: int
+    peak: int
 
 
 def backbone_cost(config: BackboneConfig, image_size: int) -> BackboneCost:
@@ -85,10 +88,11 @@ def backbone_cost(config: BackboneConfig, image_size: int) -> BackboneCost:
             network(torch.empty(pictures, 3, image_size, image_size))
     for tensor in [*network.parameters(), *network.buffers()]:
         saved.pop(tensor.untyped_storage()._cdata, None)
+    sizes = list(saved.values())  # in the order of the forward pass
     return BackboneCost(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         buffers=sum(buffer.numel() for buffer in network.buffers()),
         macs=counter.get_total_flops() // 2 // pictures,
-        saved=sum(saved.values()) // pictures,
-        largest=max(saved.values()) // pictures,
+        saved=sum(sizes) // pictures,
+        peak=round(max(below + IN_FLIGHT * size for below, size in zip(accumulate(sizes), sizes, strict=True))) // pictures,
     )

@@ -60,6 +60,7 @@ class Setup:
         moments: numbers that the backbone's optimizer keeps for a weight: 1 for SGD, 2 for AdamW.
         head: the head's section of the recipe.
         views: of each picture, each of which passes the backbone.
+        averaged: whether a moving average of the backbone's weights is kept.
     """
 
     identities: int
@@ -78,6 +79,7 @@ class Setup:
     moments: int
     head: HeadConfig
     views: int = 1
+    averaged: bool = False
 
     @property
     def rows(self) -> int:
@@ -169,8 +171,17 @@ class HeadShape:
     @property
     def block(self) -> int:
         """Classes in a block of the softmax."""
+        return min(self.chosen, self._most_at_a_time)
+
+    @property
+    def updated_block(self) -> int:
+        """Classes in a block of the update."""
+        return min(self.updated, self._most_at_a_time)
+
+    @property
+    def _most_at_a_time(self) -> int:
         device_type = "cpu" if self.cpu else "cuda"
-        return min(self.chosen, block_classes(self.config, self.samples, device_type, self.config.logits_budget))
+        return block_classes(self.config, self.samples, device_type, self.config.logits_budget)
 
     @property
     def logits_bytes(self) -> int:
@@ -200,6 +211,8 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     # With several passes a block is one of the union of their classes, of which each pass chose a part.
     part = shape.chosen / max(1, shape.updated)
     parts["logits"] = kept + (round((1 + part) * block_logits) if again else 0)
+    if config.centers_per_class > 1:  # the nearest of a class's centers: a logit and a number of 8 bytes
+        parts["nearest centers"] = 12 * block * shape.samples
     # Embeddings are kept for every pass; two forms of their gradient and buffers of the exchange for one pass.
     parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (times + 6)
     reads = config.sample_rate < 1 and not shape.staged
@@ -207,7 +220,7 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     wide = 0 if shape.number_bytes == 4 else tables
     narrow = tables * shape.number_bytes if reads else 0
     gradients = 2 + (part if times > 1 else 0)  # the sum, its projection, and the gradient of a pass
-    parts["blocks of rows"] = round(block * shape.width * (4 * (gradients + wide) + narrow))
+    parts["blocks of rows"] = round(shape.updated_block * shape.width * (4 * (gradients + wide) + narrow))
     parts["norms and indices"] = times * shape.chosen * (4 * config.centers_per_class + 8)
     return parts
 
@@ -254,9 +267,9 @@ def gpu_memory(setup: Setup) -> dict[str, int]:
         "backbone weights": (numbers // ranks if stage == 3 else numbers) + 4 * backbone.buffers,
         "backbone gradients": numbers // ranks if stage >= 2 else numbers,
         "backbone optimizer": setup.moments * numbers // (ranks if stage >= 1 else 1),
+        "moving average": numbers + 4 * backbone.buffers if setup.averaged else 0,
         "backbone weights in 16 bits": numbers // 2 if setup.half else 0,
-        # Activations that the backward pass needs, and the gradients at its widest layer, into and out of a block.
-        "activations": setup.views * setup.batch * (backbone.saved + 4 * backbone.largest) * activation,
+        "activations": setup.views * setup.batch * backbone.peak * activation,
         # This batch, and the next one on its way.
         "pictures": 2 * setup.views * setup.batch * setup.accumulation * 3 * setup.image_size**2 * 4,
         **head_memory(head_shape(setup)),
@@ -275,13 +288,20 @@ def network_bytes(setup: Setup) -> dict[str, int]:
     """Bytes that a rank receives in a step, by exchange; in rings, which NCCL uses for large messages."""
     others = setup.gpus - 1
     times = setup.accumulation
-    return {
+    weights = 4 * setup.backbone.parameters
+    parts = {
         "labels gathered": times * others * setup.batch * 8,
         "embeddings gathered": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
         "softmax statistics": times * others * 4 * 4 * setup.samples,
         "embeddings' gradient": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
-        "backbone gradient": 2 * others * 4 * setup.backbone.parameters // setup.gpus,
+        "backbone gradient": 2 * others * weights // setup.gpus,
     }
+    if setup.strategy in ("zero1", "zero2"):  # of which each rank has updated a part
+        parts["backbone weights gathered"] = others * weights // setup.gpus
+    elif setup.strategy == "zero3":  # weights are gathered once for both passes, gradients reduced to their owners
+        parts["backbone weights gathered"] = others * weights // setup.gpus
+        parts["backbone gradient"] //= 2
+    return parts
 
 
 def head_traffic(shape: HeadShape) -> int:
