@@ -50,6 +50,8 @@ class Record(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Note an operation that is a collective."""
         if func.namespace == "c10d":
+            if func.__name__.startswith("_reduce_scatter_base_"):
+                args[0].zero_()  # the fake group leaves it as memory was
             tensors = [value for value in tree_leaves(args) if isinstance(value, Tensor)]
             self.seen.append(self._noted(func._schema.name.removeprefix("c10d::"), tensors))
         return func(*args, **(kwargs or {}))
@@ -73,17 +75,16 @@ def rank_of(rank: int, world_size: int, device: torch.device) -> Iterator[tuple[
             mock.patch.dict(os.environ, place),
             mock.patch.object(Ranks, "gather", lambda ranks, value: [value] * ranks.world_size),
             mock.patch.object(HeadGroup, "gather", _with_ones),
-            mock.patch.object(HeadGroup, "reduce_scatter", _of_zeros),
             mock.patch.object(DistributedDataParallel, "__init__", _with_plain_exchange),
         ):
-            yield Ranks(rank, 0, world_size, device, dist.group.WORLD, control, control), Record(world_size)
+            with Record(world_size) as record:
+                yield Ranks(rank, 0, world_size, device, dist.group.WORLD, control, control), record
     finally:
         _forget_groups()
         dist.destroy_process_group()
 
 
 _GATHER = HeadGroup.gather
-_REDUCE_SCATTER = HeadGroup.reduce_scatter
 _INIT = DistributedDataParallel.__init__
 
 
@@ -93,11 +94,6 @@ def _with_ones(group: HeadGroup, local: Tensor) -> Tensor:
     if gathered.is_floating_point():
         gathered[: len(local)] = 1
     return gathered
-
-
-def _of_zeros(group: HeadGroup, partial: Tensor) -> Tensor:
-    """The fake group leaves it as memory was."""
-    return _REDUCE_SCATTER(group, partial).zero_()
 
 
 def _with_plain_exchange(replicated: DistributedDataParallel, *args: object, **options: object) -> None:

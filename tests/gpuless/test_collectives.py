@@ -2,12 +2,14 @@
 
 import os
 from collections import Counter
+from contextlib import suppress
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+from dist_train.errors import NonFiniteError
 from launch.check import plan_setup
 from launch.plan_model import gpu_memory, network_bytes
 from tests.gpuless.pretence import GPU, pretended_gpu
@@ -28,13 +30,17 @@ def exchanged(rank, config):
         trained, accumulation = program(config, ranks, IDENTITIES, 32)
         own = batch(config.train.global_batch_size // RANKS, 32, CPU)
         own = own._replace(images=torch.randn(own.images.shape)).chunk(accumulation)
-        for number in range(2):
-            step(trained, own, number)
-        with record:
-            step(trained, own, 2)
+        embed = trained.replica.embed
+        # Weights of stage 3 that would have come from others are whatever memory held; what is exchanged stays.
+        with mock.patch.object(trained.replica, "embed", lambda images: embed(images).nan_to_num(0, 0, 0)):
+            for number in range(3):
+                record.seen.clear()
+                with suppress(NonFiniteError):
+                    step(trained, own, number)
+        seen = list(record.seen)
         trained.close()
         trained.replica.close()
-    return record.seen
+    return seen
 
 
 @pytest.fixture(autouse=True)
@@ -107,10 +113,10 @@ def test_the_head_of_100_million_identities_exchanges_and_takes_what_is_planned(
             rank_of(rank, RANKS, GPU) as (ranks, record),
         ):
             trained, _ = program(config, ranks, classes, 32)
-            with record:
-                step(trained, [batch(128, 32, GPU)], 0)
+            record.seen.clear()
+            step(trained, [batch(128, 32, GPU)], 0)
             tables = sum(table.nbytes for table in trained.head._store.tables.values())
-            found.append(record.seen)
+            found.append(list(record.seen))
             assert tables == (trained.head.stop - trained.head.start) * 512 * 4 * 2
     assert found[0] == found[1]
     assert sum(each.received for each in found[0]) == sum(network_bytes(planned)[name] for name in HEAD)
