@@ -223,9 +223,7 @@ def _about_memory(config: RunConfig, identities: int | None, sizes: Mapping[int,
         )
 
 
-def plan_setup(
-    config: RunConfig, head: HeadConfig, identities: int, image_size: int, gpus: int | None = None
-) -> Setup:
+def plan_setup(config: RunConfig, head: HeadConfig, identities: int, image_size: int, gpus: int | None = None) -> Setup:
     """The job of a recipe, to be planned.
 
     Args:

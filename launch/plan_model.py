@@ -1,11 +1,10 @@
-"""The model of a training step's costs: memory by part, bytes over the network, seconds.
+"""The model of a training step's costs: memory by part, traffic, bytes over the network.
 
-Memory and traffic follow from what the code stores and does, and are under test against it (`tests/launch`,
-`benchmarks/plan.py`). Seconds follow from data sheets and the efficiencies below. Shapes: W ranks, B pictures a rank
+They follow from what the code stores and does, and are under test against it (`tests/launch`, `tests/gpuless`,
+`benchmarks/plan.py`). Shapes: W ranks, B pictures a rank
 and forward pass, G = W·B, n classes a rank, k of them chosen in a step, K centers a class, D numbers a center.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,22 +15,6 @@ from launch.plan_hardware import GIB, BackboneCost, Gpu
 
 if TYPE_CHECKING:
     from dist_train.head.storage import TableSpec
-
-# Reached shares of the peak figures. Large float32 products come to about three quarters of the data sheet
-# and streaming kernels to about four fifths of the bandwidth; convolutions of this field's widths to less than half.
-HEAD_FLOPS_SHARE = 0.75
-BANDWIDTH_SHARE = 0.8
-CONV_FLOPS_SHARE = 0.45
-LINK_SHARE = 0.7
-# Reads and writes of the saved activations in a whole step: convolutions, two passes of each BatchNorm forward and two
-# backward, PReLU, shortcuts, all their gradients. The value is fitted to one published figure, arcface_torch with R50
-# on 8 V100 at 125,000 identities (5,004 images/s); all other figures are predictions.
-ACTIVATION_PASSES = 18.6
-
-LATENCY_S = 50e-6  # latency of a collective on many GPUs
-PCIE_GB_S = 20.0  # host to GPU, PCIe 4.0 x16 in practice
-HOST_ROWS_GB_S = 8.0  # one thread's copy of scattered rows in host memory
-DISK_ROWS_GB_S = 2.0  # one thread's copy of scattered rows from NVMe through the page cache
 
 # CUDA's context, NCCL's buffers and cuDNN's workspace; and the share of all other memory that allocators lose to gaps.
 GPU_FIXED_BYTES = 2 * GIB
@@ -61,6 +44,7 @@ class Setup:
         head: the head's section of the recipe.
         views: of each picture, each of which passes the backbone.
         averaged: whether a moving average of the backbone's weights is kept.
+        arithmetic: of the head's products: "float32", "tf32", "bfloat16", or "auto": bfloat16 where the GPU has it.
     """
 
     identities: int
@@ -80,6 +64,14 @@ class Setup:
     head: HeadConfig
     views: int = 1
     averaged: bool = False
+    arithmetic: str = "auto"
+
+    @property
+    def operands(self) -> str:
+        """Type of the operands of the head's products."""
+        if self.arithmetic != "auto":
+            return self.arithmetic
+        return "bfloat16" if self.gpu.bfloat16 else "float32"
 
     @property
     def rows(self) -> int:
@@ -330,38 +322,18 @@ def head_flops(shape: HeadShape) -> int:
     return products * 2 * shape.chosen * shape.width * shape.samples
 
 
-def step_seconds(setup: Setup) -> dict[str, float]:
-    """Seconds of a step, by part; the step takes the sum."""
-    gpu, backbone, times = setup.gpu, setup.backbone, setup.accumulation
-    shape = head_shape(setup)
-    bandwidth = BANDWIDTH_SHARE * gpu.memory_gb_s * 1e9
-    flops = CONV_FLOPS_SHARE * (gpu.half_tflops if setup.half else gpu.float32_tflops) * 1e12
-    kept = backbone.saved * (2 if setup.half else 4)
-    network = times * setup.views * setup.batch * (6 * backbone.macs / flops + ACTIVATION_PASSES * kept / bandwidth)
-    update = 4 * backbone.parameters * (3 + 3 * setup.moments) / bandwidth
-    products = head_flops(shape) / (HEAD_FLOPS_SHARE * gpu.float32_tflops * 1e12)
-    rows = head_traffic(shape) / bandwidth
-    link = LINK_SHARE * 1e9 * (gpu.link_gb_s if setup.gpus <= setup.gpus_per_node else setup.network_gb_s)
-    exchanged = network_bytes(setup)
-    gradients = exchanged.pop("backbone gradient") / link
-    moved = 0.0
-    if shape.staged:
-        rate = HOST_ROWS_GB_S if setup.head.storage == "host" else DISK_ROWS_GB_S
-        slowest = min(rate, PCIE_GB_S) * 1e9
-        moved = 2 * times * shape.chosen * shape.class_bytes / slowest
-    alone = setup.gpus == 1
-    return {
-        "backbone": network + update,
-        "head, products": products,
-        "head, rows and logits": rows,
-        "exchange of embeddings": 0.0 if alone else sum(exchanged.values()) / link + 3 * times * LATENCY_S,
-        # It overlaps the last backward pass, two thirds of a pass's time; the step waits for the remainder.
-        "exchange of gradients": max(0.0, gradients - network / times * 2 / 3),
-        # The fetch overlaps the backbone of this step, the write-back the backbone of the next.
-        "rows from host or disk": max(0.0, moved - network),
-    }
+def kernel_flops(shape: HeadShape) -> int:
+    """Operations of the kernels' products in a step: logits twice, embeddings' gradient, rows' gradient."""
+    return 4 * shape.accumulation * 2 * shape.chosen * shape.width * shape.samples
 
 
-def images_per_second(setup: Setup) -> float:
-    """Pictures a second over all ranks."""
-    return setup.samples * setup.accumulation / math.fsum(step_seconds(setup).values())
+def kernel_traffic(shape: HeadShape, arithmetic: str) -> int:
+    """Bytes that the kernels read from and write to memory in a step.
+
+    A pass reads its rows as stored, writes them as operands of length 1, and reads these for each of its two kernels;
+    that they come again for every 64 samples is the cache's business. The rows' gradient is written and read in
+    float32. An update reads and writes rows and state.
+    """
+    operand = 2 if arithmetic == "bfloat16" else 4
+    passes = shape.accumulation * shape.chosen * shape.width * (shape.number_bytes + 3 * operand + 2 * 4)
+    return passes + 2 * shape.updated * shape.class_bytes

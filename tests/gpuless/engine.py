@@ -46,7 +46,8 @@ class Engine:
         **_: bool,
     ) -> tuple[Tensor | None, ...]:
         """As torch's, without second derivatives."""
-        assert not create_graph and not keep_graph
+        assert not create_graph
+        assert not keep_graph
         waiting = _dependencies([_place(tensor)[0] for tensor in tensors])
         asked = [_place(tensor) for tensor in inputs]
         found: dict[tuple[Node, int], Tensor] = {}

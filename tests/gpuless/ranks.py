@@ -76,9 +76,9 @@ def rank_of(rank: int, world_size: int, device: torch.device) -> Iterator[tuple[
             mock.patch.object(Ranks, "gather", lambda ranks, value: [value] * ranks.world_size),
             mock.patch.object(HeadGroup, "gather", _with_ones),
             mock.patch.object(DistributedDataParallel, "__init__", _with_plain_exchange),
+            Record(world_size) as record,
         ):
-            with Record(world_size) as record:
-                yield Ranks(rank, 0, world_size, device, dist.group.WORLD, control, control), record
+            yield Ranks(rank, 0, world_size, device, dist.group.WORLD, control, control), record
     finally:
         _forget_groups()
         dist.destroy_process_group()

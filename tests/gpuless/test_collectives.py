@@ -49,7 +49,7 @@ def agreeing():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.runtime.zero import partitioned_param_coordinator
 
-    with mock.patch.object(partitioned_param_coordinator, "assert_ints_same_as_other_ranks", lambda numbers: None):
+    with mock.patch.object(partitioned_param_coordinator, "assert_ints_same_as_other_ranks"):
         yield
 
 
