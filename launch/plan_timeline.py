@@ -59,7 +59,7 @@ def _spans(setup: Setup) -> Iterator[Span]:
         if exchange:
             yield from _exchange(setup, "embeddings" + many, embeddings * passes // times, now, passes * exchange)
             now += passes * exchange
-        yield Span("head", "loss and gradients" + many, now, passes * head)
+        yield Span("head", "loss, gradients, update" + many, now, passes * head)
         now += passes * head
         yield Span("backbone", "backward" + many, now, passes * work["backward"])
         if number < len(groups) - 1:

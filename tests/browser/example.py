@@ -142,7 +142,7 @@ def planned() -> Setup:
 
 
 def write_examples(directory: Path) -> list[Path]:
-    """Write a page of results of several models, one of other forms, the report of a run, a sheet of findings, and a plan."""
+    """Write pages: results of several models, other forms, the report of a run, a sheet of findings, a plan."""
     names = ("results", "forms", "run", "findings", "plan")
     results, other, run, findings, plan = (directory / f"{name}.html" for name in names)
     write_comparison(results, "Evaluation", [scores(name, 1 + 0.5 * i) for i, name in enumerate(MODELS)])

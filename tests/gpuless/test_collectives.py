@@ -16,6 +16,8 @@ from tests.gpuless.pretence import GPU, pretended_gpu
 from tests.gpuless.program import batch, program, recipe, step
 from tests.gpuless.ranks import rank_of
 
+pytestmark = pytest.mark.job  # seconds each
+
 RANKS, CPU = 64, torch.device("cpu")
 IDENTITIES = 1000  # 16 on each of 62 ranks, 8 on the next one, none on the last
 SOME = (0, 31, 63)

@@ -18,6 +18,8 @@ from tests.gpuless.ledger import Ledger
 from tests.gpuless.pretence import GPU, pretended_gpu
 from tests.gpuless.program import batch, program, recipe, step
 
+pytestmark = pytest.mark.job  # seconds each
+
 ALONE = Ranks(0, 0, 1, GPU)
 HEAD_AT_WORK = ("logits", "gathered embeddings", "blocks of rows", "norms and indices", "copies of chosen rows")
 HEAD_AT_WORK += ("nearest centers",)
