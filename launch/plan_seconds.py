@@ -78,8 +78,8 @@ def step_seconds(setup: Setup) -> dict[str, float]:
         "backbone": passes + parts["update"],
         **{name: seconds for name, seconds in parts.items() if name.startswith("head")},
         "exchange of embeddings": parts["exchange of embeddings"],
-        # It overlaps the last backward pass; the step waits for the remainder.
-        "exchange of gradients": max(0.0, parts["gradient exchange"] - parts["backward"]),
+        # It overlaps the last backward pass; the step waits for the rest, and for weights that others have updated.
+        "exchange of gradients": max(0.0, parts["gradient exchange"] - parts["backward"]) + parts["weights gathered"],
         # The fetch overlaps the backbone of this step, the write-back the backbone of the next.
         "rows from host or disk": max(0.0, parts["rows moved"] - passes),
     }
@@ -98,7 +98,9 @@ def work_seconds(setup: Setup) -> dict[str, float]:
     kept = backbone.saved * (2 if setup.half else 4)
     each = setup.views * setup.batch * (6 * backbone.macs / flops + ACTIVATION_PASSES * kept / bandwidth)
     exchanged = network_bytes(setup)
-    weights = sum(exchanged.pop(name, 0) for name in ("backbone gradient", "backbone weights gathered"))
+    gradients, gathered = exchanged.pop("backbone gradient"), exchanged.pop("backbone weights gathered", 0)
+    if setup.strategy == "zero3":  # weights come under a pass of the backbone, too
+        gradients, gathered = gradients + gathered, 0
     embeddings = max(exchange_seconds(setup, sum(exchanged.values())).values())
     moved = 0.0
     if shape.staged:
@@ -110,7 +112,8 @@ def work_seconds(setup: Setup) -> dict[str, float]:
         "update": 4 * backbone.parameters * (3 + 3 * setup.moments) / bandwidth,
         **head_seconds(shape, gpu, setup.operands),
         "exchange of embeddings": 0.0 if setup.gpus == 1 else embeddings + 3 * times * LATENCY_S,
-        "gradient exchange": max(exchange_seconds(setup, weights).values()),
+        "gradient exchange": max(exchange_seconds(setup, gradients).values()),
+        "weights gathered": max(exchange_seconds(setup, gathered).values()),
         "rows moved": moved,
     }
 

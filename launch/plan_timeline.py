@@ -45,8 +45,10 @@ def _spans(setup: Setup) -> Iterator[Span]:
     head = (work["head, products"] + work["head, rows and logits"]) / times
     exchange = work["exchange of embeddings"] / times
     parts = network_bytes(setup)
-    gradients = parts["backbone gradient"] + parts.get("backbone weights gathered", 0)
-    embeddings = sum(parts.values()) - gradients
+    gradients, gathered = parts["backbone gradient"], parts.get("backbone weights gathered", 0)
+    embeddings = sum(parts.values()) - gradients - gathered
+    if setup.strategy == "zero3":
+        gradients, gathered = gradients + gathered, 0
     moved = work["rows moved"]
     now = max(0.0, moved - times * (work["forward"] + work["backward"]))
     if moved:
@@ -68,6 +70,7 @@ def _spans(setup: Setup) -> Iterator[Span]:
             yield from _exchange(setup, "gradients", gradients, now, work["gradient exchange"])
             now += max(work["backward"], work["gradient exchange"])
     yield Span("backbone", "update", now, work["update"])
+    yield from _exchange(setup, "weights", gathered, now + work["update"], work["weights gathered"])
 
 
 def _exchange(setup: Setup, name: str, received: int, start: float, seconds: float) -> Iterator[Span]:

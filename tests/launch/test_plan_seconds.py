@@ -28,6 +28,8 @@ JOBS = {
     "one machine": setup(),
     "eight machines": large(),
     "a slow network": large(network_gb_s=0.1),
+    "ZeRO 1": large(strategy="zero1"),
+    "ZeRO 3": large(strategy="zero3"),
     "three passes": large(accumulation=3),
     "nine passes, rows on the host": large(accumulation=9, head=HeadConfig(sample_rate=0.1, storage="host")),
     "one pass, rows on the host": large(head=HeadConfig(sample_rate=0.1, storage="host")),
@@ -89,6 +91,14 @@ def test_advice_gives_what_gains_most_first_and_what_it_says_is_planned():
     sampled = dataclasses.replace(job, head=HeadConfig(sample_rate=0.1))
     assert any(f"head.sample_rate=0.1: {images_per_second(sampled):,.0f}" in line for line in advice(job))
     assert [line.split(" ")[0] for line in other_sizes(job)] == ["32", "128", "256"]
+
+
+def test_weights_that_others_have_updated_are_waited_for_and_those_of_stage_3_come_under_the_backbone():
+    plain, split, whole = (
+        step_seconds(large(strategy=name))["exchange of gradients"] for name in ("ddp", "zero1", "zero3")
+    )
+    assert plain == whole == 0
+    assert split > 0
 
 
 def test_the_page_of_a_timeline_names_all_work_and_holds_no_script(tmp_path):
