@@ -50,7 +50,10 @@ def plan(
     optimizer: Annotated[
         str, typer.Option(help="optimizer of class centers, as head.optimizer: sgd, rowwise_adagrad or adamw")
     ] = "sgd",
-    logits_budget_mb: Annotated[int, typer.Option(help="memory for kept logits in MB, as head.logits_budget_mb")] = 256,
+    logits_budget_mb: Annotated[
+        int | None,
+        typer.Option(help="memory for kept logits in MB, as head.logits_budget_mb", show_default="2048"),
+    ] = None,
     embedding_dim: Annotated[
         int, typer.Option(min=2, max=8192, help="numbers in an embedding, as backbone.embedding_dim")
     ] = 512,

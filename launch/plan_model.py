@@ -96,6 +96,7 @@ class HeadShape:
         samples: G, pictures of a forward pass over all ranks.
         accumulation: forward passes of a step.
         cpu: whether the head computes on a CPU.
+        operands: type of the operands of its products.
     """
 
     config: HeadConfig
@@ -104,6 +105,7 @@ class HeadShape:
     samples: int
     accumulation: int = 1
     cpu: bool = False
+    operands: str = "float32"
 
     @cached_property
     def tables(self) -> "list[TableSpec]":
@@ -172,18 +174,35 @@ class HeadShape:
 
     @property
     def _most_at_a_time(self) -> int:
-        device_type = "cpu" if self.cpu else "cuda"
-        return block_classes(self.config, self.samples, device_type, self.config.logits_budget)
+        return block_classes(self.config, self.samples, self._device_type, self._budget, self.logit_bytes)
+
+    @property
+    def _device_type(self) -> str:
+        return "cpu" if self.cpu else "cuda"
+
+    @property
+    def _budget(self) -> int:
+        return self.config.logits_budget(self._device_type)
+
+    @property
+    def kernels(self) -> bool:
+        """Whether kernels form the softmax's weights, which are 16 bits wide; else they are logits in float32."""
+        return self.operands == "bfloat16" and not self.cpu and not self.config.filter_eps
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of a logit, or of what the kernels leave of it."""
+        return 2 if self.kernels else 4
 
     @property
     def logits_bytes(self) -> int:
         """Bytes of the logits of one forward pass, over all chosen classes."""
-        return logits_bytes(self.config, self.chosen, self.samples)
+        return logits_bytes(self.config, self.chosen, self.samples, self.logit_bytes)
 
     @property
     def passes_kept(self) -> int:
         """Forward passes of a step whose logits are kept until its end; logits of other passes are computed twice."""
-        return min(self.accumulation, self.config.logits_budget // max(1, self.logits_bytes))
+        return min(self.accumulation, self._budget // max(1, self.logits_bytes))
 
 
 def head_memory(shape: HeadShape) -> dict[str, int]:
@@ -191,7 +210,7 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     config, block, times = shape.config, shape.block, shape.accumulation
     again = shape.passes_kept < times
     kept = shape.passes_kept * shape.logits_bytes
-    block_logits = logits_bytes(config, block, shape.samples)
+    block_logits = logits_bytes(config, block, shape.samples, shape.logit_bytes)
     parts = {}
     if not shape.staged:
         parts["class centers"] = shape.rows * shape.width * shape.number_bytes
@@ -246,7 +265,14 @@ def disk_bytes(setup: Setup) -> int:
 
 def head_shape(setup: Setup) -> HeadShape:
     """Sizes of the head of the fullest rank."""
-    return HeadShape(setup.head, setup.rows, setup.embedding_dim, setup.samples, setup.accumulation)
+    return HeadShape(
+        setup.head,
+        setup.rows,
+        setup.embedding_dim,
+        setup.samples,
+        setup.accumulation,
+        operands=setup.operands,
+    )
 
 
 def gpu_memory(setup: Setup) -> dict[str, int]:
@@ -322,18 +348,15 @@ def head_flops(shape: HeadShape) -> int:
     return products * 2 * shape.chosen * shape.width * shape.samples
 
 
-def kernel_flops(shape: HeadShape) -> int:
-    """Operations of the kernels' products in a step: logits twice, embeddings' gradient, rows' gradient."""
-    return 4 * shape.accumulation * 2 * shape.chosen * shape.width * shape.samples
+def kernel_traffic(shape: HeadShape) -> int:
+    """Bytes of rows that a step of the kernels reads from and writes to memory.
 
-
-def kernel_traffic(shape: HeadShape, arithmetic: str) -> int:
-    """Bytes that the kernels read from and write to memory in a step.
-
-    A pass reads its rows as stored, writes them as operands of length 1, and reads these for each of its two kernels;
-    that they come again for every 64 samples is the cache's business. The rows' gradient is written and read in
-    float32. An update reads and writes rows and state.
+    A pass gathers its rows, takes their norms, and rounds them to operands, which two products read; the rows' gradient
+    is written and read in float32, and an update reads and writes rows and state. The weights that products write and
+    read are hidden behind these, which count more operations a byte than the card does.
     """
-    operand = 2 if arithmetic == "bfloat16" else 4
-    passes = shape.accumulation * shape.chosen * shape.width * (shape.number_bytes + 3 * operand + 2 * 4)
-    return passes + 2 * shape.updated * shape.class_bytes
+    gathered = shape.number_bytes + (4 if shape.number_bytes < 4 or shape.config.sample_rate < 1 else 0)
+    rounded = gathered + 4 + 2
+    again = (shape.accumulation - shape.passes_kept) * (rounded + 2)
+    once = shape.accumulation * (rounded + 4 + 2 * 2 + 2 * 4)
+    return (once + again) * shape.chosen * shape.width + 2 * shape.updated * shape.class_bytes
