@@ -103,6 +103,7 @@ def plan(
                 "dtype": dtype,
                 "optimizer": optimizer,
                 "logits_budget_mb": logits_budget_mb,
+                "arithmetic": arithmetic,
             }
         )
     except ValidationError as error:
@@ -125,7 +126,6 @@ def plan(
         strategy=strategy,
         moments=1,
         head=head,
-        arithmetic=arithmetic,
     )
     try:
         GPUS[gpu].tflops(setup.operands)

@@ -84,8 +84,8 @@ def _ways_to_speed(setup: Setup) -> Iterator[tuple[str, Setup]]:
     if head.optimizer != "rowwise_adagrad":
         yield "head.optimizer=rowwise_adagrad", _with_head(setup, optimizer="rowwise_adagrad")
     if setup.operands != "bfloat16" and setup.gpu.bfloat16:
-        yield "head.arithmetic=bfloat16", dataclasses.replace(setup, arithmetic="bfloat16")
-    budget = head.logits_budget_mb
+        yield "head.arithmetic=bfloat16", _with_head(setup, arithmetic="bfloat16")
+    budget = head.logits_budget("cuda") >> 20
     while budget < 65536:  # doubled until the plan changes
         budget *= 2
         other = _with_head(setup, logits_budget_mb=budget)

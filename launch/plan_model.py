@@ -44,7 +44,6 @@ class Setup:
         head: the head's section of the recipe.
         views: of each picture, each of which passes the backbone.
         averaged: whether a moving average of the backbone's weights is kept.
-        arithmetic: of the head's products: "float32", "tf32", "bfloat16", or "auto": bfloat16 where the GPU has it.
     """
 
     identities: int
@@ -64,13 +63,12 @@ class Setup:
     head: HeadConfig
     views: int = 1
     averaged: bool = False
-    arithmetic: str = "auto"
 
     @property
     def operands(self) -> str:
         """Type of the operands of the head's products."""
-        if self.arithmetic != "auto":
-            return self.arithmetic
+        if self.head.arithmetic != "auto":
+            return self.head.arithmetic
         return "bfloat16" if self.gpu.bfloat16 else "float32"
 
     @property

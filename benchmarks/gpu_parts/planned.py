@@ -47,7 +47,8 @@ def planned_setup(bench: Bench, classes: int, samples: int, head: HeadConfig, ba
 
 def planned_head(bench: Bench, classes: int, samples: int, head: HeadConfig) -> dict[str, float]:
     """Planned milliseconds and memory of the head alone."""
-    parts = step_seconds(planned_setup(bench, classes, samples, head))
+    setup = planned_setup(bench, classes, samples, head)
+    parts = step_seconds(setup)
     ms = 1e3 * sum(seconds for name, seconds in parts.items() if name.startswith("head"))
-    memory = head_memory(HeadShape(head, classes, 512, samples, cpu=not bench.cuda))
+    memory = head_memory(HeadShape(head, classes, 512, samples, cpu=not bench.cuda, operands=setup.operands))
     return {"planned_ms": ms, "planned_gb": sum(memory.values()) / 1e9}

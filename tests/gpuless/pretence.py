@@ -177,7 +177,20 @@ class _AtOnce:
     def shutdown(self, wait: bool = True) -> None: ...
 
 
+class _Kernel:
+    """Launches nothing; whatever it is given must be on the device."""
+
+    def __getitem__(self, grid):
+        def launch(*args, **constants):
+            strayed = [each.device for each in args if isinstance(each, torch.Tensor) and each.device.type != "cuda"]
+            assert not strayed, f"a kernel is given tensors on {strayed}"
+
+        return launch
+
+
 _STAND_INS = {
+    "dist_train.head.kernel_weights.weights_kernel": _Kernel(),
+    "dist_train.head.fused_update.update_kernel": _Kernel(),
     "torch.Generator": _Generator,
     "torch.Tensor.numpy": _numpy,
     "torch.nn.Module._apply": _apply,
@@ -186,5 +199,5 @@ _STAND_INS = {
     "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
     "torch.cuda.is_bf16_supported": lambda *args: True,
     "dist_train.head.storage.ThreadPoolExecutor": _AtOnce,
-    "dist_train.head.head.fill_normal": lambda *args: None,  # in thousands of small operations
+    "dist_train.head.open_rows.fill_normal": lambda *args: None,  # in thousands of small operations
 }

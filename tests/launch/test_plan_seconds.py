@@ -10,7 +10,7 @@ import pytest
 from dist_train.head import HeadConfig
 from launch.plan_advice import advice, other_sizes
 from launch.plan_hardware import GPUS
-from launch.plan_model import HeadShape, head_shape, kernel_flops, kernel_traffic
+from launch.plan_model import HeadShape, head_flops, head_shape, kernel_traffic
 from launch.plan_seconds import exchange_seconds, head_seconds, images_per_second, step_seconds
 from launch.plan_timeline import LANES, spans, write_timeline
 from tests.launch.recipes import headcount_here
@@ -36,19 +36,25 @@ JOBS = {
 }
 
 
-def test_kernels_form_four_products_and_move_rows_and_no_logits():
-    shape = HeadShape(HeadConfig(sample_rate=0.5), rows=1000, dim=64, samples=256)
-    assert kernel_flops(shape) == 4 * 2 * 500 * 64 * 256
-    # Stored rows 4; unit rows written and read twice 3 x 2; gradient 2 x 4; row and momentum read and written 2 x 8.
-    assert kernel_traffic(shape, "bfloat16") == 500 * 64 * (4 + 6 + 8 + 16)
-    assert kernel_traffic(shape, "tf32") == 500 * 64 * (4 + 12 + 8 + 16)
+def test_kernels_form_weights_of_16_bits_and_move_rows():
+    shape = HeadShape(HeadConfig(sample_rate=0.5), rows=1000, dim=64, samples=256, operands="bfloat16")
+    assert head_flops(shape) == 3 * 2 * 500 * 64 * 256
+    assert shape.logits_bytes == 2 * 500 * 256
+    # Rows gathered 4 + 4, their norms 4, operands 4 + 2 + 2 x 2; gradient 2 x 4; row and momentum 2 x 8.
+    assert kernel_traffic(shape) == 500 * 64 * (8 + 4 + 10 + 8 + 16)
     twice = dataclasses.replace(shape, samples=512)
-    assert kernel_traffic(twice, "bfloat16") == kernel_traffic(shape, "bfloat16")
+    assert kernel_traffic(twice) == kernel_traffic(shape)
+    short = dataclasses.replace(shape, config=HeadConfig(sample_rate=0.5, logits_budget_mb=1), samples=4096)
+    assert head_flops(short) == 4 * 2 * 500 * 64 * 4096
+    assert kernel_traffic(short) > kernel_traffic(shape)
 
 
 def test_a_head_takes_the_rate_of_its_arithmetic_and_a_gpu_without_it_is_refused():
-    shape, h100 = head_shape(large()), GPUS["h100"]
-    seconds = [math.fsum(head_seconds(shape, h100, kind).values()) for kind in ("float32", "tf32", "bfloat16")]
+    h100 = GPUS["h100"]
+    seconds = []
+    for kind in ("float32", "tf32", "bfloat16"):
+        shape = head_shape(large(head=HeadConfig(sample_rate=0.1, arithmetic=kind)))
+        seconds.append(math.fsum(head_seconds(shape, h100, kind).values()))
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[2] < 0.03 < seconds[0]
     with pytest.raises(ValueError, match="this GPU has no bfloat16; expected float32"):
