@@ -25,9 +25,9 @@ PROGRAM = (*HEAD, "yaml", "pyarrow", "psutil", "safetensors", "fsspec")
 
 PARTS = {
     "device": Part("device", 10),
-    "head-correct": Part("head_correct", 45, HEAD),
+    "head-correct": Part("head_correct", 60, HEAD),
     "step": Part("step", 40, PROGRAM),
-    "head": Part("head_speed", 110, HEAD),
+    "head": Part("head_speed", 75, HEAD),
     "backbone": Part("backbone", 50, PROGRAM),
     "waits": Part("waits", 15, PROGRAM, cuda=True),
     "detector": Part("detector", 25, (*HEAD, "torchvision", "safetensors")),
