@@ -235,7 +235,9 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
         parts["logits"] += block_logits * 4 // (shape.logit_bytes * WEIGHTS.rows)
     elif shape.rounds:
         parts["logits"] += block_logits // 2
-    if not shape.kernels and config.centers_per_class > 1:  # the nearest of a class's centers: a logit and a number of 8 bytes
+    if (
+        not shape.kernels and config.centers_per_class > 1
+    ):  # the nearest of a class's centers: a logit and a number of 8 bytes
         parts["nearest centers"] = 12 * block * shape.samples
     # Embeddings are kept for every pass; two forms of their gradient and buffers of the exchange for one pass.
     parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (times + 6)

@@ -152,7 +152,7 @@ def test_no_head_mixes_devices_with_and_without_the_filter(head):
         for eps in (0.0, 1e-3):
             trained, _ = program(small(head=head | {"filter_eps": eps}), ALONE, 500, 32)
             for number in range(2):
-                step(trained, batch(8, 32, GPU).chunk(2), number)
+                step(trained, batch(8, 32, GPU).chunk(1 + number), number)
             figures = trained.figures()
             assert all(np.isfinite(value) for value in figures.values())
 
