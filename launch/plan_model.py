@@ -156,6 +156,11 @@ class HeadShape:
         return round(self.rows * (1 - (1 - share) ** self.accumulation))
 
     @property
+    def part(self) -> float:
+        """Share of the updated classes that a pass chooses."""
+        return self.chosen / max(1, self.updated)
+
+    @property
     def staged(self) -> bool:
         """Whether rows are stored outside of the memory that the head computes in."""
         return self.config.storage != "device"
@@ -185,7 +190,12 @@ class HeadShape:
     @property
     def kernels(self) -> bool:
         """Whether kernels form the softmax's weights, which are 16 bits wide; else they are logits in float32."""
-        return self.operands == "bfloat16" and not self.cpu and not self.config.filter_eps
+        return self.rounds and not self.config.filter_eps
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a GPU's products take copies in 16 bits of what they multiply."""
+        return self.operands == "bfloat16" and not self.cpu
 
     @property
     def logit_bytes(self) -> int:
@@ -205,6 +215,8 @@ class HeadShape:
 
 def head_memory(shape: HeadShape) -> dict[str, int]:
     """Bytes of the head in the memory that it computes in, by part."""
+    from dist_train.head.kernels.tiles import WEIGHTS  # imports torch
+
     config, block, times = shape.config, shape.block, shape.accumulation
     again = shape.passes_kept < times
     kept = shape.passes_kept * shape.logits_bytes
@@ -218,20 +230,32 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
         union = shape.updated if times > 1 else 0
         parts["copies of chosen rows"] = (times * shape.chosen + union) * shape.class_bytes
     # With several passes a block is one of the union of their classes, of which each pass chose a part.
-    part = shape.chosen / max(1, shape.updated)
-    parts["logits"] = kept + (round((1 + part) * block_logits) if again else 0)
-    if config.centers_per_class > 1:  # the nearest of a class's centers: a logit and a number of 8 bytes
+    parts["logits"] = kept + (round((1 + shape.part) * block_logits) if again else 0)
+    if shape.kernels:  # and the sums of each tile
+        parts["logits"] += block_logits * 4 // (shape.logit_bytes * WEIGHTS.rows)
+    elif shape.rounds:
+        parts["logits"] += block_logits // 2
+    if (
+        not shape.kernels and config.centers_per_class > 1
+    ):  # the nearest of a class's centers: a logit and a number of 8 bytes
         parts["nearest centers"] = 12 * block * shape.samples
     # Embeddings are kept for every pass; two forms of their gradient and buffers of the exchange for one pass.
     parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (times + 6)
-    reads = config.sample_rate < 1 and not shape.staged
-    tables = shape.wide_tables
-    wide = 0 if shape.number_bytes == 4 else tables
-    narrow = tables * shape.number_bytes if reads else 0
-    gradients = 2 + (part if times > 1 else 0)  # the sum, its projection, and the gradient of a pass
-    parts["blocks of rows"] = round(shape.updated_block * shape.width * (4 * (gradients + wide) + narrow))
+    parts["blocks of rows"] = _row_blocks(shape)
     parts["norms and indices"] = times * shape.chosen * (4 * config.centers_per_class + 8)
     return parts
+
+
+def _row_blocks(shape: HeadShape) -> int:
+    """Bytes of a block's rows as they are read, and as operands of products, and of the rows' gradient."""
+    several = shape.accumulation > 1
+    # A GPU projects a gradient and updates rows and state where they are; a CPU reads blocks of all tables for it.
+    gradients = (2 if shape.cpu else 1) + (shape.part if several else 0)
+    read = shape.wide_tables if shape.cpu else 1
+    wide = 0 if shape.number_bytes == 4 else read
+    narrow = read * shape.number_bytes if shape.config.sample_rate < 1 and not shape.staged else 0
+    operands = 2 * shape.block if shape.rounds else 0
+    return round(shape.width * (shape.updated_block * (4 * (gradients + wide) + narrow) + operands))
 
 
 def host_memory(setup: Setup) -> dict[str, int]:
@@ -308,7 +332,7 @@ def network_bytes(setup: Setup) -> dict[str, int]:
     parts = {
         "labels gathered": times * others * setup.batch * 8,
         "embeddings gathered": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
-        "softmax statistics": times * others * 4 * 4 * setup.samples,
+        "softmax statistics": times * 2 * others * 4 * (1 + 3) * setup.batch,  # two all-reduces
         "embeddings' gradient": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
         "backbone gradient": 2 * others * weights // setup.gpus,
     }

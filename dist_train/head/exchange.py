@@ -45,6 +45,12 @@ class HeadGroup:
             dist.all_reduce(value, group=self.group)
         return value
 
+    def all_reduce_max(self, value: Tensor) -> Tensor:
+        """Largest over ranks, in place. One collective."""
+        if self.world_size > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group)
+        return value
+
 
 def sharded_rows(rows: Tensor, num_classes: int, ranks: HeadGroup) -> Tensor:
     """A rank's rows [n, width] as a view of the table [num_classes, width] of all ranks; alone, the rows themselves."""

@@ -40,10 +40,10 @@ class Head:
         head.step(lr)                      # updates the chosen rows; several backwards may come before it
 
     Collectives of a training step, in order: one all-gather of labels [B] between hosts, in `prepare` where that is
-    called; one all-gather of embeddings and norms [B, D + 1]; one all-gather of softmax statistics [4, G]; in the
-    backward one reduce-scatter of [G, D + 1]. `curricularface` adds one all-reduce of [G] target cosines. Bad input is
-    seen by all ranks in these exchanges and raised by all. The rows' gradient needs none: each rank owns its rows and
-    sees all samples.
+    called; one all-gather of embeddings and norms [B, D + 1]; two all-reduces of the softmax, the largest logits [G]
+    and sums [3, G] ([2, G] and [4, G] where samples have several labels); in the backward one reduce-scatter of
+    [G, D + 1]. `curricularface` adds one all-reduce of [G] target cosines. Bad input is seen by all ranks in these
+    exchanges and raised by all. The rows' gradient needs none: each rank owns its rows and sees all samples.
 
     Cosines, exponentials, sums and updates are float32 whatever the autocast outside. The loss is not
     differentiable twice. On a CUDA device a call waits once for the batch's norms unless its `verdict` is late, for

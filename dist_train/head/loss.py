@@ -127,7 +127,7 @@ class ShardedLoss:
         queries, norms = self._gather(queries, norms)
         choice = self._choose(labels, training)
         passed = self._pass_over_rows(choice, queries, norms, shares, labels.ndim == 2, training)
-        statistics = exchange_statistics(passed, self.ranks)  # step 3, over ranks, in one collective
+        statistics = exchange_statistics(passed, self.ranks)  # step 3, over ranks
         losses, cosines = statistics.losses, statistics.cosines
         if shares is None:
             loss = losses.mean()

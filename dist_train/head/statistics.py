@@ -42,37 +42,35 @@ class Statistics:
 
 
 def exchange_statistics(passed: Forward, ranks: HeadGroup) -> Statistics:
-    """The statistics of all samples. One collective."""
+    """The statistics of all samples, equal on all ranks. Two collectives, whose size does not grow with ranks.
+
+    Each rank's sums of exponentials are relative to a logit of its own, so the largest of these is agreed on first.
+    """
     return _several_labels(passed, ranks) if passed.apart else _one_label(passed, ranks)
 
 
 def _one_label(passed: Forward, ranks: HeadGroup) -> Statistics:
     targets, samples = passed.targets, passed.targets.places.samples
-    statistics = passed.queries.new_zeros((4, len(passed.queries)))
-    statistics[0], statistics[1] = passed.max_logit, passed.exp_sum
-    statistics[2, samples] = targets.logits
-    statistics[3, samples] = targets.centers.cosines
-    every = ranks.gather(statistics.unsqueeze(0))  # [W, 4, G]
-    top = every[:, 0].amax(dim=0)
-    log_sum = top + (every[:, 1] * (every[:, 0] - top).exp()).sum(dim=0).log()
-    return Statistics(log_sum - every[:, 2].sum(dim=0), log_sum, every[:, 3].sum(dim=0))
+    top = ranks.all_reduce_max(passed.max_logit.clone())
+    sums = passed.queries.new_zeros((3, len(passed.queries)))
+    torch.mul(passed.exp_sum, (passed.max_logit - top).exp_(), out=sums[0])
+    sums[1, samples] = targets.logits
+    sums[2, samples] = targets.centers.cosines
+    total, logits, cosines = ranks.all_reduce(sums)
+    log_sum = top + total.log()
+    return Statistics(log_sum - logits, log_sum, cosines)
 
 
 def _several_labels(passed: Forward, ranks: HeadGroup) -> Statistics:
     targets, samples = passed.targets, passed.targets.places.samples
-    statistics = passed.queries.new_zeros((6, len(passed.queries)))
-    statistics[0], statistics[1] = passed.max_logit, passed.exp_sum
-    statistics[2].scatter_reduce_(0, samples, -targets.logits, "amax")  # with 0, for the 1 in the logarithm
-    statistics[3].index_add_(0, samples, (-targets.logits - statistics[2, samples]).exp())
-    statistics[4].index_add_(0, samples, targets.centers.cosines)
-    statistics[5].index_add_(0, samples, torch.ones_like(targets.logits))
-    every = ranks.gather(statistics.unsqueeze(0))  # [W, 6, G]
-    negatives, positives = _log_one_plus(every[:, 0], every[:, 1]), _log_one_plus(every[:, 2], every[:, 3])
-    cosines = every[:, 4].sum(dim=0) / every[:, 5].sum(dim=0).clamp_min(1)
-    return Statistics(negatives + positives, negatives, cosines, positives)
-
-
-def _log_one_plus(tops: Tensor, sums: Tensor) -> Tensor:
-    """log(1 + sum over ranks of sums · exp(tops)) [G], from [W, G] each; tops are at least 0."""
-    top = tops.amax(dim=0)
-    return top + ((-top).exp() + (sums * (tops - top).exp()).sum(dim=0)).log()
+    own = torch.stack([passed.max_logit, torch.zeros_like(passed.max_logit)])  # of negatives, of positives
+    own[1].scatter_reduce_(0, samples, -targets.logits, "amax")  # with 0, for the 1 in the logarithm
+    tops = ranks.all_reduce_max(own.clone())
+    sums = passed.queries.new_zeros((4, len(passed.queries)))
+    torch.mul(passed.exp_sum, (own[0] - tops[0]).exp_(), out=sums[0])
+    sums[1].index_add_(0, samples, (-targets.logits - tops[1, samples]).exp_())
+    sums[2].index_add_(0, samples, targets.centers.cosines)
+    sums[3].index_add_(0, samples, torch.ones_like(targets.logits))
+    ranks.all_reduce(sums)
+    negatives, positives = tops + ((-tops).exp_() + sums[:2]).log_()  # log(1 + sum), relative to the top
+    return Statistics(negatives + positives, negatives, sums[2] / sums[3].clamp_min(1), positives)

@@ -70,11 +70,11 @@ class Ledger:
 
 
 def _asking() -> str:
-    """The innermost frame of the product's code below `dist_train`."""
+    """The innermost frame of the product's code below `dist_train`, but for its tools in `runtime`."""
     frame = sys._getframe(1)
     while frame is not None:
         _, found, path = frame.f_code.co_filename.rpartition("/dist_train/")
-        if found:
+        if found and not path.startswith("runtime/"):
             return f"{path}:{frame.f_code.co_name}"
         frame = frame.f_back
     return ""

@@ -5,9 +5,12 @@ does not exist here, so stand-ins answer: conditions hold, counts are 1, and as 
 `share` says. Each such answer is noted, for on a GPU the host would wait for it.
 """
 
+import pkgutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -32,6 +35,7 @@ class Pretence(FakeTensorMode):
     Attributes:
         waits: operations whose result the host read, in order.
         watchers: called with each operation, its arguments and its result.
+        launched: times that each Triton kernel was.
     """
 
     def __init__(self, share: float = 0.5) -> None:
@@ -39,6 +43,7 @@ class Pretence(FakeTensorMode):
         self.share = share
         self.waits: list[str] = []
         self.watchers: list = []
+        self.launched: Counter[str] = Counter()
 
     avoid_device_init = True  # also where a test lets `torch.cuda.is_available` say yes
 
@@ -62,6 +67,9 @@ class Pretence(FakeTensorMode):
         if func is ATEN.index.Tensor and any(_is_mask(index) for index in args[1]):
             self.waits.append("index by a mask")
             args = (args[0], [self._places(index) if _is_mask(index) else index for index in args[1]])
+        if func.overloadpacket in (ATEN._fused_sgd_, ATEN._fused_adamw_):  # in place, and torch has no form of them
+            _together([*tree_leaves(args), *tree_leaves(kwargs)])
+            return None
         out = super().dispatch(func, types, args, kwargs)
         if self._crosses(func, args, out):
             self.waits.append("copy to the host")
@@ -105,7 +113,10 @@ def pretence(share: float = 0.5) -> Iterator[Pretence]:
     with ExitStack() as stack:
         for target, value in _STAND_INS.items():
             stack.enter_context(mock.patch(target, value))
-        yield stack.enter_context(Pretence(share))
+        made = Pretence(share)
+        for target, looks in _KERNELS.items():
+            stack.enter_context(mock.patch(target, _Kernel(pkgutil.resolve_name(target), looks, made.launched)))
+        yield stack.enter_context(made)
 
 
 @contextmanager
@@ -177,22 +188,92 @@ class _AtOnce:
     def shutdown(self, wait: bool = True) -> None: ...
 
 
+def _together(given) -> None:
+    """Refuse tensors that are not all on the GPU."""
+    strayed = [each.device for each in given if isinstance(each, Tensor) and each.device.type != "cuda"]
+    assert not strayed, f"given tensors on {strayed}"
+
+
 class _Kernel:
-    """Launches nothing; whatever it is given must be on the device."""
+    """In place of a Triton kernel: launches nothing, and looks at what it is given.
+
+    Args:
+        kernel: whose place it takes.
+        looks: called with the arguments by their names in the kernel, whose declarations say types and shapes.
+        launched: counts.
+    """
+
+    def __init__(self, kernel, looks, launched: Counter[str]) -> None:
+        self._name, self._names = kernel.__name__, kernel.arg_names
+        self._looks, self._launched = looks, launched
 
     def __getitem__(self, grid):
-        def launch(*args, **constants):
-            strayed = [each.device for each in args if isinstance(each, torch.Tensor) and each.device.type != "cuda"]
-            assert not strayed, f"a kernel is given tensors on {strayed}"
+        def launch(*args, num_warps, num_stages=None, **constants):
+            _together(args)
+            given = SimpleNamespace(**dict(zip(self._names, args, strict=False)), **constants)
+            assert set(vars(given)) == set(self._names)
+            assert all(size > 0 for size in grid)
+            strided = [n for n, each in vars(given).items() if isinstance(each, Tensor) and not each.is_contiguous()]
+            assert not strided, f"{strided} have gaps, which the kernel does not know"
+            self._looks(given)
+            self._launched[self._name] += 1
 
         return launch
 
 
+def _weights(given: SimpleNamespace) -> None:
+    rows, samples, width = given.classes_total * given.K, given.samples_total, given.width
+    tiles = -(-given.classes_total * given.KP // given.BLOCK_N)
+    _is(given.centers, torch.bfloat16, rows, width)
+    _is(given.queries, torch.bfloat16, samples, width)
+    _is(given.targets, torch.int32, given.LABELS, samples)
+    _is(given.totals, torch.float32, tiles, samples)
+    if given.NORMALISED:
+        _is(given.inverse, torch.float32, rows)
+    if given.LIFTED:
+        _is(given.bounds, torch.float32, samples)
+        _is(given.base, torch.float32)
+    if not given.LARGEST:
+        _is(given.relative_to, torch.float32, samples)
+        _is(given.out, torch.bfloat16, rows, samples)
+
+
+def _update(given: SimpleNamespace) -> None:
+    table = tuple(given.centers.shape)
+    assert table[1:] == (given.K * given.width,)
+    stored = torch.bfloat16 if given.BFLOAT16 else torch.float32
+    _is(given.centers, stored, *table)
+    if given.OPTIMIZER in ("momentum", "adamw"):
+        _is(given.first_state, stored, *table)
+    if given.OPTIMIZER == "rowwise_adagrad":
+        _is(given.first_state, torch.float32, table[0], given.K)
+    if given.OPTIMIZER == "adamw":
+        _is(given.second_state, stored, *table)
+        assert (given.updates.dtype, given.updates.numel()) == (torch.float32, table[0])
+    count = table[0]
+    if given.INDEXED:
+        count = len(given.places)
+        _is(given.places, torch.int64, count)
+    _is(given.gradient, torch.float32, count * given.K, given.width)
+    if given.MEASURE:
+        _is(given.squares, torch.float32, count)
+    if given.ASKED:
+        _is(given.proceed, torch.bool)
+
+
+def _is(tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
+    found = tensor.dtype, tuple(tensor.shape)
+    assert found == (dtype, shape), f"{found}, the kernel reads {dtype} {shape}"
+
+
+_KERNELS = {
+    "dist_train.head.kernel_weights.weights_kernel": _weights,
+    "dist_train.head.fused_update.update_kernel": _update,
+}
 _STAND_INS = {
-    "dist_train.head.kernel_weights.weights_kernel": _Kernel(),
-    "dist_train.head.fused_update.update_kernel": _Kernel(),
     "torch.Generator": _Generator,
     "torch.Tensor.numpy": _numpy,
+    "torch.Tensor.pin_memory": lambda host: host,
     "torch.nn.Module._apply": _apply,
     "torch.cuda.Event": _Event,
     "torch._subclasses.fake_tensor.init_gpu_context": lambda *device: None,

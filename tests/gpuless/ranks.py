@@ -66,7 +66,7 @@ class Record(TorchDispatchMode):
 
 @contextmanager
 def rank_of(rank: int, world_size: int, device: torch.device) -> Iterator[tuple[Ranks, Record]]:
-    """This process as a rank of a job. Other ranks say what this one says, but that rank 0's numbers are ones."""
+    """This process as a rank of a job. Other ranks say what this one says, but for rank 0's ones in the head."""
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         control = dist.new_group(backend="fake")
@@ -75,6 +75,8 @@ def rank_of(rank: int, world_size: int, device: torch.device) -> Iterator[tuple[
             mock.patch.dict(os.environ, place),
             mock.patch.object(Ranks, "gather", lambda ranks, value: [value] * ranks.world_size),
             mock.patch.object(HeadGroup, "gather", _with_ones),
+            mock.patch.object(HeadGroup, "all_reduce", lambda *given: _ALL_REDUCE(*given).add_(1)),
+            mock.patch.object(HeadGroup, "all_reduce_max", lambda *given: _ALL_REDUCE_MAX(*given).clamp_min_(1)),
             mock.patch.object(DistributedDataParallel, "__init__", _with_plain_exchange),
             Record(world_size) as record,
         ):
@@ -84,7 +86,7 @@ def rank_of(rank: int, world_size: int, device: torch.device) -> Iterator[tuple[
         dist.destroy_process_group()
 
 
-_GATHER = HeadGroup.gather
+_GATHER, _ALL_REDUCE, _ALL_REDUCE_MAX = HeadGroup.gather, HeadGroup.all_reduce, HeadGroup.all_reduce_max
 _INIT = DistributedDataParallel.__init__
 
 

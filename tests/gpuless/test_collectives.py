@@ -83,7 +83,7 @@ def test_all_ranks_exchange_the_same_in_the_same_order_and_as_much_as_is_planned
     assert all(other == first for other in others)
     received = Counter()
     samples = PICTURES * RANKS
-    of_head = {samples, samples * (16 + 1), 4 * samples * RANKS}
+    of_head = {samples, samples * (16 + 1), 3 * samples}
     for each in first:
         received["head" if each.numbers in of_head else "backbone"] += each.received
     planned = network_bytes(plan_setup(config, config.head, IDENTITIES, 32, gpus=RANKS))

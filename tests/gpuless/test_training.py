@@ -13,7 +13,7 @@ from dist_train.evaluate.embeddings import embed_pictures
 from dist_train.evaluate.suite import evaluate_backbone
 from dist_train.runtime.ranks import Ranks
 from launch.check import plan_setup
-from launch.plan_model import gpu_memory
+from launch.plan_model import gpu_memory, head_shape
 from tests.gpuless.ledger import Ledger
 from tests.gpuless.pretence import GPU, pretended_gpu
 from tests.gpuless.program import batch, program, recipe, step
@@ -34,8 +34,8 @@ def part_of(name, args, tensor, asking):
 
 
 def measured(config, identities):
-    """Of a second step: the most bytes of each part before the update, the most at a time, and the program."""
-    with pretended_gpu() as gpu:
+    """Of a second step: the most bytes of each part before the update, the most at a time, the program, launches."""
+    with pretended_gpu(share=1) as gpu:  # a filter leaves all, as the plan has it
         ledger = Ledger(gpu, part_of)
         trained, accumulation = program(config, ALONE, identities)
         backbone, head = trained.backbone, trained.head
@@ -61,35 +61,52 @@ def measured(config, identities):
         # What comes and goes in the update does so when there are no activations.
         working = {part: most for part, most in ledger.peak.items() if most}
         trained.update(0.1, measure=False)
-    return working, ledger.peak_total, trained
+    return working, ledger.peak_total, trained, gpu.launched
 
 
 RECIPES = {
-    "R34, sampled, with sub-centers, clipped and averaged": (
+    "R18, sampled, with sub-centers, clipped and averaged": (
         {
-            "backbone": {"name": "iresnet34", "embedding_dim": 512},
+            "backbone": {"name": "iresnet18", "embedding_dim": 512},
             "head": {"sample_rate": 0.1, "centers_per_class": 2},
             "train": {"global_batch_size": 128, "ema_decay": 0.999},
             "optimizer": {"clip_norm": 1.0},
         },
         1_000_000,
     ),
-    "MobileFaceNet, bfloat16 rows, two passes": (
-        {
-            "backbone": {"name": "mobilefacenet", "embedding_dim": 512},
-            "head": {"sample_rate": 0.1, "dtype": "bfloat16", "optimizer": "rowwise_adagrad", "logits_budget_mb": 64},
-            "train": {"global_batch_size": 128, "micro_batch_size": 64},
-        },
-        500_000,
-    ),
     "R18, AdamW, rows on the host": (
         {
             "backbone": {"name": "iresnet18", "embedding_dim": 256},
             "head": {"sample_rate": 0.05, "storage": "host", "optimizer": "adamw"},
-            "train": {"global_batch_size": 256},
+            "train": {"global_batch_size": 128},
             "optimizer": {"name": "adamw"},
         },
         3_000_000,
+    ),
+    "bfloat16 rows, two passes": (
+        {
+            "head": {"sample_rate": 0.1, "dtype": "bfloat16", "optimizer": "rowwise_adagrad", "logits_budget_mb": 64},
+            "train": {"global_batch_size": 64, "micro_batch_size": 32},
+        },
+        500_000,
+    ),
+    "all rows, weights formed twice": (
+        {
+            "head": {"logits_budget_mb": 16, "margin": "softmax"},
+            "train": {"global_batch_size": 64, "micro_batch_size": 32},
+        },
+        500_000,
+    ),
+    "products in float32": (
+        {
+            "head": {"sample_rate": 0.3, "arithmetic": "float32", "centers_per_class": 2},
+            "train": {"global_batch_size": 64},
+        },
+        500_000,
+    ),
+    "small weights filtered": (
+        {"head": {"sample_rate": 0.3, "filter_eps": 1e-3}, "train": {"global_batch_size": 64}},
+        500_000,
     ),
 }
 
@@ -97,14 +114,17 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_planned_memory_by_part_and_in_all_is_that_of_a_step_on_a_gpu(name):
     sections, identities = RECIPES[name]
-    config = recipe(**sections)
-    working, most_in_all, trained = measured(config, identities)
-    planned = gpu_memory(plan_setup(config, config.head, identities, 112, gpus=1))
+    config = recipe(**{"backbone": {"name": "mobilefacenet", "embedding_dim": 512}} | sections)
+    working, most_in_all, trained, launched = measured(config, identities)
+    setup = plan_setup(config, config.head, identities, 112, gpus=1)
+    planned = gpu_memory(setup)
     whole = sum(size for part, size in planned.items() if part not in NOT_COUNTED)
     assert whole == pytest.approx(most_in_all, rel=0.05)
     planned["head at work"] = sum(planned.get(part, 0) for part in HEAD_AT_WORK)
     for part, most in working.items():
         assert planned[part] == pytest.approx(most, rel=0.05, abs=0.005 * whole), part
+    assert {"update_kernel"} <= set(launched)
+    assert ("weights_kernel" in launched) == head_shape(setup).kernels
     assert {each.dtype for each in trained.backbone.parameters()} == {torch.float32}
     assert trained.head._store.tables["centers"].dtype == getattr(torch, config.head.dtype)
 
@@ -132,7 +152,7 @@ def test_no_head_mixes_devices_with_and_without_the_filter(head):
         for eps in (0.0, 1e-3):
             trained, _ = program(small(head=head | {"filter_eps": eps}), ALONE, 500, 32)
             for number in range(2):
-                step(trained, batch(8, 32, GPU).chunk(2), number)
+                step(trained, batch(8, 32, GPU).chunk(1 + number), number)
             figures = trained.figures()
             assert all(np.isfinite(value) for value in figures.values())
 
@@ -189,8 +209,7 @@ def test_the_cascade_keeps_to_its_device_and_gives_float32_boxes():
         mock.patch(where + "suppress", half),
         mock.patch(where + "suppress_nested", half),
     ):
-        detector = Detector(GPU)
-        assert detector.precision == torch.float16
+        detector = Detector(GPU, precision=torch.float16)
         found = detector.detect([np.zeros((90, 120, 3), np.uint8), np.zeros((250, 250, 3), np.uint8)])
     assert [faces.boxes.dtype for faces in found] == [np.float32] * 2
     assert found[1].boxes.shape[1:] == (4,)

@@ -60,6 +60,7 @@ def one_step(rank: int, world_size: int, settings: dict, classes: int, cast: tor
         mask[choice] = True
     results = {
         "loss": float(loss),
+        "losses": head.sample_losses.tolist(),
         "grad": local.grad.float().numpy() / LOSS_WEIGHT,
         "before": start.numpy(),
         "after": table.numpy().copy(),
@@ -82,6 +83,7 @@ def check(results: list[dict], settings: dict, classes: int, cast: torch.dtype) 
     chosen = torch.from_numpy(np.concatenate([r["chosen"] for r in results]))
     answer = solve(config, rows, embeddings.to(cast), labels, chosen, results[0]["scale"], class_counts(classes))
     assert len({r["loss"] for r in results}) == 1
+    assert all(r["losses"] == results[0]["losses"] for r in results)  # to the last bit
     np.testing.assert_allclose(results[0]["loss"], float(answer.loss), rtol=3e-6)
     grads = np.concatenate([r["grad"] for r in results])
     size = answer.embeddings_grad.abs().max().item()
