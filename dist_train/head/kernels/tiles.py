@@ -23,11 +23,29 @@ class Tiles(NamedTuple):
     stages: int
 
 
-WEIGHTS = Tiles(rows=128, samples=128, numbers=64, group=8, warps=4, stages=3)
+FASTEST = Tiles(rows=128, samples=128, numbers=64, group=8, warps=4, stages=3)
 """The fastest of five on an H200 at 8192 samples, 65,536 rows and 512 numbers (`benchmarks/gpu.py`)."""
 
-LEAST = 16
-"""Side of the smallest product that a tensor core takes."""
+ROOMY = FASTEST._replace(warps=8)
+"""Half as many registers of a thread hold logits, for what the epilogue does besides an exponential."""
+
+NARROW = ROOMY._replace(samples=64)
+"""Half as many again."""
+
+
+def weights_tiles(centers: int, lifted: bool, width: int, capability: int) -> Tiles:
+    """Sizes with which `weights_kernel` spills no register, as `tests/head/compiled.py` shows.
+
+    Args:
+        centers: K a class.
+        lifted: the margin lifts hard negatives.
+        width: numbers of a center; rows that no 16 numbers divide are loaded through registers.
+        capability: of the device to compute, times 10.
+    """
+    burdens = (centers > 1) + lifted + (width % 16 != 0)
+    if burdens > 1:
+        return NARROW
+    return ROOMY if burdens or capability >= 100 else FASTEST
 
 
 def power_of_two(count: int) -> int:
