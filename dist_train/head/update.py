@@ -153,7 +153,7 @@ class RowUpdate:
         """As `_write`, by the kernel."""
         from dist_train.head.fused_update import update_rows  # imports triton
 
-        squares = None if self._squares is None else gradient.new_empty(stop - start)
+        squares = None if self._squares is None else gradient.new_empty(len(gradient))
         update_rows(
             self.optimizer,
             lease,

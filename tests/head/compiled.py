@@ -132,13 +132,14 @@ def type_of(value: Any) -> str:
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
-def launches_of(settings: dict[str, Any], labels: int = 1) -> list[Launch]:
-    """What a head would launch in a step with two micro-batches of which one's weights are formed again."""
+def launches_of(settings: dict[str, Any], chip: int, labels: int = 1) -> list[Launch]:
+    """What a head would launch in a step on a chip of compute capability `chip` / 10."""
     found: list[Launch] = []
     weights, update = (_Recorder(name, found) for name in KERNELS)
     with (
         patch("dist_train.head.softmax.kernel_dtype", lambda *_: torch.bfloat16),
         patch("dist_train.head.update.updates_fused", lambda _: True),
+        patch.object(kernel_weights, "capability", lambda _: chip),
         patch.object(kernel_weights, "weights_kernel", weights),
         patch.object(fused_update, "update_kernel", update),
     ):
@@ -152,11 +153,11 @@ def launches_of(settings: dict[str, Any], labels: int = 1) -> list[Launch]:
     return found
 
 
-def variants() -> dict[Launch, str]:
-    """Every launch that `HEADS` ask for, and whose it is."""
+def variants(chip: int) -> dict[Launch, str]:
+    """Every launch that `HEADS` ask for on a chip, and whose it is."""
     found: dict[Launch, str] = {}
     for name, settings in HEADS.items():
-        for launch in launches_of(settings, labels=2 if name.startswith("two labels") else 1):
+        for launch in launches_of(settings, chip, labels=2 if name.startswith("two labels") else 1):
             found.setdefault(launch, name)
     return found
 
@@ -176,7 +177,9 @@ def compiled(launch: Launch, chip: int) -> Resources:
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    products = len(re.findall(r"^\s*(?:@\S+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", made.asm["ptx"], re.MULTILINE))
+    products = len(
+        re.findall(r"^\s*(?:@\S+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", made.asm["ptx"], re.MULTILINE)
+    )
     return Resources(usage["REG"], usage["STACK"] + usage["LOCAL"], made.metadata.shared, products)
 
 
@@ -202,7 +205,8 @@ def main() -> int:
     parser.add_argument("--chip", type=int, action="append", choices=list(SHARED_BYTES), help="only this; repeat")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
-    every = [(launch, name, chip) for launch, name in variants().items() for chip in arguments.chip or SHARED_BYTES]
+    chips = arguments.chip or list(SHARED_BYTES)
+    every = [(launch, name, chip) for chip in chips for launch, name in variants(chip).items()]
     failed = 0
     print(f"triton {triton.__version__}\nkernel   chip   registers  spilled  shared   products  compiled  head")
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
@@ -211,7 +215,9 @@ def main() -> int:
             found, seconds = result.result()
             wrong = faults(launch, chip, found)
             failed += bool(wrong)
-            what = name + (", largest" if dict(launch.constants).get("LARGEST") else "") + "".join(f": {w}" for w in wrong)
+            what = (
+                name + (", largest" if dict(launch.constants).get("LARGEST") else "") + "".join(f": {w}" for w in wrong)
+            )
             print(
                 f"{launch.kernel:8} sm_{chip:<4} {found.registers:8}  {found.spilled:7}  {found.shared:6} "
                 f"{found.tensor_cores:9}  {seconds:6.1f} s  {what}",

@@ -43,9 +43,9 @@ def weights_tiles(centers: int, lifted: bool, width: int, capability: int) -> Ti
         capability: of the device to compute, times 10.
     """
     burdens = (centers > 1) + lifted + (width % 16 != 0)
-    if burdens > 1:
+    if burdens > 1 or (lifted and capability >= 100):
         return NARROW
-    return ROOMY if burdens or capability >= 100 else FASTEST
+    return ROOMY if burdens or capability != 90 else FASTEST
 
 
 def power_of_two(count: int) -> int:
