@@ -113,7 +113,9 @@ def run_ranks(
 ) -> list[Any]:
     """Run `function(rank, world_size, *args)` in `world_size` processes; its results, by rank.
 
-    With `variables` in their environment they load every library themselves. `function` must be importable (top level of a test module); results must pickle: give numpy arrays, not
+    With `variables` in their environment they load every library themselves.
+
+    `function` must be importable (top level of a test module); results must pickle: give numpy arrays, not
     tensors, so that nothing depends on a dead process's shared memory.
     """
     results = mp.get_context("forkserver").Queue()

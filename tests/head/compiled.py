@@ -195,6 +195,14 @@ def faults(launch: Launch, chip: int, found: Resources) -> list[str]:
     return wrong
 
 
+def line(launch: Launch, name: str, chip: int, found: Resources, seconds: float) -> str:
+    """A row of the table, with what is wrong at its end."""
+    what = name + (", largest" if dict(launch.constants).get("LARGEST") else "")
+    what += "".join(f": {each}" for each in faults(launch, chip, found))
+    numbers = f"{found.registers:9} {found.spilled:7} {found.shared:7} {found.tensor_cores:8} {seconds:7.1f}"
+    return f"{launch.kernel:8} sm_{chip:<4}{numbers}  {what}\n"
+
+
 def _timed(launch: Launch, chip: int) -> tuple[Resources, float]:
     start = time.perf_counter()
     return compiled(launch, chip), time.perf_counter() - start
@@ -207,23 +215,17 @@ def main() -> int:
     arguments = parser.parse_args()
     chips = arguments.chip or list(SHARED_BYTES)
     every = [(launch, name, chip) for chip in chips for launch, name in variants(chip).items()]
+    sys.stdout.write(f"triton {triton.__version__}; spills in bytes a thread, shared memory in bytes a block\n")
+    sys.stdout.write("kernel   chip   registers spilled  shared products seconds  head\n")
     failed = 0
-    print(f"triton {triton.__version__}\nkernel   chip   registers  spilled  shared   products  compiled  head")
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         waiting = [pool.submit(_timed, launch, chip) for launch, _, chip in every]
         for (launch, name, chip), result in zip(every, waiting, strict=True):
             found, seconds = result.result()
-            wrong = faults(launch, chip, found)
-            failed += bool(wrong)
-            what = (
-                name + (", largest" if dict(launch.constants).get("LARGEST") else "") + "".join(f": {w}" for w in wrong)
-            )
-            print(
-                f"{launch.kernel:8} sm_{chip:<4} {found.registers:8}  {found.spilled:7}  {found.shared:6} "
-                f"{found.tensor_cores:9}  {seconds:6.1f} s  {what}",
-                flush=True,
-            )
-    print(f"{len(every)} compiled, {failed} do not fit" if failed else f"{len(every)} compiled, all fit")
+            failed += bool(faults(launch, chip, found))
+            sys.stdout.write(line(launch, name, chip, found, seconds))
+            sys.stdout.flush()
+    sys.stdout.write(f"{len(every)} compiled, {failed} of them do not fit\n")
     return 1 if failed else 0
 
 

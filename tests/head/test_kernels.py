@@ -3,11 +3,11 @@
 Every case is worked off in two processes, each of which interprets; see `interpreted`.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.head import test_head_steps, test_several_labels, test_sharded_head
 from tests.head.interpreted import OPTIMIZERS, work
@@ -28,9 +28,9 @@ MARGINS: dict[str, tuple] = {
     ),
     "scale beyond a float's": ({"scale": 100.0, "block_rows": 20}, 37),
     "one class": ({"margin": "cosface", "weight_decay": 0.5}, 1),
-    "one sample": ({"margin": "cosface"}, 23, test_sharded_head.torch.float32, 1, 13),
+    "one sample": ({"margin": "cosface"}, 23, torch.float32, 1, 13),
 }
-OWN_TILES = ({"centers_per_class": 3}, 45, test_sharded_head.torch.float32, 9, 70)
+OWN_TILES = ({"centers_per_class": 3}, 45, torch.float32, 9, 70)
 LABELS = [
     test_several_labels.CASES[1],
     test_several_labels.CASES[2],  # formed again
