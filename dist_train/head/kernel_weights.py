@@ -42,8 +42,8 @@ class KernelWeights:
         self.queries = queries.to(dtype)
         self.lifts = lifts
         self._targets = places.by_sample(len(queries))
-        chip = capability(queries.device)
-        self._tiles = weights_tiles(logits.k, lifts is not None, queries.shape[1], chip)
+        chip, width = capability(queries.device), queries.shape[1]
+        self._tiles = weights_tiles(logits.k, places.labels, lifts is not None, width, chip)
 
     @property
     def fixed(self) -> bool:

@@ -39,8 +39,11 @@ HEADS: dict[str, dict[str, Any]] = {
     "arcface, momentum": {},
     "arcface, momentum, 3 centers": {"centers_per_class": 3},
     "arcface, momentum, bfloat16, 3 centers": {"centers_per_class": 3, "dtype": "bfloat16", "sample_rate": 0.5},
-    "two labels, sgd": {"momentum": 0.0, "sample_rate": 0.5},
-    "two labels, sgd, bfloat16": {"momentum": 0.0, "dtype": "bfloat16", "sample_rate": 0.5},
+    "eight labels, threshold, sgd": {"labels": 8, "interclass_threshold": 0.3, "momentum": 0.0, "sample_rate": 0.5},
+    "eight labels, threshold, 3 centers, sgd, bfloat16": {
+        "labels": 8, "interclass_threshold": 0.3, "centers_per_class": 3, "momentum": 0.0, "dtype": "bfloat16",
+        "sample_rate": 0.5,
+    },
     "scale 100, momentum, bfloat16": {"scale": 100.0, "dtype": "bfloat16", "sample_rate": 0.5},
     "threshold, adamw": {"interclass_threshold": 0.3, "optimizer": "adamw", "sample_rate": 0.5},
     "curricularface, adamw, bfloat16": {
@@ -54,7 +57,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "arcface, rowwise_adagrad, bfloat16": {"optimizer": "rowwise_adagrad", "dtype": "bfloat16", "sample_rate": 0.5},
     "softmax, 16 centers, adamw": {"margin": "softmax", "centers_per_class": 16, "optimizer": "adamw"},
 }  # fmt: skip
-"""Settings by what is special about them; each optimizer with tables of either type."""
+"""Settings by what is special about them, `labels` a sample among them; each optimizer with tables of either type."""
 
 
 class Launch(NamedTuple):
@@ -132,7 +135,7 @@ def type_of(value: Any) -> str:
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
-def launches_of(settings: dict[str, Any], chip: int, labels: int = 1) -> list[Launch]:
+def launches_of(chip: int, labels: int = 1, **settings: Any) -> list[Launch]:
     """What a head would launch in a step on a chip of compute capability `chip` / 10."""
     found: list[Launch] = []
     weights, update = (_Recorder(name, found) for name in KERNELS)
@@ -157,7 +160,7 @@ def variants(chip: int) -> dict[Launch, str]:
     """Every launch that `HEADS` ask for on a chip, and whose it is."""
     found: dict[Launch, str] = {}
     for name, settings in HEADS.items():
-        for launch in launches_of(settings, chip, labels=2 if name.startswith("two labels") else 1):
+        for launch in launches_of(chip, **settings):
             found.setdefault(launch, name)
     return found
 

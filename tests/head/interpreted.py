@@ -118,7 +118,7 @@ def work(rank: int, world_size: int, alone: dict[str, tuple], together: list[tup
         alone: name of a function of this module and its arguments, by the result's name.
         together: cases of `one_step`.
     """
-    kind = type(kernel_weights.weights_kernel).__name__
+    found: dict[str, Any] = {"kind": type(kernel_weights.weights_kernel).__name__}
+    found["together"] = [one_step(rank, world_size, case) for case in together]  # first, while neither waits for long
     mine = list(alone.items())[rank::world_size]
-    found: dict[str, Any] = {name: globals()[function](*args) for name, (function, *args) in mine}
-    return found | {"kind": kind, "together": [one_step(rank, world_size, case) for case in together]}
+    return found | {name: globals()[function](*args) for name, (function, *args) in mine}

@@ -61,7 +61,7 @@ def found(tmp_path_factory) -> dict[str, Any]:
         alone[f"steps {number}"] = ("steps", settings, str(folder / str(number)), budget)
     alone |= {f"conditions {number}": ("conditions", case) for number, case in enumerate(HALVES)}
     alone |= {"roundings": ("roundings", 1.001, -0.3, 0.9, 6), "kept": ("roundings", 1.0, 0.0, 0.9, 2)}
-    ranks = run_ranks(2, work, alone, TOGETHER, variables={"TRITON_INTERPRET": "1"})
+    ranks = run_ranks(2, work, alone, TOGETHER, variables={"TRITON_INTERPRET": "1"}, timeout_s=280)
     assert {rank.pop("kind") for rank in ranks} == {"InterpretedFunction"}
     together = [rank.pop("together") for rank in ranks]
     return ranks[0] | ranks[1] | {"together": together}
