@@ -167,5 +167,5 @@ class RowUpdate:
             squares=squares,
             proceed=self._proceed,
         )
-        if squares is not None:
+        if squares is not None and self._squares is not None:
             self._squares += squares.sum()
