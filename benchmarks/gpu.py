@@ -126,6 +126,7 @@ class Child:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             list(map(str, command)),
+            stdin=subprocess.PIPE,  # whose end tells it that this process is gone
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,

@@ -27,18 +27,8 @@ from traffic import Traffic
 from dist_train.backbones import BackboneConfig
 from dist_train.head import Head, HeadConfig
 from launch.plan_hardware import GPUS, backbone_cost
-from launch.plan_model import (
-    BANDWIDTH_SHARE,
-    HEAD_FLOPS_SHARE,
-    HeadShape,
-    Setup,
-    head_flops,
-    head_memory,
-    head_traffic,
-    images_per_second,
-    staged_rows,
-    step_seconds,
-)
+from launch.plan_model import HeadShape, Setup, head_flops, head_memory, head_traffic, staged_rows
+from launch.plan_seconds import BANDWIDTH_SHARE, HEAD_FLOPS_SHARE, images_per_second, step_seconds
 
 DIM, CPU = 512, torch.device("cpu")
 

@@ -199,7 +199,7 @@ def _about_memory(config: RunConfig, identities: int | None, sizes: Mapping[int,
     alone = config.head is None  # a head of one identity stands for none
     identities = 1 if alone else identities
     jobs = {
-        begin: _setup(recipe, recipe.head or HeadConfig(), identities or 1, sizes[begin])
+        begin: plan_setup(recipe, recipe.head or HeadConfig(), identities or 1, sizes[begin])
         for begin, recipe in config.recipes
     }
     costliest = max(jobs, key=lambda begin: sum(gpu_memory(jobs[begin]).values()))
@@ -223,9 +223,17 @@ def _about_memory(config: RunConfig, identities: int | None, sizes: Mapping[int,
         )
 
 
-def _setup(config: RunConfig, head: HeadConfig, identities: int, image_size: int) -> Setup:
-    """The job on as many GPUs of one machine as divide its batch."""
-    gpus, accumulation = _ranks(config)
+def plan_setup(config: RunConfig, head: HeadConfig, identities: int, image_size: int, gpus: int | None = None) -> Setup:
+    """The job of a recipe, to be planned.
+
+    Args:
+        config: the recipe.
+        head: its head.
+        identities: of its set.
+        image_size: side of its pictures in pixels.
+        gpus: of the job; None: as many of one machine as divide its batch.
+    """
+    gpus, accumulation = _ranks(config) if gpus is None else (gpus, micro_batches(config, gpus))
     gpu = GPUS["h100"]
     return Setup(
         identities=identities,
@@ -244,6 +252,7 @@ def _setup(config: RunConfig, head: HeadConfig, identities: int, image_size: int
         moments=2 if config.optimizer.name == "adamw" else 1,
         head=head,
         views=config.views,
+        averaged=config.train.ema_decay is not None,
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +15,13 @@ from dist_train.backbones.registry import BACKBONES
 from dist_train.errors import UserError
 from dist_train.head.config import HeadConfig
 from dist_train.runtime.terminal import echo
+from launch.plan_advice import advice, other_sizes
 from launch.plan_hardware import GIB, GPUS, backbone_cost
-from launch.plan_model import (
-    Setup,
-    disk_bytes,
-    fits,
-    gpu_memory,
-    host_memory,
-    images_per_second,
-    network_bytes,
-    step_seconds,
-)
+from launch.plan_model import Setup, disk_bytes, fits, gpu_memory, host_memory, network_bytes
+from launch.plan_seconds import exchange_seconds, images_per_second, step_seconds
+from launch.plan_timeline import write_timeline
 
 PICTURES_PER_IDENTITY = 20  # where the number of pictures is not given
-DECODED_PER_CORE = 3000  # images/s of 112 x 112 pixels by OpenCV on one core, decoding and augmentation
 MOST_IDENTITIES = 10**12
 
 
@@ -57,7 +50,10 @@ def plan(
     optimizer: Annotated[
         str, typer.Option(help="optimizer of class centers, as head.optimizer: sgd, rowwise_adagrad or adamw")
     ] = "sgd",
-    logits_budget_mb: Annotated[int, typer.Option(help="memory for kept logits in MB, as head.logits_budget_mb")] = 256,
+    logits_budget_mb: Annotated[
+        int | None,
+        typer.Option(help="memory for kept logits in MB, as head.logits_budget_mb", show_default="2048"),
+    ] = None,
     embedding_dim: Annotated[
         int, typer.Option(min=2, max=8192, help="numbers in an embedding, as backbone.embedding_dim")
     ] = 512,
@@ -66,9 +62,15 @@ def plan(
     precision: Annotated[
         str, typer.Option(help="arithmetic of the backbone, as train.precision: bfloat16, float16 or float32")
     ] = "bfloat16",
+    arithmetic: Annotated[
+        str, typer.Option(help="operands of the head's products: auto, float32, tf32 or bfloat16")
+    ] = "auto",
     strategy: Annotated[
         str, typer.Option(help="how ranks hold the backbone, as train.strategy: ddp, zero1, zero2 or zero3")
     ] = "ddp",
+    timeline: Annotated[
+        Path | None, typer.Option(help="write a page that draws the step as a timeline, e.g. plan.html")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as one JSON object")] = False,
 ) -> None:
     """Plan a job: memory by part, network, images/s, hours per epoch, the largest number of identities, advice.
@@ -80,11 +82,14 @@ def plan(
 
       headcount launch plan --identities 100e6 --gpus 64 --backbone r100 --sample-rate 0.1
 
+      headcount launch plan --identities 100e6 --gpus 256 --gpu b200 --backbone r100 --network 400 --timeline plan.html
+
       headcount launch plan --identities 29e6 --gpu v100 --sample-rate 0.1 --dtype bfloat16 --optimizer rowwise_adagrad
     """
     classes = whole_number("--identities", identities)
     _one_of("--gpu", gpu, GPUS)
     _one_of("--precision", precision, ("bfloat16", "float16", "float32"))
+    _one_of("--arithmetic", arithmetic, ("auto", "float32", "tf32", "bfloat16"))
     _one_of("--strategy", strategy, ("ddp", "zero1", "zero2", "zero3"))
     try:
         names = {spec.short_name: name for name, spec in BACKBONES.items()}
@@ -98,6 +103,7 @@ def plan(
                 "dtype": dtype,
                 "optimizer": optimizer,
                 "logits_budget_mb": logits_budget_mb,
+                "arithmetic": arithmetic,
             }
         )
     except ValidationError as error:
@@ -121,7 +127,13 @@ def plan(
         moments=1,
         head=head,
     )
+    try:
+        GPUS[gpu].tflops(setup.operands)
+    except ValueError as error:
+        raise UserError(f"--arithmetic {arithmetic} --gpu {gpu}: {error}") from error
     pictures = whole_number("--images", images) if images else classes * PICTURES_PER_IDENTITY
+    if timeline is not None:
+        write_timeline(timeline, setup, report(setup, pictures, assumed=images is None))
     echo(json.dumps(figures(setup, pictures)) if as_json else report(setup, pictures, assumed=images is None))
 
 
@@ -168,6 +180,7 @@ def figures(setup: Setup, pictures: int) -> dict[str, Any]:
         "hours_per_epoch": pictures / rate / 3600,
         "largest_identities": largest(setup),
         "advice": list(advice(setup)),
+        "other_sizes": list(other_sizes(setup)),
     }
 
 
@@ -197,94 +210,26 @@ def report(setup: Setup, pictures: int, assumed: bool) -> str:
             *([f"disk of a machine, GiB: {per_node * disk_bytes(setup) / GIB:,.0f}"] if disk_bytes(setup) else []),
             f"network, MB received by a rank in a step: {sum(network.values()) / 1e6:,.1f}",
             *_lines(network, 1e6, "{:10.1f}"),
+            *_levels(setup),
             f"time of a step, ms (an estimate): {step * 1e3:,.1f}",
             *_lines({name: value for name, value in seconds.items() if value}, 1e-3, "{:10.1f}"),
             "",
             f"{rate:,.0f} images/s; {epoch}" + (f" ({PICTURES_PER_IDENTITY} an identity, assumed)" if assumed else ""),
             f"largest number of identities with these settings: {largest(setup):,}",
             *(f"- {line}" for line in advice(setup)),
+            "on other numbers of GPUs, with as many pictures a GPU:",
+            *(f"- {line}" for line in other_sizes(setup)),
         ]
     )
 
 
-def advice(setup: Setup) -> Iterator[str]:
-    """Advice: changes of the setup, each with its gain."""
-    if not fits(setup):
-        yield from _ways_to_fit(setup)
-        return
-    rate, seconds = images_per_second(setup), step_seconds(setup)
-    for text, other in _ways_to_speed(setup):
-        gain = images_per_second(other) / rate - 1
-        if gain > 0.05 and fits(other):
-            yield f"{text}: {images_per_second(other):,.0f} images/s (+{gain:.0%})"
-    exchange = seconds["exchange of embeddings"] + seconds["exchange of gradients"]
-    if exchange > 0.15 * math.fsum(seconds.values()):
-        yield f"exchanges take {exchange / math.fsum(seconds.values()):.0%} of a step; a faster network pays"
-    per_node = rate / setup.gpus * min(setup.gpus, setup.gpus_per_node)
-    cores = math.ceil(per_node / DECODED_PER_CORE)
-    yield (
-        f"a machine must decode {per_node:,.0f} images/s: {cores} core{'s' if cores > 1 else ''} for "
-        "data.workers with data.backend=opencv, or data.backend=dali on the GPUs"
-    )
-
-
-def _ways_to_fit(setup: Setup) -> Iterator[str]:
-    ways = list(_ways_to_save(setup))
-    fitting = [(text, other) for text, other in ways if fits(other)]
-    for text, other in fitting:
-        host = sum(host_memory(other).values()) * min(setup.gpus, setup.gpus_per_node) / GIB
-        more = f", {host:,.0f} GiB of host memory a machine" if other.head.storage == "host" else ""
-        yield f"{text}: fits, {images_per_second(other):,.0f} images/s{more}"
-    if not fitting:
-        yield "no single change of sampling, storage or batch makes it fit"
-    gpus = setup.gpus
-    while gpus < setup.gpus * 1024:
-        gpus *= 2
-        other = dataclasses.replace(setup, gpus=gpus)
-        if fits(other):
-            yield f"{gpus} GPUs: fits, {images_per_second(other):,.0f} images/s"
-            return
-
-
-def _ways_to_save(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    head = setup.head
-    lean: dict[str, Any] = {}
-    if head.dtype == "float32":
-        lean["dtype"] = "bfloat16"
-        yield "head.dtype=bfloat16", _with_head(setup, dtype="bfloat16")
-    if head.optimizer != "rowwise_adagrad":
-        lean["optimizer"] = "rowwise_adagrad"
-        yield "head.optimizer=rowwise_adagrad", _with_head(setup, optimizer="rowwise_adagrad")
-    if len(lean) > 1:
-        yield "both of these", _with_head(setup, **lean)
-    if head.storage == "device":
-        sampled = min(head.sample_rate, 0.1)
-        text = "head.storage=host" if sampled == head.sample_rate else f"head.storage=host head.sample_rate={sampled}"
-        yield text, _with_head(setup, storage="host", sample_rate=sampled)
-    if setup.batch >= 4:
-        half = dataclasses.replace(setup, batch=setup.batch // 2, accumulation=2 * setup.accumulation)
-        yield f"batches of {half.batch} pictures and {half.accumulation} forward passes a step", half
-
-
-def _ways_to_speed(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    head = setup.head
-    for rate in (0.3, 0.1):
-        if head.sample_rate > rate:
-            yield f"head.sample_rate={rate:g}", _with_head(setup, sample_rate=rate)
-    if head.storage != "device":
-        yield "head.storage=device", _with_head(setup, storage="device")
-    budget = head.logits_budget_mb
-    while budget < 65536:  # doubled until the plan changes
-        budget *= 2
-        other = _with_head(setup, logits_budget_mb=budget)
-        if images_per_second(other) > 1.05 * images_per_second(setup):
-            yield f"head.logits_budget_mb={budget}, so that logits are not formed twice", other
-            break
-    yield f"batches of {2 * setup.batch} pictures", dataclasses.replace(setup, batch=2 * setup.batch)
-
-
-def _with_head(setup: Setup, **changes: object) -> Setup:
-    return dataclasses.replace(setup, head=setup.head.model_copy(update=changes))
+def _levels(setup: Setup) -> list[str]:
+    """What the exchanges of a step take on each level of the network, hidden or not."""
+    levels = exchange_seconds(setup, sum(network_bytes(setup).values()))
+    named = {"within": f"within a machine, by {setup.gpu.link}", "between": "between machines"}
+    taken = {named[level]: seconds for level, seconds in levels.items() if seconds}
+    lines = _lines(taken, 1e-3, "{:10.1f}")
+    return ["time of these exchanges, ms, a part of it under other work:", *lines] if taken else []
 
 
 def _lines(parts: dict[str, Any], unit: float, form: str) -> list[str]:

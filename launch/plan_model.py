@@ -1,11 +1,10 @@
-"""The model of a training step's costs: memory by part, bytes over the network, seconds.
+"""The model of a training step's costs: memory by part, traffic, bytes over the network.
 
-Memory and traffic follow from what the code stores and does, and are under test against it (`tests/launch`,
-`benchmarks/plan.py`). Seconds follow from data sheets and the efficiencies below. Shapes: W ranks, B pictures a rank
+They follow from what the code stores and does, and are under test against it (`tests/launch`, `tests/gpuless`,
+`benchmarks/plan.py`). Shapes: W ranks, B pictures a rank
 and forward pass, G = W·B, n classes a rank, k of them chosen in a step, K centers a class, D numbers a center.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,22 +15,6 @@ from launch.plan_hardware import GIB, BackboneCost, Gpu
 
 if TYPE_CHECKING:
     from dist_train.head.storage import TableSpec
-
-# Reached shares of the peak figures. Large float32 products come to about three quarters of the data sheet
-# and streaming kernels to about four fifths of the bandwidth; convolutions of this field's widths to less than half.
-HEAD_FLOPS_SHARE = 0.75
-BANDWIDTH_SHARE = 0.8
-CONV_FLOPS_SHARE = 0.45
-LINK_SHARE = 0.7
-# Reads and writes of the saved activations in a whole step: convolutions, two passes of each BatchNorm forward and two
-# backward, PReLU, shortcuts, all their gradients. The value is fitted to one published figure, arcface_torch with R50
-# on 8 V100 at 125,000 identities (5,004 images/s); all other figures are predictions.
-ACTIVATION_PASSES = 18.6
-
-LATENCY_S = 50e-6  # latency of a collective on many GPUs
-PCIE_GB_S = 20.0  # host to GPU, PCIe 4.0 x16 in practice
-HOST_ROWS_GB_S = 8.0  # one thread's copy of scattered rows in host memory
-DISK_ROWS_GB_S = 2.0  # one thread's copy of scattered rows from NVMe through the page cache
 
 # CUDA's context, NCCL's buffers and cuDNN's workspace; and the share of all other memory that allocators lose to gaps.
 GPU_FIXED_BYTES = 2 * GIB
@@ -60,6 +43,7 @@ class Setup:
         moments: numbers that the backbone's optimizer keeps for a weight: 1 for SGD, 2 for AdamW.
         head: the head's section of the recipe.
         views: of each picture, each of which passes the backbone.
+        averaged: whether a moving average of the backbone's weights is kept.
     """
 
     identities: int
@@ -78,6 +62,14 @@ class Setup:
     moments: int
     head: HeadConfig
     views: int = 1
+    averaged: bool = False
+
+    @property
+    def operands(self) -> str:
+        """Type of the operands of the head's products."""
+        if self.head.arithmetic != "auto":
+            return self.head.arithmetic
+        return "bfloat16" if self.gpu.bfloat16 else "float32"
 
     @property
     def rows(self) -> int:
@@ -102,6 +94,7 @@ class HeadShape:
         samples: G, pictures of a forward pass over all ranks.
         accumulation: forward passes of a step.
         cpu: whether the head computes on a CPU.
+        operands: type of the operands of its products.
     """
 
     config: HeadConfig
@@ -110,6 +103,7 @@ class HeadShape:
     samples: int
     accumulation: int = 1
     cpu: bool = False
+    operands: str = "float32"
 
     @cached_property
     def tables(self) -> "list[TableSpec]":
@@ -169,18 +163,44 @@ class HeadShape:
     @property
     def block(self) -> int:
         """Classes in a block of the softmax."""
-        device_type = "cpu" if self.cpu else "cuda"
-        return min(self.chosen, block_classes(self.config, self.samples, device_type, self.config.logits_budget))
+        return min(self.chosen, self._most_at_a_time)
+
+    @property
+    def updated_block(self) -> int:
+        """Classes in a block of the update."""
+        return min(self.updated, self._most_at_a_time)
+
+    @property
+    def _most_at_a_time(self) -> int:
+        return block_classes(self.config, self.samples, self._device_type, self._budget, self.logit_bytes)
+
+    @property
+    def _device_type(self) -> str:
+        return "cpu" if self.cpu else "cuda"
+
+    @property
+    def _budget(self) -> int:
+        return self.config.logits_budget(self._device_type)
+
+    @property
+    def kernels(self) -> bool:
+        """Whether kernels form the softmax's weights, which are 16 bits wide; else they are logits in float32."""
+        return self.operands == "bfloat16" and not self.cpu and not self.config.filter_eps
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of a logit, or of what the kernels leave of it."""
+        return 2 if self.kernels else 4
 
     @property
     def logits_bytes(self) -> int:
         """Bytes of the logits of one forward pass, over all chosen classes."""
-        return logits_bytes(self.config, self.chosen, self.samples)
+        return logits_bytes(self.config, self.chosen, self.samples, self.logit_bytes)
 
     @property
     def passes_kept(self) -> int:
         """Forward passes of a step whose logits are kept until its end; logits of other passes are computed twice."""
-        return min(self.accumulation, self.config.logits_budget // max(1, self.logits_bytes))
+        return min(self.accumulation, self._budget // max(1, self.logits_bytes))
 
 
 def head_memory(shape: HeadShape) -> dict[str, int]:
@@ -188,7 +208,7 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     config, block, times = shape.config, shape.block, shape.accumulation
     again = shape.passes_kept < times
     kept = shape.passes_kept * shape.logits_bytes
-    block_logits = logits_bytes(config, block, shape.samples)
+    block_logits = logits_bytes(config, block, shape.samples, shape.logit_bytes)
     parts = {}
     if not shape.staged:
         parts["class centers"] = shape.rows * shape.width * shape.number_bytes
@@ -200,6 +220,8 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     # With several passes a block is one of the union of their classes, of which each pass chose a part.
     part = shape.chosen / max(1, shape.updated)
     parts["logits"] = kept + (round((1 + part) * block_logits) if again else 0)
+    if config.centers_per_class > 1:  # the nearest of a class's centers: a logit and a number of 8 bytes
+        parts["nearest centers"] = 12 * block * shape.samples
     # Embeddings are kept for every pass; two forms of their gradient and buffers of the exchange for one pass.
     parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (times + 6)
     reads = config.sample_rate < 1 and not shape.staged
@@ -207,7 +229,7 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     wide = 0 if shape.number_bytes == 4 else tables
     narrow = tables * shape.number_bytes if reads else 0
     gradients = 2 + (part if times > 1 else 0)  # the sum, its projection, and the gradient of a pass
-    parts["blocks of rows"] = round(block * shape.width * (4 * (gradients + wide) + narrow))
+    parts["blocks of rows"] = round(shape.updated_block * shape.width * (4 * (gradients + wide) + narrow))
     parts["norms and indices"] = times * shape.chosen * (4 * config.centers_per_class + 8)
     return parts
 
@@ -241,7 +263,14 @@ def disk_bytes(setup: Setup) -> int:
 
 def head_shape(setup: Setup) -> HeadShape:
     """Sizes of the head of the fullest rank."""
-    return HeadShape(setup.head, setup.rows, setup.embedding_dim, setup.samples, setup.accumulation)
+    return HeadShape(
+        setup.head,
+        setup.rows,
+        setup.embedding_dim,
+        setup.samples,
+        setup.accumulation,
+        operands=setup.operands,
+    )
 
 
 def gpu_memory(setup: Setup) -> dict[str, int]:
@@ -254,9 +283,9 @@ def gpu_memory(setup: Setup) -> dict[str, int]:
         "backbone weights": (numbers // ranks if stage == 3 else numbers) + 4 * backbone.buffers,
         "backbone gradients": numbers // ranks if stage >= 2 else numbers,
         "backbone optimizer": setup.moments * numbers // (ranks if stage >= 1 else 1),
+        "moving average": numbers + 4 * backbone.buffers if setup.averaged else 0,
         "backbone weights in 16 bits": numbers // 2 if setup.half else 0,
-        # Activations that the backward pass needs, and the gradients at its widest layer, into and out of a block.
-        "activations": setup.views * setup.batch * (backbone.saved + 4 * backbone.largest) * activation,
+        "activations": setup.views * setup.batch * backbone.peak * activation,
         # This batch, and the next one on its way.
         "pictures": 2 * setup.views * setup.batch * setup.accumulation * 3 * setup.image_size**2 * 4,
         **head_memory(head_shape(setup)),
@@ -275,13 +304,20 @@ def network_bytes(setup: Setup) -> dict[str, int]:
     """Bytes that a rank receives in a step, by exchange; in rings, which NCCL uses for large messages."""
     others = setup.gpus - 1
     times = setup.accumulation
-    return {
+    weights = 4 * setup.backbone.parameters
+    parts = {
         "labels gathered": times * others * setup.batch * 8,
         "embeddings gathered": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
         "softmax statistics": times * others * 4 * 4 * setup.samples,
         "embeddings' gradient": times * others * setup.batch * 4 * (setup.embedding_dim + 1),
-        "backbone gradient": 2 * others * 4 * setup.backbone.parameters // setup.gpus,
+        "backbone gradient": 2 * others * weights // setup.gpus,
     }
+    if setup.strategy in ("zero1", "zero2"):  # of which each rank has updated a part
+        parts["backbone weights gathered"] = others * weights // setup.gpus
+    elif setup.strategy == "zero3":  # weights are gathered once for both passes, gradients reduced to their owners
+        parts["backbone weights gathered"] = others * weights // setup.gpus
+        parts["backbone gradient"] //= 2
+    return parts
 
 
 def head_traffic(shape: HeadShape) -> int:
@@ -310,38 +346,15 @@ def head_flops(shape: HeadShape) -> int:
     return products * 2 * shape.chosen * shape.width * shape.samples
 
 
-def step_seconds(setup: Setup) -> dict[str, float]:
-    """Seconds of a step, by part; the step takes the sum."""
-    gpu, backbone, times = setup.gpu, setup.backbone, setup.accumulation
-    shape = head_shape(setup)
-    bandwidth = BANDWIDTH_SHARE * gpu.memory_gb_s * 1e9
-    flops = CONV_FLOPS_SHARE * (gpu.half_tflops if setup.half else gpu.float32_tflops) * 1e12
-    kept = backbone.saved * (2 if setup.half else 4)
-    network = times * setup.views * setup.batch * (6 * backbone.macs / flops + ACTIVATION_PASSES * kept / bandwidth)
-    update = 4 * backbone.parameters * (3 + 3 * setup.moments) / bandwidth
-    products = head_flops(shape) / (HEAD_FLOPS_SHARE * gpu.float32_tflops * 1e12)
-    rows = head_traffic(shape) / bandwidth
-    link = LINK_SHARE * 1e9 * (gpu.link_gb_s if setup.gpus <= setup.gpus_per_node else setup.network_gb_s)
-    exchanged = network_bytes(setup)
-    gradients = exchanged.pop("backbone gradient") / link
-    moved = 0.0
-    if shape.staged:
-        rate = HOST_ROWS_GB_S if setup.head.storage == "host" else DISK_ROWS_GB_S
-        slowest = min(rate, PCIE_GB_S) * 1e9
-        moved = 2 * times * shape.chosen * shape.class_bytes / slowest
-    alone = setup.gpus == 1
-    return {
-        "backbone": network + update,
-        "head, products": products,
-        "head, rows and logits": rows,
-        "exchange of embeddings": 0.0 if alone else sum(exchanged.values()) / link + 3 * times * LATENCY_S,
-        # It overlaps the last backward pass, two thirds of a pass's time; the step waits for the remainder.
-        "exchange of gradients": max(0.0, gradients - network / times * 2 / 3),
-        # The fetch overlaps the backbone of this step, the write-back the backbone of the next.
-        "rows from host or disk": max(0.0, moved - network),
-    }
+def kernel_traffic(shape: HeadShape) -> int:
+    """Bytes of rows that a step of the kernels reads from and writes to memory.
 
-
-def images_per_second(setup: Setup) -> float:
-    """Pictures a second over all ranks."""
-    return setup.samples * setup.accumulation / math.fsum(step_seconds(setup).values())
+    A pass gathers its rows, takes their norms, and rounds them to operands, which two products read; the rows' gradient
+    is written and read in float32, and an update reads and writes rows and state. The weights that products write and
+    read are hidden behind these, which count more operations a byte than the card does.
+    """
+    gathered = shape.number_bytes + (4 if shape.number_bytes < 4 or shape.config.sample_rate < 1 else 0)
+    rounded = gathered + 4 + 2
+    again = (shape.accumulation - shape.passes_kept) * (rounded + 2)
+    once = shape.accumulation * (rounded + 4 + 2 * 2 + 2 * 4)
+    return (once + again) * shape.chosen * shape.width + 2 * shape.updated * shape.class_bytes

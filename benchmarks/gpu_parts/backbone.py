@@ -12,12 +12,12 @@ from benchmarks.gpu_parts.bench import Bench
 from benchmarks.gpu_parts.planned import planned_setup
 from benchmarks.gpu_parts.program import one_step, random_batch, synthetic
 from dist_train.train.recognition import Recognition
-from launch.plan_model import gpu_memory, images_per_second
+from launch.plan_model import gpu_memory
+from launch.plan_seconds import images_per_second
 
 # Images/s a GPU in arcface_torch's table of speeds: 8 x V100-32GB, R50, half precision, 128 pictures a GPU, 125,000
 # identities, every class in every step. No figure for an H100 is published there.
 PUBLISHED = {"arcface_torch, R50, 1 of 8 V100, 125,000 identities": 4824 / 8}
-COMPILE_S = 100.0  # that a compiler may take
 
 
 def run(bench: Bench) -> None:
@@ -28,13 +28,11 @@ def run(bench: Bench) -> None:
         measure(bench, name, name, classes, batch, channels_last)
     if not bench.small:
         measure(bench, "iresnet100, 256 pictures", names[1], classes, 256, channels_last)
-    measure(bench, f"{names[0]}, not channels_last", names[0], classes, batch, contiguous)
     measure(bench, f"{names[0]}, cudnn.benchmark", names[0], classes, batch, searched)
     if bench.cuda:
-        measure(bench, f"{names[0]}, CUDA graphs", names[0], classes, batch, graphed)
         for name in names:
-            if bench.enough(f"{name}, train.compile", COMPILE_S if name == names[0] else 1.5 * COMPILE_S):
-                measure(bench, f"{name}, train.compile", name, classes, batch, channels_last, compile=True)
+            measure(bench, f"{name}, CUDA graphs", name, classes, batch, graphed)
+            measure(bench, f"{name}, float16", name, classes, batch, channels_last, precision="float16")
 
 
 Form = Callable[[Recognition, Any, torch.dtype], None]
@@ -42,12 +40,6 @@ Form = Callable[[Recognition, Any, torch.dtype], None]
 
 def channels_last(program: Recognition, batch: Any, dtype: torch.dtype) -> None:
     """As training has it."""
-
-
-def contiguous(program: Recognition, batch: Any, dtype: torch.dtype) -> None:
-    """Weights and pictures in the order of their axes."""
-    program.backbone.to(memory_format=torch.contiguous_format)
-    program._memory_format = torch.contiguous_format
 
 
 def searched(program: Recognition, batch: Any, dtype: torch.dtype) -> None:
@@ -65,10 +57,19 @@ def graphed(program: Recognition, batch: Any, dtype: torch.dtype) -> None:
     program.replica._forward = graphs  # type: ignore[attr-defined]
 
 
-def measure(bench: Bench, case: str, name: str, classes: int, samples: int, form: Form, compile: bool = False) -> None:
+def measure(
+    bench: Bench,
+    case: str,
+    name: str,
+    classes: int,
+    samples: int,
+    form: Form,
+    compile: bool = False,
+    precision: str = "bfloat16",
+) -> None:
     """Time whole steps of one network over random pictures."""
     size = 32 if bench.small else 112
-    precision = "bfloat16" if bench.cuda else "float32"
+    precision = precision if bench.cuda else "float32"
     if not bench.enough(case, 0.5 if bench.small else 6):
         return
     with bench.case(case), tempfile.TemporaryDirectory() as folder:

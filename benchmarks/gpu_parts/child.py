@@ -5,7 +5,9 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -25,7 +27,14 @@ def run_parts(options: argparse.Namespace) -> None:
         said.write(json.dumps(line) + "\n")
         said.flush()
 
+    threading.Thread(target=end_with_parent, daemon=True).start()
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        for name in options.parts:
+            found = f"torch {torch.__version__} finds no GPU"
+            say({"benchmark": "gpu", "part": name, "case": "", "error": found})
+            say({"end": name})
+        return
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     left = list(options.parts)
     while left:
@@ -52,6 +61,13 @@ def run_parts(options: argparse.Namespace) -> None:
         say({"end": left.pop(0)})
     sys.stderr.flush()
     os._exit(0)  # threads and workers of a part that failed may still be there
+
+
+def end_with_parent() -> None:
+    """End this process, and what it started, once the one that started it and held the other end of a pipe is gone."""
+    sys.stdin.buffer.read()
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 def is_there(module: str) -> bool:

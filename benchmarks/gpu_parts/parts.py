@@ -20,21 +20,22 @@ class Part(NamedTuple):
     cuda: bool = False
 
 
-HEAD = ("numpy", "pydantic")
-PROGRAM = (*HEAD, "cv2", "yaml", "pyarrow", "psutil")
+HEAD = ("numpy", "pydantic", "cv2")
+PROGRAM = (*HEAD, "yaml", "pyarrow", "psutil", "safetensors", "fsspec")
 
 PARTS = {
     "device": Part("device", 10),
-    "head-correct": Part("head_correct", 70, HEAD),
+    "head-correct": Part("head_correct", 60, HEAD),
     "step": Part("step", 40, PROGRAM),
-    "head": Part("head_speed", 110, HEAD),
-    "backbone": Part("backbone", 90, PROGRAM),
+    "head": Part("head_speed", 75, HEAD),
+    "backbone": Part("backbone", 50, PROGRAM),
     "waits": Part("waits", 15, PROGRAM, cuda=True),
-    "detector": Part("detector", 25, ("numpy", "cv2", "torchvision")),
+    "detector": Part("detector", 25, (*HEAD, "torchvision", "safetensors")),
     "profile": Part("profile", 20, PROGRAM),
     "storage": Part("storage", 25, HEAD),
     "input": Part("inputs", 25, ("numpy", "cv2")),
-    "onnx": Part("onnx", 25, ("numpy", "onnx", "onnxscript", "onnxruntime", "pydantic")),
+    "onnx": Part("onnx", 25, (*HEAD, "onnx", "onnxscript", "onnxruntime")),
+    "compile": Part("compiled", 60, PROGRAM, cuda=True),
 }
 
 

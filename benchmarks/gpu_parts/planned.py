@@ -8,7 +8,8 @@ from benchmarks.gpu_parts.bench import Bench
 from dist_train.backbones.config import BackboneConfig
 from dist_train.head import HeadConfig
 from launch.plan_hardware import GPUS, BackboneCost, Gpu, backbone_cost
-from launch.plan_model import HeadShape, Setup, head_memory, step_seconds
+from launch.plan_model import HeadShape, Setup, head_memory
+from launch.plan_seconds import step_seconds
 
 
 def data_sheet(bench: Bench) -> Gpu:
@@ -47,7 +48,8 @@ def planned_setup(bench: Bench, classes: int, samples: int, head: HeadConfig, ba
 
 def planned_head(bench: Bench, classes: int, samples: int, head: HeadConfig) -> dict[str, float]:
     """Planned milliseconds and memory of the head alone."""
-    parts = step_seconds(planned_setup(bench, classes, samples, head))
+    setup = planned_setup(bench, classes, samples, head)
+    parts = step_seconds(setup)
     ms = 1e3 * sum(seconds for name, seconds in parts.items() if name.startswith("head"))
-    memory = head_memory(HeadShape(head, classes, 512, samples, cpu=not bench.cuda))
+    memory = head_memory(HeadShape(head, classes, 512, samples, cpu=not bench.cuda, operands=setup.operands))
     return {"planned_ms": ms, "planned_gb": sum(memory.values()) / 1e9}

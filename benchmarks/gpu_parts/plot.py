@@ -44,7 +44,7 @@ def main() -> None:
     devices = {each["device"] for each in lines.values() if "device" in each}
     figure.suptitle(", ".join(sorted(devices)))
     figure.tight_layout()
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    figure.savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def opened(config: RunConfig, device: torch.device, checkpoint: Path | None = No
     """A run on this device, over a set of 320 pictures that is made if it is not there."""
     path = Path(config.data.path)
     if not path.exists():
-        write_set(path, classes=40, views=8, size=112, shard_samples=100)
+        write_set(path, classes=40, views=8, size=config.data.image_size or 112, shard_samples=100)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     loop = open_training(config, alone(device), checkpoint)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_parts.bench import Bench
-from benchmarks.gpu_parts.head_speed import DIM
+from benchmarks.gpu_parts.head_speed import DIM, quick_rows
 from dist_train.head import Head, HeadConfig
 
 
@@ -21,7 +21,7 @@ def run(bench: Bench) -> None:
                 case = f"{storage}, {dtype}"
                 if not bench.enough(case, 0.1 if bench.small else 3):
                     continue
-                with bench.case(case):
+                with bench.case(case), quick_rows():
                     config = HeadConfig(
                         storage=storage, sample_rate=0.1, dtype=dtype, storage_dir=Path(folder) / case
                     )  # fmt: skip

@@ -38,9 +38,11 @@ def run(bench: Bench) -> None:
                     refused = first_refused(partial(train, loop, batches[-STEPS:]))
                 for stack, count in found.most_common():
                     report.write(f"{case}: {count} x\n{stack}\n\n")
-                where = {stack.splitlines()[-1].strip(): count for stack, count in found.most_common(12)}
-                figures = {"waits_a_step": sum(found.values()) / STEPS, "where": where, "first_refused": refused}
-                bench.line(case, **figures, ok=not found and refused is None)
+                where: Counter[str] = Counter()
+                for stack, count in found.items():
+                    where[stack.splitlines()[-1]] += count
+                ok, most = not found and refused is None, dict(where.most_common(12))
+                bench.line(case, ok=ok, waits_a_step=sum(found.values()) / STEPS, where=most, first_refused=refused)
 
 
 def train(loop: Loop, batches: list[Batch]) -> None:

@@ -126,11 +126,12 @@ class HeadConfig(Section):
         description="where centers and their optimizer state are kept: GPU or CPU that trains, host memory, or a file",
     )
     storage_dir: Path | None = Field(None, description="directory of the memory-mapped files; mmap needs it")
-    logits_budget_mb: int = Field(
-        256,
+    logits_budget_mb: int | None = Field(
+        None,
         ge=1,
         le=1 << 20,
-        description="most memory for logits that are kept for the backward pass; beyond it they are computed twice",
+        description="most memory for logits that are kept for the backward pass, beyond which they are computed twice; "
+        "null is 2048 on a GPU and 256 on a CPU",
     )
     block_rows: int | None = Field(
         None, ge=1, le=1 << 24, description="centers that are handled at a time; null fits them to the device's caches"
@@ -167,7 +168,7 @@ class HeadConfig(Section):
                 f"that take several: {able}"
             )
 
-    @property
-    def logits_budget(self) -> int:
-        """Bytes of logits that may stay from the forward pass to the step."""
-        return self.logits_budget_mb * 2**20
+    def logits_budget(self, device_type: str) -> int:
+        """Bytes of logits that may stay from the forward pass to the step on "cuda" or "cpu"."""
+        megabytes = self.logits_budget_mb or (2048 if device_type == "cuda" else 256)
+        return megabytes * 2**20

@@ -33,9 +33,9 @@ def row_width(config: HeadConfig, embedding_dim: int) -> int:
     return embedding_dim if MARGINS[config.margin].normalised else embedding_dim + 1
 
 
-def logits_bytes(config: HeadConfig, classes: int, samples: int) -> int:
-    """Bytes of the float32 logits [classes·K, G]."""
-    return 4 * classes * config.centers_per_class * samples
+def logits_bytes(config: HeadConfig, classes: int, samples: int, bytes_each: int = 4) -> int:
+    """Bytes of the logits [classes·K, G], or of what the kernel leaves of them."""
+    return bytes_each * classes * config.centers_per_class * samples
 
 
 def block_classes(config: HeadConfig, samples: int, device_type: str, budget: int, bytes_each: int = 4) -> int:
@@ -45,7 +45,7 @@ def block_classes(config: HeadConfig, samples: int, device_type: str, budget: in
         config: the `head` section.
         samples: G.
         device_type: "cpu" or "cuda", where the head computes.
-        budget: bytes of logits, as a rule `config.logits_budget`.
+        budget: bytes of logits, as a rule `config.logits_budget(device_type)`.
         bytes_each: of a logit, or of what the kernel leaves of it.
     """
     fitting = budget // (bytes_each * samples)

@@ -50,7 +50,7 @@ class BlockSoftmax:
         self.config = config
         self.logits = Logits(config, margin, device)
         self.device = device
-        self.budget = config.logits_budget
+        self.budget = config.logits_budget(device.type)
         self.kernel_dtype = kernel_dtype(self.logits.arithmetic, bool(config.filter_eps), device)
         self.workspace = Workspace(device)
         self._spare: list[Tensor] = []  # flat buffers of earlier steps

@@ -54,9 +54,13 @@ class Replica(ABC):
         self.backbone = backbone
         self.ranks = ranks
         self.standing = standing
+        self._trains = False
 
     def train(self) -> None:
         """Put the backbone to training mode, but for what stands still."""
+        if self._trains and self.backbone.training:
+            return  # the walk over a hundred layers takes milliseconds, in which a GPU waits
+        self._trains = True
         self.backbone.train()
         for module in self.standing.modules:
             module.eval()
@@ -131,6 +135,14 @@ class Replica(ABC):
             if buffer.is_floating_point() and name not in self.standing.buffers:
                 dist.all_reduce(buffer, group=self.ranks.group)
                 buffer /= self.ranks.world_size
+
+
+def compile_backbone(backbone: nn.Module, device: torch.device) -> None:
+    """Let torch's compiler make the backbone's passes at the first of them; on a GPU they are played as CUDA graphs.
+
+    Without graphs the compiled passes take longer than the others where the host is what a step waits for.
+    """
+    backbone.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
 def kept_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from dist_train.replica.base import (
     OPTIMIZER_STATE,
     Replica,
     Standing,
+    compile_backbone,
     compute_dtype,
     count_of,
     count_scalars,
@@ -58,7 +59,7 @@ class DdpReplica(Replica):
         self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._dtype == torch.float16)
         self._forward: nn.Module = backbone
         if train.compile:
-            backbone.compile()
+            compile_backbone(backbone, ranks.device)
         if ranks.group is not None:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self._forward = DistributedDataParallel(

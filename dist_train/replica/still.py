@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dist_train.config import OptimizerConfig, TrainConfig
 from dist_train.errors import NonFiniteError
-from dist_train.replica.base import OPTIMIZER_STATE, Replica, Standing, compute_dtype, count_scalars
+from dist_train.replica.base import OPTIMIZER_STATE, Replica, Standing, compile_backbone, compute_dtype, count_scalars
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.verdict import Verdict
 
@@ -32,7 +32,7 @@ class StillReplica(Replica):
         self._dtype = compute_dtype(train.precision, ranks.device)
         self._finite = torch.ones((), device=ranks.device)
         if train.compile:
-            backbone.compile()
+            compile_backbone(backbone, ranks.device)
 
     def embed(self, images: Tensor) -> Tensor:
         """See `Replica.embed`; the result has no graph behind it."""

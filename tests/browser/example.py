@@ -24,6 +24,10 @@ from dist_train.evaluate.retrieval_set import Example, Found, RetrievalResult
 from dist_train.evaluate.sections import Section
 from dist_train.evaluate.shown_pictures import PictureRow, shown
 from dist_train.evaluate.tables import ModelScores
+from dist_train.head.config import HeadConfig
+from launch.plan_hardware import GPUS, BackboneCost
+from launch.plan_model import Setup
+from launch.plan_timeline import write_timeline
 
 LONG = "a-run-of-a-very-long-name/with-many-settings/lr-0.1-margin-0.5-seed-17/checkpoint-000120000"
 MODELS = ("r50", LONG)
@@ -114,9 +118,33 @@ def write_findings(path: Path) -> None:
     write_sheet(path, LONG, findings, cores, lambda row: picture(row) if row % 8 else b"", ["thresholds are cosines"])
 
 
+def planned() -> Setup:
+    """A job with work in every lane of a timeline."""
+    return Setup(
+        identities=10**8,
+        gpus=64,
+        gpus_per_node=8,
+        gpu=GPUS["h100"],
+        memory_gib=80,
+        network_gb_s=25,
+        backbone=BackboneCost(
+            parameters=65_000_000, buffers=60_000, macs=12 * 10**9, saved=27 * 10**6, peak=28 * 10**6
+        ),
+        embedding_dim=512,
+        image_size=112,
+        batch=128,
+        accumulation=3,
+        half=True,
+        strategy="zero2",
+        moments=1,
+        head=HeadConfig(sample_rate=0.1, storage="host"),
+    )
+
+
 def write_examples(directory: Path) -> list[Path]:
-    """Write a page of results of several models, one of other forms, the report of a run, and a sheet of findings."""
-    results, other, run, findings = (directory / f"{name}.html" for name in ("results", "forms", "run", "findings"))
+    """Write pages: results of several models, other forms, the report of a run, a sheet of findings, a plan."""
+    names = ("results", "forms", "run", "findings", "plan")
+    results, other, run, findings, plan = (directory / f"{name}.html" for name in names)
     write_comparison(results, "Evaluation", [scores(name, 1 + 0.5 * i) for i, name in enumerate(MODELS)])
     tiles = [("98.31 %", f"verification accuracy ± 0.41, {LONG}"), ("3.338e-06", "largest ONNX difference")]
     write_page(other, LONG, forms(), " · ".join(MODELS), tiles)
@@ -124,7 +152,8 @@ def write_examples(directory: Path) -> list[Path]:
     samples = [Sample(np.full((16, 16, 3), 20 * i, np.uint8), "") for i in range(5)]
     write_report(run, RunReport(LONG, {"identities": 2311, LONG: LONG}, history, samples=samples, phases=[20]))
     write_findings(findings)
-    return [results, other, run, findings]
+    write_timeline(plan, planned(), LONG)
+    return [results, other, run, findings, plan]
 
 
 if __name__ == "__main__":

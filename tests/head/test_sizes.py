@@ -26,5 +26,5 @@ def test_spans_cover_a_range_and_lie_within_one_block_each(low, length, block):
 @pytest.mark.parametrize("settings", [{}, {"centers_per_class": 3}, {"block_rows": 700}, {"logits_budget_mb": 1}])
 def test_the_logits_of_a_block_stay_within_the_budget(device_type, settings):
     config = HeadConfig(**settings)
-    block = block_classes(config, 256, device_type, config.logits_budget)
-    assert 0 < logits_bytes(config, block, 256) <= config.logits_budget
+    block = block_classes(config, 256, device_type, config.logits_budget(device_type))
+    assert 0 < logits_bytes(config, block, 256) <= config.logits_budget(device_type)

@@ -6,7 +6,8 @@ import pytest
 
 from dist_train.errors import UserError
 from dist_train.head import HeadConfig
-from launch.plan import advice, largest, report, whole_number
+from launch.plan import largest, report, whole_number
+from launch.plan_advice import advice
 from launch.plan_hardware import GIB
 from launch.plan_model import fits, gpu_memory
 from tests.launch.recipes import headcount_here

@@ -1,6 +1,7 @@
 """The planner's model against the code that it is a model of."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -10,17 +11,8 @@ from dist_train.backbones import BackboneConfig, build_backbone
 from dist_train.head import Head, HeadConfig
 from dist_train.runtime.torch_names import ALL_GATHER, REDUCE_SCATTER
 from launch.plan_hardware import GPUS, backbone_cost
-from launch.plan_model import (
-    HeadShape,
-    Setup,
-    gpu_memory,
-    head_flops,
-    head_memory,
-    head_traffic,
-    images_per_second,
-    network_bytes,
-    step_seconds,
-)
+from launch.plan_model import HeadShape, Setup, gpu_memory, head_flops, head_memory, head_traffic, network_bytes
+from launch.plan_seconds import images_per_second, step_seconds
 from tests.ranks import run_ranks
 
 DIM = 128
@@ -155,6 +147,11 @@ def test_planned_network_bytes_are_what_the_collectives_carry():
         assert counted["scattered"] == planned["embeddings' gradient"]
 
 
+@functools.cache
+def r50():
+    return backbone_cost(BackboneConfig(name="iresnet50"), 112)
+
+
 def setup(**changes):
     settings = {
         "identities": 1_000_000,
@@ -163,7 +160,7 @@ def setup(**changes):
         "gpu": GPUS["v100"],
         "memory_gib": 32,
         "network_gb_s": 12.5,
-        "backbone": backbone_cost(BackboneConfig(name="iresnet50"), 112),
+        "backbone": r50(),
         "embedding_dim": 512,
         "image_size": 112,
         "batch": 128,

@@ -1,0 +1,122 @@
+"""Seconds of a training step, from the model of its work, data sheets, and the efficiencies below."""
+
+import math
+
+from launch.plan_hardware import Gpu
+from launch.plan_model import (
+    HeadShape,
+    Setup,
+    head_flops,
+    head_shape,
+    head_traffic,
+    kernel_traffic,
+    network_bytes,
+)
+
+# Reached shares of the peak figures. Large float32 products come to about three quarters of the data sheet
+# and streaming kernels to about four fifths of the bandwidth; convolutions of this field's widths to less than half.
+HEAD_FLOPS_SHARE = 0.75
+BANDWIDTH_SHARE = 0.8
+CONV_FLOPS_SHARE = 0.45
+# The head's products in 16 bits, one with exponentials behind it and two of the library. Measured on an H100: 566 of
+# 989 TFLOP/s at 8,192 pictures, 156,000 classes and 512 numbers.
+KERNEL_FLOPS_SHARE = 0.57
+LINK_SHARE = 0.7
+# Reads and writes of the saved activations in a whole step: convolutions, two passes of each BatchNorm forward and two
+# backward, PReLU, shortcuts, all their gradients. The value is fitted to one published figure, arcface_torch with R50
+# on 8 V100 at 125,000 identities (5,004 images/s); all other figures are predictions.
+ACTIVATION_PASSES = 18.6
+
+LATENCY_S = 50e-6  # latency of a collective on many GPUs
+PCIE_GB_S = 20.0  # host to GPU, PCIe 4.0 x16 in practice
+HOST_ROWS_GB_S = 8.0  # one thread's copy of scattered rows in host memory
+DISK_ROWS_GB_S = 2.0  # one thread's copy of scattered rows from NVMe through the page cache
+
+
+def head_seconds(shape: HeadShape, gpu: Gpu, arithmetic: str) -> dict[str, float]:
+    """Seconds of a step's head on a GPU.
+
+    Args:
+        shape: of the head.
+        gpu: its data sheet.
+        arithmetic: type of the products' operands. Kernels form the weights with "bfloat16", torch's operators else.
+
+    Returns:
+        Of products, and of reading and writing rows and logits.
+    """
+    bandwidth = BANDWIDTH_SHARE * gpu.memory_gb_s * 1e9
+    rate = gpu.tflops(arithmetic) * 1e12
+    if not shape.kernels:
+        return {
+            "head, products": head_flops(shape) / (HEAD_FLOPS_SHARE * rate),
+            "head, rows and logits": head_traffic(shape) / bandwidth,
+        }
+    return {
+        "head, products": head_flops(shape) / (KERNEL_FLOPS_SHARE * rate),
+        "head, rows and logits": kernel_traffic(shape) / bandwidth,
+    }
+
+
+def exchange_seconds(setup: Setup, received: int) -> dict[str, float]:
+    """Seconds that bytes take which a rank receives in rings, by level; levels work at once, and the slowest counts.
+
+    A ring enters each machine once, through all network adapters of its GPUs together: the bandwidth of a node's
+    border is theirs, as NCCL's tests count it (nccl-tests, doc/PERFORMANCE.md, "bus bandwidth").
+    """
+    node = min(setup.gpus, setup.gpus_per_node)
+    levels = {"within": 0.0 if node == 1 else received / (LINK_SHARE * 1e9 * setup.gpu.link_gb_s)}
+    levels["between"] = 0.0 if setup.gpus == node else received / (LINK_SHARE * 1e9 * node * setup.network_gb_s)
+    return levels
+
+
+def step_seconds(setup: Setup) -> dict[str, float]:
+    """Seconds of a step, by part; the step takes the sum."""
+    times, parts = setup.accumulation, work_seconds(setup)
+    passes = times * (parts["forward"] + parts["backward"])
+    return {
+        "backbone": passes + parts["update"],
+        **{name: seconds for name, seconds in parts.items() if name.startswith("head")},
+        "exchange of embeddings": parts["exchange of embeddings"],
+        # It overlaps the last backward pass; the step waits for the rest, and for weights that others have updated.
+        "exchange of gradients": max(0.0, parts["gradient exchange"] - parts["backward"]) + parts["weights gathered"],
+        # The fetch overlaps the backbone of this step, the write-back the backbone of the next.
+        "rows from host or disk": max(0.0, parts["rows moved"] - passes),
+    }
+
+
+def work_seconds(setup: Setup) -> dict[str, float]:
+    """Seconds of work in a step, by part, whether something else hides it or not.
+
+    `forward` and `backward` are one pass of the backbone; all else is of the whole step. A gradient takes as long as
+    two forward passes.
+    """
+    gpu, backbone, times = setup.gpu, setup.backbone, setup.accumulation
+    shape = head_shape(setup)
+    bandwidth = BANDWIDTH_SHARE * gpu.memory_gb_s * 1e9
+    flops = CONV_FLOPS_SHARE * (gpu.half_tflops if setup.half else gpu.float32_tflops) * 1e12
+    kept = backbone.saved * (2 if setup.half else 4)
+    each = setup.views * setup.batch * (6 * backbone.macs / flops + ACTIVATION_PASSES * kept / bandwidth)
+    exchanged = network_bytes(setup)
+    gradients, gathered = exchanged.pop("backbone gradient"), exchanged.pop("backbone weights gathered", 0)
+    if setup.strategy == "zero3":  # weights come under a pass of the backbone, too
+        gradients, gathered = gradients + gathered, 0
+    embeddings = max(exchange_seconds(setup, sum(exchanged.values())).values())
+    moved = 0.0
+    if shape.staged:
+        rate = HOST_ROWS_GB_S if setup.head.storage == "host" else DISK_ROWS_GB_S
+        moved = 2 * times * shape.chosen * shape.class_bytes / (min(rate, PCIE_GB_S) * 1e9)
+    return {
+        "forward": each / 3,
+        "backward": each * 2 / 3,
+        "update": 4 * backbone.parameters * (3 + 3 * setup.moments) / bandwidth,
+        **head_seconds(shape, gpu, setup.operands),
+        "exchange of embeddings": 0.0 if setup.gpus == 1 else embeddings + 3 * times * LATENCY_S,
+        "gradient exchange": max(exchange_seconds(setup, gradients).values()),
+        "weights gathered": max(exchange_seconds(setup, gathered).values()),
+        "rows moved": moved,
+    }
+
+
+def images_per_second(setup: Setup) -> float:
+    """Pictures a second over all ranks."""
+    return setup.samples * setup.accumulation / math.fsum(step_seconds(setup).values())
