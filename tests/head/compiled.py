@@ -39,7 +39,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "arcface, momentum": {},
     "arcface, momentum, 3 centers": {"centers_per_class": 3},
     "arcface, momentum, bfloat16, 3 centers": {"centers_per_class": 3, "dtype": "bfloat16", "sample_rate": 0.5},
-    "eight labels, threshold, sgd": {"labels": 8, "interclass_threshold": 0.3, "momentum": 0.0, "sample_rate": 0.5},
+    "four labels, threshold, sgd": {"labels": 4, "interclass_threshold": 0.3, "momentum": 0.0, "sample_rate": 0.5},
     "eight labels, threshold, 3 centers, sgd, bfloat16": {
         "labels": 8, "interclass_threshold": 0.3, "centers_per_class": 3, "momentum": 0.0, "dtype": "bfloat16",
         "sample_rate": 0.5,

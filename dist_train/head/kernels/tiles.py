@@ -42,7 +42,7 @@ def weights_tiles(centers: int, labels: int, lifted: bool, width: int, capabilit
         width: numbers of a center; rows that no 16 numbers divide are loaded through registers.
         capability: of the device to compute, times 10.
     """
-    burdens = (centers > 1) + (labels > 1) + lifted + (width % 16 != 0)
+    burdens = (centers > 1) + (labels > 1) + (labels > 4) + lifted + (width % 16 != 0)
     blackwell = capability >= 100  # its epilogue takes more registers
     if blackwell and labels > 1 and burdens > 1:
         return _SMALL
