@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -156,6 +157,7 @@ def launches_of(chip: int, labels: int = 1, **settings: Any) -> list[Launch]:
     return found
 
 
+@cache
 def variants(chip: int) -> dict[Launch, str]:
     """Every launch that `HEADS` ask for on a chip, and whose it is."""
     found: dict[Launch, str] = {}

@@ -28,8 +28,11 @@ MARGINS: dict[str, tuple] = {
     ),
     "scale beyond a float's": ({"scale": 100.0, "block_rows": 20}, 37),
     "one class": ({"margin": "cosface", "weight_decay": 0.5}, 1),
+    "an odd number of tiles": (
+        {"margin": "curricularface", "curricular_momentum": 0.3, "scale": 30.0}, 37, torch.float32, 19, 21,
+    ),
     "one sample": ({"margin": "cosface"}, 23, torch.float32, 1, 13),
-}
+}  # fmt: skip
 OWN_TILES = ({"centers_per_class": 3}, 45, torch.float32, 9, 70)
 LABELS = [
     test_several_labels.CASES[1],
