@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test test-fast lock build fuzz lint bench measured benchmark fonts slurm slurm-test browser kill-loop clean
+.PHONY: help quickstart test test-fast lock build fuzz gpu-kernels lint bench measured benchmark fonts slurm slurm-test browser kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
@@ -14,6 +14,7 @@ help:
 	@echo "make build       sdist and wheel in dist/, tried in an environment of their own"
 	@echo "make lock        requirements.lock from the versions in .venv; after make clean with an empty one, the newest"
 	@echo "make fuzz        20,000 changed inputs over every reader: no traceback, no hang, no memory without end"
+	@echo "make gpu-kernels  the head's kernels compiled for A100, H100 and B200, without a GPU: no spills, memory fits"
 	@echo "make bench       measures the claims once more and appends lines to benchmarks/results.jsonl"
 	@echo "make measured    docs/measured.md and the README's lines from the stored results"
 	@echo "make benchmark   what losses, sampling and row types do to accuracy, on 20,000 identities; after make fonts"
@@ -69,6 +70,10 @@ build: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --inputs 20000
+
+# Triton keeps what it compiled in ~/.triton, so that a second call takes seconds.
+gpu-kernels: $(INSTALLED)
+	$(BIN)/python -m tests.head.compiled
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -61,15 +62,25 @@ def _begin(outputs: None, environment: dict[str, str], target: Callable[..., Any
 
 
 def forked(
-    target: Callable[..., Any], *args: Any, variables: dict[str, str], outputs: tuple[int, int] = (1, 2)
+    target: Callable[..., Any],
+    *args: Any,
+    variables: dict[str, str],
+    outputs: tuple[int, int] = (1, 2),
+    bare: bool = False,
 ) -> BaseProcess:
     """A process that has begun `target(*args)` in the environment of this one and `variables`, with one thread.
 
-    It writes where this one does now, or to other `outputs`. `target` must be importable.
+    It writes where this one does now, or to other `outputs`. `target` must be importable. A `bare` one has imported
+    nothing before, for variables that a library reads when it is loaded.
     """
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
-    with spawning(ONE_THREAD | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}):
+    context: SpawnContext | ForkServerContext
+    if bare:
+        context = mp.get_context("spawn")
+    else:
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["tests.preloaded"])
+    ours = ONE_THREAD | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    with spawning(ours | variables if bare else ours):
         begin = (_Outputs(*outputs), os.environ | variables, target, args)
         process = context.Process(target=_begin, args=begin)
         process.start()
@@ -93,18 +104,26 @@ def ranks_here(rank: int, world_size: int) -> Ranks:
     return Ranks(rank, rank, world_size, torch.device("cpu"), group, group, group)
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 180) -> list[Any]:
+def run_ranks(
+    world_size: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout_s: float = 180,
+    variables: dict[str, str] | None = None,
+) -> list[Any]:
     """Run `function(rank, world_size, *args)` in `world_size` processes; its results, by rank.
+
+    With `variables` in their environment they load every library themselves.
 
     `function` must be importable (top level of a test module); results must pickle: give numpy arrays, not
     tensors, so that nothing depends on a dead process's shared memory.
     """
     results = mp.get_context("forkserver").Queue()
     port = free_port()
-    processes = [
-        forked(_enter, rank, world_size, results, function, args, variables=torchrun_variables(rank, world_size, port))
-        for rank in range(world_size)
-    ]
+    processes = []
+    for rank in range(world_size):
+        own, bare = torchrun_variables(rank, world_size, port) | (variables or {}), variables is not None
+        processes.append(forked(_enter, rank, world_size, results, function, args, variables=own, bare=bare))
     values: dict[int, Any] = {}
     deadline = time.monotonic() + timeout_s
     try:

@@ -48,16 +48,17 @@ def update_rows(
         width: numbers D a center.
         weight_decay: of the rows.
         normalised: the margin normalises centers.
-        squares: [n] receives each class's sum of the squares of the gradient; None: nobody asks.
+        squares: [n·K] receives each center's sum of the squares of the gradient; None: nobody asks.
         proceed: [] bool; False leaves everything as it is; None: proceed.
     """
     form = _form(optimizer, weight_decay)
     centers, places = lease.places("centers", start, stop)
     tables = {name: lease.places(name, start, stop)[0] for name in form.states}
     first = tables.get("momentum", tables.get("mean", tables.get("squares", centers)))
-    k = centers.shape[1] // width
-    wide = power_of_two(width) * power_of_two(k)
-    update_kernel[(stop - start,)](
+    if "updates" in tables:  # of whole classes, so not a center's to write
+        _count(tables["updates"], places, proceed)
+    wide = power_of_two(width)
+    update_kernel[(len(gradient),)](
         centers,
         first,
         tables.get("square", centers),
@@ -73,9 +74,8 @@ def update_rows(
         form.eps,
         lease.store.rounder.key,
         width,
-        WP=power_of_two(width),
-        K=k,
-        KP=power_of_two(k),
+        WP=wide,
+        K=centers.shape[1] // width,
         OPTIMIZER=form.name,
         INDEXED=places is not None,
         NORMALISED=normalised,
@@ -84,6 +84,15 @@ def update_rows(
         ASKED=proceed is not None,
         num_warps=max(1, min(8, wide // 256)),
     )
+
+
+def _count(updates: Tensor, places: Tensor | None, proceed: Tensor | None) -> None:
+    """One more update of the classes at `places`, or of all [n, 1] that there are, if the step proceeds."""
+    one = torch.ones((), device=updates.device) if proceed is None else proceed.float()
+    if places is None:
+        updates.add_(one)
+    else:
+        updates.index_add_(0, places, one.expand(len(places), 1))
 
 
 def _form(optimizer: RowOptimizer, weight_decay: float) -> _Form:

@@ -6,13 +6,21 @@ Shapes as in `records`.
 import torch
 from torch import Tensor
 
-from dist_train.head.kernels.tiles import WEIGHTS, power_of_two
+from dist_train.head.kernels.tiles import power_of_two, weights_tiles
 from dist_train.head.kernels.weights import weights_kernel
 from dist_train.head.logits import Logits
 from dist_train.head.margins.base import Lifts
 from dist_train.head.targets import TargetPlaces
 
 _LARGEST = 64.5  # logits up to this are exponentiated as they are: 1e9 of them add up to a float32, as does exp(-64.5)
+
+
+def capability(device: torch.device) -> int:
+    """What a device can compute, times 10; that of no device is the least that the kernels are made for."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 class KernelWeights:
@@ -34,6 +42,8 @@ class KernelWeights:
         self.queries = queries.to(dtype)
         self.lifts = lifts
         self._targets = places.by_sample(len(queries))
+        chip, width = capability(queries.device), queries.shape[1]
+        self._tiles = weights_tiles(logits.k, places.labels, lifts is not None, width, chip)
 
     @property
     def fixed(self) -> bool:
@@ -63,7 +73,7 @@ class KernelWeights:
     def _launch(
         self, rows: Tensor, inverse: Tensor | None, start: int, relative_to: Tensor, out: Tensor | None
     ) -> Tensor:
-        logits, tiles = self.logits, WEIGHTS
+        logits, tiles = self.logits, self._tiles
         (samples, width), per_class = self.queries.shape, power_of_two(logits.k)
         classes = len(rows) // logits.k
         tiles_n = -(-classes * per_class // tiles.rows)

@@ -153,7 +153,7 @@ class RowUpdate:
         """As `_write`, by the kernel."""
         from dist_train.head.fused_update import update_rows  # imports triton
 
-        squares = None if self._squares is None else gradient.new_empty(stop - start)
+        squares = None if self._squares is None else gradient.new_empty(len(gradient))
         update_rows(
             self.optimizer,
             lease,
@@ -167,5 +167,5 @@ class RowUpdate:
             squares=squares,
             proceed=self._proceed,
         )
-        if squares is not None:
+        if squares is not None and self._squares is not None:
             self._squares += squares.sum()

@@ -4,6 +4,7 @@ Of collectives the names are kept, not the functions, so that whoever puts anoth
 """
 
 import inspect
+from typing import Any
 
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -16,5 +17,5 @@ REDUCE_SCATTER = "reduce_scatter_single" if _SINGLE else "reduce_scatter_tensor"
 """The collective of `torch.distributed` that adds tensors up and leaves each rank its part."""
 
 _FORWARD = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-OWN_BUFFERS = {"forward_sync_buffers" if _FORWARD else "broadcast_buffers": False}
+OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _FORWARD else "broadcast_buffers": False}
 """Arguments by which DistributedDataParallel leaves each rank its own buffers in forward passes."""

@@ -23,11 +23,32 @@ class Tiles(NamedTuple):
     stages: int
 
 
-WEIGHTS = Tiles(rows=128, samples=128, numbers=64, group=8, warps=4, stages=3)
-"""The fastest of five on an H200 at 8192 samples, 65,536 rows and 512 numbers (`benchmarks/gpu.py`)."""
+_FASTEST = Tiles(rows=128, samples=128, numbers=64, group=8, warps=4, stages=3)
+"""Of five on an H200 at 8192 samples, 65,536 rows and 512 numbers (`benchmarks/gpu.py`)."""
 
-LEAST = 16
-"""Side of the smallest product that a tensor core takes."""
+# With each a thread holds half as many logits as with the one before, and has registers left for the epilogue.
+_ROOMY = _FASTEST._replace(warps=8)
+_NARROW = _ROOMY._replace(samples=64)
+_SMALL = _NARROW._replace(rows=64)
+
+
+def weights_tiles(centers: int, labels: int, lifted: bool, width: int, capability: int) -> Tiles:
+    """Sizes with which `weights_kernel` spills no register, as `tests/head/compiled.py` shows.
+
+    Args:
+        centers: K a class.
+        labels: of a sample.
+        lifted: the margin lifts hard negatives.
+        width: numbers of a center; rows that no 16 numbers divide are loaded through registers.
+        capability: of the device to compute, times 10.
+    """
+    burdens = (centers > 1) + (labels > 1) + (labels > 4) + lifted + (width % 16 != 0)
+    blackwell = capability >= 100  # its epilogue takes more registers
+    if blackwell and labels > 1 and burdens > 1:
+        return _SMALL
+    if burdens > 1 or (blackwell and lifted):
+        return _NARROW
+    return _ROOMY if burdens or capability != 90 else _FASTEST
 
 
 def power_of_two(count: int) -> int:
