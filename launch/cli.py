@@ -11,6 +11,7 @@ import typer
 
 from data_prep.cli import app as prep_app
 from data_prep.cluster_cli import cluster
+from dist_train.bench.cli import bench
 from dist_train.checkpoint.cli import app as checkpoint_app
 from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
@@ -45,6 +46,7 @@ app.add_typer(data_app, name="data")
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(export)
+app.command()(bench)
 app.command()(embed)
 app.add_typer(search_app, name="search")
 app.command()(serve)

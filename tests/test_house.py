@@ -35,6 +35,7 @@ ORDER = (
     "track",
     "evaluate",
     "export",
+    "bench",
     "embed",
     "clean",
     "cluster",
