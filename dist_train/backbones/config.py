@@ -33,7 +33,7 @@ class BackboneConfig(Section):
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="probability with which dropout zeroes a value before the last layer"
     )
-    widths: Annotated[dict[str, tuple[_Width, _Width]], Field(max_length=_MOST_LAYERS)] | None = Field(
+    channels: Annotated[dict[str, tuple[_Width, _Width]], Field(max_length=_MOST_LAYERS)] | None = Field(
         None,
         description="of a pruned network, channels that enter and leave each layer that has lost some, by the layer's "
         "name; `headcount prune` writes it",

@@ -12,7 +12,7 @@ from dist_train.errors import UserError
 Widths = Mapping[str, tuple[int, int]]
 """Name of a layer -> numbers that enter it and leave it: channels, or features of a linear layer."""
 
-KEY = "backbone.widths"
+KEY = "backbone.channels"
 _LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm, nn.PReLU)
 
 

@@ -11,8 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_train.backbones.widths import layer_widths
 from dist_train.errors import UserError
 from dist_train.prune.options import By
+
+_SMALL_PX = 64
+
+
+def least_channels(image_size: int) -> int:
+    """The fewest channels of a layer that train on CPUs: with fewer, torch 2.14 ends the process in the backward pass."""
+    return 8 if image_size <= _SMALL_PX else 16
 
 
 def prune_channels(
@@ -32,7 +40,7 @@ def prune_channels(
         gradients: by parameter, for first-order; see `first_order_gradients`.
 
     Raises:
-        UserError: a network that is not of convolutions.
+        UserError: a network that is not of convolutions, or a layer would be left with too few channels.
     """
     import torch_pruning as tp
 
@@ -65,4 +73,11 @@ def prune_channels(
         pruner.step()
     for parameter in pruned.parameters():
         parameter.grad = None
+    before, least = layer_widths(network), least_channels(image_size)
+    for name, (_, leaving) in layer_widths(pruned).items():
+        if leaving < min(least, before[name][1]):
+            raise UserError(
+                f"--keep {keep:g}: layer {name} would be left with {leaving} of {before[name][1]} channels, expected "
+                f"{least} or more at {image_size} px; take --multiple {least}, or a larger --keep"
+            )
     return pruned.eval()

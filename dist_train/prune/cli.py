@@ -63,8 +63,9 @@ def prune(
     ):
         echo(f"{name:<24}{old:>16,} -> {new:>16,}  (x{new / old:.3f})")
     echo(f"written to {out}; what it costs: headcount eval {run} {out} --sets SET")
-    head = f"start.head={run}" if done.centers is None else f"start.head={done.centers}"
+    head = run if scope is Scope.channels else done.centers
+    start = f"start.backbone={out}" + (f" start.head={head}" if head else "")
     echo(
-        f"to train it on: headcount train {out}/config.yaml run_dir=TUNED start.backbone={out} {head} "
+        f"to train it on: headcount train {out}/config.yaml run_dir=TUNED {start} "
         f"'objectives.distill={{teacher: {run}}}'"
     )
