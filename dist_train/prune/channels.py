@@ -19,7 +19,7 @@ _SMALL_PX = 64
 
 
 def least_channels(image_size: int) -> int:
-    """The fewest channels of a layer that train on CPUs: with fewer, torch 2.14 ends the process in the backward pass."""
+    """The fewest channels of a layer that train on CPUs: with fewer torch 2.14 dies in the backward pass."""
     return 8 if image_size <= _SMALL_PX else 16
 
 
