@@ -28,7 +28,7 @@ COMPACT_NAME, SCALES_NAME = "compact.npy", "scales.npy"
 _LEVELS = 127
 _LEAST_CANDIDATES, _MORE = 128, 8
 _ROUNDING = 1e-5  # of float32 inner products of unit vectors
-_MOST_NUMBERS = 1 << 24  # of exact rows that are in memory at a time
+_MOST_NUMBERS = 1 << 24  # of exact rows, or of scores, that are in memory at a time
 _BLOCK = 4096  # rows that are expanded at a time: they stay in cache
 
 
@@ -148,13 +148,28 @@ class CompactGallery:
             if count >= len(self) // 2:  # nothing is gained any more
                 best[left], rows[left] = nearest(queries[left], self._exact, k)
                 break
-            approximate, candidates = nearest(queries[left], self, count, gallery_block=_BLOCK)
+            approximate, candidates = self._candidates(queries[left], count)
             scores = self._decided(queries[left], candidates)
             found, place = scores.topk(k, dim=1)
             # Not "smaller": a score that is not a number is one that the exact search must bring to light.
             sure = approximate[:, -1] + self._error + _ROUNDING < found[:, -1]
             best[left[sure]], rows[left[sure]] = found[sure], candidates.gather(1, place)[sure]
             left, count = left[~sure], count * _MORE
+        return best, rows
+
+    def _candidates(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` rows with the largest approximate scores, for each query, and these scores: [Q, count] both."""
+        if len(queries) * len(self) > _MOST_NUMBERS:
+            return nearest(queries, self, count, gallery_block=_BLOCK)
+        # Few queries: one selection among all scores costs less than one in each block.
+        scores = torch.empty(len(self), len(queries))
+        expanded = torch.empty(_BLOCK, queries.shape[1])
+        for start in range(0, len(self), _BLOCK):
+            part = self._values[start : start + _BLOCK]
+            torch.mm(expanded[: len(part)].copy_(part), queries.T, out=scores[start : start + _BLOCK])
+        if self._scales is not None:
+            scores.mul_(self._scales[:, None])
+        best, rows = scores.T.topk(count, dim=1)
         return best, rows
 
     def _decided(self, queries: Tensor, candidates: Tensor) -> Tensor:
