@@ -6,7 +6,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICK := runs/quickstart
 
-.PHONY: help quickstart test test-fast lock build fuzz gpu-kernels lint bench measured benchmark fonts slurm slurm-test browser kill-loop clean
+.PHONY: help quickstart test test-fast lock build fuzz gpu-kernels lint bench measured small benchmark fonts slurm slurm-test browser \
+	kill-loop clean
 help:
 	@echo "make quickstart  identity set, training on two ranks, evaluation, export, report (minutes)"
 	@echo "make test        the test suite        make lint   ruff and mypy"
@@ -17,6 +18,7 @@ help:
 	@echo "make gpu-kernels  the head's kernels compiled for A100, H100 and B200, without a GPU: no spills, memory fits"
 	@echo "make bench       measures the claims once more and appends lines to benchmarks/results.jsonl"
 	@echo "make measured    docs/measured.md and the README's lines from the stored results"
+	@echo "make small       a table of small models: pruned, distilled, int8, each beside the quickstart's network"
 	@echo "make benchmark   what losses, sampling and row types do to accuracy, on 20,000 identities; after make fonts"
 	@echo "make fonts       Debian's CJK and Korean fonts, for the glyph set of 88,000 identities (root)"
 	@echo "make slurm       Debian's Slurm, for make slurm-test: jobs on a real cluster of two nodes on this machine (root)"
@@ -87,6 +89,10 @@ bench: $(INSTALLED) $(QUICK)/report.html
 
 measured: $(INSTALLED)
 	$(BIN)/python -m benchmarks.measured
+
+small: $(INSTALLED) $(QUICK)/report.html
+	$(BIN)/python benchmarks/small.py --case models
+	@cat runs/small/table.md
 
 # Targets that install wait for one another.
 APT_INSTALL := apt-get install --yes --no-install-recommends -o DPkg::Lock::Timeout=600

@@ -11,11 +11,13 @@ import typer
 
 from data_prep.cli import app as prep_app
 from data_prep.cluster_cli import cluster
+from dist_train.bench.cli import bench
 from dist_train.checkpoint.cli import app as checkpoint_app
 from dist_train.data.cli import app as data_app
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.cli import evaluate
 from dist_train.export.cli import export
+from dist_train.prune.cli import prune
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 from dist_train.runtime.terminal import PrintableFormatter, echo
 from dist_train.runtime.version import version_of
@@ -45,6 +47,8 @@ app.add_typer(data_app, name="data")
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(export)
+app.command()(bench)
+app.command()(prune)
 app.command()(embed)
 app.add_typer(search_app, name="search")
 app.command()(serve)

@@ -31,6 +31,7 @@ WHOLE = (  # a whole run, export or cascade in the test's own process, or a brow
     "tests/track/test_trackers.py",
     "tests/data/test_bad_samples.py",
     "tests/export/",
+    "tests/prune/test_job.py",
     "tests/head/test_snapshot.py",
     "tests/launch/test_plan.py",
     "tests/train/test_kills.py",

@@ -35,6 +35,8 @@ ORDER = (
     "track",
     "evaluate",
     "export",
+    "prune",
+    "bench",
     "embed",
     "clean",
     "cluster",
@@ -71,6 +73,7 @@ DISTRIBUTIONS = {
     "pytorch_metric_learning": "pytorch-metric-learning",
     "aiohttp": "fsspec",  # its extra `http`
     "faiss": "faiss-cpu",
+    "torch_pruning": "torch-pruning",
     "pydantic_core": "pydantic",
     "prometheus_client": "prometheus-client",
     "starlette": "fastapi",  # which is built on it

@@ -7,6 +7,7 @@ from torch import nn
 
 from dist_train.backbones.config import BackboneConfig
 from dist_train.backbones.registry import known_spec
+from dist_train.backbones.widths import narrow
 from dist_train.errors import UserError
 
 
@@ -17,7 +18,7 @@ def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
     not normalised, since some margins use their norm.
 
     Raises:
-        UserError: pictures smaller or larger than the network takes.
+        UserError: pictures smaller or larger than the network takes, or channels that are not of this network.
     """
     spec = known_spec(config.name)
     if image_size < spec.min_image_size:
@@ -30,5 +31,8 @@ def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
             + (f", or {spec.larger}" if spec.larger else "")
         )
     network = pkgutil.resolve_name(spec.network)
-    options = config.model_dump(exclude={"name"})
-    return cast(nn.Module, network(image_size=image_size, **options, **spec.arguments))
+    options = config.model_dump(exclude={"name", "channels"})
+    built = cast(nn.Module, network(image_size=image_size, **options, **spec.arguments))
+    if config.channels is not None:
+        narrow(built, config.channels, image_size)
+    return built

@@ -17,6 +17,10 @@ def _known(name: str) -> str:
     return name
 
 
+_Width = Annotated[int, Field(ge=1, le=1 << 24)]
+_MOST_LAYERS = 10_000
+
+
 class BackboneConfig(Section):
     """Which network turns images into embeddings."""
 
@@ -28,6 +32,11 @@ class BackboneConfig(Section):
     embedding_dim: int = Field(512, ge=2, le=8192, description="how many numbers an embedding has (D)")
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="probability with which dropout zeroes a value before the last layer"
+    )
+    channels: Annotated[dict[str, tuple[_Width, _Width]], Field(max_length=_MOST_LAYERS)] | None = Field(
+        None,
+        description="of a pruned network, channels that enter and leave each layer that has lost some, by the layer's "
+        "name; `headcount prune` writes it",
     )
 
 

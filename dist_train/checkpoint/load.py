@@ -63,12 +63,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
     progress = read_progress(checkpoint)
     config = load_config(checkpoint.parent.parent / CONFIG_NAME)
     backbone = build_backbone(config.backbone, progress.image_size)
-    names = {name: f"module.{name}" for name in backbone.state_dict()}
-    section = "backbone"
-    if config.train.ema_decay is not None:
-        section = "average"
-    else:
-        names = {name: name for name in names}
+    section, names = backbone_names(config, backbone)
     state = {section: {names[name]: tensor for name, tensor in backbone.state_dict().items()}}
     try:
         stored = {name: list(entry.size) for name, entry in read_tensors(checkpoint).items()}
@@ -88,6 +83,16 @@ def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
         )
     backbone.load_state_dict({name: state[section][names[name]] for name in names})
     return backbone.eval(), config, progress
+
+
+def backbone_names(config: RunConfig, backbone: nn.Module) -> tuple[str, dict[str, str]]:
+    """The part of a run's checkpoints that holds the backbone to use, and what that calls each of its tensors.
+
+    It is the moving average where one is kept.
+    """
+    if config.train.ema_decay is None:
+        return "backbone", {name: name for name in backbone.state_dict()}
+    return "average", {name: f"module.{name}" for name in backbone.state_dict()}
 
 
 def _misfits(expected: dict[str, list[int]], stored: dict[str, list[int]]) -> list[str]:

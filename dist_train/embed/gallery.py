@@ -3,10 +3,13 @@
 GALLERY/embeddings.npy   float32 [N, D], unit rows; mapped into memory, not read
 GALLERY/entries.arrow    what is known about each row
 GALLERY/gallery.json     the model, and the sources of the pictures
+
+Where it was built with rows of fewer bits, `dist_train.embed.compact` says what else is there.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.embed.compact import CompactGallery, CompactWriter, Rows
 from dist_train.embed.min_quality import MinQuality
 from dist_train.embed.pictures import Place
 from dist_train.embed.table import (
@@ -63,7 +67,11 @@ class Match(NamedTuple):
 
 
 def build_gallery(
-    files: Sequence[Path], directory: Path, quiet: bool = False, min_quality: MinQuality | None = None
+    files: Sequence[Path],
+    directory: Path,
+    quiet: bool = False,
+    min_quality: MinQuality | None = None,
+    rows: Rows = Rows.float32,
 ) -> "Gallery":
     """Make a gallery of embeddings that `headcount embed` wrote. It appears by rename, complete.
 
@@ -72,6 +80,7 @@ def build_gallery(
         directory: of the gallery; must not exist.
         quiet: show no bar.
         min_quality: rows of a lower one are left out; None takes all.
+        rows: how they are searched: of int8 and float16 there are copies, beside the exact rows.
 
     Raises:
         UserError: no embeddings, embeddings of several models, or that are not finite or zero, or `directory` exists.
@@ -100,8 +109,11 @@ def build_gallery(
         body |= {"min_quality": str(min_quality), "left_out": every - count}
     try:
         with write_failures(f"gallery {directory}", MAKE_ROOM), written_directory(directory) as home:
-            _write(home, opened, count, quiet, min_quality)
-            write_json(home / _GALLERY, body)
+            with ExitStack() as files_of_rows:
+                shape = count, opened[0].embedding_dim
+                compact = None if rows is Rows.float32 else CompactWriter(home, rows, shape, files_of_rows)
+                _write(home, opened, shape, quiet, min_quality, compact)
+            write_json(home / _GALLERY, body | ({} if compact is None else {"compact": compact.described()}))
     finally:
         for each in opened:
             each.close()
@@ -129,14 +141,18 @@ def store_gallery(directory: Path, rows: NDArray[np.float32], entries: pa.Table,
 
 
 def _write(
-    directory: Path, opened: Sequence[EmbeddingFile], count: int, quiet: bool, min_quality: MinQuality | None
+    directory: Path,
+    opened: Sequence[EmbeddingFile],
+    shape: tuple[int, int],
+    quiet: bool,
+    min_quality: MinQuality | None,
+    compact: CompactWriter | None,
 ) -> None:
-    shape = count, opened[0].embedding_dim
     with (
         written(directory / _EMBEDDINGS) as rows_file,
         written(directory / _ENTRIES_NAME) as entries_file,
         pa.ipc.new_file(entries_file, ENTRIES) as entries,
-        progress_bar(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
+        progress_bar(total=shape[0], unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
     ):
 
         def unit_rows() -> Iterator[NDArray[np.float32]]:
@@ -149,7 +165,10 @@ def _write(
                     if min_quality is not None:
                         kept = np.flatnonzero(min_quality.keeps(names))
                         rows, names, features = rows[kept], names.take(pa.array(kept)), features[kept]
-                    yield unit_length(features, names, each.path, rows)
+                    unit = unit_length(features, names, each.path, rows)
+                    if compact is not None:
+                        compact.add(unit)
+                    yield unit
                     source = pa.array(np.full(len(features), number, np.int32))
                     held.append(pa.RecordBatch.from_arrays([*names.columns, source], schema=ENTRIES))
                     held = _flush(entries, held, _BATCH_ROWS)
@@ -207,6 +226,7 @@ class Gallery:
                 raise ValueError("its models have embeddings of other sizes")
             # Copy on write: torch warns of arrays that cannot be written.
             self._rows = torch.from_numpy(load_array(directory / _EMBEDDINGS, "c"))
+            self._compact = CompactGallery(directory, body["compact"], self._rows) if "compact" in body else None
             self._entries = pa.ipc.open_file(pa.memory_map(str(directory / _ENTRIES_NAME)))
             stored = sum(self._entries.get_batch(n).num_rows for n in range(self._entries.num_record_batches))
             shape = [int(body["rows"]), int(self.made_by["embedding_dim"])]
@@ -258,7 +278,8 @@ class Gallery:
         if not bool((torch.isfinite(norms) & (norms > 0)).all()):
             raise UserError("a query's embedding is zero or not finite; the model is damaged")
         unit = (queries.double() / norms[:, None]).float()
-        scores, rows = nearest(unit, self._rows, min(k, len(self._rows)))
+        k = min(k, len(self._rows))
+        scores, rows = self._compact.nearest(unit, k) if self._compact else nearest(unit, self._rows, k)
         if not bool(torch.isfinite(scores).all()):  # it sorts before all numbers
             row = int(rows[~torch.isfinite(scores)][0])
             raise WorkError(

@@ -236,9 +236,14 @@ def _has(schema: pa.Schema, field: pa.Field) -> bool:
     return len(found) == 1 and schema.field(found[0]).type == field.type
 
 
+def start_array(file: IO[bytes], shape: tuple[int, ...], kind: str) -> None:
+    """Write the head of a `.npy` of `shape`; its numbers follow, row after row, of a type like `<f4`."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(cast(Any, file), header)
+
+
 def write_array(file: IO[bytes], parts: Iterator[NDArray[np.float32]], shape: tuple[int, int]) -> None:
     """Write arrays [n, D], one below the other, as a `.npy` of `shape`."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_2_0(cast(Any, file), header)
+    start_array(file, shape, "<f4")
     for part in parts:
         file.write(np.ascontiguousarray(part, "<f4").tobytes())

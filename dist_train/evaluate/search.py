@@ -1,6 +1,7 @@
 """Exact nearest-neighbour search by blocks: memory is one block of scores, whatever the gallery's size."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ GALLERY_BLOCK = 8192
 CPU_GALLERY_BLOCK = 2048  # scores of a block stay in cache and below what glibc gives back to the system
 
 
+class RowBlocks(Protocol):
+    """Rows [N, D]: a tensor, or what gives one for a slice."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
 def score_blocks(
-    queries: Tensor, gallery: Tensor, query_block: int = QUERY_BLOCK, gallery_block: int | None = None
+    queries: Tensor, gallery: RowBlocks, query_block: int = QUERY_BLOCK, gallery_block: int | None = None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Inner products of queries [Q, D] with gallery rows [N, D], block by block.
 
@@ -35,13 +44,14 @@ def score_blocks(
             yield rows, columns, matmul(queries[rows], block, out=out)
 
 
-def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, gallery: RowBlocks, k: int, gallery_block: int | None = None) -> tuple[Tensor, Tensor]:
     """The k gallery rows with the largest inner product, for each query.
 
     Args:
         queries: [Q, D].
         gallery: [N, D].
         k: how many, at most N.
+        gallery_block: rows at a time.
 
     Returns:
         Scores [Q, k], falling, and row numbers int64 [Q, k].
@@ -55,7 +65,7 @@ def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise UserError(f"k={k} of a gallery of {len(gallery)}; expected 1 to {len(gallery)}")
     best = queries.new_full((len(queries), k), -torch.inf)
     rows_of_best = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
-    for rows, columns, scores in score_blocks(queries, gallery):
+    for rows, columns, scores in score_blocks(queries, gallery, gallery_block=gallery_block):
         # Late blocks rarely hold a better row for most queries; a maximum is far cheaper than a selection.
         # Not "larger": a score that is not a number must come to light, not hide the others of its block.
         hopeful = (~(scores.amax(dim=1) <= best[rows, -1])).nonzero().squeeze(1)

@@ -53,6 +53,26 @@ def export(
     check_images: Annotated[
         int, typer.Option(min=1, max=65536, help="how many pictures each form is compared with the original on")
     ] = 128,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="with --int8 static: say what each layer alone costs; takes a while"),
+    ] = False,
+    float_layers: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="with --sensitivity: how many layers, the dearest, stay in float32"),
+    ] = 0,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="also write ONNX in float16: half the size, for GPUs and accelerators")
+    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="the ONNX files take so many pictures and no other number, for accelerators that want fixed shapes; "
+            "by default any",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -74,6 +94,8 @@ def export(
 
       headcount export runs/faces --int8 static --calibrate sets/faces --sets lfw.bin
 
+      headcount export runs/faces --int8 static --calibrate sets/faces --sensitivity --float-layers 3
+
       headcount export runs/faces --calibration figures.json
     """
     from dist_train.runtime.extras import require
@@ -82,6 +104,7 @@ def export(
     with quick_imports():
         from dist_train.export.forms import forms_table
         from dist_train.export.job import ExportJob, export_forms
+        from dist_train.export.sensitivity import costs_table
 
     job = ExportJob(
         run=run,
@@ -96,8 +119,14 @@ def export(
         sets=tuple(sets or ()),
         check_images=check_images,
         calibration=calibration,
+        float16=float16,
+        batch=batch,
+        sensitivity=sensitivity,
+        float_layers=float_layers,
     )
     done = export_forms(job)
+    if done.costs:
+        echo(f"{costs_table(done.costs, done.left_float)}\n")
     echo(str(forms_table(done.figures)))
     for note in done.notes:
         echo(f"note: {note}")

@@ -19,11 +19,12 @@ from dist_train.evaluate.bin import VerificationSet, read_bin
 from dist_train.evaluate.calibration import THRESHOLDS_KEY, WEIGHTS_KEY, Owner, read_calibration
 from dist_train.export.convention import Convention
 from dist_train.export.forms import REFERENCE, Figures, Form, measure_forms, write_figures
-from dist_train.export.onnx import export_onnx
+from dist_train.export.onnx import export_onnx, half_inside
 from dist_train.export.pictures import stored_pictures, verification_pictures
 from dist_train.export.program import export_program
 from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_static
 from dist_train.export.runtime import OnnxModel
+from dist_train.export.sensitivity import LayerCost, rank_layers
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
 from dist_train.run_files import METADATA_NAME, ONNX_NAME
 from dist_train.runtime.version import version_of
@@ -46,6 +47,10 @@ class ExportJob:
     sets: tuple[Path, ...] = ()
     check_images: int = 128
     calibration: Path | None = None
+    float16: bool = False
+    batch: int | None = None
+    sensitivity: bool = False
+    float_layers: int = 0
 
 
 @dataclass
@@ -56,11 +61,15 @@ class Exported:
         figures: of the original and of each form.
         json_path: the figures as a file.
         notes: what a user should know of them.
+        costs: what each layer costs in int8, the dearest first, where that was asked for.
+        left_float: names of those that stayed in float32.
     """
 
     figures: list[Figures]
     json_path: Path
     notes: list[str] = field(default_factory=list)
+    costs: list[LayerCost] = field(default_factory=list)
+    left_float: list[str] = field(default_factory=list)
 
 
 def export_forms(job: ExportJob) -> Exported:
@@ -86,13 +95,28 @@ def export_forms(job: ExportJob) -> Exported:
     if older := compatible_with(found_checkpoint(job.run)):
         origin[COMPATIBLE_KEY] = older
     written = export_onnx(
-        backbone, progress.image_size, path, normalize_inside=job.normalize_inside, opset=job.opset, origin=origin
+        backbone,
+        progress.image_size,
+        path,
+        normalize_inside=job.normalize_inside,
+        opset=job.opset,
+        origin=origin,
+        batch=job.batch,
     )
     convention = written.convention
     forms = [Form("pytorch float32", backbone), Form(REFERENCE, OnnxModel(path, as_written=True), path)]
+    costs: list[LayerCost] = []
+    left_float: list[str] = []
+    if job.float16:
+        target = path.with_name(f"{path.stem}.float16.onnx")
+        _write_half(job, backbone, progress.image_size, target, origin)
+        forms.append(Form("onnx float16", OnnxModel(target, as_written=True), target))
     if calibration is not None:
         target = path.with_name(f"{path.stem}.int8.onnx")
-        quantize_static(path, target, convention, calibration)
+        if job.sensitivity:
+            costs = rank_layers(path, convention, calibration, job.batch)
+            left_float = [each.node for each in costs[: job.float_layers]]
+        quantize_static(path, target, convention, calibration, left_float=left_float, batch=job.batch)
         forms.append(Form("onnx int8 static", OnnxModel(target, as_written=True), target))
     if "dynamic" in job.int8:
         target = path.with_name(f"{path.stem}.int8-dynamic.onnx")
@@ -109,13 +133,30 @@ def export_forms(job: ExportJob) -> Exported:
         forms.append(Form("tensorrt float16", TensorRtModel(target, plain), target))
     pictures, source = _pictures(job, config, sets, progress.image_size)
     figures = measure_forms(forms, progress.image_size, pictures, sets, flip=config.evaluate.flip)
-    done = Exported(figures, path.with_name(f"{path.stem}.export.json"))
+    done = Exported(figures, path.with_name(f"{path.stem}.export.json"), costs=costs, left_float=left_float)
     if pictures is None:
         done.notes.append("no pictures to compare the forms on; give --sets FILE.bin")
     elif len(pictures) < job.check_images:
         done.notes.append(f"{source} has only {len(pictures)} pictures to compare on")
-    write_figures(done.json_path, figures, _about(job, progress, origin, pictures, source))
+    about = _about(job, progress, origin, pictures, source)
+    if costs:
+        about["sensitivity"] = [vars(each) | {"stays_float": each.node in left_float} for each in costs]
+    write_figures(done.json_path, figures, about)
     return done
+
+
+def _write_half(job: ExportJob, backbone: nn.Module, image_size: int, target: Path, origin: dict[str, str]) -> None:
+    """The float16 form. Its embeddings are others, so that it states neither the run's weights nor its thresholds."""
+    about = {key: value for key, value in origin.items() if key not in (WEIGHTS_KEY, THRESHOLDS_KEY)}
+    export_onnx(
+        half_inside(backbone),
+        image_size,
+        target,
+        normalize_inside=job.normalize_inside,
+        opset=job.opset,
+        origin=about | {"quantization": "float16"},
+        batch=job.batch,
+    )
 
 
 def _check(job: ExportJob) -> None:
@@ -126,6 +167,10 @@ def _check(job: ExportJob) -> None:
         )
     if job.calibrate is not None and "static" not in job.int8:
         raise UserError("--calibrate: only --int8 static is calibrated; add it, or leave --calibrate out")
+    if job.sensitivity and "static" not in job.int8:
+        raise UserError("--sensitivity: ranks the layers of --int8 static; add it, or leave --sensitivity out")
+    if job.float_layers and not job.sensitivity:
+        raise UserError("--float-layers: the layers that cost most are found by --sensitivity; add it")
     if job.output is not None and job.output.suffix != ".onnx":
         raise UserError(f"--output {job.output}: expected a file that ends in .onnx; other forms are named after it")
     for path in job.sets:
@@ -183,6 +228,7 @@ def _about(
         "image_size": progress.image_size,
         "opset": job.opset,
         "normalize_inside": job.normalize_inside,
+        "batch": job.batch,
         "pictures": 0 if pictures is None else len(pictures),
         "pictures_from": source or None,
         "cpu_threads": torch.get_num_threads(),

@@ -1,5 +1,6 @@
 """Writing a backbone as ONNX, and proving that onnxruntime gives the same embeddings."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dist_train.errors import UserError, WorkError
 from dist_train.export.convention import Convention
 from dist_train.export.prelu import spread_prelu
 from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME, OnnxModel
-from dist_train.export.trace import Scaling, example_input, free_batch, quiet_exporter
+from dist_train.export.trace import HalfInside, Scaling, example_input, free_batch, quiet_exporter
 from dist_train.runtime.version import version_of
 from dist_train.runtime.written import write_failures, written
 
@@ -51,8 +52,9 @@ def export_onnx(
     normalize_inside: bool = False,
     opset: int = OPSET,
     origin: Mapping[str, str] | None = None,
+    batch: int | None = None,
 ) -> OnnxExport:
-    """Write `backbone` to one ONNX file with a free batch axis, by rename.
+    """Write `backbone` to one ONNX file, by rename; its batch axis is free unless `batch` says how many.
 
     The input is `images`, the output `embeddings` [B, D], raw. The file's metadata states the input convention, so
     that whoever deploys it need not guess. The backbone is exported in evaluation mode and left as it was.
@@ -64,19 +66,24 @@ def export_onnx(
         normalize_inside: take uint8 pictures [B, S, S, 3], red first, and scale them in the model.
         opset: ONNX operator set.
         origin: where the weights come from (run, step), for the metadata.
+        batch: number of pictures that the model takes, for accelerators that know no other; None for any.
 
     Raises:
         WorkError: the network has an operation without an ONNX form, or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # before the work: an unwritable place is found at once
-        model, embedding_dim = onnx_program(backbone, image_size, normalize_inside=normalize_inside, opset=opset)
+        model, embedding_dim = onnx_program(
+            backbone, image_size, normalize_inside=normalize_inside, opset=opset, batch=batch
+        )
     except OSError as error:
         raise WorkError(f"export to {path}: cannot be written: {error.strerror or error}") from error
     except torch.onnx.errors.OnnxExporterError as error:
         raise WorkError(f"export to {path}: {cause_of(error)}") from error
     spread_prelu(model)
     convention = Convention.of_ours(image_size, embedding_dim, "uint8" if normalize_inside else "float32")
+    if batch is not None:
+        origin = {"batch": str(batch)} | dict(origin or {})
     producer = f"headcount {version_of('headcount')}"
     metadata = convention.to_metadata() | {"opset": str(opset), "producer": producer} | dict(origin or {})
     onnx.helper.set_model_props(model, metadata)
@@ -84,6 +91,11 @@ def export_onnx(
     size = path.stat().st_size
     logger.info("wrote %s: opset %d, %.1f MB", path, opset, size / 1e6)
     return OnnxExport(path, opset, convention, size)
+
+
+def half_inside(backbone: nn.Module) -> nn.Module:
+    """A copy of a backbone with float16 weights and arithmetic, between float32 pictures and float32 embeddings."""
+    return HalfInside(copy.deepcopy(backbone).to(torch.float16)).eval()
 
 
 def cause_of(error: BaseException) -> str:
@@ -106,7 +118,12 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
 
 
 def onnx_program(
-    backbone: nn.Module, image_size: int, *, normalize_inside: bool = False, opset: int = OPSET
+    backbone: nn.Module,
+    image_size: int,
+    *,
+    normalize_inside: bool = False,
+    opset: int = OPSET,
+    batch: int | None = None,
 ) -> tuple[onnx.ModelProto, int]:
     """The backbone in evaluation mode as an ONNX model, and the length of its embeddings.
 
@@ -117,7 +134,7 @@ def onnx_program(
     """
     was_training = backbone.training
     module = Scaling(backbone.eval()) if normalize_inside else backbone.eval()
-    example = example_input(backbone, image_size, normalize_inside)
+    example = example_input(backbone, image_size, normalize_inside, batch)
     try:
         with torch.no_grad(), quiet_exporter():
             embedding_dim = int(module(example).shape[1])
@@ -128,7 +145,7 @@ def onnx_program(
                 verbose=False,
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
-                dynamic_shapes=free_batch(),
+                dynamic_shapes=free_batch() if batch is None else None,
                 opset_version=opset,
                 external_data=False,
             )

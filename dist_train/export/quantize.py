@@ -3,12 +3,14 @@
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor
 
 from dist_train.errors import UserError, WorkError
@@ -26,7 +28,15 @@ MIN_PICTURES = 32
 STATIC_OPS = ["Conv", "Gemm", "MatMul"]
 
 
-def quantize_static(source: Path, target: Path, convention: Convention, images: Tensor) -> None:
+def quantize_static(
+    source: Path,
+    target: Path,
+    convention: Convention,
+    images: Tensor,
+    *,
+    left_float: Sequence[str] = (),
+    batch: int | None = None,
+) -> None:
     """Write `source` with int8 weights and uint8 activations whose ranges come from real pictures.
 
     QDQ form: scales for each channel of the weights, one for each tensor of activations (the smallest and largest value
@@ -40,45 +50,97 @@ def quantize_static(source: Path, target: Path, convention: Convention, images: 
         target: of the int8 file.
         convention: what the model takes.
         images: real pictures to calibrate with, float32 [N, 3, S, S] in [-1, 1].
+        left_float: names of nodes that stay in float32.
+        batch: number of pictures that the file takes; None for any.
 
     Raises:
         UserError: an opset that int8 does not go with, or too few pictures.
         WorkError: onnxruntime's quantiser failed, or the file cannot be written.
     """
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static as quantize
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    with static_quantizer(source, convention, images, batch) as quantizer:
+        model = quantizer.quantized(exclude=left_float)
+    more = {"quantization": "int8 static", "calibration_pictures": str(len(images))}
+    _save(model, source, target, more | ({"float_layers": " ".join(left_float)} if left_float else {}))
 
-    class Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-        """Hands out the batches one by one."""
 
-        def __init__(self) -> None:
-            self.left = batches(images, convention)
+class StaticQuantizer:
+    """A float32 file, ready to be quantised in one way and another by the same pictures; made by `static_quantizer`.
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.left, None)
-            return None if batch is None else {INPUT_NAME: batch}
+    Args:
+        prepared: the file with its shapes, in a folder that takes more files.
+        batches: makes the arrays to calibrate with.
 
-    if len(images) < MIN_PICTURES:
-        raise UserError(f"{len(images)} pictures to calibrate int8 with, expected at least {MIN_PICTURES}")
-    check_opset(source)
-    with tempfile.TemporaryDirectory() as name, _quantizing(source):
-        prepared, made = Path(name) / "prepared.onnx", Path(name) / "int8.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    Attributes:
+        path: of the prepared file.
+    """
+
+    def __init__(self, prepared: Path, batches: Callable[[], Iterator[np.ndarray]]) -> None:
+        self.path, self._batches = prepared, batches
+        self._ops = _static_ops(prepared)
+
+    def layers(self) -> list[onnx.NodeProto]:
+        """The nodes that would compute in integers, in the order of the graph."""
+        graph = onnx.load(self.path, load_external_data=False).graph
+        return [node for node in graph.node if node.op_type in self._ops]
+
+    def quantized(self, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> onnx.ModelProto:
+        """The model in int8.
+
+        Args:
+            only: names of the nodes that are quantised; empty for all.
+            exclude: names of those that are not.
+        """
+        from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
+        from onnxruntime.quantization import quantize_static as quantize
+
+        left = self._batches()
+
+        class Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+            """Hands out the batches one by one."""
+
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                batch = next(left, None)
+                return None if batch is None else {INPUT_NAME: batch}
+
+        made = self.path.with_name("int8.onnx")
+        # Ranges of activations are the same whatever is quantised; versions before 1.30 cannot keep them.
+        kept = "calibration_cache_path" in signature(quantize).parameters
+        cache = {"calibration_cache_path": self.path.with_name("ranges.json")} if kept else {}
         quantize(
-            prepared,
+            self.path,
             made,
             Pictures(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_static_ops(prepared),
+            op_types_to_quantize=self._ops,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_quantize=list(only) or None,
+            nodes_to_exclude=list(exclude) or None,
+            **cache,
         )
-        model = onnx.load(made)
-    _save(model, source, target, {"quantization": "int8 static", "calibration_pictures": str(len(images))})
+        return onnx.load(made)
+
+
+@contextmanager
+def static_quantizer(
+    source: Path, convention: Convention, images: Tensor, batch: int | None = None
+) -> Iterator[StaticQuantizer]:
+    """A quantiser of `source`, whose files are gone after the block; see `quantize_static`."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    if len(images) < MIN_PICTURES:
+        raise UserError(f"{len(images)} pictures to calibrate int8 with, expected at least {MIN_PICTURES}")
+    check_opset(source)
+    whole = images
+    if batch is not None:  # the last batch is filled with its last picture
+        whole = images[torch.arange(-(-len(images) // batch) * batch).clamp(max=len(images) - 1)]
+    with tempfile.TemporaryDirectory() as name, _quantizing(source):
+        prepared = Path(name) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        yield StaticQuantizer(prepared, lambda: batches(whole, convention, batch or 16))
 
 
 def _static_ops(path: Path) -> list[str]:

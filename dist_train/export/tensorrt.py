@@ -5,7 +5,6 @@ a GPU. Version 11 has no FP16 switch any more: a network's types are those of it
 float16 before the ONNX is made, and the network is strongly typed in both versions.
 """
 
-import copy
 import importlib
 import logging
 from pathlib import Path
@@ -18,10 +17,9 @@ from torch import Tensor, nn
 
 from dist_train.errors import UserError, WorkError
 from dist_train.export.convention import Convention
-from dist_train.export.onnx import onnx_program
+from dist_train.export.onnx import half_inside, onnx_program
 from dist_train.export.prelu import spread_prelu
 from dist_train.export.runtime import INPUT_NAME, OUTPUT_NAME
-from dist_train.export.trace import HalfInside
 from dist_train.runtime.written import write_failures, written
 
 logger = logging.getLogger(__name__)
@@ -94,8 +92,7 @@ def build_engine(backbone: nn.Module, convention: Convention, path: Path) -> Non
 
 def half_onnx(backbone: nn.Module, image_size: int) -> onnx.ModelProto:
     """The backbone as ONNX with float16 weights and arithmetic, float32 at both ends."""
-    half = HalfInside(copy.deepcopy(backbone).to(torch.float16))
-    model, _ = onnx_program(half.eval(), image_size, opset=OPSET)
+    model, _ = onnx_program(half_inside(backbone), image_size, opset=OPSET)
     spread_prelu(model)
     return model
 

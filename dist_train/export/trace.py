@@ -35,12 +35,13 @@ class HalfInside(nn.Module):
         return cast(Tensor, self.backbone(images.to(torch.float16))).to(torch.float32)
 
 
-def example_input(backbone: nn.Module, image_size: int, uint8: bool) -> Tensor:
-    """Pictures to trace with, where the weights are. Two: a batch of one would be taken for a constant."""
+def example_input(backbone: nn.Module, image_size: int, uint8: bool, batch: int | None = None) -> Tensor:
+    """Pictures to trace with, where the weights are; without a `batch` two, as one would be taken for a constant."""
+    count = batch or 2
     where = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     if uint8:
-        return torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8, device=where)
-    return torch.zeros(2, 3, image_size, image_size, device=where)
+        return torch.zeros(count, image_size, image_size, 3, dtype=torch.uint8, device=where)
+    return torch.zeros(count, 3, image_size, image_size, device=where)
 
 
 def free_batch() -> tuple[dict[int, object]]:

@@ -15,6 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "timm": ("timm",),
     "metric": ("pytorch_metric_learning",),
     "faiss": ("faiss",),
+    "prune": ("torch_pruning",),
     "fddb": ("scipy",),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
 }

@@ -133,6 +133,23 @@ def test_a_pt2_file_runs_without_our_code_and_states_its_convention(export, plac
     assert json.loads(stated["convention.json"])["input_layout"] == "NCHW"
 
 
+def test_dear_layers_stay_in_float_and_all_files_take_the_number_of_pictures_that_was_asked_for(export, tmp_path):
+    words = ("--int8", "static", "--calibrate", "set", "--sensitivity", "--float-layers", "2", "--float16")
+    status, table, err = export("run", "-o", tmp_path / "m.onnx", *words, "--batch", "3", "--opset", "21")
+    assert status == 0, err
+    body = json.loads((tmp_path / "m.export.json").read_text())
+    assert [row["name"] for row in body["forms"][2:]] == ["onnx float16", "onnx int8 static"]
+    assert [row["stays_float"] for row in body["sensitivity"]] == [True, True] + [False] * (
+        len(body["sensitivity"]) - 2
+    )
+    assert body["forms"][2]["cosine_min"] > 0.999
+    assert "What each layer alone costs in int8" in table
+    for name in ("m", "m.float16", "m.int8"):
+        model = OnnxModel(tmp_path / f"{name}.onnx")
+        assert (model.metadata["batch"], model.metadata["opset"]) == ("3", "21")
+        assert ("weights_sha256" in model.metadata) == (name == "m")
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -144,6 +161,10 @@ def test_a_pt2_file_runs_without_our_code_and_states_its_convention(export, plac
             "--calibrate few: 6 pictures to calibrate with, expected",
         ),
         (["run", "--int8", "static", "--calibrate", "nowhere"], 2, "nowhere: no such directory"),
+        (["run", "--sensitivity"], 2, "ranks the layers of --int8 static"),
+        (["run", "--int8", "dynamic", "--sensitivity"], 2, "ranks the layers of --int8 static"),
+        (["run", "--float-layers", "2"], 2, "are found by --sensitivity"),
+        (["run", "--batch", "0"], 2, "greater than or equal to 1"),
         (["run", "-o", "model.bin"], 2, "expected a file that ends in .onnx"),
         (["run", "-o", "pairs.bin/m.onnx"], 1, "cannot be written"),
         (["run", "--sets", "set"], 2, "--sets set: expected the .bin file of a verification set"),

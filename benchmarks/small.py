@@ -1,0 +1,243 @@
+"""Small models beside the one that they come from, a row each; and a large gallery in int8.
+
+    python benchmarks/small.py                         # both cases, on runs/quickstart (make quickstart)
+    python benchmarks/small.py --case models --run RUN --train SET --pairs FILE.bin --steps 1500
+    python benchmarks/small.py --case gallery --rows 10000000
+
+`models`: the run, its embedding of 80 % of the numbers, its network of 70 % of the channels after a training with the
+run as the teacher, in PyTorch, onnxruntime and static int8: accuracy, TAR, parameters, FLOPs, size, speed. What was
+trained is kept in --work and not trained again. The table is also written there as Markdown. `gallery`: a search of
+int8 rows beside one of the float32 rows, with the same queries.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from command import headcount
+from line import print_line
+
+from dist_train.checkpoint.load import load_backbone
+from dist_train.embed.compact import COMPACT_NAME, SCALES_NAME, CompactGallery, CompactWriter, Rows
+from dist_train.embed.table import load_array, start_array
+from dist_train.evaluate.search import nearest
+from dist_train.prune.job import Size, size_of
+from dist_train.run_files import CONFIG_NAME, SUMMARY_NAME
+
+EMBEDDING, CHANNELS = 0.8, 0.7  # shares that are kept
+SHARE = 5  # a pruned network is trained for a fifth of the steps
+FAR = "0.001"
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        name: for people.
+        path: of the model.
+        size: of the network.
+    """
+
+    name: str
+    path: Path
+    size: Size
+
+
+def models(options: argparse.Namespace) -> None:
+    """Make the models, judge and time them, and print a line for each."""
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    short, narrow, tuned = (work / name for name in ("short", "narrow", "tuned"))
+    if not short.exists():
+        headcount("prune", options.run, short, "--keep", str(EMBEDDING))
+    if not narrow.exists():
+        ways = ("--scope", "channels", "--by", "first-order", "--multiple", str(options.multiple))
+        headcount("prune", options.run, narrow, "--keep", str(CHANNELS), *ways, "--set", options.train)
+    if not (tuned / SUMMARY_NAME).exists():
+        steps = options.steps or max(1, load_backbone(options.run)[2].step // SHARE)
+        start = (f"run_dir={tuned}", f"start.backbone={narrow}", f"start.head={options.run}", f"train.steps={steps}")
+        teacher = f"objectives.distill={{teacher: {options.run}, weight: 10}}"
+        length = ("train.epochs=null",)
+        headcount("train", narrow / CONFIG_NAME, *start, teacher, *length)
+    networks = {"as trained": options.run, "short embedding": short, "pruned, untrained": narrow, "pruned": tuned}
+    entries = []
+    for name, path in networks.items():
+        network, _, progress = load_backbone(path)
+        size = size_of(network, progress.image_size)
+        entries.append(Entry(f"{name}, PyTorch", path, size))
+        if path in (options.run, tuned):
+            file = work / f"{name.replace(' ', '-')}.onnx"
+            headcount("export", path, "-o", file, "--int8", "static", "--calibrate", options.train)
+            entries.append(Entry(f"{name}, onnxruntime", file, size))
+            entries.append(Entry(f"{name}, int8", file.with_name(f"{file.stem}.int8.onnx"), size))
+    lines = judged(entries, options)
+    for line in lines:
+        print_line({"benchmark": "small", "case": line["model"]} | line)
+    (work / "table.md").write_text(table(lines), encoding="utf-8")
+
+
+def judged(entries: Sequence[Entry], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Accuracy and speed of each model, beside those of the first."""
+    paths = [each.path for each in entries]
+    flip = [] if options.flip else ["--no-flip"]
+    with tempfile.TemporaryDirectory() as name:
+        accuracy, speed = Path(name) / "eval.json", Path(name) / "bench.json"
+        headcount("eval", *paths, "--sets", options.pairs, "--json", accuracy, *flip)
+        timed = ("--threads", "1", "--batch", "1", "--batch", str(BATCH), "--seconds", str(options.seconds))
+        headcount("bench", *paths, *timed, "--json", speed)
+        figures = json.loads(accuracy.read_text(encoding="utf-8"))
+        timings = json.loads(speed.read_text(encoding="utf-8"))["timings"]
+    scores = [model["verification"][0] for model in figures]
+    lines: list[dict[str, Any]] = []
+    for number, (entry, score) in enumerate(zip(entries, scores, strict=True)):
+        one, many = ([each for each in timings if each["batch"] == batch][number] for batch in (1, BATCH))
+        first = lines[0] if lines else None
+        rate = many["images_per_s"]
+        size = one["size_bytes"] or 4 * entry.size.parameters
+        lines.append(
+            {
+                "model": entry.name,
+                "ours": rate,
+                "baseline": first["ours"] if first else rate,
+                "ratio": round(rate / first["ours"], 2) if first else 1.0,
+                "unit": f"images/s, one thread, batches of {BATCH}",
+                "p50_ms_of_one": one["latency_ms"]["p50"],
+                "accuracy": round(100 * score["accuracy"], 2),
+                "tar": round(100 * score["tar_at_far"][FAR]["tar"], 2),
+                "parameters": entry.size.parameters,
+                "flops": entry.size.flops,
+                "embedding_dim": entry.size.embedding_dim,
+                "megabytes": round(size / 1e6, 2),
+            }
+        )
+    return lines
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines as a table of Markdown."""
+    heads = [
+        "model",
+        "accuracy %",
+        "TAR % at 1e-3",
+        "parameters",
+        "MFLOPs",
+        "MB",
+        "ms, one picture",
+        "images/s",
+        "speed",
+    ]
+    rows = [
+        [
+            line["model"],
+            f"{line['accuracy']:.2f}",
+            f"{line['tar']:.2f}",
+            f"{line['parameters']:,}",
+            f"{line['flops'] / 1e6:.1f}",
+            f"{line['megabytes']:.2f}",
+            f"{line['p50_ms_of_one']:.2f}",
+            f"{line['ours']:,.0f}",
+            f"x{line['ratio']:.2f}",
+        ]
+        for line in lines
+    ]
+    body = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in body)
+
+
+def gallery(options: argparse.Namespace) -> None:
+    """Search a gallery of random unit rows, and rows near some of them, in int8 and in float32."""
+    count, dim = options.rows, options.dim
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        home = Path(name)
+        exact, described = _random_rows(home, count, dim)
+        compact = CompactGallery(home, described, exact)
+        rng = torch.Generator().manual_seed(1)
+        chosen = torch.randint(0, count, (options.queries,), generator=rng)
+        near = exact[chosen] + torch.randn(options.queries, dim, generator=rng) * options.noise / dim**0.5
+        queries = torch.nn.functional.normalize(near)
+        compact.nearest(queries[:1], 10)  # the pages are in memory
+        seconds, same = [], 0
+        for query in queries[: options.timed].split(1):
+            begin = time.perf_counter()
+            compact.nearest(query, 10)
+            seconds.append(time.perf_counter() - begin)
+        found, wanted = compact.nearest(queries, 10)[1], nearest(queries, exact, 10)[1]
+        same = int((found[:, 0] == wanted[:, 0]).sum())
+        begin = time.perf_counter()
+        nearest(queries[:1], exact, 10)
+        float32 = time.perf_counter() - begin
+        read = sum((home / each).stat().st_size for each in (COMPACT_NAME, SCALES_NAME))
+    ours = statistics.median(seconds)
+    print_line(
+        {
+            "benchmark": "small",
+            "case": f"gallery of {count} x {dim} in int8",
+            "ours": round(ours, 4),
+            "baseline": round(float32, 4),
+            "ratio": round(float32 / ours, 2),
+            "unit": "s, the first 10 of a query",
+            "same_first_match": same / options.queries,
+            "gigabytes": round(read / 1e9, 3),
+            "error": described["error"],
+            "run": {"queries": options.queries, "threads": options.threads, "noise": options.noise},
+        }
+    )
+
+
+def _random_rows(home: Path, count: int, dim: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Unit rows float32 [count, dim] on disk, their int8 copies, and what describes these."""
+    generator = np.random.default_rng(0)
+    with ExitStack() as opened:
+        writer = CompactWriter(home, Rows.int8, (count, dim), opened)
+        file = opened.enter_context((home / "embeddings.npy").open("wb"))
+        start_array(file, (count, dim), "<f4")
+        for start in range(0, count, 1 << 16):
+            rows = generator.standard_normal((min(1 << 16, count - start), dim), dtype=np.float32)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            writer.add(rows)
+            file.write(rows.tobytes())
+    return torch.from_numpy(load_array(home / "embeddings.npy", "c")), writer.described()
+
+
+CASES: dict[str, Callable[[argparse.Namespace], None]] = {"models": models, "gallery": gallery}
+
+
+def main() -> None:
+    """Run one case or both."""
+    data = Path("data/quickstart")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=sorted(CASES), help="only this case")
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a trained run")
+    parser.add_argument("--train", type=Path, default=data / "train", help="the set that it was trained on")
+    parser.add_argument("--pairs", type=Path, default=data / "heldout/verification.bin", help="set of pairs")
+    parser.add_argument("--flip", action="store_true", help="add the mirrored picture's embedding, as for faces")
+    parser.add_argument("--work", type=Path, default=Path("runs/small"), help="where the models are kept")
+    parser.add_argument("--steps", type=int, help="of the training after pruning; a fifth of the run's by default")
+    parser.add_argument("--multiple", type=int, default=8, help="what a layer keeps is a multiple of it")
+    parser.add_argument("--seconds", type=float, default=10, help="time for a model in a case of headcount bench")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="of the gallery")
+    parser.add_argument("--dim", type=int, default=128, help="numbers of a row")
+    parser.add_argument("--queries", type=int, default=1000, help="whose first matches are compared")
+    parser.add_argument("--timed", type=int, default=20, help="queries that are timed, one by one")
+    parser.add_argument("--noise", type=float, default=1.0, help="length of what is added to a row to make a query")
+    parser.add_argument("--threads", type=int, default=2, help="of the gallery's search")
+    parser.add_argument("--scratch", type=Path, help="folder with room for the gallery: 6.5 GB for 10 million rows")
+    options = parser.parse_args()
+    for name in [options.case] if options.case else CASES:
+        CASES[name](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How fast models embed pictures on this machine, several side by side."""

@@ -1,0 +1,182 @@
+"""A gallery's rows in few bits, which a search reads first, and the exact rows that decide.
+
+GALLERY/compact.npy      int8 or float16 [N, D]
+GALLERY/scales.npy       float32 [N], of int8 alone: a row is about its scale times its integers
+
+A query of length 1 has with a row, and with what stands for it here, inner products that differ by at most the length
+of the rows' difference (Cauchy-Schwarz). The largest such length is kept as `error`. So rows whose approximate score
+is more than that below the exact score of the k-th match cannot be among the first k, and what is found is what a
+search of the exact rows finds.
+"""
+
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_train.embed.table import start_array
+from dist_train.evaluate.search import nearest
+from dist_train.runtime.files import map_array
+from dist_train.runtime.written import written
+
+COMPACT_NAME, SCALES_NAME = "compact.npy", "scales.npy"
+_LEVELS = 127
+_LEAST_CANDIDATES, _MORE = 128, 8
+_ROUNDING = 1e-5  # of float32 inner products of unit vectors
+_MOST_NUMBERS = 1 << 24  # of exact rows, or of scores, that are in memory at a time
+_BLOCK = 4096  # rows that are expanded at a time: they stay in cache
+
+
+class Rows(StrEnum):
+    """How a gallery's rows are searched."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
+def compact_rows(unit: NDArray[np.float32], kind: Rows) -> tuple[NDArray[Any], NDArray[np.float32], float]:
+    """Unit rows [n, D] in few bits, their scales [n], and the length of the largest difference.
+
+    The scale of a row makes its largest number 127.
+    """
+    if kind is Rows.float16:
+        values: NDArray[Any] = unit.astype(np.float16)
+        scales = np.ones(len(unit), np.float32)
+    else:
+        scales = (np.abs(unit).max(axis=1) / _LEVELS).astype(np.float32)
+        values = np.rint(unit / scales[:, None]).clip(-_LEVELS, _LEVELS).astype(np.int8)
+    difference = unit.astype(np.float64) - values.astype(np.float64) * scales[:, None]
+    return values, scales, float(np.linalg.norm(difference, axis=1).max(initial=0.0))
+
+
+class CompactWriter:
+    """Writes the files of compact rows while the exact ones are written.
+
+    Args:
+        directory: of the gallery.
+        kind: int8 or float16.
+        shape: (N, D).
+        opened: closes the files, each of which appears by rename.
+
+    Attributes:
+        error: of the rows so far.
+    """
+
+    def __init__(self, directory: Path, kind: Rows, shape: tuple[int, int], opened: ExitStack) -> None:
+        self._kind = kind
+        self._values: IO[bytes] = opened.enter_context(written(directory / COMPACT_NAME))
+        start_array(self._values, shape, "<f2" if kind is Rows.float16 else "|i1")
+        self._scales: IO[bytes] | None = None
+        if kind is Rows.int8:
+            self._scales = opened.enter_context(written(directory / SCALES_NAME))
+            start_array(self._scales, shape[:1], "<f4")
+        self.error = 0.0
+
+    def add(self, unit: NDArray[np.float32]) -> None:
+        """Write unit rows [n, D]."""
+        values, scales, error = compact_rows(unit, self._kind)
+        self._values.write(values.tobytes())
+        if self._scales is not None:
+            self._scales.write(scales.astype("<f4").tobytes())
+        self.error = max(self.error, error)
+
+    def described(self) -> dict[str, Any]:
+        """What the gallery's description says of the rows."""
+        return {"rows": self._kind.value, "error": self.error}
+
+
+class CompactGallery:
+    """Compact rows on disk, mapped into memory, beside the exact ones.
+
+    Args:
+        directory: of the gallery.
+        described: what its description says of them.
+        exact: float32 [N, D].
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError, TypeError, LookupError: damaged, or not of these rows.
+    """
+
+    def __init__(self, directory: Path, described: dict[str, Any], exact: Tensor) -> None:
+        kind = Rows(described["rows"])
+        self._error = float(described["error"])
+        if kind is Rows.float32 or not 0 <= self._error <= 1:
+            raise ValueError(f"compact rows are {kind} with an error of {self._error}")
+        values = map_array(directory / COMPACT_NAME, "c")
+        wanted = np.float16 if kind is Rows.float16 else np.int8
+        if values.dtype != wanted or values.shape != tuple(exact.shape):
+            raise ValueError(
+                f"{COMPACT_NAME} is {values.dtype} {list(values.shape)}, expected {kind} {list(exact.shape)}"
+            )
+        self._values, self._exact = torch.from_numpy(values), exact
+        self._scales: Tensor | None = None
+        if kind is Rows.int8:
+            scales = map_array(directory / SCALES_NAME, "c")
+            if scales.dtype != np.float32 or scales.shape != (len(exact),):
+                raise ValueError(
+                    f"{SCALES_NAME} is {scales.dtype} {list(scales.shape)}, expected float32 [{len(exact)}]"
+                )
+            self._scales = torch.from_numpy(scales)
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """What stands for rows: float32 [n, D]."""
+        block = self._values[rows].float()
+        return block if self._scales is None else block.mul_(self._scales[rows, None])
+
+    def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k rows with the largest exact inner product, for each query; as `dist_train.evaluate.search.nearest`.
+
+        Args:
+            queries: of length 1, [Q, D].
+            k: how many, at most N.
+        """
+        best = torch.empty(len(queries), k)
+        rows = torch.zeros(len(queries), k, dtype=torch.int64)
+        left = torch.arange(len(queries))
+        count = max(_LEAST_CANDIDATES, 4 * k)
+        while len(left):
+            if count >= len(self) // 2:  # nothing is gained any more
+                best[left], rows[left] = nearest(queries[left], self._exact, k)
+                break
+            approximate, candidates = self._candidates(queries[left], count)
+            scores = self._decided(queries[left], candidates)
+            found, place = scores.topk(k, dim=1)
+            # Not "smaller": a score that is not a number is one that the exact search must bring to light.
+            sure = approximate[:, -1] + self._error + _ROUNDING < found[:, -1]
+            best[left[sure]], rows[left[sure]] = found[sure], candidates.gather(1, place)[sure]
+            left, count = left[~sure], count * _MORE
+        return best, rows
+
+    def _candidates(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` rows with the largest approximate scores, for each query, and these scores: [Q, count] both."""
+        if len(queries) * len(self) > _MOST_NUMBERS:
+            return nearest(queries, self, count, gallery_block=_BLOCK)
+        # Few queries: one selection among all scores costs less than one in each block.
+        scores = torch.empty(len(self), len(queries))
+        expanded = torch.empty(_BLOCK, queries.shape[1])
+        for start in range(0, len(self), _BLOCK):
+            part = self._values[start : start + _BLOCK]
+            torch.mm(expanded[: len(part)].copy_(part), queries.T, out=scores[start : start + _BLOCK])
+        if self._scales is not None:
+            scores.mul_(self._scales[:, None])
+        best, rows = scores.T.topk(count, dim=1)
+        return best, rows
+
+    def _decided(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Exact inner products [Q, n] with the rows `candidates` [Q, n]; they are read in the order of the file."""
+        few = max(1, _MOST_NUMBERS // (candidates.shape[1] * queries.shape[1]))  # queries at a time
+        parts = []
+        for some, asked in zip(candidates.split(few), queries.split(few), strict=True):
+            numbers, place = some.unique(return_inverse=True)
+            parts.append((self._exact[numbers][place] @ asked[:, :, None]).squeeze(2))  # [q, n, D] x [q, D, 1]
+        return torch.cat(parts)
