@@ -63,4 +63,5 @@ def table(bench: Bench, case: str, name: str, work: Callable[[], Any]) -> None:
     # Kernels alone: an operator's time is that of its kernels again.
     kernels = [each for each in averages if not each.key.startswith(("aten::", "_Border", "Activity Buffer"))]
     total = sum(getattr(each, key) for each in kernels) / 1e3 / STEPS
-    bench.line(case, device_ms=total if bench.cuda else None, ms_a_step={each.key[:90]: getattr(each, key) / 1e3 / STEPS for each in most}, file=name)
+    shares = {each.key[:90]: getattr(each, key) / 1e3 / STEPS for each in most}
+    bench.line(case, device_ms=total if bench.cuda else None, ms_a_step=shares, file=name)
