@@ -215,7 +215,7 @@ class HeadShape:
 
 def head_memory(shape: HeadShape) -> dict[str, int]:
     """Bytes of the head in the memory that it computes in, by part."""
-    from dist_train.head.kernels.tiles import WEIGHTS  # imports torch
+    from dist_train.head.kernels.tiles import weights_tiles  # imports torch
 
     config, block, times = shape.config, shape.block, shape.accumulation
     again = shape.passes_kept < times
@@ -232,12 +232,11 @@ def head_memory(shape: HeadShape) -> dict[str, int]:
     # With several passes a block is one of the union of their classes, of which each pass chose a part.
     parts["logits"] = kept + (round((1 + shape.part) * block_logits) if again else 0)
     if shape.kernels:  # and the sums of each tile
-        parts["logits"] += block_logits * 4 // (shape.logit_bytes * WEIGHTS.rows)
+        rows = weights_tiles(config.centers_per_class, 1, False, shape.dim, 90).rows
+        parts["logits"] += block_logits * 4 // (shape.logit_bytes * rows)
     elif shape.rounds:
         parts["logits"] += block_logits // 2
-    if (
-        not shape.kernels and config.centers_per_class > 1
-    ):  # the nearest of a class's centers: a logit and a number of 8 bytes
+    if not shape.kernels and config.centers_per_class > 1:  # the nearest of a class's: a logit and a number of 8 bytes
         parts["nearest centers"] = 12 * block * shape.samples
     # Embeddings are kept for every pass; two forms of their gradient and buffers of the exchange for one pass.
     parts["gathered embeddings"] = 4 * shape.samples * shape.dim * (times + 6)

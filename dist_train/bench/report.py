@@ -12,7 +12,7 @@ from dist_train.runtime.written import write_failures, write_json
 
 def timings_table(timings: Sequence[Timing], machine: dict[str, Any]) -> Table:
     """A row for each model in each case, beside the first model in the same case; the fastest is marked."""
-    first = {}
+    first: dict[Any, Timing] = {}
     fastest: dict[Any, float] = {}
     for each in timings:
         first.setdefault(each.case, each)

@@ -111,7 +111,7 @@ def prune_run(job: PruneJob) -> Pruned:
         if kept is not None and names is not None:
             _write_centers(home, plain_centers(checkpoint, config), names, kept)
         write_json(home / FIGURES_NAME, _about(job, checkpoint, progress, sizes))
-    return Pruned(*sizes, None if names is None else job.out / CENTERS_NAME)
+    return Pruned(sizes[0], sizes[1], None if names is None else job.out / CENTERS_NAME)
 
 
 def _check(job: PruneJob) -> None:
