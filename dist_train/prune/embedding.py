@@ -34,7 +34,9 @@ def embedding_importance(network: nn.Module, last: Mapping[str, Tensor], by: By,
         UserError: the network has no such scales.
     """
     if by is By.magnitude:
-        return next(tensor for tensor in last.values() if tensor.ndim > 1).flatten(1).norm(dim=1)
+        rows = next(tensor for tensor in last.values() if tensor.ndim > 1)
+        lengths: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+        return lengths
     if by is By.batchnorm:
         parameters = dict(network.named_parameters())
         norms = {name.rpartition(".")[0] for name in last if name.endswith(".running_var")}
