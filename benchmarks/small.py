@@ -113,7 +113,7 @@ def judged(entries: Sequence[Entry], options: argparse.Namespace) -> list[dict[s
                 "unit": f"images/s, one thread, batches of {BATCH}",
                 "p50_ms_of_one": one["latency_ms"]["p50"],
                 "accuracy": round(100 * score["accuracy"], 2),
-                "tar": round(100 * score["tar_at_far"][FAR]["tar"], 2),
+                "tar": round(100 * score["tar_at_far"][FAR], 2),
                 "parameters": entry.size.parameters,
                 "flops": entry.size.flops,
                 "embedding_dim": entry.size.embedding_dim,
