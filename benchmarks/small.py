@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from command import headcount
+from grow import train
 from line import print_line
 
 from dist_train.checkpoint.load import load_backbone
@@ -31,7 +32,7 @@ from dist_train.embed.compact import COMPACT_NAME, SCALES_NAME, CompactGallery, 
 from dist_train.embed.table import load_array, start_array
 from dist_train.evaluate.search import nearest
 from dist_train.prune.job import Size, size_of
-from dist_train.run_files import CONFIG_NAME, SUMMARY_NAME
+from dist_train.run_files import CONFIG_NAME
 
 EMBEDDING, CHANNELS = 0.8, 0.7  # shares that are kept
 SHARE = 5  # a pruned network is trained for a fifth of the steps
@@ -64,12 +65,10 @@ def models(options: argparse.Namespace) -> None:
     if not narrow.exists():
         ways = ("--scope", "channels", "--by", "first-order", "--multiple", str(options.multiple))
         headcount("prune", options.run, narrow, "--keep", str(CHANNELS), *ways, "--set", options.train)
-    if not (tuned / SUMMARY_NAME).exists():
-        steps = options.steps or max(1, load_backbone(options.run)[2].step // SHARE)
-        start = (f"run_dir={tuned}", f"start.backbone={narrow}", f"start.head={options.run}", f"train.steps={steps}")
-        teacher = f"objectives.distill={{teacher: {options.run}, weight: 10}}"
-        length = ("train.epochs=null",)
-        headcount("train", narrow / CONFIG_NAME, *start, teacher, *length)
+    steps = options.steps or max(1, load_backbone(options.run)[2].step // SHARE)
+    start = (f"start.backbone={narrow}", f"start.head={options.run}", f"train.steps={steps}", "train.epochs=null")
+    teacher = f"objectives.distill={{teacher: {options.run}, weight: 10}}"
+    train(narrow / CONFIG_NAME, tuned, *start, teacher, ranks=options.ranks)
     networks = {"as trained": options.run, "short embedding": short, "pruned, untrained": narrow, "pruned": tuned}
     entries = []
     for name, path in networks.items():
@@ -114,7 +113,7 @@ def judged(entries: Sequence[Entry], options: argparse.Namespace) -> list[dict[s
                 "unit": f"images/s, one thread, batches of {BATCH}",
                 "p50_ms_of_one": one["latency_ms"]["p50"],
                 "accuracy": round(100 * score["accuracy"], 2),
-                "tar": round(100 * score["tar_at_far"][FAR]["tar"], 2),
+                "tar": round(100 * score["tar_at_far"][FAR], 2),
                 "parameters": entry.size.parameters,
                 "flops": entry.size.flops,
                 "embedding_dim": entry.size.embedding_dim,
@@ -225,6 +224,7 @@ def main() -> None:
     parser.add_argument("--flip", action="store_true", help="add the mirrored picture's embedding, as for faces")
     parser.add_argument("--work", type=Path, default=Path("runs/small"), help="where the models are kept")
     parser.add_argument("--steps", type=int, help="of the training after pruning; a fifth of the run's by default")
+    parser.add_argument("--ranks", type=int, default=2, help="of that training")
     parser.add_argument("--multiple", type=int, default=8, help="what a layer keeps is a multiple of it")
     parser.add_argument("--seconds", type=float, default=10, help="time for a model in a case of headcount bench")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the gallery")

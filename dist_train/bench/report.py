@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_train.bench.rounds import PERCENTILES, Timing
+from dist_train.bench.rounds import PERCENTILES, Case, Timing
 from dist_train.evaluate.tables import Cell, Table
 from dist_train.runtime.version import version_of
 from dist_train.runtime.written import write_failures, write_json
@@ -12,16 +12,14 @@ from dist_train.runtime.written import write_failures, write_json
 
 def timings_table(timings: Sequence[Timing], machine: dict[str, Any]) -> Table:
     """A row for each model in each case, beside the first model in the same case; the fastest is marked."""
-    first: dict[Any, Timing] = {}
-    fastest: dict[Any, float] = {}
+    by_case: dict[Case, list[Timing]] = {}
     for each in timings:
-        first.setdefault(each.case, each)
-        fastest[each.case] = max(fastest.get(each.case, 0.0), each.images_per_s)
+        by_case.setdefault(each.case, []).append(each)
     rows = []
     for each in timings:
-        latency = each.latency_ms()
-        ratio = each.images_per_s / first[each.case].images_per_s
-        several = first[each.case] is not each or any(o.case == each.case and o is not each for o in timings)
+        latency, same = each.latency_ms(), by_case[each.case]
+        ratio = each.images_per_s / same[0].images_per_s
+        fastest = len(same) > 1 and each is max(same, key=lambda one: one.images_per_s)
         rows.append(
             [
                 Cell(each.model),
@@ -30,7 +28,7 @@ def timings_table(timings: Sequence[Timing], machine: dict[str, Any]) -> Table:
                 Cell(str(each.case.threads)),
                 Cell(str(each.case.batch)),
                 *(Cell(f"{latency[p]:.2f}" if p in latency else "") for p in PERCENTILES),
-                Cell(f"{each.images_per_s:,.1f}", best=several and each.images_per_s == fastest[each.case]),
+                Cell(f"{each.images_per_s:,.1f}", best=fastest),
                 Cell(f"x{ratio:.2f}"),
             ]
         )

@@ -34,7 +34,8 @@ def embedding_importance(network: nn.Module, last: Mapping[str, Tensor], by: By,
         UserError: the network has no such scales.
     """
     if by is By.magnitude:
-        lengths: Tensor = next(tensor for tensor in last.values() if tensor.ndim > 1).flatten(1).norm(dim=1)
+        rows = next(tensor for tensor in last.values() if tensor.ndim > 1)
+        lengths: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
         return lengths
     if by is By.batchnorm:
         parameters = dict(network.named_parameters())

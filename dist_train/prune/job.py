@@ -97,8 +97,8 @@ def prune_run(job: PruneJob) -> Pruned:
         smaller, section, kept = _shorter(job, network, config.backbone, side, pictures)
     else:
         smaller, section = _narrower(job, network, config.backbone, side, pictures)
-    sizes = [size_of(each, side) for each in (network, smaller)]
-    if sizes[0] == sizes[1]:
+    before, after = size_of(network, side), size_of(smaller, side)
+    if before == after:
         raise UserError(
             f"--keep {job.keep:g}: nothing would be left out: with --multiple {job.multiple} every layer keeps all of "
             "its channels; take a smaller one"
@@ -110,8 +110,8 @@ def prune_run(job: PruneJob) -> Pruned:
         write_backbone(home / CHECKPOINTS_NAME / checkpoint_name(progress.step), smaller, made, progress)
         if kept is not None and names is not None:
             _write_centers(home, plain_centers(checkpoint, config), names, kept)
-        write_json(home / FIGURES_NAME, _about(job, checkpoint, progress, sizes))
-    return Pruned(sizes[0], sizes[1], None if names is None else job.out / CENTERS_NAME)
+        write_json(home / FIGURES_NAME, _about(job, checkpoint, progress, before, after))
+    return Pruned(before, after, None if names is None else job.out / CENTERS_NAME)
 
 
 def _check(job: PruneJob) -> None:
@@ -206,7 +206,7 @@ def _write_centers(home: Path, centers: Blocks, names: pa.Table, kept: Tensor) -
         pq.write_table(names, file)
 
 
-def _about(job: PruneJob, checkpoint: Path, progress: Progress, sizes: list[Size]) -> dict[str, Any]:
+def _about(job: PruneJob, checkpoint: Path, progress: Progress, before: Size, after: Size) -> dict[str, Any]:
     return {
         "run": checkpoint.parent.parent.name,
         "step": progress.step,
@@ -214,6 +214,6 @@ def _about(job: PruneJob, checkpoint: Path, progress: Progress, sizes: list[Size
         "keep": job.keep,
         "by": job.by.value,
         "multiple": job.multiple if job.scope is Scope.channels else None,
-        "before": vars(sizes[0]),
-        "after": vars(sizes[1]),
+        "before": vars(before),
+        "after": vars(after),
     }
