@@ -32,7 +32,7 @@ def test_every_part_gives_results_on_a_cpu_and_names_what_it_lacks(tmp_path):
     whole = next(line for line in lines if line["case"].startswith("all in"))
     assert (whole["part"], whole["cases"], whole["wrong"]) == ("head-correct", 29, [])
     assert out.with_suffix(".png").exists()
-    assert "Self CPU" in out.with_name("gpu-profile-head-1.txt").read_text()
+    assert "Self CPU" in out.with_name("gpu-profile-head-1000000-1.txt").read_text()
 
 
 FAKE = """

@@ -3,7 +3,6 @@
 import sys
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from dist_train.data.loader import build_loader
 from dist_train.data.manifest import Manifest
 from dist_train.errors import UserError
 from tests.data.sets import make_set, picture, sample, write_tar
+from tests.processes import data_workers
 
 SHARDS = [10, 7, 0, 13, 5, 9, 20]
 CPU = torch.device("cpu")
@@ -210,7 +210,7 @@ def test_a_start_that_fails_after_its_workers_began_ends_them(path, monkeypatch)
     monkeypatch.setattr(loader_module, "Transfer", fails)
     with pytest.raises(UserError, match="no such device"):
         build_loader(config(path, workers=1), 8, 0, 1, 0)
-    assert not [p for p in psutil.Process().children() if "dist_train.data.worker" in " ".join(p.cmdline())]
+    assert not data_workers()
 
 
 def load_views(config, count, batch_size=8, rank=0, world_size=1):

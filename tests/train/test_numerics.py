@@ -102,7 +102,7 @@ def test_recomputed_activations_change_neither_gradients_nor_statistics(name):
 def test_a_compiled_run_has_the_same_losses(tmp_path, tiny_set, monkeypatch):
     compiled = []
 
-    def capture(network):  # captured and differentiated as by default, but run as it is: no C++ compiler is needed
+    def capture(network, **_):  # captured and differentiated as by default, but run as it is: no C++ compiler is needed
         compiled.append(network)
         nn.Module.compile(network, backend="aot_eager")
 

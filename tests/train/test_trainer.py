@@ -3,7 +3,6 @@
 import json
 import threading
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from dist_train.errors import UserError
 from dist_train.track.trackers import JsonlTracker, read_metrics
 from dist_train.train import build as build_module
 from dist_train.train.kept_buffers import KeptBuffers
+from tests.processes import data_workers
 from tests.sets import write_set
 from tests.single import losses, trainer
 
@@ -21,10 +21,6 @@ def tiny_set(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "set"
     write_set(path)
     return path
-
-
-def workers():
-    return [p for p in psutil.Process().children() if "dist_train.data.worker" in " ".join(p.cmdline())]
 
 
 class OwnThreads:
@@ -89,11 +85,11 @@ def test_rows_that_are_fetched_ahead_give_the_losses_of_rows_on_the_device(tmp_p
 def test_closing_ends_workers_and_threads_and_may_be_repeated(tmp_path, tiny_set, own_threads):
     made = trainer(tmp_path, tiny_set, data__workers=1, head__storage="host", train__steps=1)
     assert made.fit()
-    assert workers()
+    assert data_workers()
     assert own_threads.running()
     made.close()
     made.close()
-    assert not workers()
+    assert not data_workers()
     assert own_threads.ended()
 
 
@@ -106,7 +102,7 @@ def test_a_start_that_fails_half_way_closes_what_it_had_opened(tmp_path, tiny_se
     monkeypatch.setattr(build_module, part, fails)
     with pytest.raises(UserError, match="no such thing"):
         trainer(tmp_path, tiny_set, data__workers=1, head__storage="host")
-    assert not workers()
+    assert not data_workers()
     assert own_threads.ended()
 
 
