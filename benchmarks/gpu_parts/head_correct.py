@@ -74,7 +74,7 @@ def run(bench: Bench) -> None:
         worst: dict[str, float] = {}
         wrong, checked = [], 0
         for case in map(shrunk, CASES) if bench.small else CASES:
-            name = " ".join([arithmetic or "float32", *(f"{key}={value}" for key, value in case.settings.items())])
+            name = " ".join([arithmetic, *(f"{key}={value}" for key, value in case.settings.items())])
             name += f" {case.classes}x{case.samples}x{case.dim}" + (f" labels={case.labels}" if case.labels > 1 else "")
             if not bench.enough(name, 2):
                 continue
@@ -85,7 +85,7 @@ def run(bench: Bench) -> None:
                 wrong += [] if found["ok"] else [name]
                 worst = {key: max(worst.get(key, 0.0), value) for key, value in found.items() if "error" in key}
         if checked:
-            bench.line(f"all in {arithmetic or 'float32'}", cases=checked, wrong=wrong, worst=worst, ok=not wrong)
+            bench.line(f"all in {arithmetic}", cases=checked, wrong=wrong, worst=worst, ok=not wrong)
 
 
 def shrunk(case: Case) -> Case:
@@ -93,10 +93,9 @@ def shrunk(case: Case) -> Case:
     return case._replace(classes=min(case.classes, 61), samples=min(case.samples, 9), dim=min(case.dim, 24))
 
 
-def errors(bench: Bench, case: Case, arithmetic: str | None) -> dict[str, Any]:
+def errors(bench: Bench, case: Case, arithmetic: str) -> dict[str, Any]:
     """The relative errors of two steps, and whether they are within what the arithmetic allows."""
-    settings = case.settings | ({} if arithmetic is None else {"arithmetic": arithmetic})
-    config = HeadConfig.model_validate(settings)
+    config = HeadConfig.model_validate(case.settings | {"arithmetic": arithmetic})
     counts = torch.arange(case.classes) % 7 * 10 + 1
     seed = random.randrange(1 << 30)  # other inputs in each run; the line says which
     head = Head(
@@ -138,9 +137,9 @@ def errors(bench: Bench, case: Case, arithmetic: str | None) -> dict[str, Any]:
         found["rows_error"], most_rows = relative_error(after, state["rows"]), ROUNDED_ROWS
     else:
         found["rows_error"] = relative_error(after - first, state["rows"] - first)
-        most_rows = (JUMPS if case.jumps else TOLERANCES)[arithmetic or "float32"]
+        most_rows = (JUMPS if case.jumps else TOLERANCES)[arithmetic]
         most_rows *= 10 if config.optimizer == "adamw" else 1  # it divides by roots of squares that are near zero
-    most = (JUMPS if case.jumps else TOLERANCES)[arithmetic or "float32"]
+    most = (JUMPS if case.jumps else TOLERANCES)[arithmetic]
     if config.dtype == "bfloat16":  # the second step begins from rows that were rounded at random
         most = max(most, 2e-2)
     ok = max(found["loss_error"], found["gradient_error"]) <= most and found["rows_error"] <= most_rows

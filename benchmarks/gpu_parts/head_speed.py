@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 import torch
@@ -25,9 +24,7 @@ def run(bench: Bench) -> None:
     samples = SAMPLES
     if bench.small:
         sizes, samples = ((500, "float32"), (700, "bfloat16")), (8,)
-    arithmetics: list[str | None] = [None]
-    if "arithmetic" in HeadConfig.model_fields and bench.cuda:
-        arithmetics = ["bfloat16", "tf32", "float32"]
+    arithmetics = ["bfloat16", "tf32", "float32"] if bench.cuda else ["float32"]
     for classes, dtype in sizes:
         # The type that `auto` takes is measured everywhere, the others where they take least time.
         for arithmetic in arithmetics if classes == sizes[0][0] else arithmetics[:1]:
@@ -35,13 +32,12 @@ def run(bench: Bench) -> None:
         dense_too(bench, classes, samples)
 
 
-def measure(bench: Bench, classes: int, dtype: str, arithmetic: str | None, samples: tuple[int, ...]) -> None:
+def measure(bench: Bench, classes: int, dtype: str, arithmetic: str, samples: tuple[int, ...]) -> None:
     """One head, at each rate and batch."""
-    name = f"{classes / 1e6:g} M {dtype}" + (f", products {arithmetic}" if arithmetic else "")
+    name = f"{classes / 1e6:g} M {dtype}, products {arithmetic}"
     if not bench.enough(name, 0.2 if bench.small else 3):
         return
-    settings: dict[str, Any] = {"dtype": dtype} | ({"arithmetic": arithmetic} if arithmetic else {})
-    config = HeadConfig.model_validate(settings)
+    config = HeadConfig.model_validate({"dtype": dtype, "arithmetic": arithmetic})
     with bench.case(name), quick_rows():
         head = Head(config, classes, DIM, group=None, rank=0, world_size=1, device=bench.device, seed=1)
         try:
@@ -56,12 +52,12 @@ def measure(bench: Bench, classes: int, dtype: str, arithmetic: str | None, samp
             del head  # before the memory is given back
 
 
-def time_head(bench: Bench, case: str, head: Head, classes: int, samples: int, arithmetic: str | None) -> None:
+def time_head(bench: Bench, case: str, head: Head, classes: int, samples: int, arithmetic: str) -> None:
     """Time the choice of rows, and the step after it, several times each."""
     config = head.config
     plan = planned_head(bench, classes, samples, config)
     flops, moved = least(config, classes, samples)
-    floors = floor_ms(bench, arithmetic or "float32", flops, moved)
+    floors = floor_ms(bench, arithmetic, flops, moved)
     expected_ms = max(3 * floors.get("product_floor_ms", 0.0), plan["planned_ms"] if not bench.small else 0.0)
     if not bench.enough(case, 3 * expected_ms / 1e3):
         return
@@ -89,7 +85,7 @@ def time_head(bench: Bench, case: str, head: Head, classes: int, samples: int, a
     figures = {"ms": ms, "choice_ms": min(choice[1:]), "peak_gb": bench.peak_gb(), **plan, **floors}
     if floors:
         figures["times_floor"] = ms / max(floors.values())
-    bench.line(case, **figures, arithmetic=arithmetic or "float32", optimizer=config.optimizer, first_ms=steps[0])
+    bench.line(case, **figures, arithmetic=arithmetic, optimizer=config.optimizer, first_ms=steps[0])
 
 
 def least(config: HeadConfig, classes: int, samples: int) -> tuple[float, float]:

@@ -11,7 +11,6 @@ import torch
 from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
 from dist_train.data.loader import Loader
-from dist_train.head import HeadConfig
 from dist_train.runtime.ranks import Ranks
 from dist_train.track.meter import Meter
 from dist_train.train.build import Setting, build_recognition, open_training
@@ -26,8 +25,8 @@ def alone(device: torch.device) -> Ranks:
 
 
 def plain_products(head: dict[str, Any]) -> dict[str, Any]:
-    """The section `head` with products in float32, where others can be chosen."""
-    return head | ({"arithmetic": "float32"} if "arithmetic" in HeadConfig.model_fields else {})
+    """The section `head` with products in float32."""
+    return head | {"arithmetic": "float32"}
 
 
 def recipe(folder: Path, **sections: Any) -> RunConfig:

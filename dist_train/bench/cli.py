@@ -1,5 +1,6 @@
 """`headcount bench`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def bench(
     """
     with quick_imports():
         from dist_train.bench.contender import contender
-        from dist_train.bench.processor import describe_machine, usable_cores
+        from dist_train.bench.processor import describe_machine
         from dist_train.bench.report import timings_table, write_timings
         from dist_train.bench.rounds import Case, measure
         from dist_train.errors import UserError
@@ -65,7 +66,7 @@ def bench(
         raise UserError(f"--json {json_path}: no such directory; make it first")
     where = join_ranks(device, None).device
     machine = describe_machine(where)
-    cores = usable_cores()
+    cores = len(os.sched_getaffinity(0))
     if wrong := [each for each in threads or () if each > cores]:
         raise UserError(f"--threads {wrong[0]}: this process may use {cores} cores; more threads wait for one another")
     stated = Stated(image_size=input_size, output=output)

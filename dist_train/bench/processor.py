@@ -17,7 +17,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "processor": platform.processor() or platform.machine(),
         "instructions": [],
-        "cores": usable_cores(),
+        "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
     }
     fields = _first_processor()
@@ -28,11 +28,6 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_processor() -> dict[str, str]:

@@ -4,7 +4,7 @@ Products are added up in float32, and all else of the head is float32.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -29,7 +29,11 @@ class Arithmetic:
 
     def __init__(self, name: str, device: torch.device) -> None:
         if name == "auto":
-            name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "float32"
+            name = (
+                "bfloat16"
+                if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+                else "float32"
+            )
         self.name = name
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor, repeats: bool = True) -> Tensor:
@@ -43,7 +47,7 @@ class Arithmetic:
         """
         if a.is_cuda and self.name == "bfloat16":
             return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32, out=out)
-        with _float32_products(self.name) if a.is_cuda else _nothing():
+        with _float32_products(self.name) if a.is_cuda else nullcontext():
             multiply = matmul if repeats else torch.mm
             return multiply(self._rounded(a), self._rounded(b), out=out)
 
@@ -51,7 +55,7 @@ class Arithmetic:
         """Add `a` [n, k] times `b` [k, m] to `total` [n, m] float32, which is returned. As `matmul`."""
         if a.is_cuda and self.name == "bfloat16":
             return total.add_(torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32))
-        with _float32_products(self.name) if a.is_cuda else _nothing():
+        with _float32_products(self.name) if a.is_cuda else nullcontext():
             return add_matmul(total, self._rounded(a), self._rounded(b))
 
     def _rounded(self, values: Tensor) -> Tensor:
@@ -73,8 +77,3 @@ def _float32_products(name: str) -> Iterator[None]:
         yield
     finally:
         products.fp32_precision = before
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

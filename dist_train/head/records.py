@@ -4,13 +4,18 @@ Shapes: G samples of the global batch, k chosen classes of this rank, K centers 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.head.margins.base import Lifts
 from dist_train.head.storage import Lease
 from dist_train.head.targets import TargetPlaces, Targets
+
+if TYPE_CHECKING:
+    from dist_train.head.kernel_weights import KernelWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Forward:
         block_max: [blocks, G] each block's own largest logit.
         exponentials: [k·K, G] of the negatives, times slopes, kept for the step; None: to be formed again.
         query_gradient: [G, D] sum of exponentials · unit center over negatives; None where not formed yet.
+        lifts: of the margin for this batch.
+        kernel: formed the exponentials, and forms them again; None: torch's operators do.
     """
 
     rows: ChosenRows
@@ -65,3 +72,5 @@ class Forward:
     block_max: Tensor
     exponentials: Tensor | None
     query_gradient: Tensor | None
+    lifts: Lifts | None
+    kernel: "KernelWeights | None"

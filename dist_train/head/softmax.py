@@ -130,7 +130,9 @@ class BlockSoftmax:
             self._put_back(exponentials)
         chosen = ChosenRows(lease, classes, k, block, places, inverse)
         kept = exponentials if keep else None
-        return Forward(chosen, queries, targets, apart, max_logit, exp_sum, block_shift, block_max, kept, gradient)
+        return Forward(
+            chosen, queries, targets, apart, max_logit, exp_sum, block_shift, block_max, kept, gradient, lifts, kernel
+        )
 
     def _kernel(self, queries: Tensor, places: TargetPlaces, lifts: Lifts | None) -> "KernelWeights | None":
         if self.kernel_dtype is None:
@@ -146,16 +148,15 @@ class BlockSoftmax:
             forward: a pass in training.
             log_sum: [G] logarithm of the sum of exponentials over all ranks.
         """
-        lifts, kept = self.logits.margin.lifts(), forward.exponentials
-        kernel = self._kernel(forward.queries, forward.rows.places, lifts)
-        again = Recomputed(self.logits, forward.rows, forward.queries, log_sum, lifts, kernel, self.workspace)
+        rows, queries, kept = forward.rows, forward.queries, forward.exponentials
+        again = Recomputed(self.logits, rows, queries, log_sum, forward.lifts, forward.kernel, self.workspace)
         weights = again if kept is None else Kept(self.logits.arithmetic, forward, kept, log_sum, self.workspace)
         if self.config.filter_eps:
             eps = self.config.filter_eps
             return keep_what_counts(forward, weights, again, log_sum, eps, self.budget, self.workspace)
         if forward.query_gradient is None:
             raise ValueError("a forward pass without training has no gradients")
-        return Negatives(forward.rows, weights, forward.query_gradient, (forward.max_logit - log_sum).exp())
+        return Negatives(rows, weights, forward.query_gradient, (forward.max_logit - log_sum).exp())
 
     def recycle(self, step: Step) -> None:
         """Take back the buffer of a micro-batch's exponentials."""

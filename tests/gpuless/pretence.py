@@ -278,7 +278,7 @@ _STAND_INS = {
     "torch.cuda.Event": _Event,
     "torch._subclasses.fake_tensor.init_gpu_context": lambda *device: None,
     "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
-    "torch.cuda.is_bf16_supported": lambda *args: True,
+    "torch.cuda.is_bf16_supported": lambda **options: True,
     "torch.cuda.get_device_capability": lambda *args: (9, 0),
     "dist_train.head.storage.ThreadPoolExecutor": _AtOnce,
     "dist_train.head.open_rows.fill_normal": lambda *args: None,  # in thousands of small operations
