@@ -72,6 +72,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Free what a whole job in this process leaves in cycles, up to a gigabyte: the collector alone comes too late."""
+    if item.get_closest_marker("job"):
+        gc.collect()
+
+
 def pytest_sessionfinish() -> None:
     """Spare the collections at the end of pytest and of Python, whose objects end with the process."""
     gc.disable()
