@@ -48,11 +48,11 @@ data/quickstart/train/manifest.json: | $(INSTALLED)
 $(QUICK)/report.html: data/quickstart/train/manifest.json
 	$(BIN)/headcount launch local configs/quickstart.yaml $(if $(wildcard $(QUICK)/config.yaml),--resume)
 
-# A file at a time in each of four processes, which two cores keep busy: many tests wait. tests/conftest.py orders them.
+# A file at a time in each of five processes, which keep two cores busy: many tests wait. tests/conftest.py orders them.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
-	$(PYTEST) -n 4
+	$(PYTEST) -n 5
 
 # Unit tests wait for nothing, and each process more imports torch once more.
 test-fast: $(INSTALLED)

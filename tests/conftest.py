@@ -4,6 +4,7 @@ import gc
 import os
 import re
 from functools import cache
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,16 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, unless the test states one itself; files of the heaviest tier come first.
+    """Mark each test with its tier, unless the test states one itself; files of the heaviest tiers come first.
 
-    So the last that processes beside each other take are short, and none is left alone with a long one.
+    So the last that processes beside each other take are short, and none is left alone with a long one. Those of the
+    first tier mostly wait: each comes between two of the second, which keep the cores busy.
     """
     for item in items:
         if not any(item.get_closest_marker(name) for name in TIERS):
             item.add_marker(tier(item.path))
-    items.sort(key=lambda item: TIERS.index(tier(item.path)))
+    files = list(dict.fromkeys(item.path for item in items))
+    waiting, busy, *lighter = ([file for file in files if tier(file) == name] for name in TIERS)
+    riffled = [file for pair in zip_longest(waiting, busy) for file in pair if file]
+    places = {file: place for place, file in enumerate([*riffled, *chain(*lighter)])}
+    items.sort(key=lambda item: places[item.path])
