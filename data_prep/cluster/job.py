@@ -5,6 +5,8 @@ find the pictures in their set ──► cluster the embeddings, over the ranks 
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +22,16 @@ from dist_train.cluster.graph import cluster_by_graph, first_seen
 from dist_train.cluster.kmeans import cluster_by_kmeans
 from dist_train.cluster.rows import Places, read_places, stored_rows
 from dist_train.data.counters import Ints
-from dist_train.data.manifest import refuse_overlap
+from dist_train.data.manifest import MANIFEST_NAME, refuse_overlap
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError
+from dist_train.runtime.lock import only_job
 from dist_train.runtime.ranks import ALONE, Ranks
+from dist_train.runtime.written import MAKE_ROOM, write_failures
 
 logger = logging.getLogger(__name__)
+
+_LOCK_NAME = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +108,13 @@ def cluster_set(
         What was made, on rank 0; None on the other ranks.
 
     Raises:
-        UserError: embeddings of something else, of a set that has changed, not finite or zero, or no cluster.
+        UserError: embeddings of something else, of a set that has changed, not finite or zero, no cluster, or another
+            job that works on `out`.
         WorkError: a file is damaged, or the disk is full.
     """
     file = ranks.agree(lambda: EmbeddingFile(embeddings))
-    try:
-        prepared = ranks.agree(lambda: None if ranks.rank else _prepared(file, out, given))
+    with closing(file), ExitStack() as working:
+        prepared = ranks.agree(lambda: None if ranks.rank else _prepared(file, out, given, working))
         count = file.count
         whole = isinstance(how, ByGraph)
         start, stop = (
@@ -129,11 +136,8 @@ def cluster_set(
             logger.warning("%s: all pictures in clusters are in one; raise the threshold, or look at the model", out)
         written = write_clusters(out, source, file, places, labelled, quiet)
         unusable = int((~usable.rows).sum())
-        shutil.rmtree(parts_of(out), ignore_errors=True)
         small = count - unusable - int((labelled.labels[:, 0] >= 0).sum())
         return Clustered(written, small, unusable + written.unusable, usable.not_embedded)
-    finally:
-        file.close()
 
 
 def parts_of(out: Path) -> Path:
@@ -141,18 +145,45 @@ def parts_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def _prepared(file: EmbeddingFile, out: Path, given: Path | None) -> tuple[ClusterSource, Places, Usable]:
-    """The set of `file`, and what can be used of it; nothing is computed before it is known to be there."""
+@contextmanager
+def _only_here(out: Path) -> Iterator[None]:
+    """Hold the lock of `out`, in the directory of the job's own files; that stays only with blocks for a next start.
+
+    Raises:
+        UserError: another job works on `out`.
+        WorkError: the directory cannot be made.
+    """
+    home = parts_of(out)
+    with write_failures(f"set {out}", MAKE_ROOM):
+        home.mkdir(parents=True, exist_ok=True)
+    with only_job(home / _LOCK_NAME, out):
+        try:
+            yield
+        finally:
+            # With the lock still held: who waits for the file that goes here finds it gone, and makes a new one.
+            if (out / MANIFEST_NAME).exists() or not any(each.is_dir() for each in home.iterdir()):
+                shutil.rmtree(home, ignore_errors=True)
+
+
+def _prepared(
+    file: EmbeddingFile, out: Path, given: Path | None, working: ExitStack
+) -> tuple[ClusterSource, Places, Usable]:
+    """The set of `file`, and what can be used of it; nothing is computed before it is known to be there.
+
+    From here on `out` is this job's alone, until `working` ends.
+    """
     source = open_cluster_source(file, given)
-    _check_out(out, source.path)
+    refuse_overlap("OUT", out, source.path)
+    _check_empty(out)
     if not file.count:
         raise UserError(f"embeddings {file.path}: no row in it; there is nothing to cluster")
+    working.enter_context(_only_here(out))
+    _check_empty(out)  # a job before this one may just have finished
     places = read_places(file)
     return source, places, usable_rows(source, places, file)
 
 
-def _check_out(out: Path, path: Path) -> None:
-    refuse_overlap("OUT", out, path)
+def _check_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"OUT {out}: holds something already; remove it, or use another OUT")
 

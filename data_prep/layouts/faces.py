@@ -1,9 +1,11 @@
 """Sets of faces: TinyFace, CFP, AgeDB, XQLFW, RFW."""
 
+import logging
 import re
 from itertools import chain
 from pathlib import Path
 
+from data_prep.layouts.age_pairs import FOLDS, YEARS, Aged, pairs_by_age
 from data_prep.layouts.layout import (
     GALLERY,
     PROBE,
@@ -21,6 +23,8 @@ from data_prep.layouts.layout import (
 )
 from dist_train.data.pair_list import Pair, read_lines, read_pairs
 from dist_train.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _TINY = re.compile(r"([0-9]+)_.*")
 _AGED = re.compile(r"([0-9]+)_(.+)_([0-9]{1,3})_([fm])\.jpg")
@@ -91,12 +95,19 @@ def _fold(path: Path, left: dict[str, str], right: dict[str, str], same: bool) -
 
 
 def read_agedb(folder: Path) -> Contents:
-    """AgeDB (Moschoglou et al., CVPRW 2017): `N_Name_Age_gender.jpg`. Its list of pairs is not part of the folder."""
-    entries = []
+    """AgeDB (Moschoglou et al., CVPRW 2017): `N_Name_Age_gender.jpg`, and pairs 30 years apart, which are drawn here.
+
+    The list of pairs that its authors drew is not part of the folder.
+    """
+    entries, pictures = [], []
     for path in pictures_in(folder, "."):
         _, name, age, gender = fields_of(_AGED, path, AGEDB_FORM).groups()
         entries.append(Entry(path, name, TEST, None, {"age": int(age), "gender": gender}))
-    return Contents(entries)
+        pictures.append(Aged(path, name, int(age)))
+    pairs = pairs_by_age(pictures)
+    if not pairs:
+        logger.warning("%s: too few pictures %d years apart for %d folds of pairs: none are made", folder, YEARS, FOLDS)
+    return Contents(entries, {"agedb_30_drawn": pairs} if pairs else {})
 
 
 def read_xqlfw(folder: Path) -> Contents:

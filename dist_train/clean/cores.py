@@ -42,10 +42,6 @@ class Cores:
         """Unit rows [C, D]; zero where an identity has no pictures."""
         return torch.nn.functional.normalize(self.sums, dim=1)
 
-    def means(self) -> Tensor:
-        """Weighted means [C, D]."""
-        return self.sums / self.weight_sums.clamp_min(_LEAST)[:, None]
-
 
 def find_cores(features: Tensor, labels: Tensor, classes: int) -> Cores:
     """The cores of unit rows [N, D] with labels [N] below `classes`."""

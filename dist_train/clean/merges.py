@@ -67,7 +67,7 @@ def find_merges(features: Tensor, cores: Cores, certainty: float, cut: float | N
         cut: largest distance of one person; None: by the set's own.
         ranks: the processes that share the search.
     """
-    groups = _Groups.of(features, cores.labels, cores.weights, len(cores.counts))
+    groups = _Groups.of(features, cores.labels, cores.weights, cores.sums)
     mixed = groups.mixed(_strangers(cores))
     present = ((cores.counts > 0) & ~mixed).nonzero().squeeze(1)
     centers = cores.centers[present]
@@ -103,40 +103,42 @@ def joined(pairs: Ints, classes: int) -> Ints:
 
 
 class _Groups(NamedTuple):
-    """Means and scatter of groups of pictures, weighted.
+    """Sums and scatter of groups of pictures, weighted.
 
     Attributes:
-        means: [G, D].
+        sums: of their pictures [G, D].
+        totals: of their weights [G].
         effective: number of pictures of equal weight that would scatter as much [G].
         scatter: sum over so many pictures of the squares about the mean [G].
         typical: such a square of the whole set.
     """
 
-    means: Tensor
+    sums: Tensor
+    totals: Tensor
     effective: Tensor
     scatter: Tensor
     typical: float
 
     @classmethod
     def of(
-        cls, features: Tensor, groups: Tensor, weights: Tensor, count: int, typical: float | None = None
+        cls, features: Tensor, groups: Tensor, weights: Tensor, sums: Tensor, typical: float | None = None
     ) -> "_Groups":
-        """Groups of the pictures with a number in `groups` [N]; others have -1 there and weigh nothing."""
-        totals, squares, scatter = torch.zeros(3, count)
-        means = torch.zeros(count, features.shape[1])
+        """Groups of pictures that have `sums` [G, D], by their numbers in `groups` [N]; -1 there weighs nothing."""
+        totals, squares, scatter = torch.zeros(3, len(sums))
         for rows in chunks(len(groups)):
             at, weight = groups[rows].clamp_min(0), weights[rows] * (groups[rows] >= 0)
             totals.index_add_(0, at, weight)
             squares.index_add_(0, at, weight**2)
-            means.index_add_(0, at, weight[:, None] * features[rows])
-        means /= totals.clamp_min(_TINY)[:, None]
+        totals.clamp_min_(_TINY)
         for rows in chunks(len(groups)):
             at, weight = groups[rows].clamp_min(0), weights[rows] * (groups[rows] >= 0)
-            scatter.index_add_(0, at, weight * (features[rows] - means[at]).square().sum(dim=1))
+            apart = features[rows] - sums[at] / totals[at, None]
+            scatter.index_add_(0, at, weight * apart.square().sum(dim=1))
         effective = totals**2 / squares.clamp_min(_TINY)
-        scatter *= effective / totals.clamp_min(_TINY)
+        scatter *= effective / totals
         free = float((effective - 1).clamp_min(0).sum())
-        return cls(means, effective, scatter, float(scatter.sum()) / max(free, _TINY) if typical is None else typical)
+        typical = float(scatter.sum()) / max(free, _TINY) if typical is None else typical
+        return cls(sums, totals, effective, scatter, typical)
 
     def mixed(self, strangers: float) -> Tensor:
         """Whether each group is two people's: its pictures are as unlike as those of two in equal parts, bool [G].
@@ -152,7 +154,8 @@ class _Groups(NamedTuple):
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(pairs), _BLOCK):
             one, other = pairs[start : start + _BLOCK].T
-            apart = (self.means[one] - self.means[other]).square().sum(dim=1)
+            means, others = (self.sums[each] / self.totals[each, None] for each in (one, other))
+            apart = (means - others).square().sum(dim=1)
             share = 1 / self.effective[one].clamp_min(1) + 1 / self.effective[other].clamp_min(1)
             free = (self.effective[one] - 1).clamp_min(0) + (self.effective[other] - 1).clamp_min(0) + _PRIOR
             pooled = (self.scatter[one] + self.scatter[other] + _PRIOR * self.typical) / free
@@ -162,8 +165,13 @@ class _Groups(NamedTuple):
 
 def _strangers(cores: Cores) -> float:
     """Mean cosine of pictures of two identities."""
-    sums, weights = cores.sums.double(), cores.weight_sums.double()
-    products = float(sums.sum(dim=0).square().sum() - sums.square().sum())
+    weights = cores.weight_sums.double()
+    total, squares = torch.zeros(cores.sums.shape[1], dtype=torch.float64), 0.0
+    for rows in chunks(len(cores.sums)):
+        sums = cores.sums[rows].double()
+        total += sums.sum(dim=0)
+        squares += float(sums.square().sum())
+    products = float(total.square().sum()) - squares
     return products / max(float(weights.sum() ** 2 - weights.square().sum()), _TINY)
 
 
@@ -180,6 +188,8 @@ def _halves(features: Tensor, cores: Cores, typical: float) -> Floats:
     pictures, identity = torch.from_numpy(rows[order]), identity[order]
     within = np.arange(len(identity)) - np.searchsorted(identity, identity, side="left")
     half = torch.from_numpy(2 * identity + within % 2)
-    groups = _Groups.of(features[pictures], half, cores.weights[pictures], 2 * len(chosen), typical)
+    rows_of, weights = features[pictures], cores.weights[pictures]
+    sums = torch.zeros(2 * len(chosen), features.shape[1]).index_add_(0, half, weights[:, None] * rows_of)
+    groups = _Groups.of(rows_of, half, weights, sums, typical)
     pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
     return groups.distances(pairs[(groups.effective[pairs] > 0).all(dim=1)])

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from dist_train.data.index import read_index
 from dist_train.data.tar_samples import parts_of
+from dist_train.embed.tar_keys import tars_of
 from dist_train.errors import UserError
 from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.sets import StoredSet
@@ -53,10 +55,9 @@ def _pictures(tar: Path) -> Iterator[str]:
 
 def _places(keys: list[str], samples: StoredSet) -> np.ndarray:
     """The number in the set of each row of a file, whose keys are `TAR:MEMBER`."""
-    by_tar: dict[str, list[int]] = {}
-    for row, key in enumerate(keys):
-        tar, end, _ = key.partition(".tar:")
-        by_tar.setdefault(tar + end[:4], []).append(row)
+    by_tar: dict[str | None, list[int]] = {}
+    for row, tar in enumerate(tars_of(pa.array(keys, pa.string())).to_pylist()):
+        by_tar.setdefault(tar, []).append(row)
     place = np.full(len(keys), -1)
     start = 0
     for shard in samples.manifest.shards:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dist_train.data.counters import Ints
 from dist_train.embed.table import EmbeddingFile, unit_length
+from dist_train.embed.tar_keys import tars_of
 from dist_train.errors import UserError
 
 
@@ -67,18 +68,17 @@ def read_places(file: EmbeddingFile) -> Places:
     parts: list[tuple[NDArray[np.int32], Ints, Ints, Ints]] = []
     at = 0
     for names, features in file.batches():
-        tars: list[int] = []
-        for path in names.column("path").to_pylist():
-            tar, end, _ = path.partition(".tar:")
-            if not end:
-                raise UserError(
-                    f"embeddings {file.path}: row {at + len(tars)}, {path}: expected pictures of a set of shards; make "
-                    "one of the pictures (`headcount prep align`, or tars of theirs) and embed that"
-                )
-            tars.append(numbers.setdefault(f"{tar}.tar", len(numbers)))
+        tars = tars_of(names.column("path"))
+        if tars.null_count:
+            row = int(np.flatnonzero(tars.is_null().to_numpy(zero_copy_only=False))[0])
+            raise UserError(
+                f"embeddings {file.path}: row {at + row}, {names.column('path')[row]}: expected pictures of a set of "
+                "shards; make one of the pictures (`headcount prep align`, or tars of theirs) and embed that"
+            )
+        known = np.array([numbers.setdefault(name, len(numbers)) for name in tars.dictionary.to_pylist()], np.int32)
         labels = names.column("label").fill_null(-1)
         offsets, sizes = _ints(names.column("offset")), _ints(names.column("size"))
-        parts.append((np.array(tars, np.int32), offsets, sizes, _ints(labels)))
+        parts.append((known[tars.indices.to_numpy()], offsets, sizes, _ints(labels)))
         at += len(features)
     columns = [np.concatenate(each) for each in zip(*parts, strict=True)] if parts else [np.empty(0, np.int64)] * 4
     return Places(list(numbers), *columns)

@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_train.embed.table import EmbeddingFile, load_array, write_array
+from dist_train.embed.tar_keys import tars_of
 from dist_train.errors import UserError
 from dist_train.runtime.files import map_array, read_bounded
 from dist_train.runtime.lock import Lock
 from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written
 
-_TAR = r"(?i)^(?P<tar>.*?\.tar):"
 _ROWS, _PLACES, _TARS = "embeddings.npy", "places.npy", "tars.json"
 _MOST_TARS_BYTES = 256 << 20
 _LOCK_S = 3600.0  # another rank of this machine is writing
@@ -112,14 +111,13 @@ def _copy(key: str, file: EmbeddingFile, directory: Path, mapped: bool) -> None:
 
 def _places(key: str, path: Path, names: pa.RecordBatch, tars: dict[str, list[int]], start: int) -> Ints:
     """Offsets and labels [n, 2] of rows `start` and on; adds to the ranges of `tars`."""
-    found = pc.extract_regex(names.column("path"), _TAR)
-    if found.null_count or not len(found):
-        row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0]) if len(found) else 0
+    tar = tars_of(names.column("path"))
+    if tar.null_count or not len(tar):
+        row = int(np.flatnonzero(tar.is_null().to_numpy(zero_copy_only=False))[0]) if len(tar) else 0
         raise UserError(
             f"{key} {path}: row {start + row} is no picture in a tar, so that no sample's key is known; embed the "
             "training set itself: headcount embed MODEL SET FILE"
         )
-    tar = found.field("tar").dictionary_encode()
     codes = tar.indices.to_numpy()
     offsets, label = names.column("offset").to_numpy(), names.column("label").fill_null(-1).to_numpy()
     cuts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]

@@ -1,6 +1,10 @@
 """`headcount data cluster`: embedded pictures become a set whose identities are clusters."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.cluster.job import ByGraph, ByKMeans, cluster_set
+from data_prep.cluster.job import ByGraph, ByKMeans, cluster_set, parts_of
+from dist_train.cluster import graph
 from dist_train.data.config import DataConfig
 from dist_train.data.loader import build_loader
 from dist_train.data.manifest import load_manifest
@@ -16,6 +21,7 @@ from dist_train.data.verify import verify_shard
 from dist_train.embed.pictures import Picture, Place
 from dist_train.embed.table import embedding_schema, embedding_table, with_description
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.lock import only_job
 from launch.cli import app
 from launch.embed.crops import Centre
 from launch.embed.open import open_origin
@@ -228,6 +234,62 @@ def test_samples_without_an_embedding_are_counted(tmp_path, given):
     fewer = embedded(tmp_path / "fewer.parquet", tmp_path / "set", vectors(PEOPLE[:9]))
     done = cluster_set(fewer, tmp_path / "out", ByGraph(0.7), quiet=True)
     assert (done.not_embedded, done.small, done.unusable) == (1, 2, 0)
+
+
+def test_a_second_job_on_an_output_is_refused_and_one_that_is_refused_leaves_nothing(tmp_path, given):
+    out = tmp_path / "out"
+    parts_of(out).mkdir()
+    with (
+        only_job(parts_of(out) / "lock", out),
+        pytest.raises(UserError, match=rf"out: another job is working on it \(process {os.getpid()} on "),
+    ):
+        cluster_set(given, out, ByGraph(0.7), quiet=True)
+    with pytest.raises(UserError, match="10 pictures, 11 clusters"):
+        cluster_set(given, out, ByKMeans(11), quiet=True)
+    assert not parts_of(out).exists()
+    assert cluster_set(given, out, ByKMeans(3), quiet=True).written.manifest.num_classes == 3
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import dist_train.cluster.graph as graph
+import data_prep.cluster.write as write
+from data_prep.cluster.job import ByGraph, cluster_set
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+graph.QUERY_BLOCK = 4
+place, given, out = sys.argv[1:]
+if place == "search":
+    blocks, near = iter(range(2)), graph.near_rows
+    graph.near_rows = lambda *asked: die() if next(blocks, None) is None else near(*asked)
+else:
+    add = write._Writing.add
+    write._Writing.add = lambda self, tar, number, bar: die() if number else add(self, tar, number, bar)
+cluster_set(Path(given), Path(out), ByGraph(0.7), quiet=True)
+"""
+
+
+@pytest.mark.job
+@pytest.mark.parametrize("place", ["search", "write"])
+def test_a_job_that_is_killed_goes_on_with_the_next_block_and_gives_the_same_set(tmp_path, given, place, monkeypatch):
+    out, asked = tmp_path / "out", []
+    killed = subprocess.run([sys.executable, "-c", KILLED, place, str(given), str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    blocks = sorted(parts_of(out).glob("*/*.npz"))
+    assert len(blocks) == (2 if place == "search" else 3)
+    near = graph.near_rows
+    monkeypatch.setattr(graph, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(graph, "near_rows", lambda some, *rest: asked.append(len(some)) or near(some, *rest))
+    cluster_set(given, out, ByGraph(0.7), quiet=True)
+    assert asked[: len(asked) - 1] == ([2] if place == "search" else []), "the last search is that of the clusters"
+    cluster_set(given, tmp_path / "whole", ByGraph(0.7), quiet=True)
+    assert members(out) == members(tmp_path / "whole")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out", "out."))]
 
 
 def on_ranks(rank, world_size, home):

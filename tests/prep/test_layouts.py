@@ -202,6 +202,16 @@ def test_a_folder_as_it_is_downloaded_becomes_its_sets_and_pairs(tmp_path, name)
         assert read_bin(tmp_path / "out" / f"{each}.bin").same.tolist() == same
 
 
+def test_agedb_gets_ten_folds_of_pairs_thirty_years_apart_where_its_people_allow(tmp_path, caplog):
+    put(tmp_path / "folder", *(f"{n}_Person{n // 2}_{20 + 31 * (n % 2)}_f.jpg" for n in range(40)))
+    made = import_set(tmp_path / "folder", tmp_path / "out", LAYOUTS["agedb"])
+    assert made.pairs == {"agedb_30_drawn": 40}
+    assert read_bin(tmp_path / "out" / "agedb_30_drawn.bin").same.tolist() == [True, True, False, False] * 10
+    write_agedb(tmp_path / "few")
+    assert import_set(tmp_path / "few", tmp_path / "none", LAYOUTS["agedb"]).pairs == {}
+    assert "few: too few pictures 30 years apart for 10 folds of pairs: none are made" in caplog.text
+
+
 def test_labels_are_those_of_the_lists_and_bytes_are_the_same_every_time(tmp_path):
     root = tmp_path / "folder"
     write_market(root)
