@@ -133,12 +133,13 @@ class CompactGallery:
         block = self._values[rows].float()
         return block if self._scales is None else block.mul_(self._scales[rows, None])
 
-    def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def nearest(self, queries: Tensor, k: int, removed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k rows with the largest exact inner product, for each query; as `dist_train.evaluate.search.nearest`.
 
         Args:
             queries: of length 1, [Q, D].
-            k: how many, at most N.
+            k: how many, at most the rows that are not removed.
+            removed: bool [N], rows that are not found; None for none.
         """
         best = torch.empty(len(queries), k)
         rows = torch.zeros(len(queries), k, dtype=torch.int64)
@@ -146,10 +147,12 @@ class CompactGallery:
         count = max(_LEAST_CANDIDATES, 4 * k)
         while len(left):
             if count >= len(self) // 2:  # nothing is gained any more
-                best[left], rows[left] = nearest(queries[left], self._exact, k)
+                best[left], rows[left] = nearest(queries[left], self._exact, k, removed=removed)
                 break
-            approximate, candidates = self._candidates(queries[left], count)
+            approximate, candidates = self._candidates(queries[left], count, removed)
             scores = self._decided(queries[left], candidates)
+            if removed is not None:  # some are candidates where few others are left
+                scores.masked_fill_(removed[candidates], -torch.inf)
             found, place = scores.topk(k, dim=1)
             # Not "smaller": a score that is not a number is one that the exact search must bring to light.
             sure = approximate[:, -1] + self._error + _ROUNDING < found[:, -1]
@@ -157,10 +160,10 @@ class CompactGallery:
             left, count = left[~sure], count * _MORE
         return best, rows
 
-    def _candidates(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _candidates(self, queries: Tensor, count: int, removed: Tensor | None) -> tuple[Tensor, Tensor]:
         """The `count` rows with the largest approximate scores, for each query, and these scores: [Q, count] both."""
         if len(queries) * len(self) > _MOST_NUMBERS:
-            return nearest(queries, self, count, gallery_block=_BLOCK)
+            return nearest(queries, self, count, gallery_block=_BLOCK, removed=removed)
         # Few queries: one selection among all scores costs less than one in each block.
         scores = torch.empty(len(self), len(queries))
         expanded = torch.empty(_BLOCK, queries.shape[1])
@@ -169,6 +172,8 @@ class CompactGallery:
             torch.mm(expanded[: len(part)].copy_(part), queries.T, out=scores[start : start + _BLOCK])
         if self._scales is not None:
             scores.mul_(self._scales[:, None])
+        if removed is not None:
+            scores.masked_fill_(removed[:, None], -torch.inf)
         best, rows = scores.T.topk(count, dim=1)
         return best, rows
 

@@ -65,7 +65,7 @@ def test_matches_are_those_of_the_exact_rows_however_few_candidates_there_are(ga
 def test_candidates_that_prove_nothing_are_followed_by_more_and_then_by_all(galleries, monkeypatch):
     monkeypatch.setattr(compact, "_LEAST_CANDIDATES", 2)
     gallery = Gallery(galleries[Rows.int8].directory)
-    gallery._compact._error = 1.0  # nothing is sure
+    gallery.segments[0]._compact._error = 1.0  # nothing is sure
     asked = []
     monkeypatch.setattr(compact, "_MOST_NUMBERS", 50)
     monkeypatch.setattr(compact, "nearest", lambda q, g, k, **o: (asked.append(k), nearest(q, g, k, **o))[1])
@@ -86,7 +86,7 @@ def test_compact_files_are_as_small_as_their_numbers(galleries):
     ("name", "change", "said"),
     [
         ("compact.npy", lambda path: path.write_bytes(path.read_bytes()[:300]), "damaged"),
-        ("compact.npy", lambda path: path.unlink(), "no gallery there"),
+        ("compact.npy", lambda path: path.unlink(), "damaged: FileNotFoundError"),
         ("compact.npy", lambda path: np.save(path, np.zeros((9, DIM), np.float32)), "expected int8"),
         ("compact.npy", lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True), "damaged"),
         ("scales.npy", lambda path: np.save(path, np.zeros(3, np.float32)), "scales.npy is float32"),
