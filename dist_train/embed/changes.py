@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_train.embed.gallery import DESCRIPTION, MADE_BY, PART_NAME, Gallery, unit_parts
+from dist_train.embed.gallery import DESCRIPTION, MADE_BY, PART_NAME, Gallery, source_folder, unit_parts
 from dist_train.embed.segment import Segment, write_segment
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError
@@ -239,11 +239,10 @@ def _pictured(gallery: Gallery, batch: pa.RecordBatch, picture: str) -> NDArray[
     """Which rows [n] are of a picture, named as in its source or with the source before it."""
     found = _equal(batch, "path", picture)
     for number, source in enumerate(gallery.sources):
-        home = Path(source["path"])
-        for root in (home, home.parent):  # a folder, or a file in it
-            if Path(picture).is_relative_to(root):
-                inside = _equal(batch, "path", str(Path(picture).relative_to(root)))
-                found |= inside & (batch.column("source").to_numpy() == number)
+        root = source_folder(source)
+        if Path(picture).is_relative_to(root):
+            inside = _equal(batch, "path", str(Path(picture).relative_to(root)))
+            found |= inside & (batch.column("source").to_numpy() == number)
     return found
 
 

@@ -308,6 +308,12 @@ class Gallery:
         )
 
 
+def source_folder(source: dict[str, Any]) -> Path:
+    """The folder that the paths of a source's pictures begin in."""
+    path = Path(source["path"])
+    return path if path.is_dir() else path.parent
+
+
 def _described(directory: Path) -> str:
     """The description as it is now.
 

@@ -328,8 +328,9 @@ def _name(match: "Match") -> str:
 
 
 def _full_path(gallery: "Gallery", match: "Match") -> str:
-    path = Path(gallery.sources[match.source]["path"])
-    return str((path if path.is_dir() else path.parent) / match.place.path)
+    from dist_train.embed.gallery import source_folder
+
+    return str(source_folder(gallery.sources[match.source]) / match.place.path)
 
 
 def _tile(gallery: "Gallery", match: "Match", rank: int, decision: "Decision | None") -> "Tile":
