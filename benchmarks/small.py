@@ -155,12 +155,12 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def gallery(options: argparse.Namespace) -> None:
-    """Search a gallery of random unit rows, and rows near some of them, in int8 and in float32."""
+    """Search a gallery of made-up people, a few rows near each other for each, in int8 and in float32."""
     count, dim = options.rows, options.dim
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         home = Path(name)
-        exact, described = _random_rows(home, count, dim)
+        exact, described = _people(home, count, dim, options.each)
         compact = CompactGallery(home, described, exact)
         rng = torch.Generator().manual_seed(1)
         chosen = torch.randint(0, count, (options.queries,), generator=rng)
@@ -190,20 +190,31 @@ def gallery(options: argparse.Namespace) -> None:
             "same_first_match": same / options.queries,
             "gigabytes": round(read / 1e9, 3),
             "error": described["error"],
-            "run": {"queries": options.queries, "threads": options.threads, "noise": options.noise},
+            "run": {
+                "queries": options.queries,
+                "threads": options.threads,
+                "noise": options.noise,
+                "each": options.each,
+            },
         }
     )
 
 
-def _random_rows(home: Path, count: int, dim: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Unit rows float32 [count, dim] on disk, their int8 copies, and what describes these."""
+def _people(home: Path, count: int, dim: int, each: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Unit rows float32 [count, dim] on disk, their int8 copies, and what describes these.
+
+    `each` rows are of one person: a random direction of length 1 and, of the same length, a random one of their own, so
+    that their cosines are about 0.5.
+    """
     generator = np.random.default_rng(0)
     with ExitStack() as opened:
         writer = CompactWriter(home, Rows.int8, (count, dim), opened)
         file = opened.enter_context((home / "embeddings.npy").open("wb"))
         start_array(file, (count, dim), "<f4")
         for start in range(0, count, 1 << 16):
-            rows = generator.standard_normal((min(1 << 16, count - start), dim), dtype=np.float32)
+            some = min(1 << 16, count - start)
+            people = generator.standard_normal((-(-some // each), dim), dtype=np.float32)
+            rows = people.repeat(each, axis=0)[:some] + generator.standard_normal((some, dim), dtype=np.float32)
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
             writer.add(rows)
             file.write(rows.tobytes())
@@ -229,6 +240,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="time for a model in a case of headcount bench")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the gallery")
     parser.add_argument("--dim", type=int, default=128, help="numbers of a row")
+    parser.add_argument("--each", type=int, default=10, help="rows of a person of the gallery")
     parser.add_argument("--queries", type=int, default=1000, help="whose first matches are compared")
     parser.add_argument("--timed", type=int, default=20, help="queries that are timed, one by one")
     parser.add_argument("--noise", type=float, default=1.0, help="length of what is added to a row to make a query")

@@ -30,6 +30,7 @@ _LEAST_CANDIDATES, _MORE = 128, 8
 _ROUNDING = 1e-5  # of float32 inner products of unit vectors
 _MOST_NUMBERS = 1 << 24  # of exact rows, or of scores, that are in memory at a time
 _BLOCK = 4096  # rows that are expanded at a time: they stay in cache
+_INTEGER_BLOCK = 1 << 16  # rows of an integer product
 
 
 class Rows(StrEnum):
@@ -133,12 +134,13 @@ class CompactGallery:
         block = self._values[rows].float()
         return block if self._scales is None else block.mul_(self._scales[rows, None])
 
-    def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def nearest(self, queries: Tensor, k: int, removed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k rows with the largest exact inner product, for each query; as `dist_train.evaluate.search.nearest`.
 
         Args:
             queries: of length 1, [Q, D].
-            k: how many, at most N.
+            k: how many, at most the rows that are not removed.
+            removed: bool [N], rows that are not found; None for none.
         """
         best = torch.empty(len(queries), k)
         rows = torch.zeros(len(queries), k, dtype=torch.int64)
@@ -146,31 +148,67 @@ class CompactGallery:
         count = max(_LEAST_CANDIDATES, 4 * k)
         while len(left):
             if count >= len(self) // 2:  # nothing is gained any more
-                best[left], rows[left] = nearest(queries[left], self._exact, k)
+                best[left], rows[left] = nearest(queries[left], self._exact, k, removed=removed)
                 break
-            approximate, candidates = self._candidates(queries[left], count)
+            approximate, candidates, lost = self._candidates(queries[left], count, removed)
             scores = self._decided(queries[left], candidates)
+            if removed is not None:  # some are candidates where few others are left
+                scores.masked_fill_(removed[candidates], -torch.inf)
             found, place = scores.topk(k, dim=1)
             # Not "smaller": a score that is not a number is one that the exact search must bring to light.
-            sure = approximate[:, -1] + self._error + _ROUNDING < found[:, -1]
+            sure = approximate[:, -1] + self._error + lost + _ROUNDING < found[:, -1]
             best[left[sure]], rows[left[sure]] = found[sure], candidates.gather(1, place)[sure]
             left, count = left[~sure], count * _MORE
         return best, rows
 
-    def _candidates(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` rows with the largest approximate scores, for each query, and these scores: [Q, count] both."""
+    def _candidates(self, queries: Tensor, count: int, removed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The `count` rows with the largest approximate scores, for each query, and these scores: [Q, count] both.
+
+        The third is by how much a score is further off than the rows' own error, because the query was rounded: [Q].
+        """
+        exact = torch.zeros(len(queries))
         if len(queries) * len(self) > _MOST_NUMBERS:
-            return nearest(queries, self, count, gallery_block=_BLOCK)
+            return *nearest(queries, self, count, gallery_block=_BLOCK, removed=removed), exact
         # Few queries: one selection among all scores costs less than one in each block.
-        scores = torch.empty(len(self), len(queries))
-        expanded = torch.empty(_BLOCK, queries.shape[1])
-        for start in range(0, len(self), _BLOCK):
-            part = self._values[start : start + _BLOCK]
-            torch.mm(expanded[: len(part)].copy_(part), queries.T, out=scores[start : start + _BLOCK])
+        scores = torch.empty(len(queries), len(self))
+        if self._scales is not None and integers_are_fast():
+            lost = self._integer_scores(queries, scores)
+        else:
+            lost = exact
+            expanded = torch.empty(_BLOCK, queries.shape[1])
+            for start in range(0, len(self), _BLOCK):
+                part = self._values[start : start + _BLOCK]
+                scores[:, start : start + _BLOCK] = queries @ expanded[: len(part)].copy_(part).T
         if self._scales is not None:
-            scores.mul_(self._scales[:, None])
-        best, rows = scores.T.topk(count, dim=1)
-        return best, rows
+            scores.mul_(self._scales)
+        if removed is not None:
+            scores.masked_fill_(removed, -torch.inf)
+        best, rows = scores.topk(count, dim=1)
+        return best, rows, lost
+
+    def _integer_scores(self, queries: Tensor, scores: Tensor) -> Tensor:
+        """Fill scores [Q, N], but for the rows' scales, by integer products; by how much they are off, at most: [Q].
+
+        A query is the sum of two int8 vectors with a scale each, the second of what the first leaves over.
+        """
+        coarse = queries.abs().amax(dim=1, keepdim=True) / _LEVELS
+        first = (queries / coarse).round_()
+        fine = coarse / (2 * _LEVELS)
+        second = ((queries - first * coarse) / fine).round_().clamp_(-_LEVELS, _LEVELS)
+        both = torch.cat([first, second]).to(torch.int8)
+        for start in range(0, len(self), _INTEGER_BLOCK):
+            part = self._values[start : start + _INTEGER_BLOCK]
+            products = torch._int_mm(both, part.T).float()  # [2 Q, n]
+            torch.addcmul(
+                products[: len(queries)] * coarse,
+                products[len(queries) :],
+                fine,
+                out=scores[:, start : start + _INTEGER_BLOCK],
+            )
+        left = queries.double() - first.double() * coarse.double() - second.double() * fine.double()
+        longest = 1 + self._error  # of what stands for a row
+        lost: Tensor = (left.norm(dim=1) * longest).float()
+        return lost
 
     def _decided(self, queries: Tensor, candidates: Tensor) -> Tensor:
         """Exact inner products [Q, n] with the rows `candidates` [Q, n]; they are read in the order of the file."""
@@ -180,3 +218,8 @@ class CompactGallery:
             numbers, place = some.unique(return_inverse=True)
             parts.append((self._exact[numbers][place] @ asked[:, :, None]).squeeze(2))  # [q, n, D] x [q, D, 1]
         return torch.cat(parts)
+
+
+def integers_are_fast() -> bool:
+    """Whether products of int8 are exact and fast here: without VNNI sums of two may saturate on the way."""
+    return bool(torch.cpu._is_vnni_supported())

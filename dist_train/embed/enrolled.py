@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.files import first_fault
 from dist_train.runtime.lock import HeldError, Lock
-from dist_train.runtime.written import remove_temporaries, written
+from dist_train.runtime.written import remove_temporaries, sync_directory, written
 from dist_train.section import first_difference
 
 LOG, LOCK = "enrolled.log", "enrolled.lock"
@@ -116,7 +116,7 @@ class Enrolled:
                 raise UserError(
                     f"gallery {directory}: {error.holder or 'another process'} enrols there; one process at a time can"
                 ) from error
-            remove_temporaries(directory)
+            remove_temporaries(directory, f"{LOG}.*")
         try:
             self._open(writable)
         except BaseException:
@@ -129,7 +129,7 @@ class Enrolled:
                 return
             with written(self.path) as file:
                 file.write(self._head())
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         flags = (os.O_RDWR | os.O_APPEND) if writable else os.O_RDONLY
         self._file = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         status = os.fstat(self._file)
@@ -316,7 +316,7 @@ class Enrolled:
                 line = os.pread(self._file, entry.place[1], entry.place[0])
                 entries.append(entry._replace(place=(end, len(line))))
                 end += file.write(line)
-        _sync_directory(self.path.parent)
+        sync_directory(self.path.parent)
         new = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         os.close(self._file)
         self._file, self._entries, self._end, self._dead = new, entries, end, 0
@@ -372,12 +372,3 @@ def _embedding(text: str, dim: int) -> NDArray[np.float32] | None:
         return None
     length = float(np.linalg.norm(found.astype(np.float64)))
     return found.astype(np.float32) if len(found) == dim and abs(length - 1) < 1e-3 else None
-
-
-def _sync_directory(directory: Path) -> None:
-    """Wait until a new name is on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from dist_train.embed.embedded import read_embedded
-from dist_train.embed.gallery import ENTRIES, Gallery, store_gallery
+from dist_train.embed.gallery import Gallery, store_gallery
+from dist_train.embed.segment import ENTRIES
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError
 from dist_train.evaluate.fusion import fused_rows

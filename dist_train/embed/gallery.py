@@ -1,15 +1,17 @@
 """A gallery: unit embeddings of known pictures on disk, and the exact search for those nearest to a query.
 
-GALLERY/embeddings.npy   float32 [N, D], unit rows; mapped into memory, not read
-GALLERY/entries.arrow    what is known about each row
-GALLERY/gallery.json     the model, and the sources of the pictures
+GALLERY/gallery.json     the model, the sources of the pictures, and which of the following count
+GALLERY/*                the first segment's files: `dist_train.embed.segment`
+GALLERY/added-N/*        segments that were appended
+GALLERY/removed-N.npy    bool, for each row of all segments in order, whether it was removed; no row after its end was
 
-Where it was built with rows of fewer bits, `dist_train.embed.compact` says what else is there.
+No file but gallery.json is ever changed: what it says decides, and it is replaced at once. `dist_train.embed.changes`
+makes the changes.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,29 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.embed.compact import CompactGallery, CompactWriter, Rows
+from dist_train.embed.compact import Rows
 from dist_train.embed.min_quality import MinQuality
 from dist_train.embed.pictures import Place
-from dist_train.embed.table import (
-    FORMAT_VERSION,
-    NAMES,
-    EmbeddingFile,
-    load_array,
-    unit_length,
-    write_array,
-)
+from dist_train.embed.segment import ENTRIES, Segment, write_segment
+from dist_train.embed.table import FORMAT_VERSION, EmbeddingFile, unit_length
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.fusion_file import parsed_parts
-from dist_train.evaluate.search import nearest
+from dist_train.runtime.files import map_array
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.text import kind_and_line
-from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written, written_directory
+from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written_directory
 from dist_train.section import first_difference
 
-ENTRIES = NAMES.append(pa.field("source", pa.int32(), nullable=False))
-_GALLERY, _EMBEDDINGS, _ENTRIES_NAME = "gallery.json", "embeddings.npy", "entries.arrow"
-_BATCH_ROWS = 1 << 16
-_MADE_BY = ("model", "embedding_dim", "image_size", "flip")  # what all embeddings of a gallery must share
+DESCRIPTION = "gallery.json"
+MADE_BY = ("model", "embedding_dim", "image_size", "flip")  # what all embeddings of a gallery must share
+_DAMAGES = (ValueError, TypeError, LookupError, RecursionError, OverflowError, pa.ArrowException)
+PART_NAME = re.compile(r"(added-\d{1,12}|removed-\d{1,12}\.npy)")
 
 
 class Match(NamedTuple):
@@ -97,27 +93,61 @@ def build_gallery(
         raise UserError(f"gallery {directory}: would be empty: none of {every:,} rows has {min_quality} or more")
     if not count:
         raise UserError(f"gallery {directory}: would be empty: no row in {', '.join(map(str, files)) or 'no file'}")
-    made_by = {key: opened[0].description[key] for key in _MADE_BY}
+    made_by = {key: opened[0].description[key] for key in MADE_BY}
     for each in opened[1:]:
-        if found := first_difference(made_by, {key: each.description[key] for key in _MADE_BY}, cut_digests=True):
+        if found := first_difference(made_by, {key: each.description[key] for key in MADE_BY}, cut_digests=True):
             raise UserError(
                 f"{opened[0].path} and {each.path} were not made in the same way: {found}; embed all pictures of a "
                 "gallery with one model"
             )
-    body = {"version": FORMAT_VERSION, "rows": count, **made_by, "sources": [e.description["source"] for e in opened]}
+    body = {"version": FORMAT_VERSION, **made_by, "sources": [e.description["source"] for e in opened]}
     if min_quality is not None:
         body |= {"min_quality": str(min_quality), "left_out": every - count}
+    shape = count, opened[0].embedding_dim
     try:
-        with write_failures(f"gallery {directory}", MAKE_ROOM), written_directory(directory) as home:
-            with ExitStack() as files_of_rows:
-                shape = count, opened[0].embedding_dim
-                compact = None if rows is Rows.float32 else CompactWriter(home, rows, shape, files_of_rows)
-                _write(home, opened, shape, quiet, min_quality, compact)
-            write_json(home / _GALLERY, body | ({} if compact is None else {"compact": compact.described()}))
+        with (
+            write_failures(f"gallery {directory}", MAKE_ROOM),
+            written_directory(directory) as home,
+            progress_bar(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
+        ):
+            parts = unit_parts(opened, range(len(opened)), min_quality)
+            described = write_segment(home, _shown(parts, bar), shape, rows)
+            write_json(home / DESCRIPTION, body | described)
     finally:
         for each in opened:
             each.close()
     return Gallery(directory)
+
+
+def _shown(
+    parts: Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]],
+    bar: Any,  # noqa: ANN401 - tqdm's
+) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
+    for part in parts:
+        yield part
+        bar.update(part[0].num_rows)
+
+
+def unit_parts(
+    opened: Sequence[EmbeddingFile], sources: Sequence[int], min_quality: MinQuality | None = None
+) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
+    """Entries in `ENTRIES`, and their unit rows [n, D], of files with the numbers of their sources.
+
+    Raises:
+        UserError: an embedding is zero or not finite.
+        WorkError: a file is damaged.
+    """
+    for number, each in zip(sources, opened, strict=True):
+        start = 0
+        for names, features in each.batches():
+            rows = np.arange(start, start + len(features))
+            start += len(features)
+            if min_quality is not None:
+                kept = np.flatnonzero(min_quality.keeps(names))
+                rows, names, features = rows[kept], names.take(pa.array(kept)), features[kept]
+            source = pa.array(np.full(len(features), number, np.int32))
+            entries = pa.RecordBatch.from_arrays([*names.columns, source], schema=ENTRIES)
+            yield entries, unit_length(features, names, each.path, rows)
 
 
 def store_gallery(directory: Path, rows: NDArray[np.float32], entries: pa.Table, body: dict[str, Any]) -> None:
@@ -133,62 +163,9 @@ def store_gallery(directory: Path, rows: NDArray[np.float32], entries: pa.Table,
         WorkError: the disk is full.
     """
     with write_failures(f"gallery {directory}", MAKE_ROOM), written_directory(directory) as home:
-        with written(home / _EMBEDDINGS) as file:
-            write_array(file, iter([rows]), (len(rows), rows.shape[1]))
-        with written(home / _ENTRIES_NAME) as file, pa.ipc.new_file(file, ENTRIES) as stored:
-            _flush(stored, entries.to_batches(), 1)
-        write_json(home / _GALLERY, {"version": FORMAT_VERSION, "rows": len(rows), **body})
-
-
-def _write(
-    directory: Path,
-    opened: Sequence[EmbeddingFile],
-    shape: tuple[int, int],
-    quiet: bool,
-    min_quality: MinQuality | None,
-    compact: CompactWriter | None,
-) -> None:
-    with (
-        written(directory / _EMBEDDINGS) as rows_file,
-        written(directory / _ENTRIES_NAME) as entries_file,
-        pa.ipc.new_file(entries_file, ENTRIES) as entries,
-        progress_bar(total=shape[0], unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
-    ):
-
-        def unit_rows() -> Iterator[NDArray[np.float32]]:
-            held: list[pa.RecordBatch] = []
-            for number, each in enumerate(opened):
-                start = 0
-                for names, features in each.batches():
-                    rows = np.arange(start, start + len(features))
-                    start += len(features)
-                    if min_quality is not None:
-                        kept = np.flatnonzero(min_quality.keeps(names))
-                        rows, names, features = rows[kept], names.take(pa.array(kept)), features[kept]
-                    unit = unit_length(features, names, each.path, rows)
-                    if compact is not None:
-                        compact.add(unit)
-                    yield unit
-                    source = pa.array(np.full(len(features), number, np.int32))
-                    held.append(pa.RecordBatch.from_arrays([*names.columns, source], schema=ENTRIES))
-                    held = _flush(entries, held, _BATCH_ROWS)
-                    bar.update(len(features))
-            _flush(entries, held, 1)
-
-        write_array(rows_file, unit_rows(), shape)
-
-
-def _flush(entries: pa.ipc.RecordBatchFileWriter, held: list[pa.RecordBatch], least: int) -> list[pa.RecordBatch]:
-    """Write what is held in batches of `_BATCH_ROWS`, once it has `least` rows; what is still held."""
-    count = sum(batch.num_rows for batch in held)
-    if count < least:
-        return held
-    table = pa.Table.from_batches(held).combine_chunks()
-    whole = count if least == 1 else count // _BATCH_ROWS * _BATCH_ROWS
-    for batch in table.slice(0, whole).to_batches(max_chunksize=_BATCH_ROWS):
-        entries.write_batch(batch)
-    rest: list[pa.RecordBatch] = table.slice(whole).to_batches()
-    return rest
+        (batch,) = entries.combine_chunks().to_batches()
+        described = write_segment(home, iter([(batch, rows)]), (len(rows), rows.shape[1]), Rows.float32)
+        write_json(home / DESCRIPTION, {"version": FORMAT_VERSION, **body, **described})
 
 
 class Gallery:
@@ -204,6 +181,9 @@ class Gallery:
         parts: the models that are fused in it; empty for one model alone.
         aligned: for each part, or the one model, whether faces of its pictures were found and aligned.
         thresholds: of the fused cosines, a calibration as JSON; empty where there is none.
+        body: its whole description.
+        segments: its rows, in order.
+        removed: bool [N], for each row of all segments.
 
     Raises:
         UserError: missing, empty, damaged, or something else.
@@ -211,45 +191,49 @@ class Gallery:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        try:
-            body = json.loads((directory / _GALLERY).read_text(encoding="utf-8"))
-            self.made_by: dict[str, Any] = {key: body[key] for key in _MADE_BY}
-            self.sources: list[dict[str, Any]] = body["sources"]
-            self.left_out = int(body.get("left_out", 0))
-            fusion = body.get("fusion") or {"parts": (), "align": [any(s.get("align") for s in self.sources)]}
-            self.parts = parsed_parts(fusion["parts"]) if fusion["parts"] else ()
-            self.aligned = [bool(each) for each in fusion["align"]]
-            self.thresholds = str(fusion.get("thresholds", ""))
-            if self.parts and len(self.aligned) != len(self.parts):
-                raise ValueError(f"{len(self.aligned)} notes of aligned pictures for {len(self.parts)} models")
-            if self.parts and sum(part.embedding_dim for part in self.parts) != int(self.made_by["embedding_dim"]):
-                raise ValueError("its models have embeddings of other sizes")
-            # Copy on write: torch warns of arrays that cannot be written.
-            self._rows = torch.from_numpy(load_array(directory / _EMBEDDINGS, "c"))
-            self._compact = CompactGallery(directory, body["compact"], self._rows) if "compact" in body else None
-            self._entries = pa.ipc.open_file(pa.memory_map(str(directory / _ENTRIES_NAME)))
-            stored = sum(self._entries.get_batch(n).num_rows for n in range(self._entries.num_record_batches))
-            shape = [int(body["rows"]), int(self.made_by["embedding_dim"])]
-            if not all(isinstance(source["path"], str) for source in self.sources):
-                raise ValueError("a source without a path")
-            if not self._entries.schema.equals(ENTRIES):
-                raise ValueError(
-                    f"columns {', '.join(self._entries.schema.names)}, expected {', '.join(ENTRIES.names)}"
-                )
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(
-                f"gallery {directory}: no gallery there; make one with `headcount search build EMBEDDINGS {directory}`"
-            ) from error
-        except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, pa.ArrowException) as error:
-            reason = kind_and_line(error)
-            raise UserError(f"gallery {directory}: damaged: {reason}; build it again") from error
-        if not len(self._rows):
+        while True:
+            text = _described(directory)
+            try:
+                self._open(text)
+                break
+            except (OSError, *_DAMAGES) as error:
+                if _described(directory) == text:  # else it was changed meanwhile, and the files of before are gone
+                    reason = kind_and_line(error)
+                    raise UserError(f"gallery {directory}: damaged: {reason}; build it again") from error
+        if not len(self):
             raise UserError(f"gallery {directory}: it is empty")
-        if list(self._rows.shape) != shape or stored != shape[0]:
-            raise UserError(
-                f"gallery {directory}: {stored} entries and embeddings {list(self._rows.shape)}, expected {shape}; "
-                "build it again"
-            )
+
+    def _open(self, text: str) -> None:
+        body = json.loads(text)
+        self.made_by: dict[str, Any] = {key: body[key] for key in MADE_BY}
+        self.sources: list[dict[str, Any]] = body["sources"]
+        self.left_out = int(body.get("left_out", 0))
+        fusion = body.get("fusion") or {"parts": (), "align": [any(s.get("align") for s in self.sources)]}
+        self.parts = parsed_parts(fusion["parts"]) if fusion["parts"] else ()
+        self.aligned = [bool(each) for each in fusion["align"]]
+        self.thresholds = str(fusion.get("thresholds", ""))
+        if self.parts and len(self.aligned) != len(self.parts):
+            raise ValueError(f"{len(self.aligned)} notes of aligned pictures for {len(self.parts)} models")
+        if self.parts and sum(part.embedding_dim for part in self.parts) != int(self.made_by["embedding_dim"]):
+            raise ValueError("its models have embeddings of other sizes")
+        if not all(isinstance(source["path"], str) for source in self.sources):
+            raise ValueError("a source without a path")
+        self.body = body
+        homes = [self.directory, *(self.directory / _part_name(each["directory"]) for each in body.get("added", ()))]
+        described = [body, *body.get("added", ())]
+        self.segments = [Segment(h, d, self.embedding_dim) for h, d in zip(homes, described, strict=True)]
+        self._starts = np.cumsum([0, *map(len, self.segments)]).tolist()
+        self.removed = torch.zeros(self._starts[-1], dtype=torch.bool)
+        if "removed" in body:
+            stored = map_array(self.directory / _part_name(body["removed"]), "r")
+            if stored.dtype != np.bool_ or stored.ndim != 1 or len(stored) > len(self.removed):
+                raise ValueError(f"{body['removed']} is {stored.dtype} {list(stored.shape)}, expected bool [N]")
+            self.removed[: len(stored)] = torch.from_numpy(np.array(stored))
+        gone = [
+            self.removed[start : start + len(each)] for start, each in zip(self._starts, self.segments, strict=False)
+        ]
+        self._living = [len(each) - int(each.sum()) for each in gone]
+        self._gone = [each if bool(each.any()) else None for each in gone]
 
     @property
     def embedding_dim(self) -> int:
@@ -257,7 +241,7 @@ class Gallery:
         return int(self.made_by["embedding_dim"])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(self._living)
 
     def search(self, queries: Tensor, k: int) -> list[list[Match]]:
         """The rows with the largest cosine, for each query; exact.
@@ -274,12 +258,13 @@ class Gallery:
                 f"queries {list(queries.shape)}: gallery {self.directory} holds embeddings of "
                 f"{self.embedding_dim} numbers"
             )
+        if k < 1:
+            raise UserError(f"k={k}: expected 1 or more")
         norms = queries.double().norm(dim=1)
         if not bool((torch.isfinite(norms) & (norms > 0)).all()):
             raise UserError("a query's embedding is zero or not finite; the model is damaged")
         unit = (queries.double() / norms[:, None]).float()
-        k = min(k, len(self._rows))
-        scores, rows = self._compact.nearest(unit, k) if self._compact else nearest(unit, self._rows, k)
+        scores, rows = self._nearest(unit, min(k, len(self)))
         if not bool(torch.isfinite(scores).all()):  # it sorts before all numbers
             row = int(rows[~torch.isfinite(scores)][0])
             raise WorkError(
@@ -290,11 +275,23 @@ class Gallery:
             for both in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
 
+    def _nearest(self, unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Scores and rows [Q, k] of the nearest in all segments."""
+        found = []
+        for start, segment, gone, living in zip(self._starts, self.segments, self._gone, self._living, strict=False):
+            if living:
+                scores, rows = segment.nearest(unit, min(k, living), gone)
+                found.append((scores, rows + start))
+        if len(found) == 1:
+            return found[0]
+        scores, rows = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+        best, place = scores.topk(k, dim=1)
+        return best, rows.gather(1, place)
+
     def _match(self, score: float, row: int) -> Match:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
         try:
-            batch = self._entries.get_batch(row // _BATCH_ROWS)
-            batch.validate(full=True)  # values of a damaged file would end the process when they are read
-            entry = batch.slice(row % _BATCH_ROWS, 1).to_pylist()[0]
+            entry = self.segments[number].entry(row - self._starts[number])
             if entry["source"] is None or not 0 <= entry["source"] < len(self.sources):
                 raise ValueError(f"row {row} is of source {entry['source']}, there are {len(self.sources)}")
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -309,3 +306,32 @@ class Gallery:
             entry["label"],
             None if points is None else np.array(points, np.float32).reshape(5, 2),
         )
+
+
+def source_folder(source: dict[str, Any]) -> Path:
+    """The folder that the paths of a source's pictures begin in."""
+    path = Path(source["path"])
+    return path if path.is_dir() else path.parent
+
+
+def _described(directory: Path) -> str:
+    """The description as it is now.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    try:
+        return (directory / DESCRIPTION).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"gallery {directory}: no gallery there; make one with `headcount search build EMBEDDINGS {directory}`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"gallery {directory}: damaged: {kind_and_line(error)}; build it again") from error
+
+
+def _part_name(name: str) -> str:
+    """A name that leads nowhere else."""
+    if not PART_NAME.fullmatch(name):
+        raise ValueError(f"a part is named {name!r}")
+    return name

@@ -44,7 +44,9 @@ def score_blocks(
             yield rows, columns, matmul(queries[rows], block, out=out)
 
 
-def nearest(queries: Tensor, gallery: RowBlocks, k: int, gallery_block: int | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, gallery: RowBlocks, k: int, gallery_block: int | None = None, removed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k gallery rows with the largest inner product, for each query.
 
     Args:
@@ -52,6 +54,7 @@ def nearest(queries: Tensor, gallery: RowBlocks, k: int, gallery_block: int | No
         gallery: [N, D].
         k: how many, at most N.
         gallery_block: rows at a time.
+        removed: bool [N], rows that are not found; at least k must be left. None for none.
 
     Returns:
         Scores [Q, k], falling, and row numbers int64 [Q, k].
@@ -66,6 +69,8 @@ def nearest(queries: Tensor, gallery: RowBlocks, k: int, gallery_block: int | No
     best = queries.new_full((len(queries), k), -torch.inf)
     rows_of_best = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
     for rows, columns, scores in score_blocks(queries, gallery, gallery_block=gallery_block):
+        if removed is not None:
+            scores.masked_fill_(removed[columns], -torch.inf)
         # Late blocks rarely hold a better row for most queries; a maximum is far cheaper than a selection.
         # Not "larger": a score that is not a number must come to light, not hide the others of its block.
         hopeful = (~(scores.amax(dim=1) <= best[rows, -1])).nonzero().squeeze(1)

@@ -85,9 +85,27 @@ def written_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_temporaries(directory: Path) -> None:
-    """Remove what processes that were killed left of files by `written`. Nobody may be writing there."""
-    for path in directory.glob(".*.tmp"):
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk, as they are now.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(directory: Path, name: str = "*") -> None:
+    """Remove what processes that were killed left of files by `written`. Nobody may be writing them.
+
+    Args:
+        directory: of the files.
+        name: of the files, up to `.tmp`; `*` in it stands for anything.
+    """
+    for path in directory.glob(f".{name}.tmp"):
         path.unlink(missing_ok=True)
 
 

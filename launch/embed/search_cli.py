@@ -1,4 +1,4 @@
-"""The commands `headcount search build` and `headcount search query`."""
+"""The commands `headcount search build`, `append`, `remove` and `query`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +114,51 @@ def build(
         f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, by model {made.made_by['model']['name']}"
         f"{left_out}"
     )
+
+
+@app.command()
+def append(
+    gallery: Annotated[Path, typer.Argument(help="directory of the gallery")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="EMBEDDINGS...", help="files of `headcount embed`, by the gallery's model")
+    ],
+) -> None:
+    """Append embeddings to a gallery, without building it again. A kill leaves it as it was before, or after.
+
+    Examples:
+
+      headcount search append gallery new.parquet
+    """
+    from dist_train.embed.changes import append_rows
+
+    made, count = append_rows(gallery, files)
+    echo(f"{gallery}: {count:,} rows appended, {len(made):,} now")
+
+
+@app.command()
+def remove(
+    gallery: Annotated[Path, typer.Argument(help="directory of the gallery")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="identities, all of whose pictures are removed")
+    ] = None,
+    picture: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="one picture, as `search query` prints it; repeatable")
+    ] = None,
+) -> None:
+    """Remove people or pictures from a gallery, without building it again. A kill leaves it as before, or after.
+
+    No search finds them any more; their bytes leave the disk when the gallery is built again.
+
+    Examples:
+
+      headcount search remove gallery "Ann Lee" "Bob Ray"
+
+      headcount search remove gallery --picture photos/ann/3.jpg
+    """
+    from dist_train.embed.changes import remove_rows
+
+    made, count = remove_rows(gallery, names or (), picture or ())
+    echo(f"{gallery}: {count:,} rows removed, {len(made):,} left")
 
 
 def _build_fused(files: list[Path], gallery: Path, fusion: Path, min_quality: str | None) -> None:
@@ -283,8 +328,9 @@ def _name(match: "Match") -> str:
 
 
 def _full_path(gallery: "Gallery", match: "Match") -> str:
-    path = Path(gallery.sources[match.source]["path"])
-    return str((path if path.is_dir() else path.parent) / match.place.path)
+    from dist_train.embed.gallery import source_folder
+
+    return str(source_folder(gallery.sources[match.source]) / match.place.path)
 
 
 def _tile(gallery: "Gallery", match: "Match", rank: int, decision: "Decision | None") -> "Tile":

@@ -62,10 +62,33 @@ def test_matches_are_those_of_the_exact_rows_however_few_candidates_there_are(ga
     assert ((compact.CompactGallery, 4) in asked) != few
 
 
+@pytest.mark.skipif(not compact.integers_are_fast(), reason="the processor has no VNNI")
+def test_scores_by_integer_products_are_off_by_no_more_than_is_said(galleries, monkeypatch):
+    monkeypatch.setattr(compact, "_INTEGER_BLOCK", 100)
+    gallery = galleries[Rows.int8].segments[0]._compact
+    queries = torch.nn.functional.normalize(torch.randn(5, DIM, generator=torch.Generator().manual_seed(2)))
+    queries[4] = torch.eye(DIM)[2]
+    scores = torch.empty(5, len(gallery))
+    lost = gallery._integer_scores(queries, scores)
+    wanted = queries.double() @ gallery._values.double().T * gallery._scales.double()
+    off = (scores.double() * gallery._scales.double() - wanted).abs().amax(dim=1)
+    assert (off <= lost + 1e-6).all()
+    assert lost.max() < 1e-4
+
+
+def test_processors_without_fast_integers_find_the_same(galleries, monkeypatch):
+    monkeypatch.setattr(compact, "integers_are_fast", lambda: False)
+    monkeypatch.setattr(compact, "_LEAST_CANDIDATES", 1)
+    queries = torch.randn(3, DIM, generator=torch.Generator().manual_seed(1))
+    wanted = galleries[Rows.float32].search(queries, 5)
+    for found, exact in zip(galleries[Rows.int8].search(queries, 5), wanted, strict=True):
+        assert [match.row for match in found] == [match.row for match in exact]
+
+
 def test_candidates_that_prove_nothing_are_followed_by_more_and_then_by_all(galleries, monkeypatch):
     monkeypatch.setattr(compact, "_LEAST_CANDIDATES", 2)
     gallery = Gallery(galleries[Rows.int8].directory)
-    gallery._compact._error = 1.0  # nothing is sure
+    gallery.segments[0]._compact._error = 1.0  # nothing is sure
     asked = []
     monkeypatch.setattr(compact, "_MOST_NUMBERS", 50)
     monkeypatch.setattr(compact, "nearest", lambda q, g, k, **o: (asked.append(k), nearest(q, g, k, **o))[1])
@@ -86,7 +109,7 @@ def test_compact_files_are_as_small_as_their_numbers(galleries):
     ("name", "change", "said"),
     [
         ("compact.npy", lambda path: path.write_bytes(path.read_bytes()[:300]), "damaged"),
-        ("compact.npy", lambda path: path.unlink(), "no gallery there"),
+        ("compact.npy", lambda path: path.unlink(), "damaged: FileNotFoundError"),
         ("compact.npy", lambda path: np.save(path, np.zeros((9, DIM), np.float32)), "expected int8"),
         ("compact.npy", lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True), "damaged"),
         ("scales.npy", lambda path: np.save(path, np.zeros(3, np.float32)), "scales.npy is float32"),
