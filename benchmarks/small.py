@@ -5,9 +5,9 @@
     python benchmarks/small.py --case gallery --rows 10000000
 
 `models`: the run, its embedding of 80 % of the numbers, its network of 70 % of the channels after a training with the
-run as the teacher, in PyTorch, onnxruntime and static int8: accuracy, TAR, parameters, FLOPs, size, speed. What was
-trained is kept in --work and not trained again. The table is also written there as Markdown. `gallery`: a search of
-int8 rows beside one of the float32 rows, with the same queries.
+run as the teacher, in PyTorch and onnxruntime, in int8 by rounding and by training: accuracy, TAR, parameters, FLOPs,
+size, speed. What was made is kept in --work and not made again; the table is also written there as Markdown.
+`gallery`: a search of int8 rows beside one of the float32 rows, with the same queries.
 """
 
 import argparse
@@ -77,9 +77,12 @@ def models(options: argparse.Namespace) -> None:
         entries.append(Entry(f"{name}, PyTorch", path, size))
         if path in (options.run, tuned):
             file = work / f"{name.replace(' ', '-')}.onnx"
-            headcount("export", path, "-o", file, "--int8", "static", "--calibrate", options.train)
+            if not file.with_name(f"{file.stem}.export.json").exists():  # which is written last
+                kinds = ("--int8", "static", "--int8", "trained", "--calibrate", options.train)
+                headcount("export", path, "-o", file, *kinds, "--steps", str(options.int8_steps))
             entries.append(Entry(f"{name}, onnxruntime", file, size))
-            entries.append(Entry(f"{name}, int8", file.with_name(f"{file.stem}.int8.onnx"), size))
+            entries.append(Entry(f"{name}, int8 static", file.with_name(f"{file.stem}.int8.onnx"), size))
+            entries.append(Entry(f"{name}, int8 trained", file.with_name(f"{file.stem}.int8-trained.onnx"), size))
     lines = judged(entries, options)
     for line in lines:
         print_line({"benchmark": "small", "case": line["model"]} | line)
@@ -224,6 +227,7 @@ def main() -> None:
     parser.add_argument("--flip", action="store_true", help="add the mirrored picture's embedding, as for faces")
     parser.add_argument("--work", type=Path, default=Path("runs/small"), help="where the models are kept")
     parser.add_argument("--steps", type=int, help="of the training after pruning; a fifth of the run's by default")
+    parser.add_argument("--int8-steps", type=int, default=500, help="of the training in int8")
     parser.add_argument("--ranks", type=int, default=2, help="of that training")
     parser.add_argument("--multiple", type=int, default=8, help="what a layer keeps is a multiple of it")
     parser.add_argument("--seconds", type=float, default=10, help="time for a model in a case of headcount bench")
