@@ -67,6 +67,11 @@ def models(options: argparse.Namespace) -> None:
         headcount("prune", options.run, narrow, "--keep", str(CHANNELS), *ways, "--set", options.train)
     steps = options.steps or max(1, load_backbone(options.run)[2].step // SHARE)
     start = (f"start.backbone={narrow}", f"start.head={options.run}", f"train.steps={steps}", "train.epochs=null")
+    start += (
+        "evaluate.verification=[]",
+        "evaluate.identification=[]",
+        "export.onnx=false",
+    )  # judged below, with the rest
     teacher = f"objectives.distill={{teacher: {options.run}, weight: 10}}"
     train(narrow / CONFIG_NAME, tuned, *start, teacher, ranks=options.ranks)
     networks = {"as trained": options.run, "short embedding": short, "pruned, untrained": narrow, "pruned": tuned}

@@ -72,7 +72,7 @@ def _fold(graph: GraphModule, layer: Node, norm: Node, tensors: dict[str, Tensor
 def _spread(graph: GraphModule, norm: Node, tensors: dict[str, Tensor]) -> None:
     """Write a normalisation that has no layer before it as the product and the sum that it is.
 
-    torchao takes every other form for something to fold, and looks at it for half a minute.
+    Of maps that is a convolution of one channel and one pixel, which computes in integers like any other.
     """
     image, *rest = cast(tuple[Any, ...], norm.args)
     scale, shift, mean, variance = (_tensor(tensors, each) for each in rest[:4])
@@ -80,14 +80,19 @@ def _spread(graph: GraphModule, norm: Node, tensors: dict[str, Tensor]) -> None:
     assert variance is not None
     factor = torch.rsqrt(variance + rest[6]) * (1 if scale is None else scale)
     offset = (0 if shift is None else shift) - mean * factor
-    axes = [-1] + [1] * (image.meta["val"].ndim - 2)  # [C] -> [C, 1, 1] for maps
+    maps = image.meta["val"].ndim == 4
     with graph.graph.inserting_before(norm):
         factor_node, offset_node = (
-            _parameter(graph, f"{norm.name}_{name}", value.reshape(axes))
-            for name, value in (("factor", factor), ("offset", offset))
+            _parameter(graph, f"{norm.name}_{name}", value)
+            for name, value in (("weight", factor.view(-1, 1, 1, 1) if maps else factor), ("bias", offset))
         )
-        product = graph.graph.call_function(_ATEN.mul.Tensor, (image, factor_node))
-        result = graph.graph.call_function(_ATEN.add.Tensor, (product, offset_node))
+        if maps:
+            sizes = ([1, 1], [0, 0], [1, 1], len(factor))  # stride, padding, dilation, groups
+            result = graph.graph.call_function(_ATEN.conv2d.default, (image, factor_node, offset_node, *sizes))
+        else:
+            product = graph.graph.call_function(_ATEN.mul.Tensor, (image, factor_node))
+            result = graph.graph.call_function(_ATEN.add.Tensor, (product, offset_node))
+    result.meta["val"] = norm.meta["val"]  # torchao rounds no node of an unknown kind
     norm.replace_all_uses_with(result)
     graph.graph.erase_node(norm)
 

@@ -71,9 +71,9 @@ def test_onnxruntime_computes_in_integers_what_was_trained(trained, held_out, tm
     with torch.no_grad():
         expected = trained(held_out)
     assert cosines(model(held_out), expected).min() > 0.999
-    torch.testing.assert_close(model(held_out), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    torch.testing.assert_close(model(held_out), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
     found = operations(made.path)
-    assert (found.count("QLinearConv"), found.count("QGemm"), found.count("Conv")) == (2, 1, 0)
+    assert (found.count("QLinearConv"), found.count("QGemm"), found.count("Conv")) == (3, 1, 0)  # and no BatchNorm
     assert model(held_out[:3]).shape == (3, 8)  # the batch axis stays free
 
 
@@ -82,12 +82,13 @@ def test_weights_take_seven_bits_and_a_scale_for_each_channel(trained, tmp_path)
     arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
-    assert len(layers) == 3
+    assert len(layers) == 4  # the normalisation before a convolution is one too
     for node in layers:
         whole, scale, *_ = (arrays[name] for name in makers[node.input[1]].input)
         assert whole.dtype == "int8"
-        assert -64 <= whole.min() < -30
-        assert 30 < whole.max() <= 63
+        assert whole.min() >= -64
+        assert whole.max() <= 63
+        assert abs(whole.astype(int)).max() > 50
         assert scale.shape == (len(whole),)
 
 
