@@ -45,7 +45,7 @@ def train_int8(
         UserError: no such set, or a network that has no graph.
         WorkError: a damaged picture, or embeddings that are not finite.
     """
-    with StoredSet(pictures_from) as stored, _quiet():
+    with StoredSet(pictures_from) as stored, torch.enable_grad(), _quiet():
         from dist_train.export.fake_quantized import Converted, fake_quantized, keep_ranges
 
         try:
