@@ -5,9 +5,9 @@
     python benchmarks/small.py --case gallery --rows 10000000
 
 `models`: the run, its embedding of 80 % of the numbers, its network of 70 % of the channels after a training with the
-run as the teacher, in PyTorch, onnxruntime and static int8: accuracy, TAR, parameters, FLOPs, size, speed. What was
-trained is kept in --work and not trained again. The table is also written there as Markdown. `gallery`: a search of
-int8 rows beside one of the float32 rows, with the same queries.
+run as the teacher, in PyTorch and onnxruntime, in int8 by rounding and by training: accuracy, TAR, parameters, FLOPs,
+size, speed. What was made is kept in --work and not made again; the table is also written there as Markdown.
+`gallery`: a search of int8 rows beside one of the float32 rows, with the same queries.
 """
 
 import argparse
@@ -67,19 +67,30 @@ def models(options: argparse.Namespace) -> None:
         headcount("prune", options.run, narrow, "--keep", str(CHANNELS), *ways, "--set", options.train)
     steps = options.steps or max(1, load_backbone(options.run)[2].step // SHARE)
     start = (f"start.backbone={narrow}", f"start.head={options.run}", f"train.steps={steps}", "train.epochs=null")
+    start += (
+        "evaluate.verification=[]",
+        "evaluate.identification=[]",
+        "export.onnx=false",
+    )  # judged below, with the rest
     teacher = f"objectives.distill={{teacher: {options.run}, weight: 10}}"
     train(narrow / CONFIG_NAME, tuned, *start, teacher, ranks=options.ranks)
     networks = {"as trained": options.run, "short embedding": short, "pruned, untrained": narrow, "pruned": tuned}
-    entries = []
+    sizes = {}
     for name, path in networks.items():
         network, _, progress = load_backbone(path)
-        size = size_of(network, progress.image_size)
-        entries.append(Entry(f"{name}, PyTorch", path, size))
-        if path in (options.run, tuned):
-            file = work / f"{name.replace(' ', '-')}.onnx"
-            headcount("export", path, "-o", file, "--int8", "static", "--calibrate", options.train)
-            entries.append(Entry(f"{name}, onnxruntime", file, size))
-            entries.append(Entry(f"{name}, int8", file.with_name(f"{file.stem}.int8.onnx"), size))
+        sizes[name] = size_of(network, progress.image_size)
+    first = next(iter(networks))
+    entries = [Entry(f"{first}, PyTorch", options.run, sizes[first])]
+    for name, path in networks.items():
+        file = work / f"{name.replace(', ', '-').replace(' ', '-')}.onnx"
+        kinds = ["static", "trained"] if path in (options.run, tuned) else []
+        if not file.with_name(f"{file.stem}.export.json").exists():  # which is written last
+            words = [word for kind in kinds for word in ("--int8", kind)]
+            words += ["--calibrate", options.train, "--steps", str(options.int8_steps)] if kinds else []
+            headcount("export", path, "-o", file, *words)
+        entries.append(Entry(f"{name}, onnxruntime", file, sizes[name]))
+        for kind, ending in zip(kinds, ("int8", "int8-trained"), strict=False):
+            entries.append(Entry(f"{name}, int8 {kind}", file.with_name(f"{file.stem}.{ending}.onnx"), sizes[name]))
     lines = judged(entries, options)
     for line in lines:
         print_line({"benchmark": "small", "case": line["model"]} | line)
@@ -87,12 +98,14 @@ def models(options: argparse.Namespace) -> None:
 
 
 def judged(entries: Sequence[Entry], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Accuracy and speed of each model, beside those of the first."""
+    """Accuracy and speed of each model, beside those of the first, and of the second: the same in onnxruntime."""
     paths = [each.path for each in entries]
     flip = [] if options.flip else ["--no-flip"]
-    with tempfile.TemporaryDirectory() as name:
-        accuracy, speed = Path(name) / "eval.json", Path(name) / "bench.json"
+    accuracy = options.work / "eval.json"
+    if not accuracy.exists():
         headcount("eval", *paths, "--sets", options.pairs, "--json", accuracy, *flip)
+    with tempfile.TemporaryDirectory() as name:
+        speed = Path(name) / "bench.json"
         timed = ("--threads", "1", "--batch", "1", "--batch", str(BATCH), "--seconds", str(options.seconds))
         headcount("bench", *paths, *timed, "--json", speed)
         figures = json.loads(accuracy.read_text(encoding="utf-8"))
@@ -103,6 +116,7 @@ def judged(entries: Sequence[Entry], options: argparse.Namespace) -> list[dict[s
         one, many = ([each for each in timings if each["batch"] == batch][number] for batch in (1, BATCH))
         first = lines[0] if lines else None
         rate = many["images_per_s"]
+        accuracy, tar = (100 * each for each in (score["accuracy"], score["tar_at_far"][FAR]))
         size = one["size_bytes"] or 4 * entry.size.parameters
         lines.append(
             {
@@ -112,8 +126,11 @@ def judged(entries: Sequence[Entry], options: argparse.Namespace) -> list[dict[s
                 "ratio": round(rate / first["ours"], 2) if first else 1.0,
                 "unit": f"images/s, one thread, batches of {BATCH}",
                 "p50_ms_of_one": one["latency_ms"]["p50"],
-                "accuracy": round(100 * score["accuracy"], 2),
-                "tar": round(100 * score["tar_at_far"][FAR], 2),
+                "accuracy": round(accuracy, 2),
+                "tar": round(tar, 2),
+                "accuracy_points": round(accuracy - first["accuracy"], 2) if first else 0.0,
+                "tar_points": round(tar - first["tar"], 2) if first else 0.0,
+                "over_onnxruntime": round(rate / lines[1]["ours"], 2) if number > 1 else None,
                 "parameters": entry.size.parameters,
                 "flops": entry.size.flops,
                 "embedding_dim": entry.size.embedding_dim,
@@ -135,6 +152,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "ms, one picture",
         "images/s",
         "speed",
+        "over onnxruntime",
     ]
     rows = [
         [
@@ -147,6 +165,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             f"{line['p50_ms_of_one']:.2f}",
             f"{line['ours']:,.0f}",
             f"x{line['ratio']:.2f}",
+            f"x{line['over_onnxruntime']:.2f}" if line["over_onnxruntime"] else "",
         ]
         for line in lines
     ]
@@ -235,6 +254,7 @@ def main() -> None:
     parser.add_argument("--flip", action="store_true", help="add the mirrored picture's embedding, as for faces")
     parser.add_argument("--work", type=Path, default=Path("runs/small"), help="where the models are kept")
     parser.add_argument("--steps", type=int, help="of the training after pruning; a fifth of the run's by default")
+    parser.add_argument("--int8-steps", type=int, default=500, help="of the training in int8")
     parser.add_argument("--ranks", type=int, default=2, help="of that training")
     parser.add_argument("--multiple", type=int, default=8, help="what a layer keeps is a multiple of it")
     parser.add_argument("--seconds", type=float, default=10, help="time for a model in a case of headcount bench")

@@ -11,10 +11,11 @@ from dist_train.runtime.terminal import echo
 
 
 class Int8(StrEnum):
-    """How activations get their range."""
+    """How activations get their range, and weights theirs."""
 
     static = "static"
     dynamic = "dynamic"
+    trained = "trained"
 
 
 def export(
@@ -33,15 +34,18 @@ def export(
     int8: Annotated[
         list[Int8] | None,
         typer.Option(
-            help="also write int8 ONNX: static needs --calibrate, dynamic is small but not fast; repeat for both"
+            help="also write int8 ONNX: static needs --calibrate; trained needs it too, takes longer and loses less; "
+            "dynamic is small but not fast; repeat for more"
         ),
     ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(help="directory of shards with pictures to calibrate --int8 static")
+        Path | None,
+        typer.Option(help="directory of shards with pictures for --int8 static and --int8 trained; no labels"),
     ] = None,
     calibration_images: Annotated[
-        int, typer.Option(min=1, max=65536, help="how many pictures of --calibrate are used")
+        int, typer.Option(min=1, max=65536, help="how many of its pictures --int8 static takes")
     ] = 256,
+    steps: Annotated[int, typer.Option(min=1, max=10_000_000, help="of --int8 trained, with 64 pictures each")] = 1000,
     tensorrt: Annotated[
         bool, typer.Option("--tensorrt", help="also write a TensorRT engine in float16; needs a GPU")
     ] = False,
@@ -96,6 +100,8 @@ def export(
 
       headcount export runs/faces --int8 static --calibrate sets/faces --sensitivity --float-layers 3
 
+      headcount export runs/faces --int8 trained --calibrate sets/faces --steps 2000
+
       headcount export runs/faces --calibration figures.json
     """
     from dist_train.runtime.extras import require
@@ -114,6 +120,7 @@ def export(
         int8=tuple(dict.fromkeys(each.value for each in int8 or ())),
         calibrate=calibrate,
         calibration_images=calibration_images,
+        steps=steps,
         tensorrt=tensorrt,
         pt2=pt2,
         sets=tuple(sets or ()),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.sensitivity import LayerCost, rank_layers
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
+from dist_train.export.train_int8 import check_pictures, train_int8
 from dist_train.run_files import METADATA_NAME, ONNX_NAME
+from dist_train.runtime.extras import require
 from dist_train.runtime.version import version_of
 from dist_train.weights.digest import digest_weights
 
@@ -42,6 +44,7 @@ class ExportJob:
     int8: tuple[str, ...] = ()
     calibrate: Path | None = None
     calibration_images: int = 256
+    steps: int = 1000
     tensorrt: bool = False
     pt2: bool = False
     sets: tuple[Path, ...] = ()
@@ -122,6 +125,10 @@ def export_forms(job: ExportJob) -> Exported:
         target = path.with_name(f"{path.stem}.int8-dynamic.onnx")
         quantize_dynamic(path, target)
         forms.append(Form("onnx int8 dynamic", OnnxModel(target, as_written=True), target))
+    if "trained" in job.int8:
+        target = path.with_name(f"{path.stem}.int8-trained.onnx")
+        _write_trained(job, backbone, config, progress.image_size, target, origin)
+        forms.append(Form("onnx int8 trained", OnnxModel(target, as_written=True), target))
     if job.pt2:
         target = path.with_suffix(".pt2")
         export_program(backbone, convention, target, origin)
@@ -146,27 +153,47 @@ def export_forms(job: ExportJob) -> Exported:
 
 
 def _write_half(job: ExportJob, backbone: nn.Module, image_size: int, target: Path, origin: dict[str, str]) -> None:
-    """The float16 form. Its embeddings are others, so that it states neither the run's weights nor its thresholds."""
-    about = {key: value for key, value in origin.items() if key not in (WEIGHTS_KEY, THRESHOLDS_KEY)}
+    """The float16 form."""
+    _write_other(job, half_inside(backbone), image_size, target, origin | {"quantization": "float16"})
+
+
+def _write_trained(
+    job: ExportJob, backbone: nn.Module, config: RunConfig, image_size: int, target: Path, origin: dict[str, str]
+) -> None:
+    """The int8 form whose weights were trained for it."""
+    flip = config.data.augment.flip
+    network = train_int8(backbone, image_size, cast(Path, job.calibrate), job.steps, flip=flip)
+    more = {"quantization": "int8 trained", "training_steps": str(job.steps)}
+    _write_other(job, network, image_size, target, origin | more)
+
+
+def _write_other(job: ExportJob, network: nn.Module, image_size: int, target: Path, origin: dict[str, str]) -> None:
+    """A form with embeddings of its own, so that it states neither the run's weights nor its thresholds."""
     export_onnx(
-        half_inside(backbone),
+        network,
         image_size,
         target,
         normalize_inside=job.normalize_inside,
         opset=job.opset,
-        origin=about | {"quantization": "float16"},
+        origin={key: value for key, value in origin.items() if key not in (WEIGHTS_KEY, THRESHOLDS_KEY)},
         batch=job.batch,
     )
 
 
 def _check(job: ExportJob) -> None:
-    if "static" in job.int8 and job.calibrate is None:
+    by_pictures = [kind for kind in job.int8 if kind != "dynamic"]
+    if by_pictures and job.calibrate is None:
         raise UserError(
-            "--int8 static: the ranges of activations come from real pictures; give a set of shards like those that "
-            "the model will see: --calibrate SET (the training set will do)"
+            f"--int8 {by_pictures[0]}: the ranges of activations come from real pictures; give a set of shards like "
+            "those that the model will see: --calibrate SET (the training set will do)"
         )
-    if job.calibrate is not None and "static" not in job.int8:
-        raise UserError("--calibrate: only --int8 static is calibrated; add it, or leave --calibrate out")
+    if job.calibrate is not None and not by_pictures:
+        raise UserError(
+            "--calibrate: only --int8 static and --int8 trained look at pictures; add one, or leave --calibrate out"
+        )
+    if job.calibrate is not None and "trained" in job.int8:
+        require("qat", "--int8 trained")
+        check_pictures(job.calibrate)
     if job.sensitivity and "static" not in job.int8:
         raise UserError("--sensitivity: ranks the layers of --int8 static; add it, or leave --sensitivity out")
     if job.float_layers and not job.sensitivity:
@@ -179,7 +206,7 @@ def _check(job: ExportJob) -> None:
 
 
 def _calibration(job: ExportJob, image_size: int) -> Tensor | None:
-    if job.calibrate is None:
+    if job.calibrate is None or "static" not in job.int8:
         return None
     pictures = stored_pictures(job.calibrate, image_size, job.calibration_images)
     if len(pictures) < MIN_PICTURES:

@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "metric": ("pytorch_metric_learning",),
     "faiss": ("faiss",),
     "prune": ("torch_pruning",),
+    "qat": ("torchao",),
     "fddb": ("scipy",),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
 }

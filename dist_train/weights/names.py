@@ -132,10 +132,11 @@ _USUAL_PX = 224
 
 
 def tensor_names(backbone: BackboneConfig) -> list[str]:
-    """Our names of a network's tensors, which do not depend on the size of its pictures."""
+    """Our names of a network's tensors, which depend neither on the size of its pictures nor on its channels."""
     smallest = known_spec(backbone.name).min_image_size
+    whole = backbone.model_copy(update={"channels": None})  # those of a pruned network fit one size alone
     with torch.device("meta"):
         try:
-            return list(build_backbone(backbone, smallest).state_dict())
+            return list(build_backbone(whole, smallest).state_dict())
         except UserError:  # some of timm's are built for larger pictures alone
-            return list(build_backbone(backbone, _USUAL_PX).state_dict())
+            return list(build_backbone(whole, _USUAL_PX).state_dict())

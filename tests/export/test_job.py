@@ -13,6 +13,7 @@ from dist_train.checkpoint.load import load_backbone
 from dist_train.evaluate.calibration import read_calibration, stated_calibration
 from dist_train.evaluate.models import load_model
 from dist_train.export.runtime import OnnxModel
+from dist_train.runtime import extras
 from dist_train.weights.digest import digest_weights
 from launch.cli import run
 from tests.evaluate.figures import figures, point, write_figures
@@ -154,7 +155,7 @@ def test_dear_layers_stay_in_float_and_all_files_take_the_number_of_pictures_tha
     ("words", "status", "message"),
     [
         (["run", "--int8", "static"], 2, "give a set of shards like those that the model will see: --calibrate SET"),
-        (["run", "--calibrate", "set"], 2, "only --int8 static is calibrated"),
+        (["run", "--calibrate", "set"], 2, "only --int8 static and --int8 trained look at pictures"),
         (
             ["run", "--int8", "static", "--calibrate", "few"],
             2,
@@ -201,3 +202,40 @@ def test_tensorrt_without_a_gpu_says_what_is_missing_and_writes_nothing(export, 
     assert "missing: the package tensorrt (`pip install tensorrt`" in err
     assert "a CUDA GPU with its driver" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_trained_is_written_beside_the_rest_and_states_what_it_is(export, tmp_path):
+    out = tmp_path / "face.onnx"
+    status, table, err = export("run", "-o", out, "--int8", "trained", "--calibrate", "set", "--steps", "2")
+    assert status == 0, err
+    assert "onnx int8 trained" in table
+    files = {"face.onnx", "face.int8-trained.onnx", "face.export.json"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    plain, trained = (OnnxModel(tmp_path / name).metadata for name in ("face.onnx", "face.int8-trained.onnx"))
+    stated = {"quantization": "int8 trained", "training_steps": "2"}
+    assert trained == {key: value for key, value in plain.items() if key != "weights_sha256"} | stated
+    row = json.loads((tmp_path / "face.export.json").read_text())["forms"][-1]
+    assert row["cosine_min"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--int8 trained: the ranges of activations come from real pictures"),
+        (["--calibrate", "few"], "--calibrate few: 6 pictures to train int8 on, expected at least 32"),
+        (["--calibrate", "nowhere"], "nowhere"),
+    ],
+)
+def test_int8_trained_refuses_what_it_cannot_train_on_before_it_writes(export, tmp_path, words, message):
+    status, _, err = export("run", "-o", tmp_path / "face.onnx", "--int8", "trained", *words)
+    assert status == 2
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_trained_names_the_extra_that_it_needs(export, tmp_path, monkeypatch):
+    monkeypatch.setitem(extras.EXTRAS, "qat", ("no_such_package",))
+    status, _, err = export("run", "-o", tmp_path / "f.onnx", "--int8", "trained", "--calibrate", "set")
+    assert status == 2
+    assert "--int8 trained: needs no_such_package, not installed here" in err
+    assert "headcount[qat]" in err

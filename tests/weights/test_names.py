@@ -6,6 +6,7 @@ import torch
 from dist_train.backbones import build_backbone
 from dist_train.backbones.config import backbone_section
 from dist_train.backbones.registry import BACKBONES
+from dist_train.backbones.widths import layer_widths
 from dist_train.errors import UserError
 from dist_train.weights.fit import fit_weights
 from dist_train.weights.names import TABLES
@@ -47,3 +48,15 @@ def test_a_table_has_one_name_for_every_tensor(name):
                 table.own_names(section(name))
         else:
             assert sorted(table.own_names(section(name)).values()) == tensors
+
+
+def test_a_pruned_network_has_its_names_whatever_the_size_of_its_pictures():
+    section = backbone_section({"name": "tiny", "embedding_dim": 8})
+    whole = layer_widths(build_backbone(section, 64))
+    last = {"stages.3.residual.4": (256, 192), "stages.3.residual.5": (192, 192), "stages.3.shortcut.0": (128, 192)}
+    last |= {"stages.3.shortcut.1": (192, 192), "embed.0": (192, 192), "embed.3": (4 * 192, 8)}
+    assert last.keys() <= whole.keys()
+    pruned = section.model_copy(update={"channels": last})
+    network = build_backbone(pruned, 64).state_dict()
+    fit = fit_weights(network, network, pruned)
+    assert (fit.source, fit.misfits(), len(fit.tensors)) == ("headcount", "", len(network))
