@@ -73,8 +73,7 @@ def detect(
     paths = [path for each in photos for path in _photos_in(each)]
     if table is not None:
         check_name(table)
-        for path in paths:
-            named(path, table.parent)
+        paths = list({named(path, table.parent): path for path in paths}.values())  # each once: rows are of one photo
     finder = open_detector(detector, device, min_face_px=min_face, thresholds=thresholds, min_score=min_score)
     drawings = _Drawings(out) if out is not None else None
     failed = 0
@@ -119,11 +118,13 @@ def _found(
     from data_prep.align import choose
     from data_prep.decode import decode
     from data_prep.mtcnn.faces import Faces
+    from data_prep.sources.folder import read_file
     from dist_train.data.reject import Reject
 
     for start in range(0, len(paths), BATCH):
         batch = paths[start : start + BATCH]
-        decoded = [decode(path.read_bytes()) for path in batch]
+        read = [read_file(bytes(path)) for path in batch]
+        decoded = [data if isinstance(data, Reject) else decode(data) for data in read]
         found = iter(finder.detect([photo.pixels for photo in decoded if not isinstance(photo, Reject)]))
         for path, photo in zip(batch, decoded, strict=True):
             if isinstance(photo, Reject):
