@@ -50,16 +50,17 @@ class Timing(NamedTuple):
     whole_s: float
 
 
-def write_source(folder: Path, made: Callable[[], list[np.ndarray]]) -> Source:
+def write_source(folder: Path, made: Callable[[], list[np.ndarray]], count: int = PHOTOS) -> Source:
     """Photos of 250 x 250 pixels in `folder`: a tar as LFW comes, and a sample as files.
 
     Args:
         folder: an empty one.
         made: pictures [250, 250, 3], red first, where LFW is not there.
+        count: photos in the tar.
     """
     sample, tar = folder / "sample", folder / "photos.tar"
     sample.mkdir()
-    photos = list(_lfw() if LFW.exists() else _drawn(made()))
+    photos = list(_lfw(count) if LFW.exists() else _drawn(made(), count))
     with tarfile.open(tar, "w") as target:
         for name, data in photos:
             info = tarfile.TarInfo(name)
@@ -70,27 +71,28 @@ def write_source(folder: Path, made: Callable[[], list[np.ndarray]]) -> Source:
     return Source("LFW, deep-funneled" if LFW.exists() else "made of one portrait", tar, sample, len(photos))
 
 
-def _lfw() -> Iterator[tuple[str, bytes]]:
+def _lfw(count: int) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(LFW) as tar:
         files = [member for member in tar if member.isfile() and member.name.endswith(".jpg")]
-        for member in files[:: len(files) // PHOTOS][:PHOTOS]:
+        for member in files[:: len(files) // count][:count]:
             file = tar.extractfile(member)
             if file is not None:
                 yield member.name, file.read()
 
 
-def _drawn(pictures: list[np.ndarray]) -> Iterator[tuple[str, bytes]]:
+def _drawn(pictures: list[np.ndarray], count: int) -> Iterator[tuple[str, bytes]]:
     """Each picture again and again, each time shifted by another number of pixels."""
-    for number in range(PHOTOS):
+    for number in range(count):
         again, which = divmod(number, len(pictures))
         shifted = np.roll(pictures[which], (again % 16, again // 16), (0, 1))
         data = cv2.imencode(".jpg", shifted[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
         yield f"person {which}/{number:06d}.jpg", data.tobytes()
 
 
-def run_job(source: Source, min_face_px: int) -> Timing:
-    """The command with its defaults, and `--min-face` where it is not the default."""
+def run_job(source: Source, min_face_px: int = 20, detector: Path | None = None) -> Timing:
+    """The command with its defaults, and `--min-face` and `--detector` where they are not the defaults."""
     options = [] if min_face_px == 20 else ["--min-face", str(min_face_px)]
+    options += [] if detector is None else ["--detector", str(detector)]
     with tempfile.TemporaryDirectory(dir=source.path.parent) as name:
         out = Path(name) / "set"
         told = headcount("prep", "align", source.path, out, *options)

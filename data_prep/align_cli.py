@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from data_prep.detectors.options import DetectorOption, MinScoreOption, ThresholdsOption
+from data_prep.detectors.options import DetectorOption, FaceChoice, MinScoreOption, ThresholdsOption, refuse_beside
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -47,16 +47,6 @@ _Sbatch = Annotated[
     list[str] | None, typer.Option(help="further option for sbatch, e.g. partition=cpu; repeat for more")
 ]
 _Wandb = Annotated[WandbMode, typer.Option(help="whether figures and report also go to Weights & Biases")]
-
-
-class FaceChoice(StrEnum):
-    """Rules that choose among the faces of a photo; see `data_prep.align.choose`."""
-
-    MAIN = "main"
-    LARGEST = "largest"
-    SUREST = "surest"
-    CENTRAL = "central"
-    ALL = "all"
 
 
 class CropKind(StrEnum):
@@ -175,11 +165,11 @@ def align(
 
     transform: Transform
     if keep:
-        _refuse_beside("--keep", {"--landmarks": landmarks, "--detector": detector, "--upright": upright})
+        refuse_beside("--keep", {"--landmarks": landmarks, "--detector": detector, "--upright": upright})
         transform = Keep(image_size=image_size)
     elif landmarks is not None:
         search = {"--thresholds": thresholds, "--longer-side": longer_side, "--upright": upright}
-        _refuse_beside("--landmarks", {"--detector": detector, "--min-score": min_score, **search})
+        refuse_beside("--landmarks", {"--detector": detector, "--min-score": min_score, **search})
         transform = Placed(
             image_size=image_size,
             table=open_table(landmarks),
@@ -215,18 +205,6 @@ def align(
     )
     chosen = _open_engine(out, engine, workers, sbatch, device)
     _carry_out(out, wandb, options.described(), lambda progress: run_job(out, options, chosen, progress))
-
-
-def _refuse_beside(option: str, others: dict[str, object]) -> None:
-    """Refuse options that mean nothing beside another one.
-
-    Raises:
-        UserError: one of them was given.
-    """
-    from dist_train.errors import UserError
-
-    if given := [name for name, value in others.items() if value]:
-        raise UserError(f"{given[0]} goes with looking for faces, and with {option} none is looked for; leave it out")
 
 
 def resume(

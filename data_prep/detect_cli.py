@@ -7,27 +7,47 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_prep.detectors.options import DetectorOption, MinScoreOption, ThresholdsOption
+from data_prep.detectors.options import DetectorOption, FaceChoice, MinScoreOption, ThresholdsOption
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
+    from data_prep.align import Choice
+    from data_prep.detectors.detector import FaceDetector
     from data_prep.mtcnn.faces import Faces, Picture
 
 BATCH = 16  # photos in memory at one time
 
 
 def detect(
-    photos: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="photos to find faces in")],
-    out: Annotated[Path, typer.Option(file_okay=False, help="directory for the photos with their faces drawn in")],
+    photos: Annotated[
+        list[Path], typer.Argument(exists=True, help="photos to find faces in, or folders with photos anywhere in them")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="directory for the photos with their faces drawn in")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE",
+            dir_okay=False,
+            help="table to write: a .csv, .tsv or .parquet with path, box, score and five points, a row a face; its "
+            "folder holds the photos",
+        ),
+    ] = None,
+    faces: Annotated[FaceChoice, typer.Option(help="which faces of a photo are taken, as by `prep align`")] = (
+        FaceChoice.ALL
+    ),
     min_face: Annotated[float, typer.Option(min=12, help="side of the smallest face to find, in pixels")] = 20,
     detector: DetectorOption = None,
     thresholds: ThresholdsOption = None,
     min_score: MinScoreOption = None,
     device: Annotated[str, typer.Option(help="where the detector runs: cpu or cuda")] = "cpu",
 ) -> None:
-    """Draw boxes, scores and landmarks of the faces in photos.
+    """Find the faces in photos: draw boxes, scores and landmarks, or write them as a table.
 
-    For each photo the command prints the number of faces and the file with the drawn picture.
+    With --out the command prints for each photo the number of faces and the file with the drawn picture. The table is
+    one that `prep train-detector` and `prep eval-detector` take as a set of known faces, and, with one face a photo,
+    `prep align --landmarks`.
 
     Examples:
 
@@ -36,34 +56,103 @@ def detect(
       headcount prep detect photos/*.jpg --out seen --min-face 40 --thresholds 0.6 0.7 0.9
 
       headcount prep detect party.jpg --out seen --detector scrfd_2.5g_bnkps.onnx --min-score 0.4
+
+      headcount prep detect photos --table photos/faces.parquet --detector scrfd_2.5g_bnkps.onnx
+
+      headcount prep detect photos --table photos/main.csv --faces main
     """
-    import cv2
+    from contextlib import ExitStack
 
-    from data_prep.decode import decode
     from data_prep.detectors.open import open_detector
-    from dist_train.data.reject import Reject
-    from dist_train.errors import WorkError
+    from data_prep.faces.table_file import check_name, named, table_file
+    from dist_train.errors import UserError, WorkError
+    from dist_train.runtime.written import write_failures
 
+    if out is None and table is None:
+        raise UserError("nothing is asked for; add --out DIRECTORY for drawn photos, --table FILE for a table, or both")
+    paths = [path for each in photos for path in _photos_in(each)]
+    if table is not None:
+        check_name(table)
+        paths = list({named(path, table.parent): path for path in paths}.values())  # each once: rows are of one photo
     finder = open_detector(detector, device, min_face_px=min_face, thresholds=thresholds, min_score=min_score)
-    out.mkdir(parents=True, exist_ok=True)
-    targets = _targets(photos, out)
+    drawings = _Drawings(out) if out is not None else None
     failed = 0
-    for start in range(0, len(photos), BATCH):
-        batch = photos[start : start + BATCH]
-        decoded = [decode(path.read_bytes()) for path in batch]
-        found = iter(finder.detect([photo.pixels for photo in decoded if not isinstance(photo, Reject)]))
-        for path, photo in zip(batch, decoded, strict=True):
-            target = next(targets)
-            if isinstance(photo, Reject):
-                echo(f"{path}: {photo.reason}: {photo.detail}", err=True)
+    with ExitStack() as stack:
+        rows = None
+        if table is not None:
+            stack.enter_context(write_failures(f"--table {table}", "nothing is left of it"))
+            rows = stack.enter_context(table_file(table))
+        for path, found in _found(finder, paths, faces.value):
+            if isinstance(found, str):
+                echo(f"{path}: {found}", err=True)
                 failed += 1
                 continue
-            faces = next(found)
-            drawn = cv2.cvtColor(draw(photo.pixels, faces), cv2.COLOR_RGB2BGR)
-            target.write_bytes(cv2.imencode(".jpg", drawn)[1].tobytes())
-            echo(f"{path}: {len(faces.scores)} face{'' if len(faces.scores) == 1 else 's'}: {target}")
+            picture, kept = found
+            if rows is not None:
+                rows.add(path, kept)
+            if drawings is not None:
+                drawings.add(path, picture, kept)
+    if table is not None:
+        echo(f"{table}: faces of {len(paths) - failed:,} photos")
     if failed:
-        raise WorkError(f"{failed} of {len(photos)} photos could not be read, see above")
+        raise WorkError(f"{failed} of {len(paths)} photos could not be read, see above")
+
+
+def _photos_in(path: Path) -> list[Path]:
+    """A photo, or all photos anywhere in a folder, in the order of their names."""
+    from data_prep.layouts.layout import SUFFIXES
+    from dist_train.errors import UserError
+
+    if not path.is_dir():
+        return [path]
+    found = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+    if not found:
+        raise UserError(f"{path}: no photo in it; expected files named {', '.join(SUFFIXES)}")
+    return found
+
+
+def _found(
+    finder: "FaceDetector", paths: list[Path], choice: "Choice"
+) -> "Iterator[tuple[Path, tuple[Picture, Faces] | str]]":
+    """Each photo's pixels and the chosen of its faces, or why it cannot be read."""
+    from data_prep.align import choose
+    from data_prep.decode import decode
+    from data_prep.mtcnn.faces import Faces
+    from data_prep.sources.folder import read_file
+    from dist_train.data.reject import Reject
+
+    for start in range(0, len(paths), BATCH):
+        batch = paths[start : start + BATCH]
+        read = [read_file(bytes(path)) for path in batch]
+        decoded = [data if isinstance(data, Reject) else decode(data) for data in read]
+        found = iter(finder.detect([photo.pixels for photo in decoded if not isinstance(photo, Reject)]))
+        for path, photo in zip(batch, decoded, strict=True):
+            if isinstance(photo, Reject):
+                yield path, f"{photo.reason}: {photo.detail}"
+                continue
+            every = next(found)
+            mine = choose(every, choice, *photo.pixels.shape[:2])
+            yield path, (photo.pixels, Faces(*(values[mine] for values in every)))
+
+
+class _Drawings:
+    """The directory of photos with their faces drawn in; photos of equal names get numbers."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._out = out
+        self._taken: set[Path] = set()
+
+    def add(self, photo: Path, picture: "Picture", faces: "Faces") -> None:
+        """Write the drawn picture of a photo, and say where."""
+        import cv2
+
+        names = (f"{photo.stem}{f'-{number}' if number else ''}.jpg" for number in count())
+        target = next(self._out / name for name in names if self._out / name not in self._taken)
+        self._taken.add(target)
+        drawn = cv2.cvtColor(draw(picture, faces), cv2.COLOR_RGB2BGR)
+        target.write_bytes(cv2.imencode(".jpg", drawn)[1].tobytes())
+        echo(f"{photo}: {len(faces.scores)} face{'' if len(faces.scores) == 1 else 's'}: {target}")
 
 
 def draw(picture: "Picture", faces: "Faces") -> "Picture":
@@ -80,13 +169,3 @@ def draw(picture: "Picture", faces: "Faces") -> "Picture":
         told = "" if np.isnan(score) else f"{score:.3f}"
         cv2.putText(marked, told, text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * width, GREEN, width, cv2.LINE_AA)
     return marked
-
-
-def _targets(photos: list[Path], out: Path) -> Iterator[Path]:
-    """Output paths, one for each photo; photos of equal names get numbers."""
-    taken: set[Path] = set()
-    for photo in photos:
-        names = (f"{photo.stem}{f'-{number}' if number else ''}.jpg" for number in count())
-        target = next(out / name for name in names if out / name not in taken)
-        taken.add(target)
-        yield target

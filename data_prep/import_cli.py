@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_prep.detectors.options import DetectorOption, MinScoreOption, ThresholdsOption, refuse_beside
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from data_prep.layouts.job import Imported, Shape
+    from data_prep.transforms import Transform
 
 
 def import_folder(
@@ -33,9 +35,22 @@ def import_folder(
         bool,
         typer.Option(
             "--align",
-            help="faces are found and aligned, at 112 pixels or --image-size; else the centre is kept",
+            help="faces are found and aligned, at 112 pixels or --image-size; without a face the centre is kept",
         ),
     ] = False,
+    detector: DetectorOption = None,
+    thresholds: ThresholdsOption = None,
+    min_score: MinScoreOption = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE",
+            exists=True,
+            dir_okay=False,
+            help="with --align: faces are at the points of this table, as for `prep align`, and no detector runs; "
+            "paths start from the folder",
+        ),
+    ] = None,
 ) -> None:
     """Make sets of shards from a known set as it is downloaded: roles, cameras and pairs are taken from its lists.
 
@@ -50,14 +65,48 @@ def import_folder(
 
       headcount prep import cfp-dataset sets/cfp --align
 
+      headcount prep import cfp-dataset sets/cfp --align --detector scrfd_2.5g_bnkps.onnx
+
       headcount prep import photos/ sets/mine --layout folders --image-size 112
     """
-    from data_prep.layouts.job import import_set
+    from data_prep.layouts.job import DEFAULT_PX, import_set
     from data_prep.layouts.table import find_layout
+    from dist_train.errors import UserError
 
+    search: dict[str, object] = {"--detector": detector, "--thresholds": thresholds, "--min-score": min_score}
+    if not align and (given := [name for name, value in {**search, "--landmarks": landmarks}.items() if value]):
+        raise UserError(f"{given[0]} goes with --align; add it, or leave {given[0]} out")
+    if landmarks is not None:
+        refuse_beside("--landmarks", search)
     found = find_layout(folder, layout)
-    shape: Shape = "align" if align else "copy" if image_size is None else "resize"
+    shape: Shape = "copy" if image_size is None else "resize"
+    if align:
+        shape = _aligned(image_size or DEFAULT_PX, detector, thresholds, min_score, landmarks)
     echo(_told(out, found.name, import_set(folder, out, found, shape, image_size)))
+
+
+def _aligned(
+    image_size: int,
+    detector: Path | None,
+    thresholds: tuple[float, float, float] | None,
+    min_score: float | None,
+    landmarks: Path | None,
+) -> "Transform":
+    """The transform that cuts faces out; figures of a set need all its pictures, so none is dropped."""
+    from data_prep.align_transform import Align
+    from data_prep.detectors.file import read_detector_file
+    from data_prep.landmarks.table import open_table
+    from data_prep.landmarks.transform import Placed
+
+    if landmarks is not None:
+        return Placed(image_size=image_size, table=open_table(landmarks), no_face="centre")
+    return Align(
+        image_size=image_size,
+        detector=detector and read_detector_file(detector, points=True),
+        thresholds=thresholds,
+        min_score=min_score,
+        no_face="centre",
+    )
 
 
 def _told(out: Path, layout: str, made: "Imported") -> str:

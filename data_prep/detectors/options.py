@@ -1,9 +1,12 @@
 """The options by which commands choose a detector."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dist_train.errors import UserError
 
 DetectorOption = Annotated[
     Path | None,
@@ -27,3 +30,23 @@ MinScoreOption = Annotated[
         help="lowest score of a face, by any detector; by default a cascade's last threshold, and 0.5 of an .onnx",
     ),
 ]
+
+
+class FaceChoice(StrEnum):
+    """Rules that choose among the faces of a photo; see `data_prep.align.choose`."""
+
+    MAIN = "main"
+    LARGEST = "largest"
+    SUREST = "surest"
+    CENTRAL = "central"
+    ALL = "all"
+
+
+def refuse_beside(option: str, others: dict[str, object]) -> None:
+    """Refuse options that mean nothing beside another one.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    if given := [name for name, value in others.items() if value]:
+        raise UserError(f"{given[0]} goes with looking for faces, and with {option} none is looked for; leave it out")

@@ -12,12 +12,24 @@ from numpy.typing import NDArray
 from data_prep.faces.celeba import BOXES, find_celeba, read_celeba
 from data_prep.faces.fddb import FOLD, find_fddb, read_fddb
 from data_prep.faces.listed import Listed
+from data_prep.faces.retinaface import LIST as RETINAFACE
+from data_prep.faces.retinaface import find_retinaface, read_retinaface
 from data_prep.faces.table import NAMES, SUFFIXES, find_table, read_table
 from data_prep.faces.wider import LIST, find_wider, read_wider
 from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
 
-_KNOWN = f"a table named {' or '.join(NAMES)}, wider_face_*_bbx_gt.txt, {BOXES}, FDDB-fold-*-ellipseList.txt"
+_KNOWN = (
+    f"a table named {' or '.join(NAMES)}, wider_face_*_bbx_gt.txt, RetinaFace's {RETINAFACE}, {BOXES}, "
+    "FDDB-fold-*-ellipseList.txt"
+)
+_READERS = {
+    "table": read_table,
+    "wider": read_wider,
+    "retinaface": read_retinaface,
+    "celeba": read_celeba,
+    "fddb": read_fddb,
+}
 
 
 class AnnotatedPhoto(NamedTuple):
@@ -72,7 +84,7 @@ class FaceList:
     """A set of photos with faces at known places.
 
     Attributes:
-        name: of its layout: `wider`, `celeba`, `fddb` or `table`.
+        name: of its layout: `wider`, `retinaface`, `celeba`, `fddb` or `table`.
         path: the list.
         photos: in the order of the list, pixels not read.
         digest: SHA-256 of the lists.
@@ -91,14 +103,15 @@ class FaceList:
 def open_faces(path: Path) -> FaceList:
     """The set at `path`: a list, or the folder of a set.
 
-    WIDER FACE, CelebA, FDDB, tables of faces and what `headcount prep drawn-faces` makes are recognised. A folder with
-    several lists whose photos are there is not: there the path has to be that of a list.
+    WIDER FACE, RetinaFace's list of its photos, CelebA, FDDB, tables of faces and what `headcount prep drawn-faces`
+    makes are recognised. A folder with several lists whose photos are there is not: there the path has to be that of a
+    list.
 
     Raises:
         UserError: no list, several, or one that is damaged or names photos that are not there.
     """
     name, found = _find(path)
-    content = {"wider": read_wider, "celeba": read_celeba, "fddb": read_fddb, "table": read_table}[name](found)
+    content = _READERS[name](found)
     digests = [sha256_of(each) for each in content.files]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
     ellipses = None if content.ellipses is None else np.split(content.ellipses, content.starts[1:-1])
@@ -108,12 +121,19 @@ def open_faces(path: Path) -> FaceList:
 def _find(path: Path) -> tuple[str, Path]:
     """The layout and the list of the set at `path`."""
     if path.is_dir():
-        kinds = (("table", find_table), ("wider", find_wider), ("celeba", find_celeba), ("fddb", find_fddb))
+        kinds = (
+            ("table", find_table),
+            ("wider", find_wider),
+            ("retinaface", find_retinaface),
+            ("celeba", find_celeba),
+            ("fddb", find_fddb),
+        )
         found = [(name, each) for name, find in kinds for each in find(path)]
     elif path.exists():
         marks = (
             ("table", path.suffix in SUFFIXES),
             ("wider", LIST.fullmatch(path.name)),
+            ("retinaface", path.name == RETINAFACE),
             ("celeba", path.name == BOXES),
             ("fddb", FOLD.fullmatch(path.name)),
         )

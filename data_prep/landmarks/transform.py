@@ -25,7 +25,7 @@ class Placed(Transform):
     table: LandmarkTable
     crop: Literal["landmarks", "box"] = Field("landmarks", description="what crops follow")
     margin: float = Field(0.1, ge=0, le=2, description="around a box, as a share of its longer side")
-    no_face: Literal["drop", "centre"] = Field("drop", description="what becomes of a photo without a row")
+    no_face: Literal["drop", "centre"] = Field("drop", description="what becomes of a photo without points")
     jpeg_quality: int = Field(95, ge=50, le=100)
 
     def aligner(self) -> Aligner:
@@ -52,11 +52,12 @@ class Placed(Transform):
             return photo
         pixels = photo.pixels
         row = stored.row_of(name)
-        if row is None:
+        box, points = (None, None) if row is None else stored[row]
+        if box is None or points is None or np.isnan(points).all():
             if self.no_face == "drop":
-                return Reject("no landmarks", "the table has no row of it")
+                told = "the table has no row of it" if row is None else "its row of the table has no point"
+                return Reject("no landmarks", told)
             return [Crop(encode_crop(crop_centre(pixels, self.image_size), self.jpeg_quality), "jpg", {})]
-        box, points = stored[row]
         has_box = bool(np.isfinite(box).all())
         if reason := _fault(points, *pixels.shape[:2]):
             return Reject("bad landmarks", reason)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, TypeVar
 
 import cv2
@@ -16,7 +17,7 @@ from data_prep.new_directory import new_directory
 from data_prep.pairs import make_pairs
 from data_prep.shards import ShardWriter, write_set
 from data_prep.sources.folder import read_file
-from data_prep.transforms import Crop, Made, Process
+from data_prep.transforms import Crop, Made, NamedProcess, Transform
 from dist_train.data.aligner import Aligner
 from dist_train.data.manifest import Shard
 from dist_train.data.pictures import EXTENSIONS, PictureError, check
@@ -28,7 +29,7 @@ DEFAULT_PX = 112  # side of aligned faces
 _BATCH, _BATCH_BYTES = 64, 64 << 20  # pictures handed to a transform at once, and their bytes
 _JPEG_QUALITY = 95
 
-Shape = Literal["copy", "resize", "align"]
+Shape = Literal["copy", "resize"] | Transform
 Whole = TypeVar("Whole", bytes, list[Crop])
 
 
@@ -60,7 +61,7 @@ class _Sides:
 class _Way(NamedTuple):
     """The way from encoded pictures to those of the set, and what places the faces in them; None: nothing does."""
 
-    process: Process
+    process: NamedProcess
     aligner: Aligner | None = None
 
 
@@ -73,9 +74,9 @@ def import_set(
         folder: of a set in the layout.
         out: directory to make: a set for each part, and a `.bin` for each list of pairs.
         layout: of the folder.
-        shape: pictures are copied byte for byte, scaled to a square, or cut along the face in them, or at their
-            centre where none is found.
-        image_size: side of the pictures in pixels, unless they are copied.
+        shape: pictures are copied byte for byte, scaled to a square, or made by a transform, as one that aligns the
+            face in them.
+        image_size: side of the pictures in pixels, where they are scaled.
         shard: pictures in a shard.
 
     Raises:
@@ -85,11 +86,12 @@ def import_set(
     contents = layout.read(folder)
     check_there(folder, contents)
     oblong = 0
-    with new_directory(out) as writing:
+    with new_directory(out) as writing, TemporaryDirectory() as home:
+        way = _open(shape, image_size or DEFAULT_PX, Path(home), contents)
         parts = {}
         for part in dict.fromkeys(entry.part for entry in contents.entries):
             entries = [entry for entry in contents.entries if entry.part == part]
-            sides = _write_part(folder, writing / part, entries, _open(shape, image_size or DEFAULT_PX), shard)
+            sides = _write_part(folder, writing / part, entries, way, shard)
             oblong += sides.oblong
             parts[part] = len(entries), len({entry.identity for entry in entries})
         made = _write_pairs(writing, contents)
@@ -120,20 +122,21 @@ def _write_part(folder: Path, directory: Path, entries: list[Entry], way: _Way, 
     return sides
 
 
-def _crops(folder: Path, unit: Sequence[tuple[int, Entry]], process: Process) -> Iterator[Crop]:
+def _crops(folder: Path, unit: Sequence[tuple[int, Entry]], process: NamedProcess) -> Iterator[Crop]:
     for part in _batches(folder, unit):
-        for path, crops in zip((path for path, _ in part), process([data for _, data in part]), strict=True):
-            yield _sound(path, crops)[0]
+        names = [name for name, _ in part]
+        for name, crops in zip(names, process([data for _, data in part], names), strict=True):
+            yield _sound(folder / name, crops)[0]
 
 
-def _batches(folder: Path, unit: Sequence[tuple[int, Entry]]) -> Iterator[list[tuple[Path, bytes]]]:
-    """Pictures with their paths, as many at once as memory should hold."""
-    part: list[tuple[Path, bytes]] = []
+def _batches(folder: Path, unit: Sequence[tuple[int, Entry]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Pictures with their paths below the folder, as many at once as memory should hold."""
+    part: list[tuple[str, bytes]] = []
     held = 0
     for _, entry in unit:
         path = folder / entry.path
         data = _sound(path, read_file(bytes(path)))
-        part.append((path, data))
+        part.append((entry.path, data))
         held += len(data)
         if len(part) == _BATCH or held >= _BATCH_BYTES:
             yield part
@@ -156,14 +159,12 @@ def _sound(path: Path, made: Whole | Reject) -> Whole:
     return made
 
 
-def _open(shape: Shape, image_size: int) -> _Way:
-    if shape == "align":
-        from data_prep.align_transform import Align
-
-        align = Align(image_size=image_size, no_face="centre")
-        return _Way(align.open(), align.aligner())
+def _open(shape: Shape, image_size: int, home: Path, contents: Contents) -> _Way:
+    if isinstance(shape, Transform):
+        shape.plan(home, (entry.path for entry in contents.entries))
+        return _Way(shape.open_in(home), shape.aligner())
     one = _copied if shape == "copy" else lambda data: _scaled(data, image_size)
-    return _Way(lambda pictures: [one(data) for data in pictures])
+    return _Way(lambda pictures, _: [one(data) for data in pictures])
 
 
 def _copied(data: bytes) -> Made:

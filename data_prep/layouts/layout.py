@@ -15,7 +15,7 @@ from dist_train.runtime.text import shown_name
 TRAIN, TEST, ALL = "train", "test", "all"
 """Parts of a set: directories of what `headcount prep import` makes."""
 GALLERY, PROBE = "gallery", "probe"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _NAMED = 3  # pictures in a message
 
 
@@ -104,7 +104,7 @@ def pictures_in(folder: Path, below: str) -> list[str]:
     """
     try:
         with os.scandir(folder / below) as found:
-            names = sorted(each.name for each in found if each.name.lower().endswith(_SUFFIXES))
+            names = sorted(each.name for each in found if each.name.lower().endswith(SUFFIXES))
     except OSError as error:
         raise UserError(f"{folder / below}: {error.strerror}; expected pictures there") from error
     return [os.path.normpath(f"{below}/{name}") for name in names if not name.startswith(".")]

@@ -6,9 +6,11 @@ from typer.testing import CliRunner
 from data_prep.cli import app
 from data_prep.decode import decode
 from data_prep.detect_cli import draw
+from data_prep.faces.annotated import open_faces
+from data_prep.landmarks.table import read_rows
 from data_prep.mtcnn.cascade import Detector
 from dist_train.errors import UserError, WorkError
-from tests.prep.test_mtcnn import PORTRAIT, portrait
+from tests.prep.test_mtcnn import PORTRAIT, crowd, portrait
 
 
 def run(*arguments):
@@ -55,13 +57,83 @@ def test_a_bad_photo_is_named_and_the_others_are_drawn(tmp_path):
     assert not (tmp_path / "bad-1.jpg").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nowhere.jpg", "--out", "x"], [PORTRAIT], [PORTRAIT, "--out", "x", "--min-face", "5"]]
-)
+@pytest.mark.parametrize("arguments", [["nowhere.jpg", "--out", "x"], [PORTRAIT, "--out", "x", "--min-face", "5"]])
 def test_mistakes_end_with_status_2(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(*arguments).exit_code == 2
 
 
+def test_a_command_that_asks_for_nothing_is_a_mistake():
+    assert "--table FILE" in str(run(PORTRAIT).exception)
+
+
 def test_a_missing_device_is_a_mistake(tmp_path):
     assert isinstance(run(PORTRAIT, "--out", tmp_path, "--device", "tpu").exception, UserError)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder with a photo of several faces and one without any, and something else."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "deep").mkdir()
+    cv2.imwrite(str(folder / "deep" / "crowd.png"), crowd()[:280, :480, ::-1])
+    cv2.imwrite(str(folder / "none.png"), np.zeros((40, 50, 3), np.uint8))
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["faces.csv", "faces.tsv", "faces.parquet"])
+def test_a_table_holds_the_faces_as_a_set_of_known_ones(photos, name):
+    (expected,) = Detector().detect([decode((photos / "deep" / "crowd.png").read_bytes()).pixels])
+    assert len(expected.scores) > 3
+    result = run(photos, "--table", photos / name)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{photos / name}: faces of 2 photos\n"
+    listed = open_faces(photos / name)
+    (photos / name).unlink()
+    some, none = listed.photos
+    assert (some.name, none.name) == ("deep/crowd.png", "none.png")
+    assert np.allclose(some.boxes, expected.boxes, atol=0.006)
+    assert np.allclose(some.landmarks, expected.landmarks, atol=0.006)
+    assert none.boxes.shape == (0, 4)
+
+
+def test_one_face_a_photo_makes_a_table_of_landmarks(photos, tmp_path):
+    table = photos / "main.csv"
+    result = run(photos, PORTRAIT, "--table", table, "--faces", "main")
+    assert isinstance(result.exception, UserError)
+    assert "grace_hopper.jpg is not below" in str(result.exception)
+    assert not table.exists()
+    twice = photos / "deep" / ".." / "none.png"
+    assert run(photos, twice, "--table", table, "--faces", "main", "--out", tmp_path).exit_code == 0
+    ((paths, values),) = read_rows(table)
+    table.unlink()
+    assert paths == ["deep/crowd.png", "none.png"]
+    assert np.isfinite(values[0]).all()
+    assert np.isnan(values[1]).all()
+    assert (tmp_path / "crowd.jpg").exists()
+
+
+def test_a_table_of_unreadable_photos_names_them_and_holds_the_others(tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"hello")
+    cv2.imwrite(str(tmp_path / "none.png"), np.zeros((40, 50, 3), np.uint8))
+    result = run(tmp_path, "--table", tmp_path / "faces.csv")
+    assert isinstance(result.exception, WorkError)
+    assert f"{tmp_path / 'bad.jpg'}: not a picture" in result.output
+    assert [photo.name for photo in open_faces(tmp_path).photos] == ["none.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("faces.txt", "expected a name that ends in .csv"), ("none/faces.csv", "none is no folder")],
+)
+def test_a_table_that_cannot_be_written_is_refused_before_any_work(photos, name, message):
+    result = run(photos, "--table", photos / name)
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+
+
+def test_a_folder_without_photos_is_refused(tmp_path):
+    result = run(tmp_path, "--table", tmp_path / "faces.csv")
+    assert isinstance(result.exception, UserError)
+    assert "no photo in it" in str(result.exception)

@@ -58,6 +58,23 @@ def write_table(root, rows, name="faces.csv", points=True):
     writer(table, root / name)
 
 
+def write_retinaface(root, *lines):
+    put(root / "images", "0--Parade/a.jpg", "0--Parade/b.jpg", "1--Car/c.jpg")
+    text(root / "label.txt", *lines)
+
+
+MARKED = " ".join(f"{x} {y} 0.0" for x, y in zip(FIVE[::2], FIVE[1::2], strict=True))
+RETINAFACE = (
+    "# 0--Parade/a.jpg",
+    f"10 20 30 40 {MARKED} 0.82",
+    f"1 2 3 4 {' '.join(['-1.0'] * 15)} 0.2",
+    "# 0--Parade/b.jpg",
+    "# 1--Car/c.jpg",
+    "5 6 7 8",
+    "5 6 0 9",
+)
+
+
 NONE = (None,) * 10
 
 
@@ -81,6 +98,23 @@ def test_wider_has_photos_without_faces_marked_ones_and_boxes_of_no_size(tmp_pat
 def test_a_photo_without_faces_may_lack_its_line_of_zeros(tmp_path):
     write_wider(tmp_path, *WIDER[:5], *WIDER[6:])
     assert [len(photo.boxes) for photo in open_faces(tmp_path).photos] == [1, 0, 3]
+
+
+@pytest.mark.parametrize("at", ["label.txt", ".", ".."])
+def test_the_list_of_retinaface_has_five_points_of_some_faces(tmp_path, at):
+    write_retinaface(tmp_path / "train", *RETINAFACE)
+    text(tmp_path / "val" / "label.txt", *RETINAFACE)  # whose photos were not unpacked
+    faces = open_faces(tmp_path / "train" / at)
+    assert (faces.name, faces.odd) == ("retinaface", {NO_SIZE: 1})
+    one, none, two = faces.photos
+    assert one.path == faces.path.parent / "images" / "0--Parade" / "a.jpg"
+    assert one.boxes.tolist() == [list(FACE), [1, 2, 4, 6]]
+    assert np.allclose(one.landmarks[0].ravel(), FIVE)
+    assert np.isnan(one.landmarks[1]).all()
+    assert none.boxes.shape == (0, 4)
+    assert two.boxes[0].tolist() == [5, 6, 12, 14]
+    assert np.isnan(two.landmarks).all()
+    assert two.ignored.tolist() == [False, True]
 
 
 def test_celeba_joins_its_two_lists_by_the_names_of_photos(tmp_path):
@@ -151,6 +185,28 @@ def test_faces_outside_of_the_picture_are_ignored_and_those_cut_off_are_not(tmp_
 )
 def test_a_broken_list_of_wider_is_refused_with_its_line(tmp_path, lines, message):
     write_wider(tmp_path, *lines)
+    with pytest.raises(UserError, match=message):
+        open_faces(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("5 6 7 8", *RETINAFACE), "line 1: '5 6 7 8'; expected `# PATH`"),
+        ((*RETINAFACE, "5 6 7"), "line 8: '5 6 7' has 3 fields; expected `left top width"),
+        ((RETINAFACE[0], RETINAFACE[1].rpartition(" ")[0]), "line 2: .* has 19 fields"),
+        ((RETINAFACE[0], "5 6 7 x"), "line 2: '5 6 7 x'; expected"),
+        ((RETINAFACE[0], "5 6 -7 8"), "line 2: the box from 5, 6 ends before that"),
+        ((RETINAFACE[0], RETINAFACE[1].replace("18.0", "nan")), "line 2: five points nan, 32"),
+        ((*RETINAFACE, RETINAFACE[0]), "line 8: '0--Parade/a.jpg' is listed twice"),
+        (("# ../../secret.jpg", "5 6 7 8"), "line 1: photo .* leads out of the folder"),
+        (("#", "5 6 7 8"), "line 1: photo '' is no path"),
+        ((*RETINAFACE, "# 0--Parade/gone.jpg"), "1 of 4 photos of the list are not in .*: 0--Parade/gone.jpg"),
+        ((), "no photo in it"),
+    ],
+)
+def test_a_broken_list_of_retinaface_is_refused_with_its_line(tmp_path, lines, message):
+    write_retinaface(tmp_path, *lines)
     with pytest.raises(UserError, match=message):
         open_faces(tmp_path)
 

@@ -114,6 +114,11 @@ def test_points_that_are_of_no_face_are_rejects(photos, tmp_path):
     assert found == dict.fromkeys(["a/1.png", "b/0.png", "b/1.png"], "bad landmarks")
 
 
+def test_a_row_without_any_point_is_that_of_a_photo_without_a_face(photos, tmp_path):
+    table = write_table(tmp_path / "points.csv", [*ALL[:3], row("b/1.png", [["", ""]] * 5, [""] * 4)])
+    assert align(photos, table, tmp_path / "set") == {"b/1.png": "no landmarks"}
+
+
 def test_a_photo_with_two_rows_is_refused_by_name_before_any_work(photos, tmp_path):
     table = write_table(tmp_path / "points.csv", [*ALL, row("b/0.png")])
     with pytest.raises(UserError, match=r"points\.csv: 1 photos have two rows, e\.g\. 'b/0\.png'; keep one row"):

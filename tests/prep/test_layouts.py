@@ -9,12 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from data_prep.cli import app
+from data_prep.decode import decode
 from data_prep.layouts.job import import_set
 from data_prep.layouts.table import LAYOUTS, find_layout
+from data_prep.mtcnn.weights import open_networks, write_networks
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.bin import read_bin
 from dist_train.evaluate.sets import StoredSet
+from dist_train.runtime.digest import sha256_of
+from tests.prep.test_landmarks import in_set
+from tests.prep.test_mtcnn import portrait
 
 
 def put(root, *names, size=(12, 12)):
@@ -342,3 +347,57 @@ def test_the_command_tells_what_it_made_and_what_training_would_refuse(tmp_path)
         "1 pictures are not square",
     ):
         assert words in done.output
+
+
+def write_people(root):
+    """A photo with a face, another with it mirrored, and one without a face, of two identities."""
+    for name, picture in (("a/0", portrait(0.5)), ("a/1", portrait(0.5)[:, ::-1]), ("b/0", portrait(0.5)[-60:])):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / f"{name}.png"), picture[..., ::-1])
+
+
+def test_faces_are_aligned_by_another_detector_or_by_a_table_of_its_points(tmp_path):
+    write_people(tmp_path / "photos")
+    write_networks(tmp_path / "mine.safetensors", open_networks(), {})
+    points = tmp_path / "points.parquet"
+    made = {}
+    commands = {
+        "shipped": ["--align"],
+        "mine": ["--align", "--detector", tmp_path / "mine.safetensors"],
+        "points": ["--align", "--landmarks", points],
+    }
+    detected = ["detect", tmp_path / "photos", "--table", tmp_path / "photos" / points.name, "--faces", "main"]
+    assert CliRunner().invoke(app, list(map(str, detected))).exit_code == 0
+    (tmp_path / "photos" / points.name).rename(points)
+    for name, options in commands.items():
+        command = ["import", tmp_path / "photos", tmp_path / name, "--layout", "folders", *options]
+        done = CliRunner().invoke(app, list(map(str, command)))
+        assert done.exit_code == 0, done.output
+        made[name] = load_manifest(tmp_path / name / "all"), in_set(tmp_path / name / "all")
+    aligners = {name: manifest.aligner for name, (manifest, _) in made.items()}
+    assert len({aligner.sha256 for aligner in aligners.values()}) == 3
+    assert aligners["points"].sha256 == sha256_of(points)
+    first = made["shipped"][1]
+    assert len(first) == 3
+    for _, samples in made.values():
+        for key, sample in samples.items():
+            expected = decode(first[key]["jpg"]).pixels.astype(int)
+            assert np.abs(decode(sample["jpg"]).pixels - expected).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--detector", "x.onnx"], "--detector goes with --align"),
+        (["--landmarks", __file__], "--landmarks goes with --align"),
+        (["--align", "--landmarks", __file__, "--min-score", "0.5"], "--min-score goes with looking for faces"),
+        (["--align", "--detector", "x.onnx"], "x.onnx"),
+        (["--align", "--landmarks", __file__], "of no known kind"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path, options, message):
+    write_market(tmp_path / "folder")
+    done = CliRunner().invoke(app, ["import", str(tmp_path / "folder"), str(tmp_path / "out"), *options])
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
+    assert not (tmp_path / "out").exists()

@@ -39,11 +39,14 @@ def _lists() -> list[Scene]:
     }
     fold = "FDDB-folds/FDDB-fold-01-ellipseList.txt"
     fddb = {fold: b"2002/a\n1\n6.5 4.25 1.2 8 9  1\n", "originalPics/2002/a.jpg": _PHOTO}
+    label = "# a.jpg\n1 2 10 10 4 5 0 9 5 0 6 7 0 4 9 1 9 9 1 0.8\n3 4 5 5\n# b.jpg\n"
+    retinaface = {"label.txt": label.encode(), "images/a.jpg": _PHOTO, "images/b.jpg": _PHOTO}
     return [
         *each_target(_wider_files(), _WIDER),
         *each_target({"faces.csv": table.encode(), "a.jpg": _PHOTO, "b.jpg": _PHOTO}, "faces.csv"),
         *each_target(celeba, *(name for name in celeba if name.startswith("Anno"))),
         *each_target(fddb, fold),
+        *each_target(retinaface, "label.txt"),
     ]
 
 
