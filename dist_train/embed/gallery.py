@@ -205,6 +205,11 @@ class Gallery:
 
     def _open(self, text: str) -> None:
         body = json.loads(text)
+        if body["version"] != FORMAT_VERSION:
+            raise UserError(
+                f"gallery {self.directory}: version {body['version']!r}, expected {FORMAT_VERSION}; build it again, or "
+                "read it with the headcount that wrote it"
+            )
         self.made_by: dict[str, Any] = {key: body[key] for key in MADE_BY}
         self.sources: list[dict[str, Any]] = body["sources"]
         self.left_out = int(body.get("left_out", 0))

@@ -125,6 +125,9 @@ def test_a_damaged_gallery_is_named(tmp_path, files):
         with pytest.raises(UserError, match="damaged"):
             Gallery(copy)
     body = json.loads((built / "gallery.json").read_text())
+    (built / "gallery.json").write_text(json.dumps(body | {"version": 2}))
+    with pytest.raises(UserError, match="gallery: version 2, expected 1; build it again"):
+        Gallery(built)
     (built / "gallery.json").write_text(json.dumps(body | {"rows": 56}))
     with pytest.raises(UserError, match=r"57 entries and embeddings \[57, 6\], expected \[56, 6\]\)?; build it again"):
         Gallery(built)
