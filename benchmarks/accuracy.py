@@ -7,8 +7,8 @@
 
 With `--steps` runs and results have the number in their names: runs/benchmark-7500/, benchmarks/accuracy-7500.jsonl.
 Each variant is a run of its own by `headcount launch local`, which differs from configs/benchmark.yaml in what is
-named here and nothing else. A finished run is not made again, and a stored result whose run is gone stays. `base` is trained under three seeds: a difference
-smaller than their spread says nothing.
+named here and nothing else. A finished run is not made again, and a stored result whose run is gone stays. `base` is
+trained under three seeds: a difference smaller than their spread says nothing.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""A million small pictures through `headcount prep align --keep`, killed ten times on the way, then verified and trained on.
+"""A million small pictures through `headcount prep align --keep`, killed ten times, then verified and trained on.
 
-    python benchmarks/million.py                                  # a million: 6 GB of disk for each of photos, job, job again
-    python benchmarks/million.py --pictures 20000 --kills 3       # a trial
+    python benchmarks/million.py                             # takes 13 GB of disk
+    python benchmarks/million.py --pictures 20000 --kills 3  # a trial
 
 The photos are files in a folder for each identity, 20 in each, of about 3 kB: some thousand drawn ones, each made
 unique by a number behind its end. One job is left alone. The other is killed, the command alone or with all of its
