@@ -4,10 +4,14 @@ from contextlib import suppress
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from dist_train.data.opencv import check_square, decode
 from dist_train.data.pictures import PictureHeader, Pixels
+
+try:
+    import simplejpeg
+except ImportError:  # the repository on the path of a bare machine; OpenCV gives the same pixels
+    simplejpeg = None
 
 
 class WideDecoder:
@@ -17,7 +21,11 @@ class WideDecoder:
     """
 
     def __init__(self, size_px: int) -> None:
-        self._memory = np.empty((size_px, size_px, 4), dtype=np.uint8)
+        # At an odd multiple of 16 bytes: into rows at multiples of 32 libjpeg-turbo writes past the cache, and the warp
+        # that reads them at once would wait for the memory.
+        spare = np.empty(size_px * size_px * 4 + 32, dtype=np.uint8)
+        start = (16 - spare.ctypes.data) % 32
+        self._memory = spare[start : start + size_px * size_px * 4].reshape(size_px, size_px, 4)
 
     def __call__(self, encoded: Pixels, set_px: int = 0) -> Pixels:
         """Decode to [side, side, 4], blue first, 8 bits; the fourth channel says nothing.
@@ -30,7 +38,7 @@ class WideDecoder:
             BadSampleError: as `decode`.
         """
         header = check_square(encoded, set_px)
-        if header.width == self._memory.shape[0] and _usual(encoded, header):
+        if simplejpeg is not None and header.width == self._memory.shape[0] and _usual(encoded, header):
             with suppress(ValueError):
                 simplejpeg.decode_jpeg(encoded, "BGRA", buffer=self._memory)
                 return self._memory
