@@ -31,11 +31,9 @@ from dist_train.data.assemble import BatchPlan
 from dist_train.data.bench import USUAL
 from dist_train.data.config import DataConfig
 from dist_train.data.manifest import Manifest, Shard
-from dist_train.data.opencv import decode
 from dist_train.data.order import WindowShuffle
 from dist_train.data.pool import WorkerPool
 from dist_train.data.sources import open_sources
-from dist_train.data.wide import WideDecoder
 
 SAMPLES, BATCH, SECONDS = 4096, 256, 6.0
 
@@ -82,24 +80,6 @@ def pil_torchvision(on_tensors: bool, seconds: float) -> float:
     return max(rates)
 
 
-def decoders() -> dict[str, float]:
-    """Microseconds a picture of OpenCV's decoder with the step to four channels, and of the one that training takes."""
-    wide = WideDecoder(SIDE)
-    ways: dict[str, Callable[[np.ndarray], object]] = {
-        "opencv": lambda data: cv2.cvtColor(decode(data), cv2.COLOR_BGR2BGRA),
-        "wide": wide,
-    }
-    pictures = [np.frombuffer(jpeg(number), np.uint8) for number in range(256)]
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(10):
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            for each in pictures:
-                way(each)
-            best[name] = min(best[name], (time.perf_counter() - begin) / len(pictures) * 1e6)
-    return {name: round(us, 1) for name, us in best.items()}
-
-
 def core(case: str) -> None:
     """One core: ours, beside PIL with torchvision and beside decoding alone."""
     with tempfile.TemporaryDirectory() as name:
@@ -116,7 +96,6 @@ def core(case: str) -> None:
         baseline_on_pil_pictures=round(on_pil),
         decode_only=round(alone),
         of_decode_only=round(ours / alone, 3),
-        decode_us=decoders(),
         run={
             "jpeg_bytes": shard.bytes // SAMPLES,
             "side_px": SIDE,

@@ -11,14 +11,13 @@ from dist_train.data.bad_samples import BadSample
 from dist_train.data.class_index import load_class_index
 from dist_train.data.config import DataConfig
 from dist_train.data.counters import Ints
-from dist_train.data.opencv import Augmenter
+from dist_train.data.opencv import Augmenter, decode
 from dist_train.data.order import ClassOrder, MixedOrder, Order, SamplePlaces, SingleOrder, WindowShuffle
 from dist_train.data.pictures import Pixels
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.remote import cache_policy
 from dist_train.data.several_labels import put_labels
 from dist_train.data.shards import BadSampleError
-from dist_train.data.wide import WideDecoder
 from dist_train.errors import WorkError
 
 _MOST_REPLACEMENTS = 1000  # bad samples in a row, after which something else is wrong
@@ -89,7 +88,6 @@ class Assembler:
         self._plan = plan
         self.order = build_order(plan)
         self.reader = open_reader(plan)
-        self._decode = WideDecoder(plan.image_size)
         self._augmenters = [Augmenter(plan.image_size) for _ in range(plan.views)]
 
     def draw(self, places: SamplePlaces, view: int) -> Augmentation:
@@ -118,7 +116,7 @@ class Assembler:
 
         def put(row: int, shard: int, sample: int) -> None:
             raw = self.reader.read(shard, sample)
-            picture = self._decode(raw.image, raw.set_px)
+            picture = decode(raw.image, raw.set_px)
             for view, augmenter in enumerate(self._augmenters):
                 augmenter.apply(picture, row, images[view, row])
             put_labels(labels, row, raw)

@@ -10,12 +10,11 @@ from dist_train.data.augment import identity
 from dist_train.data.counters import Ints, permute
 from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME, Manifest
-from dist_train.data.opencv import Augmenter, check_square
+from dist_train.data.opencv import Augmenter, check_square, decode
 from dist_train.data.pictures import Pixels
 from dist_train.data.reader import ImageSet, SampleReader
 from dist_train.data.shards import BadSampleError
 from dist_train.data.verify import left_out_of
-from dist_train.data.wide import WideDecoder
 from dist_train.errors import UserError
 
 _BAR = 40  # characters of the longest bar
@@ -105,7 +104,7 @@ def contact_sheet(
     numbers = permute(np.arange(count, dtype=np.int64), manifest.samples, seed)
     starts = np.cumsum([0] + [shard.samples for shard in manifest.shards])
     reader = SampleReader([ImageSet(str(path), manifest)], label_key, open_shards=8)
-    decode_wide, augmenter = WideDecoder(size), Augmenter(size)
+    augmenter = Augmenter(size)
     augmenter.load(identity(1, size))
     rows = min(rows, -(-count // columns))
     picture = np.zeros((rows * size, columns * size, 3), dtype=np.uint8)
@@ -114,7 +113,7 @@ def contact_sheet(
         shard = int(np.searchsorted(starts, number, side="right")) - 1
         try:
             raw = reader.read(shard, number - int(starts[shard]))
-            augmenter.apply(decode_wide(raw.image, raw.set_px), 0, planes)
+            augmenter.apply(decode(raw.image, raw.set_px), 0, planes)
         except BadSampleError:
             planes[0], planes[1:] = 255, 0
         top, left = place // columns * size, place % columns * size

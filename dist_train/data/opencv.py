@@ -1,4 +1,4 @@
-"""Decode and augment on the CPU with OpenCV: one warp of four channels and one colour matrix per picture."""
+"""Decode and augment on the CPU with OpenCV: one warp and one colour matrix per picture."""
 
 import cv2
 import numpy as np
@@ -62,6 +62,7 @@ class Augmenter:
         self._size = size_px
         self._buffer = np.empty((size_px, size_px, 3), dtype=np.uint8)
         self._four = np.empty((size_px, size_px, 4), dtype=np.uint8)
+        self._warped = np.empty_like(self._four)
 
     def load(self, parameters: Augmentation) -> None:
         """Take the parameters of the next pictures."""
@@ -82,16 +83,9 @@ class Augmenter:
         self._boxes = parameters.box.tolist()
 
     def apply(self, picture: Pixels, row: int, out: Pixels) -> None:
-        """Augment a picture by one row of the parameters.
-
-        Args:
-            picture: [side, side, 4], blue first, as `WideDecoder` gives it.
-            row: of the parameters.
-            out: takes the result, [3, size, size].
-        """
+        """Augment a decoded `picture` [side, side, 3] by one row of the parameters into `out` [3, size, size]."""
         if picture.shape[0] != self._size or not self._kept[row]:
             picture = self._sample(picture, row)
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR, dst=self._buffer)
         if self._sigmas[row]:
             picture = cv2.GaussianBlur(picture, (0, 0), self._sigmas[row], borderType=cv2.BORDER_REFLECT_101)
         if self._qualities[row]:
@@ -110,12 +104,15 @@ class Augmenter:
         side, input_px = self._sides[row], picture.shape[0]
         if input_px == self._size:
             if self._mirrored[row]:
-                return cv2.flip(picture, 1, dst=self._four)
+                return cv2.flip(picture, 1, dst=self._buffer)
             matrix = self._maps[row]
         else:
             matrix = pixel_maps(self._parameters, np.full(len(self._sides), input_px))[row]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        # A warp of four channels takes two thirds of the time of one of three.
+        four = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA, dst=self._four)
         if side == self._size:
-            return cv2.warpAffine(picture, matrix, (side, side), dst=self._four, flags=flags)
-        reduced = cv2.warpAffine(picture, matrix, (side, side), flags=flags)
-        return cv2.resize(reduced, (self._size, self._size), dst=self._four, interpolation=cv2.INTER_LINEAR)
+            warped = cv2.warpAffine(four, matrix, (side, side), dst=self._warped, flags=flags)
+            return cv2.cvtColor(warped, cv2.COLOR_BGRA2BGR, dst=self._buffer)
+        reduced = cv2.cvtColor(cv2.warpAffine(four, matrix, (side, side), flags=flags), cv2.COLOR_BGRA2BGR)
+        return cv2.resize(reduced, (self._size, self._size), dst=self._buffer, interpolation=cv2.INTER_LINEAR)

@@ -23,7 +23,7 @@ def apply(rows, images, size=SIZE):
     augmenter.load(rows)
     out = np.empty((len(images), 3, size, size), np.uint8)
     for row, image in enumerate(images):
-        augmenter.apply(cv2.cvtColor(image, cv2.COLOR_RGB2BGRA), row, out[row])
+        augmenter.apply(np.ascontiguousarray(image[:, :, ::-1]), row, out[row])
     return out.transpose(0, 2, 3, 1)  # [n, H, W, 3], red first
 
 
