@@ -7,8 +7,8 @@
 
 With `--steps` runs and results have the number in their names: runs/benchmark-7500/, benchmarks/accuracy-7500.jsonl.
 Each variant is a run of its own by `headcount launch local`, which differs from configs/benchmark.yaml in what is
-named here and nothing else. A finished run is not made again. `base` is trained under three seeds: a difference
-smaller than their spread says nothing.
+named here and nothing else. A finished run is not made again, and a stored result whose run is gone stays. `base` is
+trained under three seeds: a difference smaller than their spread says nothing.
 """
 
 import argparse
@@ -37,6 +37,8 @@ VARIANTS: dict[str, list[str]] = {
     "sampling-0.1": ["head.sample_rate=0.1"],
     "sampling-0.01": ["head.sample_rate=0.01"],
     "bfloat16": ["head.dtype=bfloat16"],
+    "products-bfloat16": ["head.arithmetic=bfloat16"],
+    "products-tf32": ["head.arithmetic=tf32"],
     "no-momentum": ["head.momentum=0", "head.lr_scale=750"],
     "rowwise": ["head.optimizer=rowwise_adagrad", "head.lr_scale=7.5"],
     "filtering": ["head.filter_eps=1e-6"],
@@ -91,6 +93,11 @@ def collect(runs: Path, name: str) -> dict[str, Any] | None:
     }
 
 
+def read(results: Path) -> list[dict[str, Any]]:
+    """The stored lines."""
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: percent, and the difference to the mean of `base` over its seeds; * where it is outside their range.
 
@@ -132,9 +139,11 @@ def main() -> None:
             train(runs, name, [f"train.steps={options.steps}"] if options.steps else [])
         if (runs / "base" / SUMMARY_NAME).exists():
             quantise(runs)
-        lines = [line for name in (*VARIANTS, INT8) if (line := collect(runs, name))]
+        stored = {line["case"]: line for line in read(results)} if results.exists() else {}
+        found = {name: collect(runs, name) or stored.get(name) for name in (*VARIANTS, INT8)}
+        lines = [line for line in found.values() if line]
         results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    print(table([json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]))
+    print(table(read(results)))
 
 
 if __name__ == "__main__":

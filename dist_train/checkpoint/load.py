@@ -49,6 +49,18 @@ def found_checkpoint(path: Path) -> Path:
     )
 
 
+def has_part(checkpoint: Path, part: str) -> bool:
+    """Whether a checkpoint has tensors of a part, e.g. `head`.
+
+    Raises:
+        WorkError: a damaged checkpoint.
+    """
+    try:
+        return any(name.partition(".")[0] == part for name in read_tensors(checkpoint))
+    except DCP_ERRORS as error:
+        raise WorkError(f"checkpoint {checkpoint}: cannot be loaded: {last_line(error)}") from error
+
+
 def load_backbone(path: Path) -> tuple[nn.Module, RunConfig, Progress]:
     """The trained backbone of a run, in evaluation mode on the CPU: its moving average where one was kept.
 

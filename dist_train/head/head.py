@@ -63,6 +63,7 @@ class Head:
         class_counts: [C] images per class, for margins that depend on it.
         later: sections that `change` will be given; averages of their margins are part of the state from the start.
         verdict: on the numbers of a step; None: what is not finite is raised at once.
+        draws_rows: False where a checkpoint will be loaded, and rows that are drawn would only cost seconds.
 
     Attributes:
         start: first class of this rank.
@@ -87,6 +88,7 @@ class Head:
         control_group: dist.ProcessGroup | None = None,
         later: Sequence[HeadConfig] = (),
         verdict: Verdict | None = None,
+        draws_rows: bool = True,
     ) -> None:
         if num_classes < 1 or embedding_dim < 1:
             raise UserError(f"a head needs classes and dimensions, got {num_classes} classes x {embedding_dim}")
@@ -109,7 +111,7 @@ class Head:
         self._rounder = StochasticRounder(seed, rank, device)
         self._rounder.new_step(0)  # of rows that are written before training
         classes = range(self.start, self.stop)
-        self._store = open_rows(config, self._width, classes, self.ranks, device, self._rounder, seed)
+        self._store = open_rows(config, self._width, classes, self.ranks, device, self._rounder, seed, draws_rows)
         if not self.margin.normalised:
             self._store.tables["centers"].view(len(classes), config.centers_per_class, self._width)[:, :, -1] = 0
         self._softmax = BlockSoftmax(config, self.margin, device)

@@ -19,8 +19,9 @@ def open_rows(
     device: torch.device,
     rounder: StochasticRounder,
     seed: int,
+    draws: bool,
 ) -> RowStore:
-    """The tables of a rank's classes, its centers drawn anew. A collective.
+    """The tables of a rank's classes. A collective.
 
     Args:
         config: the `head` section.
@@ -30,6 +31,7 @@ def open_rows(
         device: where the head computes.
         rounder: writes bfloat16 tables.
         seed: of the run.
+        draws: whether centers are drawn anew; else they are zeros, until a checkpoint is loaded.
 
     Raises:
         UserError: a store without room on any rank; on all.
@@ -47,5 +49,6 @@ def open_rows(
     # Every rank learns of a failure here, before training: no rank waits in a collective for a rank that gave up.
     everyone = Ranks(rank, rank, world_size, device, ranks.group, control_group=ranks.group)
     store = everyone.agree(open_share, "all")
-    fill_normal(store.tables["centers"], classes.start, seed, config.init_std)
+    if draws:
+        fill_normal(store.tables["centers"], classes.start, seed, config.init_std)
     return store

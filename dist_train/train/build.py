@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dist_train.checkpoint.checkpointer import Checkpointer
+from dist_train.checkpoint.load import has_part
 from dist_train.checkpoint.store import check_same_data, read_progress
 from dist_train.config import RunConfig
 from dist_train.contrast.momentum import MomentumEncoder
@@ -61,6 +62,7 @@ class Setting:
         resumes: a checkpoint will be loaded, so that what `start` names is not read.
         started: takes figures of what the program started from, for the trackers.
         verdict: on a step's numbers, whose ruling the caller asks for; the program may make it late. None: at once.
+        restores_head: the checkpoint that will be loaded has the head's rows.
     """
 
     config: RunConfig
@@ -72,6 +74,7 @@ class Setting:
     resumes: bool
     started: dict[str, float]
     verdict: Verdict | None = None
+    restores_head: bool = False
 
 
 def build_recognition(setting: Setting, objectives: Mapping[str, tuple[float, Objective]] | None = None) -> Recognition:
@@ -154,6 +157,7 @@ def _build_head(setting: Setting, verdict: Verdict) -> Head | None:
             class_counts=class_counts(loader.sources) if any(each.needs_class_counts for each in every) else None,
             later=every,
             verdict=verdict,
+            draws_rows=not setting.restores_head,
         )
     )
 
@@ -237,7 +241,10 @@ def open_training(
         resumes = checkpoint is not None
         build = build_program or PROGRAMS[config.program]
         verdict = Verdict(ranks.device)
-        program = build(Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started, verdict))
+        has_head = checkpoint is not None and ranks.agree(lambda: has_part(checkpoint, "head"))
+        program = build(
+            Setting(config, ranks, loader, accumulation, meter.time, step, resumes, started, verdict, has_head)
+        )
         opened.callback(program.close)
         recipe = config.model_dump(mode="json")
         trackers = Trackers(config.run_dir, config.track, recipe, ranks.rank, step)

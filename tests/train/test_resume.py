@@ -104,6 +104,14 @@ def test_other_data_are_refused_key_by_key(finished, tmp_path, other, message):
         trainer(tmp_path, tmp_path / "other", newest_sound_checkpoint(tmp_path / "run", ALONE))
 
 
+def test_rows_that_the_checkpoint_replaces_are_not_drawn(finished, tmp_path, tiny_set, monkeypatch):
+    copy_of(finished, tmp_path)
+    monkeypatch.setattr("dist_train.head.open_rows.fill_normal", None)
+    made = trainer(tmp_path, tiny_set, newest_sound_checkpoint(tmp_path / "run", ALONE), train__steps=8)
+    assert made.program.head.class_centers().norm(dim=1).min() > 0
+    made.close()
+
+
 def test_another_model_is_refused_with_the_checkpoint_named(finished, tmp_path, tiny_set):
     copy_of(finished, tmp_path)
     with pytest.raises(WorkError, match=r"checkpoint .*step-00000006: cannot be loaded"):
