@@ -34,7 +34,7 @@ from dist_train.evaluate.search import nearest
 from dist_train.prune.job import Size, size_of
 from dist_train.run_files import CONFIG_NAME
 
-EMBEDDING, CHANNELS = 0.8, 0.7  # shares that are kept
+EMBEDDING = 0.8  # share of its numbers that is kept
 SHARE = 5  # a pruned network is trained for a fifth of the steps
 FAR = "0.001"
 BATCH = 32
@@ -64,7 +64,7 @@ def models(options: argparse.Namespace) -> None:
         headcount("prune", options.run, short, "--keep", str(EMBEDDING))
     if not narrow.exists():
         ways = ("--scope", "channels", "--by", "first-order", "--multiple", str(options.multiple))
-        headcount("prune", options.run, narrow, "--keep", str(CHANNELS), *ways, "--set", options.train)
+        headcount("prune", options.run, narrow, "--keep", str(options.channels), *ways, "--set", options.train)
     steps = options.steps or max(1, load_backbone(options.run)[2].step // SHARE)
     start = (f"start.backbone={narrow}", f"start.head={options.run}", f"train.steps={steps}", "train.epochs=null")
     start += (
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the training after pruning; a fifth of the run's by default")
     parser.add_argument("--int8-steps", type=int, default=500, help="of the training in int8")
     parser.add_argument("--ranks", type=int, default=2, help="of that training")
+    parser.add_argument("--channels", type=float, default=0.7, help="share of the channels that is kept")
     parser.add_argument("--multiple", type=int, default=8, help="what a layer keeps is a multiple of it")
     parser.add_argument("--seconds", type=float, default=10, help="time for a model in a case of headcount bench")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the gallery")
