@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep import decode as photos
 from data_prep.transforms import Keep
-from dist_train.data import dali, pictures
+from dist_train.data import dali, picture_header
 from dist_train.data.opencv import decode
 from dist_train.data.reject import Reject
 from dist_train.data.shards import BadSampleError, RawSample
@@ -149,7 +149,7 @@ def test_heads_agree_with_pillow_on_every_kind_of_jpeg_png_and_webp():
     ]:  # fmt: skip
         buffer = io.BytesIO()
         Image.new("RGB", (71, 53), (9, 80, 200)).save(buffer, kind, **options)
-        head = pictures.read_header(buffer.getvalue())
+        head = picture_header.read_header(buffer.getvalue())
         assert (head.kind, head.width, head.height) == (kind, 71, 53)
 
 
@@ -159,7 +159,7 @@ def test_fill_bytes_and_stray_bytes_between_a_jpegs_segments_are_skipped_as_deco
     for extra in (b"\xff\xff\xff", b"\0\0\0\0\0"):
         changed = data[:at] + extra + data[at:]
         assert cv2.imdecode(np.frombuffer(changed, np.uint8), cv2.IMREAD_COLOR) is not None
-        assert pictures.read_header(changed)[1:3] == (32, 32)
+        assert picture_header.read_header(changed)[1:3] == (32, 32)
 
 
 def test_a_picture_longer_than_opencv_takes_is_a_reject_and_no_error():
