@@ -58,7 +58,7 @@ def write_repository(model_path: Path, directory: Path) -> None:
             "makes batches of any; export it without --batch"
         )
     convention = model.convention
-    proto = with_unit_output(onnx.load(model_path), convention.layout)
+    proto = with_unit_output(onnx.load(model_path), convention)
     about = model.metadata | {"output": "unit-length embeddings of the picture and its mirror image together"}
     onnx.helper.set_model_props(proto, about)
     with write_failures(f"--triton {directory}", MAKE_ROOM), written_directory(directory) as place:

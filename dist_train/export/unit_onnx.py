@@ -5,13 +5,13 @@ import copy
 import onnx
 from onnx import TensorProto, helper
 
-from dist_train.export.convention import Layout
+from dist_train.export.convention import Convention
 
 _INNER = "headcount_"  # of names that the network's own cannot have
 _INT64_MIN = -(1 << 63)
 
 
-def with_unit_output(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
+def with_unit_output(model: onnx.ModelProto, convention: Convention) -> onnx.ModelProto:
     """Images [B, ...] -> embeddings [B, D] = (f(images) + f(mirrored images)) / its length.
 
     This is what `headcount embed` compares by. The network computes the picture and its mirror image in one batch of
@@ -19,7 +19,7 @@ def with_unit_output(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
 
     Args:
         model: of one input and one output [B, D], with a free batch axis; left as it was.
-        layout: order of the input's axes.
+        convention: what it takes and gives.
     """
     model = copy.deepcopy(model)
     graph = model.graph
@@ -30,16 +30,18 @@ def with_unit_output(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
             for at, name in enumerate(names):
                 if name == outer:
                     names[at] = inner
-    width_axis = 3 if layout == "NCHW" else 2
+    width_axis = 3 if convention.layout == "NCHW" else 2
     for name, values in {
         "last": [-1],
         "before_first": [_INT64_MIN],
         "width": [width_axis],
         "backwards": [-1],
-        "pairs": [2, -1, graph.output[0].type.tensor_type.shape.dim[1].dim_value],
+        "pairs": [2, -1, convention.embedding_dim],
         "first": [0],
+        "across": [1],
     }.items():
         graph.initializer.append(helper.make_tensor(_INNER + name, TensorProto.INT64, [len(values)], values))
+    graph.initializer.append(helper.make_tensor(f"{_INNER}least", TensorProto.FLOAT, [], [1e-12]))
     mirror = [_INNER + name for name in ("last", "before_first", "width", "backwards")]
     before = [
         helper.make_node("Slice", [images, *mirror], [f"{_INNER}mirrored"]),
@@ -48,7 +50,10 @@ def with_unit_output(model: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
     after = [
         helper.make_node("Reshape", [rows, f"{_INNER}pairs"], [f"{_INNER}two"]),  # [2B, D] -> [2, B, D]
         helper.make_node("ReduceSum", [f"{_INNER}two", f"{_INNER}first"], [f"{_INNER}sum"], keepdims=0),
-        helper.make_node("LpNormalization", [f"{_INNER}sum"], [embeddings], axis=1, p=2),
+        # LpNormalization would be one node, but onnxruntime has it on CPUs only.
+        helper.make_node("ReduceL2", [f"{_INNER}sum", f"{_INNER}across"], [f"{_INNER}length"]),
+        helper.make_node("Max", [f"{_INNER}length", f"{_INNER}least"], [f"{_INNER}divisor"]),
+        helper.make_node("Div", [f"{_INNER}sum", f"{_INNER}divisor"], [embeddings]),
     ]
     inside = list(graph.node)
     del graph.node[:]

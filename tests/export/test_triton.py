@@ -110,10 +110,11 @@ def test_the_configurations_name_what_the_network_has(made):
     assert [(each.name, list(each.dims)) for each in network.output] == [(out.name, out.shape[1:])]
     assert {"tensor(float)": 11, "tensor(uint8)": 2}[entry.type] == network.input[0].data_type
     assert not isinstance(entry.shape[0], int)
+    assert not isinstance(out.shape[0], int)
     assert network.platform == "onnxruntime_onnx"
     assert max(network.dynamic_batching.preferred_batch_size) <= network.max_batch_size
     assert network.dynamic_batching.max_queue_delay_microseconds > 0
-    assert decode.output[0] == network.input[0]
+    assert str(decode.output[0]) == str(network.input[0])
     assert (decode.backend, ensemble.platform) == ("python", "ensemble")
     assert ensemble.max_batch_size <= min(decode.max_batch_size, network.max_batch_size)
     # Every tensor that a step takes is the ensemble's input, or was given by a step before.

@@ -18,7 +18,8 @@ ENUMS = {
     "Kind": {"KIND_AUTO": 0, "KIND_GPU": 1, "KIND_CPU": 2},
 }
 MESSAGES = {  # name: (field, number, type, whether it is repeated)
-    "Tensor": [("name", 1, STRING, False), ("data_type", 2, "DataType", False), ("dims", 3, INT64, True)],
+    "Input": [("name", 1, STRING, False), ("data_type", 2, "DataType", False), ("dims", 4, INT64, True)],
+    "Output": [("name", 1, STRING, False), ("data_type", 2, "DataType", False), ("dims", 3, INT64, True)],
     "Group": [("count", 2, INT32, False), ("kind", 4, "Kind", False)],
     "Batching": [("preferred_batch_size", 1, INT32, True), ("max_queue_delay_microseconds", 2, UINT64, False)],
     "Mapped": [("key", 1, STRING, False), ("value", 2, STRING, False)],
@@ -36,8 +37,8 @@ MESSAGES = {  # name: (field, number, type, whether it is repeated)
         ("platform", 2, STRING, False),
         ("backend", 17, STRING, False),
         ("max_batch_size", 4, INT32, False),
-        ("input", 5, "Tensor", True),
-        ("output", 6, "Tensor", True),
+        ("input", 5, "Input", True),
+        ("output", 6, "Output", True),
         ("instance_group", 7, "Group", True),
         ("dynamic_batching", 11, "Batching", False),
         ("parameters", 14, "Parameter", True),
