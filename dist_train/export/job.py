@@ -181,6 +181,8 @@ def _check(job: ExportJob) -> None:
         if job.batch is not None:
             raise UserError("--triton: Triton makes batches of any number of pictures; leave --batch out")
         check_repository(job.triton)
+        if job.output is not None and job.output.resolve().is_relative_to(job.triton.resolve()):
+            raise UserError(f"--output {job.output}: lies in --triton {job.triton}, which holds the repository alone")
     for path in job.sets:
         if not path.is_file():
             raise UserError(f"--sets {path}: expected the .bin file of a verification set")

@@ -12,7 +12,7 @@ from dist_train.export.convention import Convention
 from dist_train.export.onnx import save_onnx
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.unit_onnx import with_unit_output
-from dist_train.runtime.written import MAKE_ROOM, write_failures, write_text, written_directory
+from dist_train.runtime.written import write_failures, write_text, written_directory
 
 MAX_BATCH = 64  # pictures in one pass of the network, which computes their mirror images too
 PREFERRED_BATCHES = (16, 32, 64)
@@ -61,7 +61,7 @@ def write_repository(model_path: Path, directory: Path) -> None:
     proto = with_unit_output(onnx.load(model_path), convention)
     about = model.metadata | {"output": "unit-length embeddings of the picture and its mirror image together"}
     onnx.helper.set_model_props(proto, about)
-    with write_failures(f"--triton {directory}", MAKE_ROOM), written_directory(directory) as place:
+    with write_failures(f"--triton {directory}"), written_directory(directory) as place:
         for name in ("headcount", "decode", "embed"):
             (place / name / _VERSION).mkdir(parents=True)
         save_onnx(proto, place / "embed" / _VERSION / "model.onnx")
@@ -76,10 +76,11 @@ def write_repository(model_path: Path, directory: Path) -> None:
 
 
 def check_repository(directory: Path) -> None:
-    """Refuse a place that something is in.
+    """Refuse a place that something is in, or that cannot be made.
 
     Raises:
         UserError: a file, or a directory that is not empty.
+        WorkError: the disk refuses the directory that it is to lie in.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--triton {directory}: is a file; expected the name of a new directory")
@@ -87,6 +88,8 @@ def check_repository(directory: Path) -> None:
         raise UserError(
             f"--triton {directory}: is not empty, and a server may be using it; name a new directory, or remove it"
         )
+    with write_failures(f"--triton {directory}"):
+        directory.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _images(convention: Convention) -> _Tensor:

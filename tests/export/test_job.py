@@ -185,6 +185,7 @@ def test_a_repository_for_triton_is_made_of_a_run_or_of_what_was_exported_from_i
         (["run", "--float-layers", "2"], 2, "are found by --sensitivity"),
         (["run", "--triton", "few"], 2, "--triton few: is not empty"),
         (["run", "--triton", "new", "--batch", "3"], 2, "leave --batch out"),
+        (["run", "--triton", "new", "-o", "new/m.onnx"], 2, "lies in --triton new, which holds the repository alone"),
         (["run", "--triton", "pairs.bin/new"], 1, "cannot be written"),
         (["pairs.onnx"], 2, "is exported already; a model repository can be made of it"),
         (["pairs.onnx", "--triton", "new", "--pt2"], 2, "by --triton DIR alone"),
