@@ -34,6 +34,8 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:  # noqa: ANN401 - the server's types are known inside of it only
         pictures = pb_utils.get_input_tensor_by_name(request, "picture").as_numpy().reshape(-1)
+        if not len(pictures):  # what is raised here would fail the requests beside this one
+            return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError("no picture was sent"))
         taken = []
         for number, data in enumerate(pictures):
             try:

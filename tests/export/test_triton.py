@@ -95,6 +95,7 @@ def test_a_bad_picture_fails_its_own_request_and_no_other(made, encoded, monkeyp
     answers = decode.ask([png], *([jpg, each] for each in bad), [png])
     assert np.array_equal(answers[0], alone)
     assert np.array_equal(answers[-1], alone)
+    assert decode.ask([], [png])[0] == "no picture was sent"
     for answer, message in zip(answers[1:-1], bad.values(), strict=True):
         assert answer.startswith("picture 2 of 2: ")
         assert message in answer
