@@ -49,8 +49,8 @@ def cut_off(data: bytes, header: PictureHeader) -> str | None:
     """
     if header.kind == "JPEG" and data.rfind(_END, header.scans) < 0:
         return f"JPEG of {len(data)} bytes without an end: it is cut off"
-    if header.kind == "PNG" and data.rfind(b"IEND") < 0:
-        return f"PNG of {len(data)} bytes without an end: it is cut off"
+    if header.kind == "PNG":
+        return _png_cut_off(data)
     if header.kind == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
         return f"WebP of {len(data)} bytes is cut off"
     return None
@@ -92,6 +92,22 @@ def _jpeg_header(data: bytes) -> PictureHeader | None:
         else:
             at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None
+
+
+def _png_cut_off(data: bytes) -> str | None:
+    """Walk over the chunks to the last one; OpenCV sets memory aside for what a chunk claims, up to 4 GB."""
+    without_end = f"PNG of {len(data)} bytes without an end: it is cut off"
+    if data.rfind(b"IEND") < 0:
+        return without_end
+    at = 8
+    while at + 8 <= len(data):
+        length = _big(data, at, 4)
+        if data[at + 4 : at + 8] == b"IEND":
+            return None
+        at += 12 + length
+        if at > len(data):
+            return f"PNG of {len(data)} bytes with a chunk that claims {length:,}: it is cut off or damaged"
+    return without_end
 
 
 def _webp_header(data: bytes) -> PictureHeader | None:

@@ -80,6 +80,7 @@ def test_a_bad_picture_fails_its_own_request_and_no_other(made, encoded, monkeyp
     png, jpg = encoded[:2]
     large = cv2.imencode(".png", np.zeros((SIZE, SIZE + 1, 3), np.uint8))[1].tobytes()
     bomb = png[:16] + (60_000).to_bytes(4, "big") * 2 + png[24:]
+    claims = png[:33] + b"\xf3" + png[34:]  # 4 GB, which OpenCV would set aside
     broken = png[:60] + bytes(40) + png[100:]
     bad = {
         b"": "0 bytes that start with nothing",
@@ -88,6 +89,7 @@ def test_a_bad_picture_fails_its_own_request_and_no_other(made, encoded, monkeyp
         bomb: "60000x60000 pixels",
         jpg[:-20]: "it is cut off",
         png[:-20]: "it is cut off",
+        claims: "with a chunk that claims 4,076,",
         broken: "cannot be decoded",
         png + bytes(1 << 20): "bytes, at most 71680 are taken",
     }
