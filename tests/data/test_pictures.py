@@ -204,3 +204,14 @@ def test_any_bytes_changed_give_a_picture_or_a_reason():
                 broken[at] = rng.integers(256)
             with contextlib.suppress(BadSampleError):
                 decode(np.frombuffer(bytes(broken[: rng.integers(1, len(data) + 1)]), np.uint8))
+
+
+@pytest.mark.parametrize("claimed", [1000, 0xF300_0000])
+def test_a_png_with_a_chunk_longer_than_its_file_is_refused_before_memory_is_set_aside_for_it(claimed):
+    data = png_bomb(32)
+    at = data.index(b"IDAT") - 4
+    longer = data[:at] + struct.pack(">I", claimed) + data[at + 4 :]
+    header = picture_header.read_header(longer)
+    assert picture_header.cut_off(data, header) is None
+    assert picture_header.cut_off(data + b"after the end", header) is None
+    assert f"a chunk that claims {claimed:,}" in picture_header.cut_off(longer, header)
