@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dist_train.data import pictures
+from dist_train.data import picture_header
+from dist_train.data.pictures import MAX_SIDE
 from dist_train.data.reject import Reject
 from dist_train.runtime.text import first_line
 
@@ -63,7 +64,7 @@ def decode(data: bytes, least_side_px: int | None = None, max_pixels: int = MAX_
     """
     if not data:
         return Reject("empty", "0 bytes")
-    plain = pictures.read_header(data)
+    plain = picture_header.read_header(data)
     if plain is not None and plain.width * plain.height > max_pixels:  # Pillow would take memory for a WebP's canvas
         return _too_large(plain.width, plain.height, max_pixels)
     header = read_header(data)
@@ -73,13 +74,11 @@ def decode(data: bytes, least_side_px: int | None = None, max_pixels: int = MAX_
     most = max_pixels // (4 if deep else 1 if _is_usual(header) else 2)
     if header.width * header.height > most:
         return _too_large(header.width, header.height, most)
-    if max(header.width, header.height) > pictures.MAX_SIDE:
-        return Reject(
-            "too large", f"{header.width}x{header.height} pixels, no side may have more than {pictures.MAX_SIDE}"
-        )
-    if plain is not None and (reason := pictures.cut_off(data, plain)):
+    if max(header.width, header.height) > MAX_SIDE:
+        return Reject("too large", f"{header.width}x{header.height} pixels, no side may have more than {MAX_SIDE}")
+    if plain is not None and (reason := picture_header.cut_off(data, plain)):
         return Reject("truncated", reason)
-    if plain is not None and (reason := pictures.too_many_scans(data, plain)):
+    if plain is not None and (reason := picture_header.too_many_scans(data, plain)):
         return Reject("damaged", reason)
     shrink = _shrink(header, least_side_px)
     if (pixels := _by_opencv(data, header, shrink)) is not None:

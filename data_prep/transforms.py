@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from dist_train.data.aligner import Aligner
-from dist_train.data.pictures import EXTENSIONS, cut_off, described, read_header, too_many_scans
+from dist_train.data.picture_header import cut_off, described, read_header, too_many_scans
+from dist_train.data.pictures import EXTENSIONS
 from dist_train.data.reject import Reject
 from dist_train.section import Section
 

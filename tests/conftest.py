@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import sys
 from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -71,6 +72,12 @@ def pytest_collection_finish() -> None:
     """Start the collector, which never looks at the million objects of the modules that are there by now."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_runtest_setup() -> None:
+    """One thread again, whatever a run of the test before has set: threads of several processes wait for one another."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

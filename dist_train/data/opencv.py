@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 
 from dist_train.data.augment import Augmentation, pixel_maps
-from dist_train.data.pictures import PictureError, PictureHeader, Pixels, check, decode_checked
+from dist_train.data.picture_header import PictureHeader
+from dist_train.data.pictures import PictureError, Pixels, check, decode_checked
 from dist_train.data.shards import BadSampleError
 
 MOST_ENLARGED = 4  # times; a picture smaller than a quarter of its set's is an accident

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dist_train.errors import UserError
 from dist_train.runtime.imports import quick_imports
 from dist_train.runtime.terminal import echo
 
@@ -19,7 +20,10 @@ class Int8(StrEnum):
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="run directory to export, or one checkpoint in it")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="run directory to export, or one checkpoint in it; with --triton alone also an .onnx file"),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +88,10 @@ def export(
             help="figures of RUN by `headcount eval --json`, whose thresholds the files state, but int8 ones",
         ),
     ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="also write a model repository for NVIDIA's Triton Inference Server"),
+    ] = None,
 ) -> None:
     """Write a trained backbone for deployment, and compare each form with the original.
 
@@ -103,6 +111,8 @@ def export(
       headcount export runs/faces --int8 trained --calibrate sets/faces --steps 2000
 
       headcount export runs/faces --calibration figures.json
+
+      headcount export runs/faces/model.int8.onnx --triton repository
     """
     from dist_train.runtime.extras import require
 
@@ -111,6 +121,7 @@ def export(
         from dist_train.export.forms import forms_table
         from dist_train.export.job import ExportJob, export_forms
         from dist_train.export.sensitivity import costs_table
+        from dist_train.export.triton_repository import write_repository
 
     job = ExportJob(
         run=run,
@@ -130,7 +141,14 @@ def export(
         batch=batch,
         sensitivity=sensitivity,
         float_layers=float_layers,
+        triton=triton,
     )
+    if run.suffix == ".onnx":
+        if triton is None or job != ExportJob(run, triton=triton):
+            raise UserError(f"{run}: is exported already; a model repository can be made of it, by --triton DIR alone")
+        write_repository(run, triton)
+        echo(f"model repository: {triton}")
+        return
     done = export_forms(job)
     if done.costs:
         echo(f"{costs_table(done.costs, done.left_float)}\n")
@@ -138,3 +156,5 @@ def export(
     for note in done.notes:
         echo(f"note: {note}")
     echo(f"models and {done.json_path.name}: {done.json_path.parent}")
+    if triton is not None:
+        echo(f"model repository: {triton}")

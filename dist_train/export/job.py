@@ -26,7 +26,11 @@ from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.sensitivity import LayerCost, rank_layers
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
+<<<<<<< HEAD
 from dist_train.export.train_int8 import check_pictures, train_int8
+=======
+from dist_train.export.triton_repository import check_repository, write_repository
+>>>>>>> part-19c
 from dist_train.run_files import METADATA_NAME, ONNX_NAME
 from dist_train.runtime.extras import require
 from dist_train.runtime.version import version_of
@@ -54,6 +58,7 @@ class ExportJob:
     batch: int | None = None
     sensitivity: bool = False
     float_layers: int = 0
+    triton: Path | None = None
 
 
 @dataclass
@@ -138,6 +143,8 @@ def export_forms(job: ExportJob) -> Exported:
         plain = Convention.of_ours(convention.image_size, convention.embedding_dim)
         build_engine(backbone, plain, target)
         forms.append(Form("tensorrt float16", TensorRtModel(target, plain), target))
+    if job.triton is not None:
+        write_repository(path, job.triton)
     pictures, source = _pictures(job, config, sets, progress.image_size)
     figures = measure_forms(forms, progress.image_size, pictures, sets, flip=config.evaluate.flip)
     done = Exported(figures, path.with_name(f"{path.stem}.export.json"), costs=costs, left_float=left_float)
@@ -200,6 +207,12 @@ def _check(job: ExportJob) -> None:
         raise UserError("--float-layers: the layers that cost most are found by --sensitivity; add it")
     if job.output is not None and job.output.suffix != ".onnx":
         raise UserError(f"--output {job.output}: expected a file that ends in .onnx; other forms are named after it")
+    if job.triton is not None:
+        if job.batch is not None:
+            raise UserError("--triton: Triton makes batches of any number of pictures; leave --batch out")
+        check_repository(job.triton)
+        if job.output is not None and job.output.resolve().is_relative_to(job.triton.resolve()):
+            raise UserError(f"--output {job.output}: lies in --triton {job.triton}, which holds the repository alone")
     for path in job.sets:
         if not path.is_file():
             raise UserError(f"--sets {path}: expected the .bin file of a verification set")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep import decode as photos
 from data_prep.transforms import Keep
-from dist_train.data import dali, pictures
+from dist_train.data import dali, picture_header
 from dist_train.data.opencv import decode
 from dist_train.data.reject import Reject
 from dist_train.data.shards import BadSampleError, RawSample
@@ -149,7 +149,7 @@ def test_heads_agree_with_pillow_on_every_kind_of_jpeg_png_and_webp():
     ]:  # fmt: skip
         buffer = io.BytesIO()
         Image.new("RGB", (71, 53), (9, 80, 200)).save(buffer, kind, **options)
-        head = pictures.read_header(buffer.getvalue())
+        head = picture_header.read_header(buffer.getvalue())
         assert (head.kind, head.width, head.height) == (kind, 71, 53)
 
 
@@ -159,7 +159,7 @@ def test_fill_bytes_and_stray_bytes_between_a_jpegs_segments_are_skipped_as_deco
     for extra in (b"\xff\xff\xff", b"\0\0\0\0\0"):
         changed = data[:at] + extra + data[at:]
         assert cv2.imdecode(np.frombuffer(changed, np.uint8), cv2.IMREAD_COLOR) is not None
-        assert pictures.read_header(changed)[1:3] == (32, 32)
+        assert picture_header.read_header(changed)[1:3] == (32, 32)
 
 
 def test_a_picture_longer_than_opencv_takes_is_a_reject_and_no_error():
@@ -204,3 +204,14 @@ def test_any_bytes_changed_give_a_picture_or_a_reason():
                 broken[at] = rng.integers(256)
             with contextlib.suppress(BadSampleError):
                 decode(np.frombuffer(bytes(broken[: rng.integers(1, len(data) + 1)]), np.uint8))
+
+
+@pytest.mark.parametrize("claimed", [1000, 0xF300_0000])
+def test_a_png_with_a_chunk_longer_than_its_file_is_refused_before_memory_is_set_aside_for_it(claimed):
+    data = png_bomb(32)
+    at = data.index(b"IDAT") - 4
+    longer = data[:at] + struct.pack(">I", claimed) + data[at + 4 :]
+    header = picture_header.read_header(longer)
+    assert picture_header.cut_off(data, header) is None
+    assert picture_header.cut_off(data + b"after the end", header) is None
+    assert f"a chunk that claims {claimed:,}" in picture_header.cut_off(longer, header)

@@ -151,6 +151,25 @@ def test_dear_layers_stay_in_float_and_all_files_take_the_number_of_pictures_tha
         assert ("weights_sha256" in model.metadata) == (name == "m")
 
 
+def test_a_repository_for_triton_is_made_of_a_run_or_of_what_was_exported_from_it(export, place, tmp_path):
+    status, out, err = export("run", "-o", tmp_path / "m.onnx", "--triton", tmp_path / "a")
+    assert status == 0, err
+    assert f"model repository: {tmp_path / 'a'}" in out
+    status, out, err = export(tmp_path / "m.onnx", "--triton", tmp_path / "b")
+    assert status == 0, err
+    assert out == f"model repository: {tmp_path / 'b'}\n"
+    names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert [str(name) for name in names] == [
+        "decode/1/model.py",
+        "decode/1/picture_header.py",
+        "decode/config.pbtxt",
+        "embed/1/model.onnx",
+        "embed/config.pbtxt",
+        "headcount/config.pbtxt",
+    ]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -165,6 +184,13 @@ def test_dear_layers_stay_in_float_and_all_files_take_the_number_of_pictures_tha
         (["run", "--sensitivity"], 2, "ranks the layers of --int8 static"),
         (["run", "--int8", "dynamic", "--sensitivity"], 2, "ranks the layers of --int8 static"),
         (["run", "--float-layers", "2"], 2, "are found by --sensitivity"),
+        (["run", "--triton", "few"], 2, "--triton few: is not empty"),
+        (["run", "--triton", "new", "--batch", "3"], 2, "leave --batch out"),
+        (["run", "--triton", "new", "-o", "new/m.onnx"], 2, "lies in --triton new, which holds the repository alone"),
+        (["run", "--triton", "pairs.bin/new"], 1, "cannot be written"),
+        (["pairs.onnx"], 2, "is exported already; a model repository can be made of it"),
+        (["pairs.onnx", "--triton", "new", "--pt2"], 2, "by --triton DIR alone"),
+        (["pairs.onnx", "--triton", "new"], 2, "pairs.onnx: no such file"),
         (["run", "--batch", "0"], 2, "greater than or equal to 1"),
         (["run", "-o", "model.bin"], 2, "expected a file that ends in .onnx"),
         (["run", "-o", "pairs.bin/m.onnx"], 1, "cannot be written"),
