@@ -75,7 +75,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """One thread again, whatever a run of the test before has set: threads of several processes wait for one another."""
+    """One thread again, whatever the test before has set: threads of several processes wait for one another."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -18,7 +18,10 @@ FLOAT32_OFF = 2e-3  # of a loss: convolutions add up in other orders, and steps 
 # First steps of a network multiply a difference by hundreds: two CPUs were 2 % apart after four. So the first loss is
 # judged, and the second, which one update has made.
 FIRST_OFF, SECOND_OFF = 2e-5, 5e-3
-HALF_OFF, HALF_STEPS = 5e-2, 3  # steps carry the rounding on, so the first ones are judged
+HALF_OFF, HALF_STEPS = (
+    5e-2,
+    2,
+)  # steps carry the rounding on, so the first ones are judged: a third was 6 % off on Zen 4
 
 
 def run(bench: Bench) -> None:

@@ -26,11 +26,8 @@ from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.sensitivity import LayerCost, rank_layers
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
-<<<<<<< HEAD
 from dist_train.export.train_int8 import check_pictures, train_int8
-=======
 from dist_train.export.triton_repository import check_repository, write_repository
->>>>>>> part-19c
 from dist_train.run_files import METADATA_NAME, ONNX_NAME
 from dist_train.runtime.extras import require
 from dist_train.runtime.version import version_of

@@ -59,9 +59,9 @@ def test_all_workers_killed_is_an_error_and_not_a_wait(path):
 def test_a_worker_that_hangs_is_named_with_what_it_does_when_the_time_limit_passes(path):
     (path / "x-000000.tar").unlink()
     os.mkfifo(path / "x-000000.tar")  # opening it waits for a writer who never comes
-    with build_loader(config(path, check_at_start=False, timeout_s=6), 8, 0, 1, 0) as loader:
+    with build_loader(config(path, check_at_start=False, timeout_s=12), 8, 0, 1, 0) as loader:
         with pytest.raises(
-            WorkError, match=r"within data.timeout_s=6 s: waited for positions \d+ to \d+; worker"
+            WorkError, match=r"within data.timeout_s=12 s: waited for positions \d+ to \d+; worker"
         ) as error:
             exhaust(loader)
         assert "x-000000.tar" in str(error.value)

@@ -210,6 +210,6 @@ def test_damaged_descriptions_of_changes_are_refused(files, tmp_path, change, sa
 
 @pytest.mark.job
 def test_random_kills_leave_the_state_before_or_after(tmp_path):
-    counted = kill_loop(tmp_path, 20, Rows.int8)
+    counted = kill_loop(tmp_path, 12, Rows.int8)
     assert counted["odd"] == counted["lost"] == 0
     assert counted["changed"] > 0

@@ -361,11 +361,8 @@ def test_faces_are_aligned_by_another_detector_or_by_a_table_of_its_points(tmp_p
     write_networks(tmp_path / "mine.safetensors", open_networks(), {})
     points = tmp_path / "points.parquet"
     made = {}
-    commands = {
-        "shipped": ["--align"],
-        "mine": ["--align", "--detector", tmp_path / "mine.safetensors"],
-        "points": ["--align", "--landmarks", points],
-    }
+    mine = ["--align", "--detector", tmp_path / "mine.safetensors"]
+    commands = {"shipped": ["--align"], "mine": mine, "points": ["--align", "--landmarks", points]}
     detected = ["detect", tmp_path / "photos", "--table", tmp_path / "photos" / points.name, "--faces", "main"]
     assert CliRunner().invoke(app, list(map(str, detected))).exit_code == 0
     (tmp_path / "photos" / points.name).rename(points)
