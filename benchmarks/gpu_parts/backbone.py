@@ -54,7 +54,7 @@ def graphed(program: Recognition, batch: Any, dtype: torch.dtype) -> None:
     with torch.autocast("cuda", dtype, cache_enabled=False):
         graphs: nn.Module = torch.cuda.make_graphed_callables(program.backbone, (images,))
     program.replica.discard()
-    program.replica._forward = graphs  # type: ignore[attr-defined]
+    program.replica._forward = graphs  # type: ignore[attr-defined]  # of DDP's replica, which this part has
 
 
 def measure(

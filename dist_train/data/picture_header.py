@@ -102,7 +102,7 @@ def _png_cut_off(data: bytes) -> str | None:
     at = 8
     while at + 8 <= len(data):
         length = _big(data, at, 4)
-        if data[at + 4 : at + 8] == b"IEND":
+        if data[at + 4 : at + 8] == b"IEND" and not length:
             return None
         at += 12 + length
         if at > len(data):

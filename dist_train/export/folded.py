@@ -9,6 +9,7 @@ from torch.export import export
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from dist_train.errors import UserError
 from dist_train.export.trace import example_input, free_batch, quiet_exporter
 
 _ATEN = torch.ops.aten
@@ -29,6 +30,7 @@ def folded_graph(network: nn.Module, image_size: int) -> GraphModule:
         image_size: S, in pixels.
 
     Raises:
+        UserError: a BatchNorm without running statistics.
         Exception: of torch.export, for a network that is no graph of operations.
     """
     with quiet_exporter():
@@ -53,8 +55,8 @@ def folded_graph(network: nn.Module, image_size: int) -> GraphModule:
 def _fold(graph: GraphModule, layer: Node, norm: Node, tensors: dict[str, Tensor]) -> None:
     """Give `layer` the weights that do its work and that of `norm`, and take `norm` out."""
     image, weight, *rest = cast(tuple[Any, ...], layer.args)
-    scale, shift, mean, variance = (_tensor(tensors, each) for each in norm.args[1:5])
-    assert mean is not None  # an exported network in evaluation mode has statistics
+    scale, shift = (_tensor(tensors, each) for each in norm.args[1:3])
+    mean, variance = _statistics(tensors, norm)
     scale = torch.ones_like(mean) if scale is None else scale
     shift = torch.zeros_like(mean) if shift is None else shift
     bias = _tensor(tensors, rest[0]) if rest else None
@@ -75,9 +77,8 @@ def _spread(graph: GraphModule, norm: Node, tensors: dict[str, Tensor]) -> None:
     Of maps that is a convolution of one channel and one pixel, which computes in integers like any other.
     """
     image, *rest = cast(tuple[Any, ...], norm.args)
-    scale, shift, mean, variance = (_tensor(tensors, each) for each in rest[:4])
-    assert mean is not None
-    assert variance is not None
+    scale, shift = (_tensor(tensors, each) for each in rest[:2])
+    mean, variance = _statistics(tensors, norm)
     factor = torch.rsqrt(variance + rest[6]) * (1 if scale is None else scale)
     offset = (0 if shift is None else shift) - mean * factor
     maps = image.meta["val"].ndim == 4
@@ -95,6 +96,17 @@ def _spread(graph: GraphModule, norm: Node, tensors: dict[str, Tensor]) -> None:
     result.meta["val"] = norm.meta["val"]  # torchao rounds no node of an unknown kind
     norm.replace_all_uses_with(result)
     graph.graph.erase_node(norm)
+
+
+def _statistics(tensors: dict[str, Tensor], norm: Node) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of a BatchNorm, each [C]."""
+    mean, variance = (_tensor(tensors, each) for each in norm.args[3:5])
+    if mean is None or variance is None:
+        raise UserError(
+            f"--int8 trained: {norm.name} of the network normalises by its batch; expected a BatchNorm with running "
+            "statistics: train it with track_running_stats=True, or take --int8 static"
+        )
+    return mean, variance
 
 
 def _tensor(tensors: dict[str, Tensor], argument: object) -> Tensor | None:

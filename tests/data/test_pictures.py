@@ -206,10 +206,11 @@ def test_any_bytes_changed_give_a_picture_or_a_reason():
                 decode(np.frombuffer(bytes(broken[: rng.integers(1, len(data) + 1)]), np.uint8))
 
 
+@pytest.mark.parametrize("kind", [b"IDAT", b"IEND"])
 @pytest.mark.parametrize("claimed", [1000, 0xF300_0000])
-def test_a_png_with_a_chunk_longer_than_its_file_is_refused_before_memory_is_set_aside_for_it(claimed):
+def test_a_png_with_a_chunk_longer_than_its_file_is_refused_before_memory_is_set_aside_for_it(claimed, kind):
     data = png_bomb(32)
-    at = data.index(b"IDAT") - 4
+    at = data.index(kind) - 4
     longer = data[:at] + struct.pack(">I", claimed) + data[at + 4 :]
     header = picture_header.read_header(longer)
     assert picture_header.cut_off(data, header) is None

@@ -34,6 +34,16 @@ def residual_net():
     return net.eval()
 
 
+def spoilt_net():
+    """The same with a channel of the inner convolution's weights that dwarfs the others: hard to round."""
+    net = residual_net()
+    with torch.no_grad():
+        net.inside[1].weight[:, 3] *= 300
+        net.inside[0].weight[3] /= 300
+        net.inside[0].bias[3] /= 300
+    return net
+
+
 @pytest.fixture(scope="module")
 def pictures():
     smooth = nn.functional.interpolate(

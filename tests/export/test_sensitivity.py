@@ -9,7 +9,7 @@ from dist_train.export.onnx import export_onnx, half_inside
 from dist_train.export.quantize import quantize_static
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.sensitivity import costs_table, rank_layers
-from tests.export.test_quantize import SIZE, cosines, operations, pictures, residual_net
+from tests.export.test_quantize import SIZE, cosines, operations, pictures, spoilt_net
 
 __all__ = ["pictures"]
 BATCH = 5
@@ -17,13 +17,7 @@ BATCH = 5
 
 @pytest.fixture(scope="module")
 def spoilt():
-    """A network whose inner convolution has one channel of weights that dwarf the others."""
-    net = residual_net()
-    with torch.no_grad():
-        net.inside[1].weight[:, 3] *= 300
-        net.inside[0].weight[3] /= 300
-        net.inside[0].bias[3] /= 300
-    return net
+    return spoilt_net()
 
 
 @pytest.fixture(scope="module")

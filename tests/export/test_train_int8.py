@@ -14,7 +14,7 @@ from dist_train.export.pictures import stored_pictures
 from dist_train.export.quantize import quantize_static
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.train_int8 import check_pictures, train_int8
-from tests.export.test_quantize import SIZE, operations, residual_net
+from tests.export.test_quantize import SIZE, operations, residual_net, spoilt_net
 from tests.sets import write_set
 
 STEPS = 60
@@ -29,13 +29,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network():
-    """A network whose inner convolution has a channel of weights that dwarf the others: hard to round."""
-    net = residual_net()
-    with torch.no_grad():
-        net.inside[1].weight[:, 3] *= 300
-        net.inside[0].weight[3] /= 300
-        net.inside[0].bias[3] /= 300
-    return net
+    return spoilt_net()
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +119,10 @@ def test_too_few_pictures_are_refused_with_their_number(tmp_path):
     write_set(tmp_path / "few", classes=2, views=3, size=SIZE)
     with pytest.raises(UserError, match=r"few: 6 pictures to train int8 on, expected at least 32"):
         check_pictures(tmp_path / "few")
+
+
+def test_a_normalisation_without_statistics_of_its_own_is_refused_by_name():
+    net = residual_net()
+    net.inside[0].running_mean = net.inside[0].running_var = None
+    with pytest.raises(UserError, match=r"batch_norm\w* of the network normalises by its batch.*--int8 static"):
+        folded_graph(net, SIZE)
