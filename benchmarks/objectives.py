@@ -22,7 +22,8 @@ from typing import Any, cast
 import torch
 from line import print_line
 from pictures import SIDE
-from studies import STUDIES, compatible, study
+from studies import SEEDS, How, compatible, study
+from study_tables import STUDIES
 
 from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
@@ -130,7 +131,7 @@ def cost(case: str, sizes: Sizes) -> None:
         )
 
 
-CASES: dict[str, Callable[[str], None]] = {"compatible": compatible} | dict.fromkeys(STUDIES, study)
+CASES: dict[str, Callable[[str, How], None]] = dict.fromkeys(STUDIES, study) | {"compatible": compatible}
 
 
 def main() -> None:
@@ -140,9 +141,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="for a trial: other than the case has, a multiple of 4")
     parser.add_argument("--classes", type=int, help="for a trial: other than the case has")
     parser.add_argument("--steps", type=int, help="for a trial: steps of a measurement")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the runs of a study")
+    parser.add_argument("--at-once", type=int, default=2, help="runs of a study beside each other")
+    parser.add_argument("--set", nargs="+", default=(), metavar="KEY=VALUE", help="overrides of all runs of a study")
     options = parser.parse_args()
     if options.case != "cost":
-        CASES[options.case](options.case)
+        CASES[options.case](options.case, How(tuple(options.seeds), options.at_once, tuple(options.set)))
         return
     cost("cost", Sizes(options.batch or 512, options.classes or 100_000, options.steps or 7))
 
