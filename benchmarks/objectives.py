@@ -131,7 +131,7 @@ def cost(case: str, sizes: Sizes) -> None:
         )
 
 
-CASES: dict[str, Callable[[str, How], None]] = dict.fromkeys(STUDIES, study) | {"compatible": compatible}
+CASES: dict[str, Callable[[str, How], None]] = {**dict.fromkeys(STUDIES, study), "compatible": compatible}
 
 
 def main() -> None:

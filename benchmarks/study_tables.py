@@ -214,9 +214,7 @@ STUDIES: dict[str, Study] = {
         },
         prepare=other_domain,
     ),
-    "vit": Study(
-        "convolutions", {"vit_nano": (steps(LONG),), "convolutions": (steps(LONG),)}, recipes={"vit_nano": VIT}
-    ),
+    "vit": Study("convolutions", {"vit_nano": (), "convolutions": (steps(4000),)}, recipes={"vit_nano": VIT}),
     "faces": Study(
         "head alone",
         {

@@ -69,14 +69,7 @@ def find_merges(features: Tensor, cores: Cores, certainty: float, cut: float | N
     """
     groups = _Groups.of(features, cores.labels, cores.weights, cores.sums)
     mixed = groups.mixed(_strangers(cores))
-    present = ((cores.counts > 0) & ~mixed).nonzero().squeeze(1)
-    centers = cores.centers[present]
-    scores, rows = nearest_rows(centers, centers, _NEIGHBOURS, ranks)
-    left = torch.arange(len(present))[:, None].expand_as(rows)
-    pairs = torch.stack([torch.minimum(left, rows), torch.maximum(left, rows)], dim=-1).reshape(-1, 2)
-    keys, at = np.unique((pairs[:, 0] * len(present) + pairs[:, 1]).numpy(), return_index=True)
-    at = at[keys // len(present) != keys % len(present)]
-    both, cosine = present[pairs[torch.from_numpy(at)]], scores.reshape(-1).numpy()[at]
+    both, cosine = _neighbours(cores, ((cores.counts > 0) & ~mixed).nonzero().squeeze(1), ranks)
     distance = groups.distances(both)
     halves = _halves(features, cores, groups.typical)
     found = mixture(distance, halves, certainty)
@@ -84,6 +77,22 @@ def find_merges(features: Tensor, cores: Cores, certainty: float, cut: float | N
     both = torch.where((counts[:, :1] > counts[:, 1:]), both.flip(1), both)
     possible = float(np.quantile(halves, _POSSIBLE)) if len(halves) else -np.inf
     return Merges(both.numpy(), cosine, distance, found, found.cut if cut is None else cut, possible, int(mixed.sum()))
+
+
+def _neighbours(cores: Cores, present: Tensor, ranks: Ranks) -> tuple[Tensor, Floats]:
+    """Pairs of the labels `present` whose centres are neighbours, each once, int64 [P, 2], and their cosines [P].
+
+    What is needed on the way is as large as the centres, and gone before the pairs are compared.
+    """
+    centers = cores.centers[present]
+    scores, rows = nearest_rows(centers, centers, _NEIGHBOURS, ranks)
+    del centers
+    left = torch.arange(len(present))[:, None]
+    keys = torch.minimum(left, rows) * len(present) + torch.maximum(left, rows)
+    once, at = np.unique(keys.reshape(-1).numpy(), return_index=True)
+    first, second = once // len(present), once % len(present)
+    pairs, at = np.stack([first, second], axis=1)[first != second], at[first != second]
+    return present[torch.from_numpy(pairs)], scores.reshape(-1).numpy()[at]
 
 
 def joined(pairs: Ints, classes: int) -> Ints:

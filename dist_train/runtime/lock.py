@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.05
 _MOST_CHARACTERS = 200  # of what a lock file says about its holder
+_TRIES = 10  # to open a lock file whose directory others remove when they end
 
 
 class HeldError(WorkError):
@@ -39,7 +40,7 @@ class Lock:
     """A lock file that this process holds until it closes the lock or ends, however it ends.
 
     Args:
-        path: of the file; its directory must exist.
+        path: of the file; its directory is made where it is not there, or goes with its last holder meanwhile.
         wait_s: longest wait for another holder; 0: try once.
 
     Raises:
@@ -118,7 +119,7 @@ def _take(path: Path, wait_s: float) -> IO[str]:
     """The open lock file, locked."""
     deadline = time.monotonic() + wait_s
     while True:
-        file = path.open("a+", encoding="utf-8", errors="replace")
+        file = _opened(path)
         try:
             while not _try(file):
                 if time.monotonic() >= deadline:
@@ -130,7 +131,14 @@ def _take(path: Path, wait_s: float) -> IO[str]:
         if _is_at(file, path):
             return file
         file.close()  # its holder removed the file meanwhile
+
+
+def _opened(path: Path) -> IO[str]:
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            return path.open("a+", encoding="utf-8", errors="replace")
         path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a+", encoding="utf-8", errors="replace")
 
 
 def _try(file: IO[str]) -> bool:

@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,23 @@ def test_a_lock_file_that_its_holder_removes_is_made_again(tmp_path):
         Lock(path)
 
 
+def test_a_directory_that_goes_with_its_last_holder_is_made_again(tmp_path, monkeypatch):
+    home = tmp_path / "job.parts"
+    home.mkdir()
+    really, gone = Path.open, []
+
+    def open_too_late(path, *arguments, **values):
+        if len(gone) < 3:
+            gone.append(shutil.rmtree(path.parent))  # by a job that ends in this instant
+        return really(path, *arguments, **values)
+
+    monkeypatch.setattr(Path, "open", open_too_late)
+    with Lock(home / "lock"):
+        assert len(gone) == 3
+        with pytest.raises(HeldError):
+            Lock(home / "lock")
+
+
 def test_a_second_job_on_an_output_is_refused_by_host_process_and_time(tmp_path):
     who = rf"process {os.getpid()} on \S+, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d"
     first, second = (only_job(tmp_path / "lock", tmp_path / "out") for _ in range(2))
@@ -87,5 +106,5 @@ def test_a_job_on_a_file_system_without_locks_goes_on_with_a_warning(tmp_path, m
         assert "cannot be locked (No locks available): see to it that no other job works on it" in caplog.text
     with pytest.raises(NoLocksError, match="No locks available"):
         Lock(tmp_path / "lock")
-    with pytest.raises(FileNotFoundError):
-        only_job(tmp_path / "gone" / "lock", tmp_path / "out").__enter__()
+    with pytest.raises(IsADirectoryError):
+        only_job(tmp_path, tmp_path / "out").__enter__()
