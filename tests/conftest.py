@@ -17,7 +17,7 @@ gc.disable()  # while modules are imported: a third of that time goes to looking
 
 TIERS = ("cluster", "job", "ranks", "unit")
 # A test belongs to the heaviest tier whose words its module uses. A helper counts where it starts the processes.
-CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/launch/test_two_hosts.py")
+CLUSTER = ("tests/slurm/", "tests/prep/test_ray.py", "tests/serve/test_ray.py", "tests/launch/test_two_hosts.py")
 WHOLE = (  # a whole run, export or cascade in the test's own process, or a browser beside it: seconds each
     "tests/browser/",
     "tests/prep/test_mtcnn.py",

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,11 +18,6 @@ from dist_train.evaluate.options import (
 )
 from dist_train.runtime.imports import quick_imports
 from launch.embed.cli import AnyAlignerOption, DeviceOption, MinFaceOption, check_device
-
-if TYPE_CHECKING:
-    from dist_train.embed.gallery import Gallery
-    from dist_train.evaluate.models import Model
-    from launch.serve.finder import Finder
 
 TOKEN_VARIABLE = "HEADCOUNT_TOKEN"
 _LEAST_TOKEN, _MOST_TOKEN = 16, 1024  # characters
@@ -109,43 +104,16 @@ def serve(
 
     require("serve", "headcount serve")
     with quick_imports():
-        from data_prep.detectors.file import require_points
-        from data_prep.detectors.open import open_detector
-        from data_prep.searched import DECODED_PX
-        from dist_train.data.aligner import Aligner
-        from dist_train.embed.gallery import Gallery
-        from dist_train.errors import UserError
-        from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks
-        from launch.embed.aligner import check_aligner, refuse_idle_detector, source_aligner
-        from launch.embed.views import check_model
         from launch.serve.app import make_app
-        from launch.serve.finder import AlignedFaces, WholePictures
-        from launch.serve.known import open_known
         from launch.serve.limits import Limits
+        from launch.serve.opening import Wanted, open_wanted
         from launch.serve.server import serve as answer
-        from launch.serve.service import open_service
-        from launch.serve.threshold import served_threshold
 
     check_device(device)
     token = read_token(token_file)
     check_place(host, token is not None, gallery is not None, allow_enroll)
     said = stated(input_range, input_mean, input_std, input_color, input_size, output)
-    where = join_ranks(device, None).device
-    base = Gallery(gallery) if gallery is not None and (gallery / "gallery.json").exists() else None
-    network = load_model(model, where, said)
-    if base is not None:
-        if base.parts:
-            raise UserError(
-                f"gallery {gallery} is of {len(base.parts)} models, and a service has one; serve one of theirs"
-            )
-        check_model(base, base.made_by, network)
-        if flip is None:
-            flip = bool(base.made_by["flip"])
-        if align is None:
-            align = any(source["align"] for source in base.sources)
-    flip, align = flip is not False, align is not False
-    decision = served_threshold(network, flip, fmr, calibration, _other(base, network))
     limits = Limits(
         request_bytes=max_bytes,
         photo_pixels=max_pixels,
@@ -156,19 +124,22 @@ def serve(
         batch=batch_size,
         batch_wait_s=batch_wait / 1000,
     )
-    finder: Finder = WholePictures(network.image_size, max_pixels)
-    own = None
-    refuse_idle_detector(detector, align)
-    if align:
-        searcher = open_detector(detector, where.type, min_face, batch_px=DECODED_PX // 4, side_px=longer_side)
-        require_points(searcher, detector)
-        own = Aligner(searcher.name, searcher.digest)
-        check_aligner(own, network.aligner(), f"the pictures that model {network.name} was trained on", any_aligner)
-        for source in base.sources if base is not None else ():
-            check_aligner(own, source_aligner(source), f"the pictures of gallery {gallery}", any_aligner)
-        finder = AlignedFaces(searcher, network.image_size, min_face, longer_side, max_pixels, max_faces)
-    known = None if gallery is None else open_known(gallery, base, network, flip, own, allow_enroll)
-    service = open_service(network, finder, align, flip, known, decision, limits)
+    wanted = Wanted(
+        model=model,
+        gallery=gallery,
+        allow_enroll=allow_enroll,
+        align=align,
+        flip=flip,
+        detector=detector,
+        any_aligner=any_aligner,
+        min_face=min_face,
+        longer_side=longer_side,
+        fmr=fmr,
+        calibration=calibration,
+        said=said,
+        limits=limits,
+    )
+    service = open_wanted(wanted, join_ranks(device, None).device)
     try:
         answer(make_app(service, token), host, port, limits)
     finally:
@@ -217,10 +188,3 @@ def check_place(host: str, has_token: bool, has_gallery: bool, allow_enroll: boo
         )
     if allow_enroll and not has_gallery:
         raise UserError("--allow-enroll: where to? Give --gallery; a new directory will do")
-
-
-def _other(base: "Gallery | None", network: "Model") -> str:
-    """Name of the gallery's model, where it is not the one that is served."""
-    if base is None or base.made_by["model"]["sha256"] == network.digest():
-        return ""
-    return str(base.made_by["model"]["name"])
