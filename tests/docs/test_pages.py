@@ -95,6 +95,18 @@ def headcount(arguments, folder):
         torch.set_num_threads(threads)  # a run sets its own, and other tests follow
 
 
+def check_serve_config(text):
+    """Raise where a Serve config file names no application of ours, or an argument that it does not have."""
+    options = pytest.importorskip("launch.serve.ray", reason="Ray Serve is not installed").Options
+    for each in yaml.safe_load(text)["applications"]:
+        if each["import_path"] != "launch.serve.ray:application":
+            raise WrongPageError(f"import_path {each['import_path']}: no application")
+        try:
+            options.model_validate(each["args"])
+        except ValueError as error:
+            raise WrongPageError(str(error)) from error
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_a_pages_commands_and_keys_exist(page):
     made = set()
@@ -106,6 +118,8 @@ def test_a_pages_commands_and_keys_exist(page):
                 check_shell(block.text, made)
             if block.info == "yaml":
                 check_recipe_part(block.text)
+            if block.info == "yaml serve":
+                check_serve_config(block.text)
         except WrongPageError as error:
             pytest.fail(f"{block.where}: {error}")
         if block.runs:
