@@ -45,7 +45,7 @@ def rate(recipe: Path, steps: int, variables: dict[str, str]) -> float:
             "evaluate.verification=[]", "evaluate.identification=[]", "export.onnx=false", "track.wandb=disabled",
         )  # fmt: skip
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return statistics.median(json.loads(line)["images_per_s"] for line in lines[1:])
+        return float(statistics.median(json.loads(line)["images_per_s"] for line in lines[1:]))
 
 
 def main() -> None:
