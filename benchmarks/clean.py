@@ -32,12 +32,13 @@ SETS, RUNS, RECIPE = Path("data/clean"), Path("runs/clean"), Path("configs/bench
 MILLION, VIEWS, DIM = 1_000_000, 2, 128
 
 
-def glyphs(model: Path, classes: int, steps: int) -> dict[str, Any]:
+def glyphs(model: Path, classes: int, certainty: float | None) -> dict[str, Any]:
     """Faults found in the planted set, beside those that are there."""
     folder = SETS / f"planted-{classes}"
     truth = planted(GLYPHS / "train", folder, classes)
     begin = time.perf_counter()
-    headcount("data", "clean", folder, "--model", model, "--out", SETS / f"found-{classes}", "--no-flip")
+    asked = [] if certainty is None else ["--certainty", str(certainty)]
+    headcount("data", "clean", folder, "--model", model, "--out", SETS / f"found-{classes}", "--no-flip", *asked)
     found = counted(SETS / f"found-{classes}" / "findings.parquet", truth)
     return {
         "ours": found["outlier"]["recall"],
@@ -46,7 +47,7 @@ def glyphs(model: Path, classes: int, steps: int) -> dict[str, Any]:
         "unit": "% of the wrong labels; baseline is the demand, at 95 % precision",
         "found": found,
         "seconds": round(time.perf_counter() - begin, 1),
-        "run": {"identities": classes, "pictures": len(truth.label), "model": str(model), "steps": steps},
+        "run": {"identities": classes, "pictures": len(truth.label), "model": str(model), "certainty": certainty},
     }
 
 
@@ -148,10 +149,11 @@ def main() -> None:
     parser.add_argument("--case", choices=["glyphs", "million", "training"], default="glyphs")
     parser.add_argument("--model", type=Path, default=Path("runs/start/old"), help="run that embeds, of case glyphs")
     parser.add_argument("--identities", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, default=7500, help="of the runs")
+    parser.add_argument("--steps", type=int, default=7500, help="of the runs of case training")
+    parser.add_argument("--certainty", type=float, help="of case glyphs; by default the command's own")
     asked = parser.parse_args()
     if asked.case == "glyphs":
-        found = glyphs(asked.model, asked.identities, asked.steps)
+        found = glyphs(asked.model, asked.identities, asked.certainty)
     elif asked.case == "million":
         found = million()
     else:
