@@ -96,11 +96,11 @@ def term(kind: str, keys: str) -> tuple[str, ...]:
     return PAIRS, f"objectives={{{{{kind}: {{{{{keys}}}}}}}}}"
 
 
-def two_domains(source: float, target: float, weight: float, batch: int = 256) -> tuple[str, ...]:
+def two_domains(source: float, target: float, weight: float, batch: int = 256, length: int = SHORT) -> tuple[str, ...]:
     """The overrides of a labelled second domain: the losses' weights, and how much of a batch is its own."""
     mix = f"{TARGET}, weight: {weight}, loss_weight: {target}"
     micro = () if batch == 256 else (f"train.global_batch_size={batch}", f"train.micro_batch_size={batch // 2}")
-    return (*SHORTLY, f"data.loss_weight={source}", f"data.mix=[{{{{{mix}}}}}]", *micro)
+    return (steps(length), BOTH_PAIRS, f"data.loss_weight={source}", f"data.mix=[{{{{{mix}}}}}]", *micro)
 
 
 SHORTLY = (steps(SHORT), BOTH_PAIRS)
