@@ -214,6 +214,14 @@ STUDIES: dict[str, Study] = {
         },
         prepare=other_domain,
     ),
+    "domains-long": Study(
+        "source alone",
+        {
+            "source alone": (steps(LONG), BOTH_PAIRS),
+            "labelled, 0.7 and 0.3, 64 pictures more a batch": two_domains(0.7, 0.3, 0.25, 320, LONG),
+        },
+        prepare=other_domain,
+    ),
     "vit": Study("convolutions", {"vit_nano": (), "convolutions": (steps(4000),)}, recipes={"vit_nano": VIT}),
     "faces": Study(
         "head alone",

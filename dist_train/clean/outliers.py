@@ -90,12 +90,13 @@ def find_outliers(
     given = cores.labels.numpy()[random.choice(usable, len(sample))] if len(usable) else usable
     other = ~akin(given, cores.labels.numpy()[sample])
     sample, given = sample[other], given[other]
-    centers = cores.centers
-    at_random = (features[torch.from_numpy(sample)] * centers[torch.from_numpy(given)]).sum(dim=1).numpy()
+    # Of those given alone: a table of all centres beside the one that is searched below would be the most that is held.
+    strangers = torch.nn.functional.normalize(cores.sums[torch.from_numpy(given)], dim=1)
+    at_random = (features[torch.from_numpy(sample)] * strangers).sum(dim=1).numpy()
     bound = np.quantile(at_random, _SUSPECT) if len(sample) else -1.0
     rows = np.flatnonzero(labelled & ~(own > bound))
     looked_at = np.union1d(rows, sample)
-    near, near_cosine = _nearest_others(features, cores, centers, akin, looked_at, ranks)
+    near, near_cosine = _nearest_others(features, cores, akin, looked_at, ranks)
     of_sample, of_rows = np.searchsorted(looked_at, sample), np.searchsorted(looked_at, rows)
     known = at_random - np.maximum(own[sample], near_cosine[of_sample, 0])
     near, near_cosine = near[of_rows], near_cosine[of_rows]
@@ -109,12 +110,10 @@ def find_outliers(
     return Outliers(rows, margin, near, near_cosine, found._replace(certainty=sure), cut, wrong)
 
 
-def _nearest_others(
-    features: Tensor, cores: Cores, centers: Tensor, akin: Akin, rows: Ints, ranks: Ranks
-) -> tuple[Ints, Floats]:
+def _nearest_others(features: Tensor, cores: Cores, akin: Akin, rows: Ints, ranks: Ranks) -> tuple[Ints, Floats]:
     """Labels of the nearest centres of others, and cosines to them, falling; -1 and -1 where there are no more."""
     present = (cores.counts > 0).nonzero().squeeze(1)
-    scores, places = nearest_rows(features[torch.from_numpy(rows)], centers[present], NEAREST + 3, ranks)
+    scores, places = nearest_rows(features[torch.from_numpy(rows)], cores.centers[present], NEAREST + 3, ranks)
     labels = present[places].numpy()
     own = np.broadcast_to(cores.labels.numpy()[rows, None], labels.shape)
     cosines = np.where(akin(labels, own), -np.inf, scores.numpy())
