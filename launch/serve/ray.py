@@ -1,16 +1,19 @@
 """A Ray Serve application: the service of `headcount serve`, in as many replicas as are wanted, over a cluster.
 
-    serve run launch.serve.ray:application model=/shared/runs/faces gallery=/shared/gallery replicas=4
+    serve run launch.serve.ray:application model=/shared/runs/faces token_file=/shared/token.txt replicas=4
 
 Each replica opens the model, the detector and the gallery itself, so their paths must lead to the same files on every
 node. Nobody can be enrolled: one process writes a gallery, and that is `headcount serve`.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ray import serve
+
+from dist_train.evaluate.options import InputColor, InputRange, stated
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -26,10 +29,11 @@ class Options(BaseModel):
 
     Attributes:
         model: a run directory, a checkpoint or an .onnx file.
+        token_file: of the token that clients send, read by each replica. It is needed: where Ray's proxy listens is
+            Ray's affair, and it may be everywhere.
         gallery: to search.
-        token_file: of the token that clients send, read by each replica; None: variable HEADCOUNT_TOKEN, or none, and
-            then only requests to this machine's own names are answered.
         align, flip, detector, any_aligner, min_face, longer_side, fmr, calibration: as `headcount serve` has them.
+        input_range, input_mean, input_std, input_color, input_size, output: likewise, of an .onnx file of others.
         max_bytes, max_pixels, max_faces, max_waiting, timeout, batch_size: likewise, for each replica.
         replicas: how many.
         cpus: of each, which are its threads too.
@@ -39,8 +43,8 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Shared
+    token_file: Shared
     gallery: Shared | None = None
-    token_file: Shared | None = None
     align: bool | None = None
     flip: bool | None = None
     detector: Shared | None = None
@@ -49,6 +53,12 @@ class Options(BaseModel):
     longer_side: Annotated[int, Field(ge=12)] = 1024
     fmr: Annotated[float | None, Field(ge=0, le=1)] = None
     calibration: Shared | None = None
+    input_range: InputRange | None = None
+    input_mean: str | None = None
+    input_std: str | None = None
+    input_color: InputColor | None = None
+    input_size: Annotated[int | None, Field(ge=8)] = None
+    output: str | None = None
     max_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 10 << 20
     max_pixels: Annotated[int, Field(ge=1024, le=150_000_000)] = 25_000_000
     max_faces: Annotated[int, Field(ge=1, le=1000)] = 50
@@ -84,6 +94,7 @@ def _open(options: Options) -> "ASGIApp":
     from launch.serve.limits import Limits
     from launch.serve.opening import Wanted, open_wanted
 
+    token = read_token(options.token_file)
     limits = Limits(
         request_bytes=options.max_bytes,
         photo_pixels=options.max_pixels,
@@ -92,18 +103,15 @@ def _open(options: Options) -> "ASGIApp":
         request_s=options.timeout,
         batch=options.batch_size,
     )
-    wanted = Wanted(
-        model=options.model,
-        gallery=options.gallery,
-        align=options.align,
-        flip=options.flip,
-        detector=options.detector,
-        any_aligner=options.any_aligner,
-        min_face=options.min_face,
-        longer_side=options.longer_side,
-        fmr=options.fmr,
-        calibration=options.calibration,
-        limits=limits,
+    said = stated(
+        options.input_range,
+        options.input_mean,
+        options.input_std,
+        options.input_color,
+        options.input_size,
+        options.output,
     )
+    same = {each.name for each in fields(Wanted)} & Options.model_fields.keys()
+    wanted = Wanted(**{name: getattr(options, name) for name in same}, said=said, limits=limits)
     service = open_wanted(wanted, join_ranks("cuda" if options.gpus else "cpu", options.cpus).device)
-    return make_app(service, read_token(options.token_file))
+    return make_app(service, token)

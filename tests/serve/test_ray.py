@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.embed.models import SIZE, write_model
-from tests.serve.services import files, photo
+from tests.serve.services import Client, files, photo
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'headcount[ray]'")
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'headcount[ray]'")
@@ -18,6 +18,8 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install
 from launch.serve.ray import NAME, Options, application  # noqa: E402 - once it is known that Ray is there
 
 REPLICAS = 2
+TOKEN = "0123456789abcdef"
+ASKED = {"authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,7 @@ def served(tmp_path_factory):
     from ray.cluster_utils import Cluster
 
     model = write_model(tmp_path_factory.mktemp("model") / "cells.onnx", SIZE)
+    (token := model.with_name("token.txt")).write_text(TOKEN)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,7 +42,7 @@ def served(tmp_path_factory):
         try:
             ray.init(cluster.address, logging_level="ERROR")
             serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
-            options = Options(model=model, align=False, max_waiting=8, replicas=REPLICAS)
+            options = Options(model=model, token_file=token, align=False, max_waiting=8, replicas=REPLICAS)
             serve.run(application(options), name=NAME, route_prefix="/")
             yield f"http://127.0.0.1:{port}", cluster, second
             serve.shutdown()
@@ -51,28 +54,32 @@ def served(tmp_path_factory):
 def test_two_nodes_answer_as_one_process_does_and_refuse_what_it_refuses(served):
     at = served[0]
     assert ray.available_resources().get("CPU", 0) == 0  # a replica of one core on each node of one core
-    with httpx.Client(base_url=at, timeout=60) as client:
+    with httpx.Client(base_url=at, timeout=60, headers=ASKED) as client, Client() as alone:
         about = client.get("/about").json()
         assert (about["image_size"], about["aligned"], about["enrolls"]) == (SIZE, False, False)
-        found = [client.post("/embed", **files(photo=photo(number % 3))).json() for number in range(12)]
-        units = np.array([each["faces"][0]["embedding"] for each in found])
-        assert np.array_equal(units[:3], units[3:6])
-        assert np.allclose(np.linalg.norm(units, axis=1), 1, atol=1e-5)
+        for number in range(12):
+            found = client.post("/embed", **files(photo=photo(number))).json()["faces"]
+            expected = alone.ask("/embed", **files(photo=photo(number))).json()["faces"]
+            for one, other in zip(found, expected, strict=True):  # of an ONNX file, and of the same network in torch
+                assert np.allclose(one.pop("embedding"), other.pop("embedding"), atol=1e-5)
+                assert one.pop("norm") == pytest.approx(other.pop("norm"), abs=1e-4)
+                assert one == other
         same = client.post("/verify", **files(first=photo(1), second=photo(1))).json()
         assert same["cosine"] == pytest.approx(1, abs=1e-5)
         assert client.post("/embed", **files(photo=b"no picture")).status_code == 422
         assert client.post("/enroll", **files(photo=photo(1)), data={"identity": "Ann"}).status_code == 404
-        foreign = client.post("/embed", **files(photo=photo(1)), headers={"host": "elsewhere.example"})
-        assert foreign.status_code == 403
+        for name in ("localhost", "elsewhere.example"):  # whatever a stranger calls the service
+            stranger = httpx.post(f"{at}/embed", **files(photo=photo(1)), headers={"host": name}, timeout=60)
+            assert stranger.status_code == 401
         text = client.get("/metrics").text  # of one of the two
         lines = [line for line in text.splitlines() if 'path="/embed"' in line and "requests_total" in line]
-        assert 0 < sum(float(line.split()[-1]) for line in lines) < len(found) + 2  # the other has answered the rest
+        assert 0 < sum(float(line.split()[-1]) for line in lines) < 12 + 3  # the other has answered the rest
 
 
 def test_the_service_goes_on_when_a_node_is_lost(served):
     at, cluster, second = served
     cluster.remove_node(second, allow_graceful=False)
-    with httpx.Client(base_url=at, timeout=60) as client:
+    with httpx.Client(base_url=at, timeout=60, headers=ASKED) as client:
         answers = []
         for _ in range(20):
             try:
@@ -83,13 +90,17 @@ def test_the_service_goes_on_when_a_node_is_lost(served):
 
 
 def test_paths_are_those_of_where_the_command_was_typed():
-    told = Options.model_validate({"model": "runs/faces", "align": "false", "replicas": "3"})  # as `serve run` has them
+    told = Options.model_validate(
+        {"model": "runs/faces", "token_file": "token.txt", "align": "false", "replicas": "3", "input_range": "0..255"}
+    )  # as `serve run` has them
     assert told.model == Path.cwd() / "runs" / "faces"
     assert (told.align, told.replicas) == (False, 3)
 
 
 def test_a_wrong_argument_is_named():
     with pytest.raises(ValidationError, match="galery"):
-        Options.model_validate({"model": "runs/faces", "galery": "gallery"})
+        Options.model_validate({"model": "runs/faces", "token_file": "token.txt", "galery": "gallery"})
     with pytest.raises(ValidationError, match="replicas"):
-        Options.model_validate({"model": "runs/faces", "replicas": "none"})
+        Options.model_validate({"model": "runs/faces", "token_file": "token.txt", "replicas": "none"})
+    with pytest.raises(ValidationError, match="token_file"):
+        Options.model_validate({"model": "runs/faces"})
