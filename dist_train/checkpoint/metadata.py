@@ -123,6 +123,12 @@ def _nothing(*_: object) -> None:
     """In place of values that are not used: a layout, a memory format, the path that was written to."""
 
 
+def _memory_format(kind: object, name: object) -> None:
+    """In place of `getattr(ENUM, NAME)`, by which Python before 3.11.4, as Debian 12 has it, writes a member."""
+    if kind is not _nothing or not isinstance(name, str):
+        raise ForbiddenNameError("builtins.getattr")
+
+
 _METADATA = "torch.distributed.checkpoint.metadata"
 _ADMITTED: dict[tuple[str, str], Any] = {
     (_METADATA, "Metadata"): _Metadata,
@@ -133,6 +139,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     (_METADATA, "BytesStorageMetadata"): _Object,
     (_METADATA, "StorageMeta"): _Object,
     (_METADATA, "_MEM_FORMAT_ENCODING"): _nothing,
+    ("builtins", "getattr"): _memory_format,
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _Info,
     ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): _nothing,

@@ -1,6 +1,7 @@
 """A foreign run directory is as safe as a foreign `.bin`: nothing it holds is run, by whichever command reads it."""
 
 import collections
+import enum
 import io
 import json
 import os
@@ -127,7 +128,7 @@ BAD = {
     "no tensors": (lambda body: setattr(body, "state_dict_metadata", {}), "its list of tensors is dict"),
     "something else": (lambda body: {"a": 1}, "all of it.* is dict"),
     "a name of torch that is a function": (lambda body: torch.load, "torch.serialization.load"),
-    "a name of Python": (lambda body: getattr, "builtins.getattr"),
+    "a name of Python": (lambda body: setattr, "builtins.setattr"),
     "a number of no end": (lambda body: place(offset=10**5000)(body), "is at a number of"),
 }
 
@@ -254,6 +255,38 @@ def test_progress_with_an_impossible_number_is_damage(run_dir, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(WorkError, match=rf"progress\.json is damaged \({next(iter(change))} is"):
         read_progress(newest(run_dir))
+
+
+class Debians(pickle.Pickler):
+    """Writes members of an enumeration as Python 3.11.2 does."""
+
+    def reducer_override(self, thing):
+        return (getattr, (type(thing), thing.name)) if isinstance(thing, enum.Enum) else NotImplemented
+
+
+def written_by_debian(body):
+    written = io.BytesIO()
+    Debians(written).dump(body)
+    return written.getvalue()
+
+
+def test_a_checkpoint_of_an_older_python_is_read(run_dir):
+    path = newest(run_dir) / ".metadata"
+    before = read_metadata(newest(run_dir))
+    path.write_bytes(written_by_debian(pickle.loads(path.read_bytes())))
+    assert b"getattr" in path.read_bytes()
+    assert read_metadata(newest(run_dir)).state_dict_metadata == before.state_dict_metadata
+
+
+@pytest.mark.parametrize("thing", [torch.float32, torch.Size, MetadataIndex, 7])
+def test_getattr_of_anything_else_is_refused(run_dir, thing):
+    class Asks:
+        def __reduce__(self):
+            return getattr, (thing, "__class__")
+
+    change_metadata(newest(run_dir), lambda body: [body, Asks()])
+    with pytest.raises(WorkError, match=r"its pickle calls builtins\.getattr, which no checkpoint needs"):
+        read_metadata(newest(run_dir))
 
 
 def test_a_sound_checkpoint_is_read_as_torch_reads_it(run_dir):
