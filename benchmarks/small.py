@@ -7,7 +7,7 @@
 `models`: the run, its embedding of 80 % of the numbers, its network of 70 % of the channels after a training with the
 run as the teacher, in PyTorch and onnxruntime, in int8 by rounding and by training: accuracy, TAR, parameters, FLOPs,
 size, speed. What was made is kept in --work and not made again; the table is also written there as Markdown.
-`gallery`: a search of int8 rows beside one of the float32 rows, with the same queries.
+`gallery`: a search of int8 rows, and one by cells, beside one of the float32 rows, with the same queries.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from grow import train
 from line import print_line
 
 from dist_train.checkpoint.load import load_backbone
+from dist_train.embed.cells import Cells, write_cells
 from dist_train.embed.compact import COMPACT_NAME, SCALES_NAME, CompactGallery, CompactWriter, Rows
 from dist_train.embed.table import load_array, start_array
 from dist_train.evaluate.search import nearest
@@ -174,49 +175,50 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def gallery(options: argparse.Namespace) -> None:
-    """Search a gallery of made-up people, a few rows near each other for each, in int8 and in float32."""
+    """Search a gallery of made-up people, a few rows near each other for each, in int8, in cells, and in float32."""
     count, dim = options.rows, options.dim
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         home = Path(name)
         exact, described = _people(home, count, dim, options.each)
-        compact = CompactGallery(home, described, exact)
         rng = torch.Generator().manual_seed(1)
         chosen = torch.randint(0, count, (options.queries,), generator=rng)
         near = exact[chosen] + torch.randn(options.queries, dim, generator=rng) * options.noise / dim**0.5
         queries = torch.nn.functional.normalize(near)
-        compact.nearest(queries[:1], 10)  # the pages are in memory
-        seconds, same = [], 0
-        for query in queries[: options.timed].split(1):
-            begin = time.perf_counter()
-            compact.nearest(query, 10)
-            seconds.append(time.perf_counter() - begin)
-        found, wanted = compact.nearest(queries, 10)[1], nearest(queries, exact, 10)[1]
-        same = int((found[:, 0] == wanted[:, 0]).sum())
+        wanted = nearest(queries, exact, 10)[1]
         begin = time.perf_counter()
         nearest(queries[:1], exact, 10)
         float32 = time.perf_counter() - begin
+        line = {"benchmark": "small", "baseline": round(float32, 4), "unit": "s, the first 10 of a query"}
+        run = {"queries": options.queries, "threads": options.threads, "noise": options.noise, "each": options.each}
+        compact = _searched(CompactGallery(home, described, exact), queries, wanted, options.timed, float32)
         read = sum((home / each).stat().st_size for each in (COMPACT_NAME, SCALES_NAME))
+        extra = {"gigabytes": round(read / 1e9, 3), "error": described["error"], "run": run}
+        print_line({**line, "case": f"gallery of {count} x {dim} in int8", **compact, **extra})
+        begin = time.perf_counter()
+        described = write_cells(home, exact.numpy(), quiet=True)
+        extra = {"build_s": round(time.perf_counter() - begin, 1), **described, "run": run}
+        cells = _searched(Cells(home, described, exact), queries, wanted, options.timed, float32)
+        print_line({**line, "case": f"gallery of {count} x {dim} in cells", **cells, **extra})
+
+
+def _searched(
+    rows: CompactGallery | Cells, queries: torch.Tensor, wanted: torch.Tensor, timed: int, float32: float
+) -> dict[str, Any]:
+    """Seconds of a query alone, and how many queries have the first match that they should have."""
+    rows.nearest(queries[:1], 10)  # the pages are in memory
+    seconds = []
+    for query in queries[:timed].split(1):
+        begin = time.perf_counter()
+        rows.nearest(query, 10)
+        seconds.append(time.perf_counter() - begin)
+    found = rows.nearest(queries, 10)[1]
     ours = statistics.median(seconds)
-    print_line(
-        {
-            "benchmark": "small",
-            "case": f"gallery of {count} x {dim} in int8",
-            "ours": round(ours, 4),
-            "baseline": round(float32, 4),
-            "ratio": round(float32 / ours, 2),
-            "unit": "s, the first 10 of a query",
-            "same_first_match": same / options.queries,
-            "gigabytes": round(read / 1e9, 3),
-            "error": described["error"],
-            "run": {
-                "queries": options.queries,
-                "threads": options.threads,
-                "noise": options.noise,
-                "each": options.each,
-            },
-        }
-    )
+    return {
+        "ours": round(ours, 4),
+        "ratio": round(float32 / ours, 2),
+        "same_first_match": int((found[:, 0] == wanted[:, 0]).sum()) / len(queries),
+    }
 
 
 def _people(home: Path, count: int, dim: int, each: int) -> tuple[torch.Tensor, dict[str, Any]]:

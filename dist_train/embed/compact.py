@@ -27,7 +27,7 @@ from dist_train.runtime.written import written
 COMPACT_NAME, SCALES_NAME = "compact.npy", "scales.npy"
 _LEVELS = 127
 _LEAST_CANDIDATES, _MORE = 128, 8
-_ROUNDING = 1e-5  # of float32 inner products of unit vectors
+ROUNDING = 1e-5  # of float32 inner products of unit vectors
 _MOST_NUMBERS = 1 << 24  # of exact rows, or of scores, that are in memory at a time
 _BLOCK = 4096  # rows that are expanded at a time: they stay in cache
 _INTEGER_BLOCK = 1 << 16  # rows of an integer product
@@ -39,6 +39,7 @@ class Rows(StrEnum):
     float32 = "float32"
     float16 = "float16"
     int8 = "int8"
+    cells = "cells"  # `dist_train.embed.cells`
 
 
 def compact_rows(unit: NDArray[np.float32], kind: Rows) -> tuple[NDArray[Any], NDArray[np.float32], float]:
@@ -108,7 +109,7 @@ class CompactGallery:
     def __init__(self, directory: Path, described: dict[str, Any], exact: Tensor) -> None:
         kind = Rows(described["rows"])
         self._error = float(described["error"])
-        if kind is Rows.float32 or not 0 <= self._error <= 1:
+        if kind not in (Rows.float16, Rows.int8) or not 0 <= self._error <= 1:
             raise ValueError(f"compact rows are {kind} with an error of {self._error}")
         values = map_array(directory / COMPACT_NAME, "c")
         wanted = np.float16 if kind is Rows.float16 else np.int8
@@ -156,7 +157,7 @@ class CompactGallery:
                 scores.masked_fill_(removed[candidates], -torch.inf)
             found, place = scores.topk(k, dim=1)
             # Not "smaller": a score that is not a number is one that the exact search must bring to light.
-            sure = approximate[:, -1] + self._error + lost + _ROUNDING < found[:, -1]
+            sure = approximate[:, -1] + self._error + lost + ROUNDING < found[:, -1]
             best[left[sure]], rows[left[sure]] = found[sure], candidates.gather(1, place)[sure]
             left, count = left[~sure], count * _MORE
         return best, rows

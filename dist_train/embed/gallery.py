@@ -1,4 +1,4 @@
-"""A gallery: unit embeddings of known pictures on disk, and the exact search for those nearest to a query.
+"""A gallery: unit embeddings of known pictures on disk, and the search for those nearest to a query.
 
 GALLERY/gallery.json     the model, the sources of the pictures, and which of the following count
 GALLERY/*                the first segment's files: `dist_train.embed.segment`
@@ -28,6 +28,7 @@ from dist_train.embed.segment import ENTRIES, Segment, write_segment
 from dist_train.embed.table import FORMAT_VERSION, EmbeddingFile, unit_length
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.fusion_file import parsed_parts
+from dist_train.runtime.extras import require
 from dist_train.runtime.files import map_array
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.text import kind_and_line
@@ -76,12 +77,15 @@ def build_gallery(
         directory: of the gallery; must not exist.
         quiet: show no bar.
         min_quality: rows of a lower one are left out; None takes all.
-        rows: how they are searched: of int8 and float16 there are copies, beside the exact rows.
+        rows: how they are searched: of all but float32 there are copies, beside the exact rows.
 
     Raises:
-        UserError: no embeddings, embeddings of several models, or that are not finite or zero, or `directory` exists.
+        UserError: cells without faiss, no embeddings, embeddings of several models, not finite or zero, or
+            `directory` exists.
         WorkError: the disk is full, or a file is damaged.
     """
+    if rows is Rows.cells:
+        require("faiss", "search build --faiss")
     if directory.exists():
         raise UserError(f"gallery {directory}: exists already; remove it, or name another")
     if len({path.resolve() for path in files}) < len(files):
@@ -249,7 +253,7 @@ class Gallery:
         return sum(self._living)
 
     def search(self, queries: Tensor, k: int) -> list[list[Match]]:
-        """The rows with the largest cosine, for each query; exact.
+        """The rows with the largest cosine, for each query; exact, but for what cells miss.
 
         Args:
             queries: embeddings [Q, D], of any length.

@@ -3,8 +3,8 @@
 SEGMENT/embeddings.npy   float32 [N, D], unit rows; mapped into memory, not read
 SEGMENT/entries.arrow    what is known about each row
 
-Where it was built with rows of fewer bits, `dist_train.embed.compact` says what else is there. Its files are never
-changed once they have their names.
+Where it was built with rows of fewer bits, or in cells, `dist_train.embed.compact` and `.cells` say what else is there.
+Its files are never changed once they have their names.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.embed.cells import Cells, write_cells
 from dist_train.embed.compact import CompactGallery, CompactWriter, Rows
 from dist_train.embed.table import NAMES, load_array, write_array
 from dist_train.evaluate.search import nearest
@@ -40,10 +41,11 @@ def write_segment(
         kind: how the rows are searched.
 
     Raises:
+        ImportError: cells need faiss, which is not installed.
         OSError: the disk refuses.
     """
     with ExitStack() as files:
-        compact = None if kind is Rows.float32 else CompactWriter(directory, kind, shape, files)
+        compact = None if kind in (Rows.float32, Rows.cells) else CompactWriter(directory, kind, shape, files)
         rows_file = files.enter_context(written(directory / _EMBEDDINGS))
         entries_file = files.enter_context(written(directory / _ENTRIES_NAME))
         stored = files.enter_context(pa.ipc.new_file(entries_file, ENTRIES))
@@ -58,7 +60,12 @@ def write_segment(
             _flush(stored, held, 1)
 
         write_array(rows_file, unit_rows(), shape)
-    return {"rows": shape[0]} | ({} if compact is None else {"compact": compact.described()})
+    described: dict[str, Any] = {"rows": shape[0]}
+    if compact is not None:
+        described["compact"] = compact.described()
+    if kind is Rows.cells:
+        described["cells"] = write_cells(directory, load_array(directory / _EMBEDDINGS, "c"))
+    return described
 
 
 def _flush(entries: pa.ipc.RecordBatchFileWriter, held: list[pa.RecordBatch], least: int) -> list[pa.RecordBatch]:
@@ -79,12 +86,12 @@ class Segment:
 
     Args:
         directory: of its files.
-        described: what the gallery says of it: `rows`, and `compact` where it has such.
+        described: what the gallery says of it: `rows`, and `compact` or `cells` where it has such.
         dim: D.
 
     Attributes:
         exact: unit rows float32 [N, D].
-        kind: how they are searched.
+        kind: how rows are searched that are appended to them.
 
     Raises:
         OSError: a file cannot be read.
@@ -95,7 +102,8 @@ class Segment:
         # Copy on write: torch warns of arrays that cannot be written.
         self.exact = torch.from_numpy(load_array(directory / _EMBEDDINGS, "c"))
         self._compact = CompactGallery(directory, described["compact"], self.exact) if "compact" in described else None
-        self.kind = Rows(described["compact"]["rows"]) if self._compact else Rows.float32
+        self._cells = Cells(directory, described["cells"], self.exact) if "cells" in described else None
+        self.kind = Rows.int8 if self._cells else Rows(described["compact"]["rows"]) if self._compact else Rows.float32
         self._entries = pa.ipc.open_file(pa.memory_map(str(directory / _ENTRIES_NAME)))
         if not self._entries.schema.equals(ENTRIES):
             raise ValueError(f"columns {', '.join(self._entries.schema.names)}, expected {', '.join(ENTRIES.names)}")
@@ -108,13 +116,15 @@ class Segment:
         return len(self.exact)
 
     def nearest(self, queries: Tensor, k: int, removed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The k rows with the largest inner product, as `dist_train.evaluate.search.nearest`.
+        """The k rows with the largest inner product, as `dist_train.evaluate.search.nearest`; in cells, of those read.
 
         Args:
             queries: of length 1, [Q, D].
             k: how many, at most the rows that are not removed.
             removed: bool [N], rows that are not found; None for none.
         """
+        if self._cells is not None:
+            return self._cells.nearest(queries, k, removed)
         if self._compact is not None:
             return self._compact.nearest(queries, k, removed)
         return nearest(queries, self.exact, k, removed=removed)

@@ -85,6 +85,14 @@ def build(
             "exact rows decide among the best of them, and matches stay the same"
         ),
     ] = RowKind.float32,
+    faiss: Annotated[
+        bool,
+        typer.Option(
+            "--faiss",
+            help="divide the rows into cells, of which a search reads the nearest: for millions of rows; a match in "
+            "another cell is missed",
+        ),
+    ] = False,
 ) -> None:
     """Make a gallery of embeddings, all of one model, or of several models' embeddings of the same pictures.
 
@@ -96,6 +104,8 @@ def build(
 
       headcount search build faces.parquet gallery --rows int8
 
+      headcount search build faces.parquet gallery --faiss
+
       headcount search build faces.parquet gait.parquet gallery --fusion fusion.json
     """
     from dist_train.embed.compact import Rows
@@ -103,12 +113,16 @@ def build(
     from dist_train.embed.min_quality import parse_min_quality
     from dist_train.errors import UserError
 
+    if faiss and (rows is not RowKind.float32 or fusion is not None):
+        other = "--fusion" if fusion is not None else f"--rows {rows.value}"
+        raise UserError(f"--faiss with {other}: a gallery in cells has int8 rows of one model; give one of the two")
     if fusion is not None:
         if rows is not RowKind.float32:
             raise UserError(f"--rows {rows.value}: a fused gallery is searched in float32; leave --rows out")
         _build_fused(files, gallery, fusion, min_quality)
         return
-    made = build_gallery(files, gallery, min_quality=parse_min_quality(min_quality), rows=Rows(rows.value))
+    kind = Rows.cells if faiss else Rows(rows.value)
+    made = build_gallery(files, gallery, min_quality=parse_min_quality(min_quality), rows=kind)
     left_out = f"; {made.left_out:,} rows of low quality left out" if made.left_out else ""
     echo(
         f"{gallery}: {len(made):,} rows of {made.embedding_dim} numbers, by model {made.made_by['model']['name']}"
