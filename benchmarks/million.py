@@ -51,7 +51,7 @@ def write_photos(root: Path, pictures: int) -> None:
         drawn = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         made.append(bytes(cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]))
     for first in range(0, pictures, EACH):
-        folder = root / f"{first // EACH // 1000:03d}" / f"{first // EACH:06d}"
+        folder = root / f"{first // EACH:06d}"
         folder.mkdir(parents=True)
         for number in range(first, min(first + EACH, pictures)):
             (folder / f"{number:07d}.jpg").write_bytes(made[number % DISTINCT] + struct.pack("<Q", number))
