@@ -115,22 +115,24 @@ def million() -> dict[str, Any]:
     }
 
 
-def training(classes: int, steps: int) -> dict[str, Any]:
+def training(classes: int, steps: int, certainty: float | None) -> dict[str, Any]:
     """TAR of runs on the set without faults, with them, and as it was cleaned by the run with them."""
-    folder, clean = SETS / f"planted-{classes}", SETS / f"cleaned-{classes}"
+    name = "cleaned" if certainty is None else f"cleaned-{certainty}"
+    folder, clean = SETS / f"planted-{classes}", SETS / f"{name}-{classes}"
     planted(GLYPHS / "train", folder, classes)
     without = first_identities(GLYPHS / "train", SETS / f"without-{classes}", classes)
 
-    def tar(name: str, pictures: Path) -> float:
-        found = train(RECIPE, RUNS / name, f"data.path={pictures}", f"train.steps={steps}", ranks=2)
+    def tar(run: str, pictures: Path) -> float:
+        found = train(RECIPE, RUNS / run, f"data.path={pictures}", f"train.steps={steps}", ranks=2)
         return percent(found["tar_at_far"]["0.001"])
 
     figures = {"without": tar("without", without), "faults": tar("faults", folder)}
     if not clean.exists():
-        out = SETS / f"found-by-faults-{classes}"
-        headcount("data", "clean", folder, "--model", RUNS / "faults", "--out", out, "--no-flip")
+        out = SETS / f"found-by-faults-{name}-{classes}"
+        asked = [] if certainty is None else ["--certainty", str(certainty)]
+        headcount("data", "clean", folder, "--model", RUNS / "faults", "--out", out, "--no-flip", *asked)
         headcount("data", "clean", folder, "--apply", out / "findings.parquet", clean)
-    figures["cleaned"] = tar("cleaned", clean)
+    figures["cleaned"] = tar(name, clean)
     lost = figures["without"] - figures["faults"]
     regained = round(100 * (figures["cleaned"] - figures["faults"]) / lost, 1) if lost > 0 else 0.0
     return {
@@ -139,7 +141,7 @@ def training(classes: int, steps: int) -> dict[str, Any]:
         "ratio": round(regained / 80, 3),
         "unit": "% of the lost TAR at FAR 1e-3 that training again regains; baseline is the demand",
         "figures": figures,
-        "run": {"identities": classes, "steps": steps, "ranks": 2},
+        "run": {"identities": classes, "steps": steps, "ranks": 2, "certainty": certainty},
     }
 
 
@@ -150,14 +152,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("runs/start/old"), help="run that embeds, of case glyphs")
     parser.add_argument("--identities", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=7500, help="of the runs of case training")
-    parser.add_argument("--certainty", type=float, help="of case glyphs; by default the command's own")
+    parser.add_argument("--certainty", type=float, help="of cases glyphs and training; by default the command's own")
     asked = parser.parse_args()
     if asked.case == "glyphs":
         found = glyphs(asked.model, asked.identities, asked.certainty)
     elif asked.case == "million":
         found = million()
     else:
-        found = training(asked.identities, asked.steps)
+        found = training(asked.identities, asked.steps, asked.certainty)
     print_line({"benchmark": "clean", "case": asked.case, **found})
 
 

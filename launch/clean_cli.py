@@ -32,8 +32,14 @@ def clean(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="directory of the findings; by default SET-findings")] = None,
     certainty: Annotated[
-        float, typer.Option(min=0.5, max=0.9999, help="share of right findings that thresholds are chosen for")
-    ] = 0.97,
+        float,
+        typer.Option(
+            min=0.5,
+            max=0.9999,
+            help="share of right findings that thresholds are chosen for; less finds more: 0.8 where many labels are "
+            "wrong and the model was trained on them",
+        ),
+    ] = 0.93,
     threshold: Annotated[
         list[str] | None,
         typer.Option(
