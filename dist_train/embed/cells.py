@@ -11,6 +11,7 @@ no reader of its format. A match in a cell that is not read is missed. How many 
 gallery is built: the fewest in which `FOUND` of a sample's rows have their nearest other row.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from dist_train.evaluate.search import nearest
 from dist_train.runtime.files import map_array
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.written import written
+
+logger = logging.getLogger(__name__)
 
 FOUND = 0.99
 CELLS_PER_ROOT = 4  # cells for each square root of the number of rows
@@ -57,6 +60,7 @@ def write_cells(directory: Path, exact: NDArray[np.float32], quiet: bool = False
 
     count, dim = exact.shape
     cells = max(1, min(int(CELLS_PER_ROOT * count**0.5), count // _LEAST_ROWS))
+    logger.info("%s rows are divided into %s cells", f"{count:,}", f"{cells:,}")  # minutes, of millions of rows
     kmeans = faiss.Kmeans(
         dim, cells, niter=_ROUNDS, spherical=True, min_points_per_centroid=1, max_points_per_centroid=_MOST_ROWS
     )
