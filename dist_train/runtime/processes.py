@@ -1,6 +1,6 @@
-"""Python processes that this package starts: where they look for modules, their number of threads, how those wait.
+"""Python processes that this package starts: where they look for modules, and how many threads they use.
 
-All are settled by the environment, before the process begins: libraries read the number of threads when they are
+Both are settled by the environment, before the process begins: libraries read the number of threads when they are
 loaded, which may be before the process's own first line. Started by `-m` or `-c`, Python looks for modules in the
 working directory before all else, so that a folder there named like an optional module of a library (torch tries
 `z3`) is imported in its place; with the safe path it does not. Processes started in turn inherit that.
@@ -21,19 +21,6 @@ def threads(count: int) -> dict[str, str]:
 
 
 ONE_THREAD = threads(1)
-# Some 100 us. With a tenth of that small networks were a fifth slower on a machine of their own.
-_SPINS = {"GOMP_SPINCOUNT": "10000"}
-_WAITING = ("OMP_WAIT_POLICY", *_SPINS)
-
-
-def sleep_while_waiting() -> None:
-    """Let threads of this process that wait for each other sleep soon, unless the environment says how they wait.
-
-    Before a library with OpenMP is loaded. GNU's lets them spin for milliseconds where there is a core for each; where
-    others use these cores too, the thread that they wait for is then the one that gets none.
-    """
-    if not any(name in os.environ for name in _WAITING):
-        os.environ.update(_SPINS)
 
 
 def child_environment(variables: dict[str, str]) -> dict[str, str]:
