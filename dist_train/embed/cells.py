@@ -12,7 +12,6 @@ gallery is built: the fewest in which `FOUND` of a sample's rows have their near
 """
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.embed.compact import ROUNDING, Rows, compact_rows
-from dist_train.embed.table import start_array
+from dist_train.embed.table import load_shaped, start_array
 from dist_train.errors import UserError
 from dist_train.evaluate.search import nearest
-from dist_train.runtime.files import map_array
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.written import written
 
 logger = logging.getLogger(__name__)
 
 FOUND = 0.99
-CELLS_PER_ROOT = 4  # cells for each square root of the number of rows
+_PER_ROOT = 4  # cells for each square root of the number of rows
 _LEAST_ROWS = 39  # to a cell, of those that it is found by
 _MOST_ROWS = 64
 _ROUNDS = 10
@@ -42,7 +40,7 @@ _CANDIDATES, _MORE = 128, 8
 _NAMES = {each: f"cell_{each}.npy" for each in ("centers", "starts", "rows", "values", "scales")}
 
 
-def write_cells(directory: Path, exact: NDArray[np.float32], quiet: bool = False) -> dict[str, Any]:
+def write_cells(directory: Path, exact: NDArray[np.float32], quiet: bool) -> dict[str, Any]:
     """Divide rows into cells, and write their files; what a gallery's description has to say of them.
 
     Memory is 64 rows for each of 4 √N cells, and 24 bytes a row.
@@ -59,18 +57,19 @@ def write_cells(directory: Path, exact: NDArray[np.float32], quiet: bool = False
     import faiss
 
     count, dim = exact.shape
-    cells = max(1, min(int(CELLS_PER_ROOT * count**0.5), count // _LEAST_ROWS))
+    cells = max(1, min(int(_PER_ROOT * count**0.5), count // _LEAST_ROWS))
     logger.info("%s rows are divided into %s cells", f"{count:,}", f"{cells:,}")  # minutes, of millions of rows
     kmeans = faiss.Kmeans(
         dim, cells, niter=_ROUNDS, spherical=True, min_points_per_centroid=1, max_points_per_centroid=_MOST_ROWS
     )
-    kmeans.train(np.ascontiguousarray(exact[:: max(1, count // (_MOST_ROWS * cells))]))
+    kmeans.train(np.ascontiguousarray(exact[:: -(-count // (_MOST_ROWS * cells))]))
     centers = np.asarray(kmeans.centroids, "<f4")
     cell_of = np.empty(count, np.int32)
     with progress_bar(total=count, unit=" rows", desc="cells", disable=quiet, mininterval=0.5) as bar:
-        for rows, block in _blocks(exact):
-            cell_of[rows] = kmeans.index.search(block, 1)[1][:, 0]
-            bar.update(len(block))
+        for start in range(0, count, _BLOCK):
+            found = kmeans.index.search(exact[start : start + _BLOCK], 1)[1][:, 0]
+            cell_of[start : start + _BLOCK] = found
+            bar.update(len(found))
     order = np.argsort(cell_of, kind="stable")
     starts = np.concatenate([[0], np.bincount(cell_of, minlength=cells).cumsum()])
     whole = {"centers": centers, "starts": starts.astype("<i8"), "rows": order.astype("<i8")}
@@ -87,14 +86,8 @@ def write_cells(directory: Path, exact: NDArray[np.float32], quiet: bool = False
             error = max(error, worst)
     with written(directory / _NAMES["scales"]) as file:
         np.save(file, scales.astype("<f4"))
-    probes, found = _measured(torch.from_numpy(exact), torch.from_numpy(centers), torch.from_numpy(cell_of))
-    return {"count": cells, "probes": probes, "found": found, "error": error}
-
-
-def _blocks(exact: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    for start in range(0, len(exact), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        yield rows, np.ascontiguousarray(exact[rows])
+    probes, share = _measured(torch.from_numpy(exact), torch.from_numpy(centers), torch.from_numpy(cell_of))
+    return {"count": cells, "probes": probes, "found": share, "error": error}
 
 
 def _measured(exact: Tensor, centers: Tensor, cell_of: Tensor) -> tuple[int, float]:
@@ -119,18 +112,15 @@ class Cells:
         described: what its description says of them.
         exact: float32 [N, D].
 
-    Attributes:
-        probes: how many cells a search reads.
-
     Raises:
         OSError: a file cannot be read.
         ValueError, TypeError, LookupError: damaged, or not of these rows.
     """
 
     def __init__(self, directory: Path, described: dict[str, Any], exact: Tensor) -> None:
-        cells, self.probes, self._error = int(described["count"]), int(described["probes"]), float(described["error"])
-        if not 1 <= self.probes <= cells <= len(exact) or not 0 <= self._error <= 1:
-            raise ValueError(f"{self.probes} of {cells} cells, {len(exact)} rows, an error of {self._error}")
+        cells, self._probes, self._error = int(described["count"]), int(described["probes"]), float(described["error"])
+        if not 1 <= self._probes <= cells <= len(exact) or not 0 <= self._error <= 1:
+            raise ValueError(f"{self._probes} of {cells} cells, {len(exact)} rows, an error of {self._error}")
         wanted: dict[str, tuple[type, list[int]]] = {
             "centers": (np.float32, [cells, exact.shape[1]]),
             "starts": (np.int64, [cells + 1]),
@@ -138,14 +128,10 @@ class Cells:
             "values": (np.int8, list(exact.shape)),
             "scales": (np.float32, [len(exact)]),
         }
-        arrays = {}
-        for name, (kind, shape) in wanted.items():
-            mapped = map_array(directory / _NAMES[name], "c")
-            if mapped.dtype != kind or list(mapped.shape) != shape:
-                raise ValueError(
-                    f"{_NAMES[name]} is {mapped.dtype} {list(mapped.shape)}, expected {np.dtype(kind)} {shape}"
-                )
-            arrays[name] = torch.from_numpy(mapped)
+        arrays = {
+            name: torch.from_numpy(load_shaped(directory / _NAMES[name], kind, shape))
+            for name, (kind, shape) in wanted.items()
+        }
         self._starts = arrays["starts"].tolist()
         if self._starts[0] != 0 or self._starts[-1] != len(exact) or self._starts != sorted(self._starts):
             raise ValueError(f"{_NAMES['starts']} does not rise from 0 to {len(exact)}")
@@ -174,7 +160,7 @@ class Cells:
 
     def _of_one(self, query: Tensor, k: int, removed: Tensor | None) -> tuple[Tensor, Tensor]:
         order = (self._centers @ query).argsort(descending=True)
-        read = self.probes
+        read = self._probes
         while True:
             approximate, rows = self._scores(query, order[:read].tolist())
             if removed is not None:

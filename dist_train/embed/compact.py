@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train.embed.table import start_array
+from dist_train.embed.table import load_shaped, start_array
 from dist_train.evaluate.search import nearest
-from dist_train.runtime.files import map_array
 from dist_train.runtime.written import written
 
 COMPACT_NAME, SCALES_NAME = "compact.npy", "scales.npy"
@@ -111,21 +110,12 @@ class CompactGallery:
         self._error = float(described["error"])
         if kind not in (Rows.float16, Rows.int8) or not 0 <= self._error <= 1:
             raise ValueError(f"compact rows are {kind} with an error of {self._error}")
-        values = map_array(directory / COMPACT_NAME, "c")
-        wanted = np.float16 if kind is Rows.float16 else np.int8
-        if values.dtype != wanted or values.shape != tuple(exact.shape):
-            raise ValueError(
-                f"{COMPACT_NAME} is {values.dtype} {list(values.shape)}, expected {kind} {list(exact.shape)}"
-            )
-        self._values, self._exact = torch.from_numpy(values), exact
+        stored = np.float16 if kind is Rows.float16 else np.int8
+        self._values = torch.from_numpy(load_shaped(directory / COMPACT_NAME, stored, exact.shape))
+        self._exact = exact
         self._scales: Tensor | None = None
         if kind is Rows.int8:
-            scales = map_array(directory / SCALES_NAME, "c")
-            if scales.dtype != np.float32 or scales.shape != (len(exact),):
-                raise ValueError(
-                    f"{SCALES_NAME} is {scales.dtype} {list(scales.shape)}, expected float32 [{len(exact)}]"
-                )
-            self._scales = torch.from_numpy(scales)
+            self._scales = torch.from_numpy(load_shaped(directory / SCALES_NAME, np.float32, exact.shape[:1]))
 
     def __len__(self) -> int:
         return len(self._exact)

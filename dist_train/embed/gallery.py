@@ -115,7 +115,7 @@ def build_gallery(
             progress_bar(total=count, unit=" rows", desc="gallery", disable=quiet, mininterval=0.5) as bar,
         ):
             parts = unit_parts(opened, range(len(opened)), min_quality)
-            described = write_segment(home, _shown(parts, bar), shape, rows)
+            described = write_segment(home, _shown(parts, bar), shape, rows, quiet)
             write_json(home / DESCRIPTION, body | described)
     finally:
         for each in opened:

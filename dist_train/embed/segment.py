@@ -30,7 +30,11 @@ _BATCH_ROWS = 1 << 16
 
 
 def write_segment(
-    directory: Path, parts: Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]], shape: tuple[int, int], kind: Rows
+    directory: Path,
+    parts: Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]],
+    shape: tuple[int, int],
+    kind: Rows,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Write the files of a segment; what a gallery's description has to say of it.
 
@@ -39,6 +43,7 @@ def write_segment(
         parts: entries in `ENTRIES`, and their unit rows [n, D].
         shape: (N, D) of all parts together.
         kind: how the rows are searched.
+        quiet: show no bar while they are divided into cells.
 
     Raises:
         ImportError: cells need faiss, which is not installed.
@@ -64,7 +69,7 @@ def write_segment(
     if compact is not None:
         described["compact"] = compact.described()
     if kind is Rows.cells:
-        described["cells"] = write_cells(directory, load_array(directory / _EMBEDDINGS, "c"))
+        described["cells"] = write_cells(directory, load_array(directory / _EMBEDDINGS, "c"), quiet)
     return described
 
 

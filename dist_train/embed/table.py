@@ -220,6 +220,19 @@ def load_array(path: Path, mode: Literal["r", "c"]) -> NDArray[np.float32]:
     return array
 
 
+def load_shaped(path: Path, kind: type, shape: Sequence[int]) -> NDArray[Any]:
+    """A `.npy` of a known type and shape, mapped into memory, copied on write.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: damaged, or another array.
+    """
+    array = map_array(path, "c")
+    if array.dtype != kind or list(array.shape) != list(shape):
+        raise ValueError(f"{path.name} is {array.dtype} {list(array.shape)}, expected {np.dtype(kind)} {list(shape)}")
+    return array
+
+
 def _described(text: bytes) -> dict[str, Any]:
     """The description in a file's metadata."""
     try:

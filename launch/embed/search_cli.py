@@ -89,8 +89,8 @@ def build(
         bool,
         typer.Option(
             "--faiss",
-            help="divide the rows into cells, of which a search reads the nearest: for millions of rows; a match in "
-            "another cell is missed",
+            help="divide the rows into cells, of which a search reads the nearest: for pictures that lie in groups; a "
+            "match in another cell is missed",
         ),
     ] = False,
 ) -> None:
