@@ -56,6 +56,7 @@ def write_cells(directory: Path, exact: NDArray[np.float32], quiet: bool) -> dic
     """
     import faiss
 
+    exact = np.asarray(exact)  # of a mapped one faiss knows no type, once a library has taught it torch
     count, dim = exact.shape
     cells = max(1, min(int(_PER_ROOT * count**0.5), count // _LEAST_ROWS))
     logger.info("%s rows are divided into %s cells", f"{count:,}", f"{cells:,}")  # minutes, of millions of rows

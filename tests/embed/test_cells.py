@@ -1,5 +1,6 @@
 """Galleries in cells: what is found in the cells that are read, and what says how many these are."""
 
+import importlib
 import json
 import shutil
 
@@ -28,6 +29,12 @@ def exact():
     rows = random.normal(size=(PEOPLE, 1, DIM)) + 0.3 * random.normal(size=(PEOPLE, EACH, DIM))
     rows = random.permutation(rows.reshape(-1, DIM)).astype(np.float32)
     return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def taught_torch():
+    """As pytorch-metric-learning leaves faiss, which then takes arrays of no derived type."""
+    importlib.import_module("faiss.contrib.torch_utils")
 
 
 @pytest.fixture
