@@ -20,7 +20,9 @@ from dist_train.data.reject import Reject
 from dist_train.runtime.text import first_line
 
 MAX_PIXELS = 150_000_000  # 450 MB decoded
-JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones make them
+JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones make them, which Pillow opens as JPEG
+# Pillow's other readers are left alone: that of PostScript runs Ghostscript, that of icons decodes while it opens.
+_KINDS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 SHRINKS = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
@@ -92,7 +94,7 @@ def read_header(data: bytes) -> PhotoHeader | Reject:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_KINDS) as image:
                 return PhotoHeader(image.format or "", image.mode, *image.size)
     except Image.DecompressionBombError as error:
         return Reject("too large", first_line(error))
@@ -134,7 +136,7 @@ def _by_pillow(data: bytes) -> NDArray[np.uint8] | Reject:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_KINDS) as image:
                 upright = ImageOps.exif_transpose(image)
                 return np.asarray(_rgb(upright), np.uint8)
     except MemoryError:

@@ -135,6 +135,11 @@ def test_what_is_no_picture_is_said_to_be_none():
         assert reason(data) == "not a picture", data
 
 
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PPM", "PDF"])
+def test_kinds_that_run_programs_or_decode_while_they_open_are_no_pictures(kind):
+    assert reason(encoded(smooth(), kind)) == "not a picture"
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "WEBP"])
 def test_a_truncated_picture_is_rejected(kind, share):
