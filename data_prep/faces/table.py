@@ -50,11 +50,9 @@ def read_table(path: Path) -> Listed:
         if not pa.types.is_string(kind := batch.schema.types[0]) and not pa.types.is_large_string(kind):
             raise UserError(f"{path}: column {PATH!r} holds {kind}, expected text")
         names = batch.column(0).to_pylist()
-        for number, name in enumerate(names, start + 1):
-            if name not in photos:
-                photos[photo_path(f"{path}: row {number}", name or "")] = len(photos)
+        keys = [photo_path(f"{path}: row {number}", name or "") for number, name in enumerate(names, start + 1)]
+        owner = np.array([photos.setdefault(key, len(photos)) for key in keys], np.int64)
         values = np.stack([_numbers(path, batch, name, start) for name in (*EDGES, *POINTS, IGNORED)], 1)
-        owner = np.array([photos[photo_path("", name)] for name in names], np.int64)
         empty = np.isnan(values[:, :14]).all(1)
         owners.append(owner[~empty])
         parts.append(values[~empty])

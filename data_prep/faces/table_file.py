@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data_prep.faces.table import EDGES, PATH, POINTS, SEPARATORS, SUFFIXES
 from data_prep.mtcnn.faces import Faces
@@ -17,6 +18,7 @@ from dist_train.runtime.written import written
 SCORE = "score"
 _COLUMNS = (*EDGES, SCORE, *POINTS)
 _SCHEMA = pa.schema([(PATH, pa.string()), *((name, pa.float64()) for name in _COLUMNS)])
+_ROWS_AT_ONCE = 1 << 14  # of a group of rows in a parquet file, whose description takes room and time
 _DIGITS = {SCORE: 5}  # of other columns 2: hundredths of a pixel
 
 
@@ -30,6 +32,8 @@ class TableFile:
 
     def __init__(self, writer: "pa.csv.CSVWriter | pa.parquet.ParquetWriter", folder: Path) -> None:
         self._writer, self._folder = writer, folder
+        self._names: list[str] = []
+        self._values: list[NDArray[np.float64]] = []
 
     def add(self, photo: Path, faces: Faces) -> None:
         """Add the faces of a photo, whose path `named` can tell; unknown points, NaN, stay empty."""
@@ -38,12 +42,22 @@ class TableFile:
         if count:
             values[:, :4], values[:, 4] = faces.boxes, faces.scores
             values[:, 5:] = faces.landmarks.reshape(count, -1)
+        self._names += [named(photo, self._folder)] * len(values)
+        self._values.append(values)
+        if len(self._names) >= _ROWS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are in memory."""
+        if not self._names:
+            return
+        values = np.concatenate(self._values)
         columns = [
             pa.array(np.round(values[:, at], _DIGITS.get(name, 2)), pa.float64(), from_pandas=True)
             for at, name in enumerate(_COLUMNS)
         ]
-        names = pa.array([named(photo, self._folder)] * len(values))
-        self._writer.write_batch(pa.record_batch([names, *columns], schema=_SCHEMA))
+        self._writer.write_batch(pa.record_batch([pa.array(self._names), *columns], schema=_SCHEMA))
+        self._names, self._values = [], []
 
 
 def named(photo: Path, folder: Path) -> str:
@@ -90,4 +104,6 @@ def table_file(path: Path) -> Iterator[TableFile]:
         else:
             writer = csv.CSVWriter(file, _SCHEMA, write_options=csv.WriteOptions(delimiter=SEPARATORS[path.suffix]))
         with writer:
-            yield TableFile(writer, path.parent)
+            table = TableFile(writer, path.parent)
+            yield table
+            table.flush()

@@ -1,5 +1,6 @@
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -89,6 +90,8 @@ def test_a_table_holds_the_faces_as_a_set_of_known_ones(photos, name):
     result = run(photos, "--table", photos / name)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{photos / name}: faces of 2 photos\n"
+    if name.endswith("parquet"):
+        assert pq.ParquetFile(photos / name).num_row_groups == 1
     listed = open_faces(photos / name)
     (photos / name).unlink()
     some, none = listed.photos

@@ -126,6 +126,13 @@ def test_celeba_joins_its_two_lists_by_the_names_of_photos(tmp_path):
     assert np.isnan(open_faces(tmp_path / "again").photos[0].landmarks).all()
 
 
+def test_one_photo_may_be_named_in_several_ways(tmp_path):
+    rows = [(name, *FACE, *NONE) for name in ("./a.jpg", "./a.jpg", ".//b.jpg", "a.jpg")]
+    write_table(tmp_path, rows, points=False)
+    one, other = open_faces(tmp_path).photos
+    assert (one.name, len(one.boxes), other.name, len(other.boxes)) == ("a.jpg", 3, "b.jpg", 1)
+
+
 @pytest.mark.parametrize("name", ["faces.csv", "faces.parquet", "mine.tsv"])
 def test_a_table_has_a_row_for_each_face_in_any_order(tmp_path, name):
     rows = [("a.jpg", *FACE, *FIVE), ("b.jpg", *(None,) * 4, *NONE), ("a.jpg", 1.0, 2.0, 3.0, 4.0, *NONE)]
