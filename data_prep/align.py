@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from data_prep.mtcnn.faces import Faces, Picture
 from dist_train.data.alignment import align_face
 
+_MOST_PX = 4096  # side of a square that is made in memory, 50 MB; what is larger is halved first
+
 SingleChoice = Literal["main", "largest", "surest", "central"]
 Choice = Literal[SingleChoice, "all"]
 
@@ -118,6 +120,11 @@ def encode_crop(picture: Picture, jpeg_quality: int) -> bytes:
 
 def _resample(picture: Picture, x: float, y: float, side: float, image_size: int) -> Picture:
     """The square of `side` pixels about (x, y), made `image_size` pixels wide."""
+    while side > _MOST_PX:
+        height, width = picture.shape[:2]
+        half = (max(1, width // 2), max(1, height // 2))
+        picture = np.asarray(cv2.resize(picture, half, interpolation=cv2.INTER_AREA), np.uint8)
+        x, y, side = x / 2, y / 2, side / 2
     pixels = max(1, round(side))
     corner = round(x - pixels / 2), round(y - pixels / 2)
     square = np.zeros((pixels, pixels, 3), np.uint8)

@@ -17,6 +17,7 @@ from dist_train.data.aligner import Aligner
 from dist_train.data.reject import Reject
 
 _LEAST_SPREAD_PX = 1.0  # of five points in either direction; with less they are no face
+_MOST_BOX = 4  # longer sides of a photo that its box may measure
 
 
 class Placed(Transform):
@@ -64,6 +65,8 @@ class Placed(Transform):
         if self.crop == "box":
             if not (has_box and (box[2:] > box[:2]).all()):
                 return Reject("no box", "its row of the table has none, or one of no size")
+            if reason := _box_fault(box, *pixels.shape[:2]):
+                return Reject("no box", reason)
             picture = crop_box(pixels, box, self.image_size, self.margin)
         else:
             picture = crop_landmarks(pixels, points, self.image_size)
@@ -82,6 +85,16 @@ def _fault(points: NDArray[np.float32], height: int, width: int) -> str:
         return f"all five points are outside of the photo, {width}x{height} pixels"
     if (np.ptp(points, axis=0) < _LEAST_SPREAD_PX).any():
         return "its five points are on a line"
+    return ""
+
+
+def _box_fault(box: NDArray[np.float32], height: int, width: int) -> str:
+    """Why a box [4] is of no face in a photo of such a size in pixels; empty if it is."""
+    shown = ", ".join(f"{side:g}" for side in box)
+    if (box[2:] <= 0).any() or (box[:2] >= [width, height]).any():
+        return f"its box, {shown}, is outside of the photo, {width}x{height} pixels"
+    if (box[2:] - box[:2]).max() > _MOST_BOX * max(height, width):
+        return f"its box, {shown}, is more than {_MOST_BOX} times as large as the photo, {width}x{height} pixels"
     return ""
 
 

@@ -102,6 +102,12 @@ def test_crops_follow_the_boxes_of_the_table_where_that_is_asked(photos, tmp_pat
     assert load_manifest(tmp_path / "set").aligner.name == "landmarks box 0.25"
 
 
+@pytest.mark.parametrize("box", [(0, 0, 100_000, 100_000), (0, 0, 1e30, 1e30), (-50, 0, -10, 40), (96, 0, 130, 40)])
+def test_boxes_that_are_of_no_face_are_rejects(photos, tmp_path, box):
+    table = write_table(tmp_path / "points.csv", [*ALL[:3], row("b/1.png", box=box)])
+    assert align(photos, table, tmp_path / "set", crop="box") == {"b/1.png": "no box"}
+
+
 def test_points_that_are_of_no_face_are_rejects(photos, tmp_path):
     beyond = [[x + 100, y] for x, y in FACE]
     rows = [
