@@ -1,12 +1,13 @@
 """Units with photos that were unreachable, done again; and pictures of sealed units, taken back out of their shards.
 
-A unit is made anew beside the old one, and takes its place only where it has gained photos and lost none: a server that
-is gone takes nothing out of a set. The pictures of a complete job are in its shards alone; where new photos change the
-labels of other units, their pictures are taken from there.
+A unit is made anew beside the old one, and takes its place only where photos that were unreachable have answered and
+none is lost: a server that is gone, or shows something else now, takes nothing out of a set. The pictures of a complete
+job are in its shards alone; where new photos change the labels of other units, their pictures are taken from there.
 """
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -19,17 +20,18 @@ from data_prep.job.plan import AGAIN, JobFiles, JobPlan
 from data_prep.job.progress import StageBars
 from data_prep.job.unit_files import MADE, read_mark, read_statistics
 from data_prep.job.work import LEFT_OUT, STATISTICS, MakeUnit, sample_key
-from data_prep.sources.base import Raw
+from data_prep.sources.base import Raw, Row
 from dist_train.data.index import read_index
 from dist_train.data.manifest import MANIFEST_NAME
-from dist_train.data.reject import STORAGE_REASONS
 from dist_train.errors import UserError
+from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.written import written
 
 logger = logging.getLogger(__name__)
 
 UNREACHABLE = "unreachable"
-_AT_ONCE = 256  # photos in memory while it is looked whether any can be reached
+_AT_ONCE = 64  # photos in memory while it is looked whether any can be reached
+_SILENT = 128  # addresses of a host without an answer, after which no more of it are asked for
 
 
 def retry_unreachable(plan: JobPlan, engine: Engine, progress: StageBars, tries: int) -> list[int]:
@@ -95,7 +97,7 @@ def restore_part(layout: JobFiles, unit: int, labels: pa.Array) -> bool:
                 return False
             wanted.append((size, None if label == LEFT_OUT else member))
     with ExitStack() as opened:
-        part = opened.enter_context(written(layout.part(unit)))
+        part = opened.enter_context(written(layout.restored(unit)))
         tar = opened.enter_context(shard.open("rb")) if members else None
         for size, member in wanted:
             if member is None or tar is None:
@@ -107,27 +109,41 @@ def restore_part(layout: JobFiles, unit: int, labels: pa.Array) -> bool:
 
 
 def _reachable(plan: JobPlan, units: list[int]) -> Iterator[int]:
-    """The units of which an unreachable photo can be reached now."""
+    """The units of which an unreachable photo can be reached now.
+
+    A host that stays silent is soon asked no more: each of its addresses takes several tries, and many seconds.
+    """
     reader = plan.options.source.reader()
-    for unit in units:
+    silent: Counter[bytes] = Counter()  # addresses of a host that were asked for since one answered
+    for unit in progress_bar(units, desc="ask again", unit="unit", disable=not units):
         reasons = read_statistics(plan.layout.statistics(unit), ["reason"], STATISTICS)["reason"].to_pylist()
         rows = [row for row, reason in zip(plan.rows(unit), reasons, strict=True) if reason == UNREACHABLE]
-        starts = range(0, len(rows), _AT_ONCE)
-        if any(isinstance(raw, Raw) for start in starts for raw in reader.read(rows[start : start + _AT_ONCE])):
-            yield unit
+        for start in range(0, len(rows), _AT_ONCE):
+            asked = [row for row in rows[start : start + _AT_ONCE] if silent[_host(row)] < _SILENT]
+            answers = [isinstance(raw, Raw) for raw in reader.read(asked)]
+            for row, answered in zip(asked, answers, strict=True):
+                silent[_host(row)] = 0 if answered else silent[_host(row)] + 1
+            if any(answers):
+                yield unit
+                break
     reader.close()
 
 
+def _host(row: Row) -> bytes:
+    """The protocol and host of a row's address."""
+    return b"/".join(row.location.split(b"/", 3)[:3])
+
+
 def _is_better(layout: JobFiles, again: JobFiles, unit: int) -> bool:
-    """Whether a unit done again has photos that were unreachable, and all that it had before."""
+    """Whether photos of a unit done again have answered that were unreachable, and all that it had before are there."""
     old, new = (
         read_statistics(files.statistics(unit), ["reason"], STATISTICS)["reason"].to_pylist()
         for files in (layout, again)
     )
-    lost = sum(before is None and after in STORAGE_REASONS for before, after in zip(old, new, strict=True))
+    lost = sum(before is None and after is not None for before, after in zip(old, new, strict=True))
     gained = sum(before == UNREACHABLE != after for before, after in zip(old, new, strict=True))
     if lost:
-        logger.warning("unit %d stays as it was: %d of its photos cannot be read now, %d more can", unit, lost, gained)
+        logger.warning("unit %d stays as it was: %d of its photos would be lost, %d more answer", unit, lost, gained)
     return gained > 0 and not lost
 
 

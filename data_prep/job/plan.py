@@ -133,6 +133,10 @@ class JobFiles:
         """Pictures of a unit, before labels are known."""
         return self.units / f"{unit:06d}.tar"
 
+    def restored(self, unit: int) -> Path:
+        """The same, taken back out of its shard for some labels; a temporary, of which the next start knows nothing."""
+        return self.units / f".{unit:06d}.tar.restored.tmp"
+
     def statistics(self, unit: int) -> Path:
         """Statistics of a unit: the outcome of each input."""
         return self.units / f"{unit:06d}.parquet"

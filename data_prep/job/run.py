@@ -196,6 +196,7 @@ def _seal(plan: JobPlan, digests: Sequence[str], engine: Engine, progress: Stage
     progress.start("shards", len(todo))
 
     def sealed(unit: int, summary: dict[str, Any]) -> None:
+        layout.restored(unit).unlink(missing_ok=True)
         if not keep_parts:
             layout.part(unit).unlink(missing_ok=True)
         progress.add({"given": 1, "pictures": summary["samples"]})

@@ -194,7 +194,8 @@ def _labelled(layout: JobFiles, unit: int, labels: list[int]) -> Iterator[tuple[
     columns = ["position", "sizes", "extensions", "records"]
     table = read_statistics(layout.statistics(unit), columns, STATISTICS)
     offset = 0
-    with layout.part(unit).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as part:
+    path = next((path for path in (layout.part(unit), layout.restored(unit)) if path.exists()), layout.part(unit))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as part:
         for label, *row in zip(labels, *(table[name].to_pylist() for name in columns), strict=True):
             position, sizes, extensions, records = row
             for number, size in enumerate(sizes):

@@ -96,8 +96,46 @@ def test_a_server_that_is_gone_takes_nothing_out_of_the_set(tmp_path, host, capl
     host.down = set(EVERY) - {EVERY[3]}  # it answers, and its neighbours do not any more
     again(tmp_path / "set")
     assert content(tmp_path / "set") == before
-    assert "stays as it was: 7 of its photos cannot be read now, 1 more can" in caplog.text
+    assert "stays as it was: 7 of its photos would be lost, 1 more answer" in caplog.text
     assert identities(tmp_path / "set")["person 0"] == (0, 4)
+
+
+def test_a_photo_that_became_another_is_not_taken_for_the_old_one(tmp_path, host, monkeypatch):
+    host.down = {EVERY[3]}
+    run(tmp_path / "set", job(tmp_path))
+    before = content(tmp_path / "set")
+    host.down = set()
+    monkeypatch.setattr(tables, "read_address", lambda address, *_: b"bad" if address == EVERY[1] else b"photo")
+    again(tmp_path / "set")
+    assert content(tmp_path / "set") == before
+
+
+def test_a_host_that_stays_silent_is_not_asked_for_all_of_its_photos(tmp_path, host, monkeypatch):
+    monkeypatch.setattr("data_prep.job.again._SILENT", 3)
+    monkeypatch.setattr("data_prep.job.again._AT_ONCE", 2)
+    host.down = set(EVERY[4:30:2])
+    run(tmp_path / "set", job(tmp_path))
+    host.asked.clear()
+    again(tmp_path / "set")
+    assert len(host.asked) in (3, 4), "of 13"
+
+
+def test_pictures_that_were_restored_for_other_labels_are_never_sealed(tmp_path, host, monkeypatch):
+    run(tmp_path / "whole", job(tmp_path, min_images=2))
+    host.down = set(addresses(4)[1:]) | set(addresses(2)[1:])
+    run(tmp_path / "set", job(tmp_path, min_images=2))
+    host.down = set(addresses(4)[1:])
+
+    def seal(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.job.run._seal", seal)
+        with pytest.raises(Killed):
+            again(tmp_path / "set")
+    host.down = set()
+    again(tmp_path / "set")
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
 class Killed(BaseException):
