@@ -1,6 +1,6 @@
 """The transform that finds faces in raw photos and cuts them out aligned."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from data_prep.detectors.file import DetectorFile
 from data_prep.detectors.open import open_detector
 from data_prep.detectors.upright import Turned, detect_turned
 from data_prep.mtcnn.faces import Faces, Picture
-from data_prep.searched import DECODED_PX, in_photo, least_side, rounded, shrunk
+from data_prep.searched import DECODED_PX, in_groups, in_photo, least_side, rounded, shrunk
 from data_prep.transforms import Crop, Made, Process, Transform
 from dist_train.data.aligner import Aligner
 from dist_train.data.reject import Reject
@@ -70,7 +70,8 @@ class _Aligner:
 
     def __call__(self, photos: Sequence[bytes]) -> list[Made]:
         made: list[Made] = []
-        for batch in self._decoded(photos):
+        decoded_photos = (decode(data, self._least_side_px) for data in photos)
+        for batch in in_groups(decoded_photos, lambda each: each.pixels.size // 3 if isinstance(each, Photo) else 0):
             decoded = [photo for photo in batch if isinstance(photo, Photo)]
             searched = [shrunk(photo.pixels, self._options.longer_side_px) for photo in decoded]
             found = iter(zip(decoded, searched, self._detect(searched), strict=True))
@@ -81,19 +82,6 @@ class _Aligner:
         if self._options.upright:
             return detect_turned(self._detector, searched)
         return [Turned(faces, 0) for faces in self._detector.detect(searched)]
-
-    def _decoded(self, photos: Sequence[bytes]) -> Iterator[list[Photo | Reject]]:
-        """Batches of decoded photos, in order; the number of pixels in a batch is bounded."""
-        batch: list[Photo | Reject] = []
-        held = 0
-        for data in photos:
-            photo = decode(data, self._least_side_px)
-            batch.append(photo)
-            held += photo.pixels.size // 3 if isinstance(photo, Photo) else 0
-            if held >= DECODED_PX:
-                yield batch
-                batch, held = [], 0
-        yield batch
 
     def _crops(self, photo: Photo, searched: Picture, found: Turned) -> Made:
         options, faces = self._options, in_photo(found.faces, photo, searched)

@@ -12,10 +12,12 @@ from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
     from data_prep.align import Choice
+    from data_prep.decode import Photo
     from data_prep.detectors.detector import FaceDetector
     from data_prep.mtcnn.faces import Faces, Picture
+    from dist_train.data.reject import Reject
 
-BATCH = 16  # photos in memory at one time
+BATCH = 16  # photos in memory at one time, or fewer where they are large
 
 
 def detect(
@@ -118,15 +120,21 @@ def _found(
     from data_prep.align import choose
     from data_prep.decode import decode
     from data_prep.mtcnn.faces import Faces
+    from data_prep.searched import in_groups
     from data_prep.sources.folder import read_file
     from dist_train.data.reject import Reject
 
-    for start in range(0, len(paths), BATCH):
-        batch = paths[start : start + BATCH]
-        read = [read_file(bytes(path)) for path in batch]
-        decoded = [data if isinstance(data, Reject) else decode(data) for data in read]
-        found = iter(finder.detect([photo.pixels for photo in decoded if not isinstance(photo, Reject)]))
-        for path, photo in zip(batch, decoded, strict=True):
+    def opened() -> "Iterator[tuple[Path, Photo | Reject]]":
+        for path in paths:
+            data = read_file(bytes(path))
+            yield path, (data if isinstance(data, Reject) else decode(data))
+
+    def pixels(photo: "tuple[Path, Photo | Reject]") -> int:
+        return 0 if isinstance(photo[1], Reject) else photo[1].pixels.size // 3
+
+    for batch in in_groups(opened(), pixels, BATCH):
+        found = iter(finder.detect([photo.pixels for _, photo in batch if not isinstance(photo, Reject)]))
+        for path, photo in batch:
             if isinstance(photo, Reject):
                 yield path, f"{photo.reason}: {photo.detail}"
                 continue

@@ -1,6 +1,8 @@
 """A photo as it is searched for faces: shrunk where it is large, and what was found brought back to its own pixels."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -9,7 +11,28 @@ from numpy.typing import NDArray
 from data_prep.decode import Photo
 from data_prep.mtcnn.faces import Faces, Picture
 
+T = TypeVar("T")
 DECODED_PX = 32_000_000  # pixels of the decoded photos in memory at one time, 3 bytes each
+
+
+def in_groups(items: Iterable[T], pixels: Callable[[T], int], most: int | None = None) -> Iterator[list[T]]:
+    """Items in order, in groups that may be in memory together.
+
+    Args:
+        items: made as they are asked for.
+        pixels: those of an item; a group ends where it has `DECODED_PX` of them.
+        most: items of a group; None: any number.
+    """
+    group: list[T] = []
+    held = 0
+    for item in items:
+        group.append(item)
+        held += pixels(item)
+        if held >= DECODED_PX or len(group) == most:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def least_side(longer_side_px: int | None, image_size: int, min_face_px: float) -> int | None:

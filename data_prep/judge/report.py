@@ -149,7 +149,8 @@ def _shown(found: Found, box: NDArray[np.float32], figures: Figures, caption: st
 def _cut(pixels: Picture, corner: NDArray[np.float64], scale: float) -> Picture:
     """A square of a photo that begins at `corner`, scaled; grey outside of the photo."""
     while scale < 0.5:  # a warp looks at four pixels at a time: what is smaller is halved first
-        pixels = np.asarray(cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
+        half = (max(1, pixels.shape[1] // 2), max(1, pixels.shape[0] // 2))
+        pixels = np.asarray(cv2.resize(pixels, half, interpolation=cv2.INTER_AREA), np.uint8)
         corner, scale = corner / 2, 2 * scale
     move = np.array([[scale, 0, -scale * corner[0]], [0, scale, -scale * corner[1]]])
     return np.asarray(cv2.warpAffine(pixels, move, (_SIDE_PX, _SIDE_PX), borderValue=(128, 128, 128)), np.uint8)

@@ -1,17 +1,17 @@
 """What a detector finds in the photos of a set."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from data_prep.detectors.detector import FaceDetector
 from data_prep.faces.annotated import AnnotatedPhoto
 from data_prep.faces.pixels import open_photo
 from data_prep.mtcnn.faces import Faces, Picture
+from data_prep.searched import in_groups
 from dist_train.data.reject import Reject
 from dist_train.runtime.progress import progress_bar
 
-_BATCH = 16  # photos in memory at one time
+_BATCH = 16  # photos in memory at one time, or fewer where they are large
 
 
 class Found(NamedTuple):
@@ -40,18 +40,15 @@ def search(photos: Sequence[AnnotatedPhoto], detector: FaceDetector) -> Search:
         OSError: the storage failed, not a single photo.
     """
     result = Search([], [])
-    todo = iter(photos)
-    with progress_bar(total=len(photos), desc="look for faces", unit="photo") as bar:
-        while batch := list(islice(todo, _BATCH)):
-            opened = list(_opened(batch, result.unreadable))
+    with progress_bar(photos, desc="look for faces", unit="photo") as bar:
+        for opened in in_groups(_opened(bar, result.unreadable), lambda each: each[0].size // 3, _BATCH):
             for (_, photo), faces in zip(opened, detector.detect([pixels for pixels, _ in opened]), strict=True):
                 result.found.append(Found(photo, faces))
-            bar.update(len(batch))
     return result
 
 
 def _opened(
-    photos: Sequence[AnnotatedPhoto], unreadable: list[tuple[str, Reject]]
+    photos: Iterable[AnnotatedPhoto], unreadable: list[tuple[str, Reject]]
 ) -> Iterator[tuple[Picture, AnnotatedPhoto]]:
     for photo in photos:
         opened = open_photo(photo)

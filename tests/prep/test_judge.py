@@ -19,6 +19,7 @@ from data_prep.judge.fddb import discrete_curve, ellipse_overlaps
 from data_prep.judge.mat import read_mat
 from data_prep.judge.matching import NEITHER, WRONG, match, match_all
 from data_prep.judge.points import point_errors
+from data_prep.judge.report import _cut
 from data_prep.judge.search import Found
 from data_prep.judge.subsets import counted_faces, read_subsets
 from data_prep.judge.wider import wider_precision
@@ -357,6 +358,11 @@ def test_the_command_writes_figures_and_a_page_with_false_alarms(tmp_path, monke
     assert len(re.findall("0.300: photos/0000", page)) == 3 * 6  # each in the picture's text, title and caption
     assert "Misses" not in page
     assert "recall %" in result.output
+
+
+def test_the_surroundings_of_a_box_far_larger_than_its_photo_are_shown():
+    corner, scale = np.array([-5e5, -5e5]), 200 / 2e6
+    assert _cut(np.zeros((90, 120, 3), np.uint8), corner, scale).shape == (200, 200, 3)
 
 
 def test_wider_and_fddb_have_figures_of_their_own(tmp_path, monkeypatch):

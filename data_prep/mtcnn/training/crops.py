@@ -28,6 +28,7 @@ from data_prep.mtcnn.training.frames import (
     Floats,
     boxes_of,
     mirrored,
+    mirrored_points,
     offsets,
     positions,
 )
@@ -35,6 +36,7 @@ from data_prep.mtcnn.training.losses import KINDS
 from data_prep.mtcnn.training.photos import GROUP, Photos
 from data_prep.mtcnn.training.trainee import SIDES
 from data_prep.mtcnn.windows import CHANNELS, SumTables, cells
+from data_prep.searched import DECODED_PX
 from data_prep.shards import ShardWriter
 from dist_train.data.manifest import Manifest, Shard
 from dist_train.data.reject import Reject
@@ -46,8 +48,8 @@ from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, wr
 
 PHOTOS = 64
 """Photos of a part."""
-WIDTH = 18
-"""Numbers of a row of a table: four offsets, those of the mirror image, five points as x, y."""
+WIDTH = 28
+"""Numbers of a row of a table: four offsets, five points as x, y, each followed by those of the mirror image."""
 _AT_ONCE = 256  # crops that are resampled together
 _MOST_JSON = 1 << 16
 _FASTEST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -141,14 +143,16 @@ class Crops:
                 opened.enter_context(ShardWriter(self.directory / kind / f"part-{number:05d}.tar")) for kind in KINDS
             ]
             group: list[tuple[int, Picture, AnnotatedPhoto]] = []
+            held = 0  # pixels
             for place, (photo, found) in enumerate(self._photos.opened(numbers, pool), start=1):
                 if isinstance(found, Reject):
                     unread += 1
                 else:
                     group.append((photo, *found))
-                if place % GROUP == 0 or place == len(numbers):
+                    held += found[0].size // 3
+                if held >= DECODED_PX or place % GROUP == 0 or place == len(numbers):
                     self._add(number, group, writers, rows)
-                    group = []
+                    group, held = [], 0
         for kind, table in zip(KINDS, rows, strict=True):
             with written(self.directory / kind / f"part-{number:05d}.npy") as file:
                 np.save(file, np.concatenate([np.empty((0, WIDTH), np.float32), *table]), allow_pickle=False)
@@ -245,6 +249,7 @@ def _table(network: str, chosen: Chosen, known: Known, width: int) -> NDArray[np
     regions, faces = chosen.regions[rows], known.faces[chosen.face[rows]]
     table[rows, :4] = offsets(network, regions, faces)
     table[rows, 4:8] = offsets(network, mirrored(regions, width), mirrored(faces, width))
-    points = positions(regions, known.points[chosen.face[rows]])
-    table[rows, 8:] = np.nan_to_num(points.reshape(-1, 10), nan=0.0)
+    points = known.points[chosen.face[rows]]
+    seen = positions(regions, points), positions(mirrored(regions, width), mirrored_points(points, width))
+    table[rows, 8:] = np.nan_to_num(np.concatenate(seen, 1).reshape(-1, 20), nan=0.0)
     return table

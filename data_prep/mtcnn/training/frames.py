@@ -63,3 +63,9 @@ def mirrored(regions: Floats, width: int) -> Floats:
     """Regions [n, 4] as they are in the mirror image of a photo of this width."""
     left, top, right, bottom = regions.T
     return np.stack([width - right, top, width - left, bottom], 1)
+
+
+def mirrored_points(points: Floats, width: int) -> Floats:
+    """Five points [n, 5, 2] as they are in the mirror image of a photo of this width; 0 is the middle of a pixel."""
+    found: Floats = points[:, [1, 0, 2, 4, 3]] * [-1.0, 1.0] + [width - 1.0, 0.0]
+    return found

@@ -12,8 +12,6 @@ from dist_train.data.manifest import load_manifest
 from dist_train.errors import WorkError
 from dist_train.runtime.files import map_array
 
-_SWAPPED = [1, 0, 2, 4, 3]  # points in a mirror
-
 
 class TargetTable:
     """The tables of a network's sets, one behind the other as their labels are.
@@ -57,10 +55,8 @@ class TargetTable:
         part = own.div(self._capacities[kind], rounding_mode="floor")
         row = own - part * self._capacities[kind]
         found = self._rows[self._starts[self._firsts[kind] + part] + row]  # [B, WIDTH]
-        points = found[:, 8:].view(-1, 5, 2)
-        swapped = points[:, _SWAPPED] * torch.tensor([-1.0, 1.0]) + torch.tensor([1.0, 0.0])
         boxes = torch.where(mirror[:, None], found[:, 4:8], found[:, :4])
-        return Targets(kind, boxes, torch.where(mirror[:, None, None], swapped, points).flatten(1))
+        return Targets(kind, boxes, torch.where(mirror[:, None], found[:, 18:], found[:, 8:18]))
 
 
 def _read(path: Path, most: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
