@@ -155,6 +155,7 @@ def align(
     """
     from data_prep.align_transform import Align
     from data_prep.detectors.file import read_detector_file
+    from data_prep.detectors.open import check_scores, open_detector
     from data_prep.job.plan import JobOptions
     from data_prep.job.run import run_job
     from data_prep.landmarks.table import open_table
@@ -179,11 +180,15 @@ def align(
             jpeg_quality=jpeg_quality,
         )
     else:
+        check_scores(detector, thresholds, min_score)
+        here = device if engine == EngineName.LOCAL else "cpu"  # other engines have GPUs where their workers are
+        if detector is None and here != "cpu":
+            open_detector(None, here)
         transform = Align(
             image_size=image_size,
             min_face_px=min_face,
             longer_side_px=longer_side,
-            detector=detector and read_detector_file(detector, points=crop == CropKind.LANDMARKS),
+            detector=detector and read_detector_file(detector, points=crop == CropKind.LANDMARKS, device=here),
             thresholds=thresholds,
             min_score=min_score,
             upright=upright or None,  # as in plans of before

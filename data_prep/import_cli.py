@@ -95,11 +95,13 @@ def _aligned(
     """The transform that cuts faces out; figures of a set need all its pictures, so none is dropped."""
     from data_prep.align_transform import Align
     from data_prep.detectors.file import read_detector_file
+    from data_prep.detectors.open import check_scores
     from data_prep.landmarks.table import open_table
     from data_prep.landmarks.transform import Placed
 
     if landmarks is not None:
         return Placed(image_size=image_size, table=open_table(landmarks), no_face="centre")
+    check_scores(detector, thresholds, min_score)
     return Align(
         image_size=image_size,
         detector=detector and read_detector_file(detector, points=True),

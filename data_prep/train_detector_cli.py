@@ -31,7 +31,10 @@ def train_detector(
       torchrun --nproc-per-node 2 -m launch prep train-detector configs/detector_drawn.yaml
     """
     from data_prep.mtcnn.training.config import load_recipe
+    from dist_train.runtime.extras import require
 
+    if onnx:
+        require("export", "--onnx")
     settings = load_recipe(recipe, overrides or [])
     with quick_imports():
         from data_prep.mtcnn.training.job import train_detector as train

@@ -10,9 +10,9 @@ _MOST_CHARACTERS = 300
 
 
 class Section(BaseModel):
-    """Values from a file or a caller: unknown keys are errors, and nothing changes after construction."""
+    """Values from a file or a caller: numbers are finite, unknown keys are errors, nothing changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def section_of(annotation: object) -> type[BaseModel] | None:

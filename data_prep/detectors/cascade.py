@@ -7,7 +7,6 @@ from typing import Any
 from data_prep.detectors.detector import SHIPPED, THRESHOLDS, shipped_digest
 from data_prep.mtcnn.cascade import Detector
 from data_prep.mtcnn.faces import Faces, Picture
-from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
 
 
@@ -27,10 +26,6 @@ class CascadeDetector:
         batch_px: int,
         min_score: float | None,
     ) -> None:
-        if thresholds is not None and min_score is not None:
-            raise UserError(f"min_score {min_score} is the last of the thresholds {thresholds}; give one of the two")
-        if min_score is not None and not 0 < min_score < 1:
-            raise UserError(f"min_score is {min_score}, expected a number between 0 and 1")
         options: dict[str, Any] = {} if file is None else {"weights": file}
         if file is None or thresholds is not None:  # else those that the file was made for
             options["thresholds"] = thresholds or THRESHOLDS

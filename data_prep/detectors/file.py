@@ -34,17 +34,18 @@ class DetectorFile(Section):
             )
 
 
-def read_detector_file(path: Path, points: bool) -> DetectorFile:
+def read_detector_file(path: Path, points: bool, device: str = "cpu") -> DetectorFile:
     """The detector at `path`, opened once, so that a file that is none is refused before any work begins.
 
     Args:
         path: of the file.
         points: whether landmarks are needed.
+        device: cpu or cuda, which it has to run on.
 
     Raises:
         UserError: `open_detector` refuses it, or it finds no landmarks where they are needed.
     """
-    detector = open_detector(path.absolute())
+    detector = open_detector(path.absolute(), device)
     if points:
         require_points(detector, path)
     return DetectorFile(path=path.absolute(), name=detector.name, sha256=detector.digest)

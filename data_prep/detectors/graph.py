@@ -19,6 +19,7 @@ CELL_PX = 32  # sides of the input are multiples of the widest stride
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})  # of operators that come with onnxruntime
 _WANTED = "a detector of faces is wanted: SCRFD, RetinaFace or YuNet"
 _MOST_OUTPUTS = 64
+_MOST_BATCH = 256  # pictures
 
 
 class Graph:
@@ -56,6 +57,8 @@ class Graph:
         fixed = [axis if isinstance(axis, int) else None for axis in shape]
         self._input = entries[0].name
         self.batch = fixed[0]
+        if self.batch is not None and not 0 < self.batch <= _MOST_BATCH:
+            raise UserError(f"detector {path}: takes {shape}; expected 1 to {_MOST_BATCH} pictures at once; {_WANTED}")
         self.side: tuple[int, int] | None = None
         if fixed[2] is not None and fixed[3] is not None:
             self.side = fixed[2], fixed[3]
@@ -144,6 +147,9 @@ def _open_session(path: Path, data: bytes, device: str) -> Any:  # noqa: ANN401 
     options.log_severity_level = 4  # an error is raised too, and said once
     options.intra_op_num_threads = torch.get_num_threads()  # which the workers of a job are told
     try:
-        return onnxruntime.InferenceSession(data, options, providers=[chosen])
+        session = onnxruntime.InferenceSession(data, options, providers=[chosen])
     except Exception as error:  # onnxruntime's own kinds have no common base
         raise UserError(f"detector {path}: onnxruntime cannot load it: {first_line(error)}") from error
+    if provider not in session.get_providers():  # a provider whose libraries do not load is left out without a word
+        raise UserError(f"device {device!r}: onnxruntime goes without {provider}: its CUDA libraries are not there")
+    return session

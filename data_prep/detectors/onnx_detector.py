@@ -48,8 +48,6 @@ class OnnxDetector:
         batch_px: int = 8_000_000,
         side_px: int = SIDE_PX,
     ) -> None:
-        if not 0 < min_score < 1:
-            raise UserError(f"min_score is {min_score}, expected a number between 0 and 1")
         self._graph = Graph(path, device)
         self._head, self._batched = _recognise(self._graph)
         self._min_face_px, self._min_score = min_face_px, min_score
@@ -127,7 +125,10 @@ def _recognise(graph: Graph) -> tuple[Head, bool]:
     height, width = graph.side or (2 * CELL_PX, 3 * CELL_PX)  # not square: so outputs of turned grids differ
     # A graph may declare one picture, or any number, and still have outputs for one alone.
     count = graph.batch or 1
-    outputs = graph.run(np.zeros((count, 3, height, width), np.float32))
+    try:
+        outputs = graph.run(np.zeros((count, 3, height, width), np.float32))
+    except WorkError as error:  # such as a layer that takes one size of picture alone
+        raise UserError(f"{error}; expected a network that takes pictures [{count}, 3, {height}, {width}]") from error
     each = per_picture(outputs, count)
     shapes = [(len(output), output.shape[1]) for output in each[0]] if each else []
     heads = [head for kind in KINDS if each and (head := kind.of(graph.names, shapes, height, width))]

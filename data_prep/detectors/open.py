@@ -6,6 +6,22 @@ from data_prep.detectors.detector import FaceDetector
 from dist_train.errors import UserError
 
 
+def check_scores(file: Path | None, thresholds: tuple[float, float, float] | None, min_score: float | None) -> None:
+    """Refuse lowest scores that `open_detector` does not take, before any work begins.
+
+    Raises:
+        UserError: out of range, or of another kind of detector.
+    """
+    if thresholds is not None and file is not None and file.suffix == ".onnx":
+        raise UserError(f"thresholds {thresholds} are of a cascade's three networks; {file} is one: use --min-score")
+    if thresholds is not None and min_score is not None:
+        raise UserError(f"min_score {min_score} is the last of the thresholds {thresholds}; give one of the two")
+    if thresholds is not None and not all(0 < each < 1 for each in thresholds):
+        raise UserError(f"thresholds are {thresholds}, expected numbers between 0 and 1")
+    if min_score is not None and not 0 < min_score < 1:
+        raise UserError(f"min_score is {min_score}, expected a number between 0 and 1")
+
+
 def open_detector(
     file: Path | None = None,
     device: str = "cpu",
@@ -30,14 +46,13 @@ def open_detector(
     Raises:
         UserError: no such file, none of these kinds, or options that do not go together.
     """
+    check_scores(file, thresholds, min_score)
     if file is None or file.suffix == ".safetensors":
         from data_prep.detectors.cascade import CascadeDetector
 
         return CascadeDetector(file, device, min_face_px, thresholds, batch_px, min_score)
     if file.suffix != ".onnx":
         raise UserError(f"detector {file}: expected a .safetensors of `headcount prep train-detector`, or an .onnx")
-    if thresholds is not None:
-        raise UserError(f"thresholds {thresholds} are of a cascade's three networks; {file} is one: use --min-score")
     from data_prep.detectors.onnx_detector import MIN_SCORE, SIDE_PX, OnnxDetector
 
     return OnnxDetector(

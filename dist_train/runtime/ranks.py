@@ -146,7 +146,7 @@ def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -
     gpus = torch.cuda.device_count()
     if device == "cuda" and gpus < local_world:
         raise UserError(
-            f"train.device=cuda: {gpus} GPUs for {local_world} ranks on this machine; start fewer ranks or use cpu"
+            f"device=cuda: {gpus} GPUs for {local_world} ranks on this machine; start fewer ranks or use cpu"
         )
     use_cuda = device == "cuda" or (device == "auto" and gpus >= local_world)
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")

@@ -60,12 +60,20 @@ def test_a_recipe_that_exports_is_refused_before_anything_is_written(tmp_path):
         ("matplotlib", "report", ["eval", "nowhere", "-s", "some.bin", "--report", "some.html"]),
         ("matplotlib", "report", ["search", "query", "gallery", "who.jpg", "--model", "runs/faces"]),
         ("fontTools", "glyphs", ["prep", "glyphs", "{here}/set"]),
+        ("onnx", "export", ["prep", "train-detector", str(ROOT / "configs" / "detector_drawn.yaml"), "--onnx"]),
     ],
 )
 def test_a_command_that_needs_an_extra_names_it(tmp_path, hidden, extra, arguments):
     (tmp_path / "some.onnx").write_bytes(b"model")
     (tmp_path / "some.bin").write_bytes(b"set")
     refused(headcount_without(hidden, *(each.format(here=tmp_path) for each in arguments)), extra)
+
+
+def test_a_detector_is_trained_without_any_extra(tmp_path):
+    recipe = ROOT / "configs" / "detector_drawn.yaml"
+    done = headcount_without(ALL, "prep", "train-detector", recipe, f"sets=[{tmp_path}/none]", f"out={tmp_path}/out")
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path}/none" in done.stderr
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])

@@ -6,12 +6,15 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from data_prep.cli import app
 from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError
 from tests.data.sets import encode, picture
+
+GPU = torch.cuda.is_available()
 
 
 def run(*arguments) -> str:
@@ -42,6 +45,24 @@ def test_aligned_pictures_are_moved_as_they_are_and_all_inputs_are_accounted_for
     assert cv2.imread(str(tmp_path / "set" / "report.png")).std() > 10
     assert "12 pictures" in run("align", source, tmp_path / "set", "--keep"), "a second call changes nothing"
     assert "12 pictures" in run("resume", tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--thresholds", 2, 2, 2], "expected numbers between 0 and 1"),
+        (["--thresholds", 0.6, 0.7, 0.7, "--min-score", 0.9], "give one of the two"),
+        (["--detector", "net.onnx", "--thresholds", 0.6, 0.7, 0.7], "use --min-score"),
+        (["--min-score", 0], "between 0 and 1"),
+        pytest.param(["--device", "cuda"], "not available", marks=pytest.mark.skipif(GPU, reason="a GPU is there")),
+        (["--device", "moon"], "not available"),
+    ],
+)
+def test_options_of_the_detector_are_refused_before_the_job_is_planned(tmp_path, options, message):
+    folders(tmp_path / "photos", people=1, each=1)
+    with pytest.raises(UserError, match=message):
+        run("align", tmp_path / "photos", tmp_path / "set", *options)
+    assert not (tmp_path / "set").exists()
 
 
 def test_photos_without_a_face_are_cropped_in_their_centre_or_dropped(tmp_path):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -272,6 +273,36 @@ def test_a_network_of_another_kind_is_refused_with_what_was_found_and_expected(t
     path = save_graph(tmp_path / "net.onnx", outputs)
     with pytest.raises(UserError, match=r"net\.onnx: outputs .* are of no known kind; expected .*SCRFD.*YuNet"):
         open_detector(path)
+
+
+def test_a_network_of_one_size_that_does_not_say_so_is_refused(tmp_path):
+    def product(model):
+        nodes = [helper.make_node("Flatten", ["pictures"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["a"])]
+        del model.graph.node[:], model.graph.output[:]
+        model.graph.node.extend(nodes)
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros((3 * 112 * 112, 8), np.float32), "w"))
+        model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, None))
+
+    path = save_graph(tmp_path / "net.onnx", {"a": np.zeros(8)}, ("n", 3, "h", "w"), product)
+    with pytest.raises(UserError, match=r"net\.onnx: onnxruntime: .*; expected a network that takes pictures"):
+        open_detector(path)
+
+
+def test_a_batch_beyond_reason_is_refused(tmp_path):
+    with pytest.raises(UserError, match="expected 1 to 256 pictures at once"):
+        open_detector(one_face(tmp_path, (100_000, 3, HEIGHT, WIDTH)))
+
+
+def test_a_device_whose_libraries_do_not_load_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda data, options, providers: real(data, options, providers=["CPUExecutionProvider"]),
+    )
+    with pytest.raises(UserError, match="its CUDA libraries are not there"):
+        open_detector(one_face(tmp_path), device="cuda")
 
 
 def test_an_input_that_is_no_whole_number_of_cells_is_refused(tmp_path):

@@ -104,6 +104,7 @@ def test_a_set_that_is_there_is_counted_and_its_batches_too(headcount, tmp_path)
         (["data.image_size=16"], 2, "image_size 16 px is too small for backbone.name=tiny; use >= 32"),
         (["train.micro_batch_size=48"], 2, "is not a multiple of"),
         (["--resume"], 2, "--check starts no run"),
+        (["optimizer.lr=.inf"], 2, "optimizer.lr: input should be a finite number; found inf"),
         (["train.strategy=zero2"], 0, "works on several ranks only"),
         (["train.strategy=zero2", "train.precision=float16"], 2, "float16 goes with train.strategy=ddp only"),
         (["train.device=cuda"], 0, "no GPU on this machine"),

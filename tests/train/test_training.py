@@ -159,7 +159,7 @@ def by_two_ranks(recipe, override):
         (without_ranks, "train.micro_batch_size=5", 2, "is not a multiple of"),
         (by_two_ranks, "run_dir=/proc/run", 2, "cannot write there"),
         (without_ranks, "head.sample_rat=0.1", 2, "did you mean head.sample_rate?"),
-        (without_ranks, "train.device=cuda", 2, "0 GPUs for 2 ranks"),
+        (without_ranks, "train.device=cuda", 2, "device=cuda: 0 GPUs for 2 ranks"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_two(tmp_path, tiny_set, start, override, status, message):

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from data_prep.mtcnn.onnx_files import export_networks
 from data_prep.mtcnn.training.config import DetectorRecipe
 from data_prep.mtcnn.training.photos import Photos, open_photos
 from data_prep.mtcnn.training.stage import NAMES, Stage, Trained, networks_of
@@ -55,6 +54,8 @@ def train_detector(recipe: DetectorRecipe, onnx: bool = False) -> int:
         with only_job(recipe.out / LOCK_NAME, recipe.out):
             status = _run(recipe, ranks)
             if onnx and not status:
+                from data_prep.mtcnn.onnx_files import export_networks  # needs an extra
+
                 target = recipe.out / DETECTOR_NAME
                 logger.info("ONNX: %s", ", ".join(map(str, export_networks(read_networks(target), target))))
             return status
@@ -107,6 +108,8 @@ def _check(recipe: DetectorRecipe, ranks: Ranks) -> None:
 def _claim(recipe: DetectorRecipe, photos: Photos) -> None:
     """Note what is trained, or see that the directory is that of the same training."""
     path = recipe.out / STATE_NAME
+    for directory in (recipe.out, *(recipe.out / name for name in NAMES)):
+        remove_temporaries(directory)
     new = {"recipe": recipe.model_dump(mode="json", exclude=set(_MAY_CHANGE)), "sets": photos.digests}
     if path.exists():
         try:
@@ -120,7 +123,6 @@ def _claim(recipe: DetectorRecipe, photos: Photos) -> None:
         return
     with write_failures(str(path), MAKE_ROOM):
         write_json(path, new)
-    remove_temporaries(recipe.out)
 
 
 def _file(directory: Path) -> Path:

@@ -24,7 +24,6 @@ class Photos:
         lists: as opened.
         training: numbers of the photos to learn from, in order.
         heldout: numbers of the others.
-        names: of all photos.
     """
 
     def __init__(self, lists: Sequence[FaceList], seed: int, heldout: float, most_heldout: int) -> None:

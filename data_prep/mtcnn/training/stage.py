@@ -1,7 +1,6 @@
 """The training of one network: its crops, its steps, its threshold, its file."""
 
 import logging
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,6 @@ from data_prep.mtcnn.weights import Networks
 from dist_train.checkpoint.load import newest_sound_checkpoint
 from dist_train.checkpoint.store import remove_leftovers
 from dist_train.data.reject import Reject
-from dist_train.errors import WorkError
 from dist_train.runtime.ranks import Ranks
 from dist_train.runtime.stop_signal import StopSignal
 from dist_train.train.build import Setting, open_training
@@ -220,8 +218,6 @@ class Stage:
                 100 * every.recall(LOWEST),
                 every.false_alarms_per_photo(threshold),
             )
-        if not math.isfinite(threshold):
-            raise WorkError(f"{self.name}: scores are not finite; lower its learning rate")
         return Trained(trainee.network, threshold)
 
     def _judge(self, detector: Detector, group: Sequence[tuple[Picture, Known]]) -> list[Judged]:
