@@ -125,9 +125,9 @@ class Checkpointer:
 
     def _begin(self, writing: Path, final: Path, progress: Progress) -> bool:
         """Make the directory to write into; False where this step's checkpoint exists or the disk refuses."""
-        if (final / METADATA_NAME).exists():
-            return False
         try:
+            if (final / METADATA_NAME).exists():  # and sound: a start has set damaged ones aside
+                return False
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
             write_progress(writing, progress)

@@ -24,7 +24,7 @@ def inspect(where: Where) -> None:
 
       headcount checkpoint inspect runs/quickstart
     """
-    from dist_train.checkpoint.store import damage, read_best
+    from dist_train.checkpoint.store import checkpoint_name, damage, read_best
     from dist_train.errors import WorkError
 
     found = checkpoints_at(where)
@@ -33,7 +33,7 @@ def inspect(where: Where) -> None:
     for checkpoint in found:
         trouble = damage(checkpoint)
         wrong += [f"{checkpoint.name}: {line}" for line in trouble]
-        mark = ", best" if best and checkpoint.name.endswith(f"{best[0]:08d}") else ""
+        mark = ", best" if best and checkpoint.name == checkpoint_name(best[0]) else ""
         echo(f"{checkpoint}: {'DAMAGED' if trouble else 'sound'}{mark}")
         for line in trouble or describe_checkpoint(checkpoint):
             echo(f"  {line}")

@@ -10,7 +10,7 @@ from dist_train.backbones import build_backbone
 from dist_train.checkpoint.errors import DCP_ERRORS, last_line
 from dist_train.checkpoint.metadata import read_tensors
 from dist_train.checkpoint.reader import load_tensors
-from dist_train.checkpoint.store import Progress, committed_checkpoints, damage, read_progress
+from dist_train.checkpoint.store import Progress, committed_checkpoints, damage, read_progress, set_aside_newer
 from dist_train.config import RunConfig, load_config
 from dist_train.errors import UserError, WorkError
 from dist_train.run_files import CHECKPOINTS_NAME, CONFIG_NAME, METADATA_NAME
@@ -32,6 +32,19 @@ def newest_sound_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
         if ranks.rank == 0:
             logger.warning("checkpoint %s is damaged and passed over: %s", checkpoint, "; ".join(dict.fromkeys(wrong)))
     return None
+
+
+def checkpoint_to_resume(run_dir: Path, ranks: Ranks) -> Path | None:
+    """The newest sound checkpoint of the run that goes on in `run_dir`; newer ones, which are damaged, are set aside.
+
+    A collective, for the job that holds the directory; others only read, by `newest_sound_checkpoint`.
+
+    Raises:
+        UserError: a damaged one cannot be renamed.
+    """
+    found = newest_sound_checkpoint(run_dir, ranks)
+    ranks.agree(lambda: set_aside_newer(run_dir, found) if ranks.rank == 0 else None)
+    return found
 
 
 def found_checkpoint(path: Path) -> Path:

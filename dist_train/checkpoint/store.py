@@ -70,7 +70,15 @@ _CHECKSUMS = TypeAdapter(_Checksums)
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run_dir / CHECKPOINTS_NAME).glob(f"step-*/{METADATA_NAME}"))
+    return sorted(path for path in (run_dir / CHECKPOINTS_NAME).glob("step-*") if _is_committed(path))
+
+
+def _is_committed(checkpoint: Path) -> bool:
+    """Whether a directory was a complete checkpoint; also where it cannot be read now, as `damage` will say."""
+    try:
+        return (checkpoint / METADATA_NAME).exists()
+    except OSError:
+        return True
 
 
 def write_progress(checkpoint: Path, progress: Progress) -> None:
@@ -144,7 +152,10 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
         part: which share of the files to read, of `parts`, so that ranks may divide the work.
         parts: how many shares there are.
     """
-    listings = sorted(checkpoint.glob("checksums-*.json"))
+    try:
+        listings = sorted(path for path in checkpoint.iterdir() if path.match("checksums-*.json"))
+    except OSError as error:
+        return [f"{checkpoint.name} cannot be read: {first_fault(error)}"]
     if not listings:
         return ["no checksums"]
     sums: dict[str, tuple[int, int]] = {}
@@ -161,17 +172,29 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     missing = {checksums_path(checkpoint, rank) for rank in range(ranks)} - set(listings)
     wrong = [f"{path.name} is missing" for path in sorted(missing)]
     for name, (size, crc) in sorted(sums.items())[part::parts]:
-        path = checkpoint / name
-        status = path.lstat() if path.is_symlink() or path.exists() else None
-        if status is None:
-            wrong.append(f"{name} is missing")
-        elif not stat.S_ISREG(status.st_mode):
-            wrong.append(f"{name} is a link or a device, expected a file; copy linked files with cp -rL")
-        elif status.st_size != size:
-            wrong.append(f"{name} has {status.st_size} bytes, expected {size}")
-        elif _crc32(path) != crc:
-            wrong.append(f"{name} has another checksum than when it was written")
+        try:
+            fault = _fault(checkpoint / name, size, crc)
+        except FileNotFoundError:
+            fault = "is missing"
+        except OSError as error:
+            fault = f"cannot be read: {first_fault(error)}"
+        if fault is not None:
+            wrong.append(f"{name} {fault}")
     return wrong
+
+
+def _fault(path: Path, size: int, crc: int) -> str | None:
+    """What is wrong with a file that should have `size` bytes and the CRC-32 `crc`; None: nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return "is a link or a device, expected a file; copy linked files with cp -rL"
+    if status.st_size != size:
+        return f"has {status.st_size} bytes, expected {size}"
+    return None if _crc32(path) == crc else "has another checksum than when it was written"
 
 
 def read_best(run_dir: Path) -> tuple[int, float] | None:
@@ -184,7 +207,7 @@ def read_best(run_dir: Path) -> tuple[int, float] | None:
         reason = first_fault(error)
         logger.warning("%s of %s cannot be read (%s); the next evaluation writes it anew", BEST_NAME, run_dir, reason)
         return None
-    there = (run_dir / CHECKPOINTS_NAME / checkpoint_name(best.step) / METADATA_NAME).exists()
+    there = _is_committed(run_dir / CHECKPOINTS_NAME / checkpoint_name(best.step))
     return (best.step, best.score) if there else None
 
 
@@ -207,6 +230,34 @@ def prune(run_dir: Path, keep: int) -> None:
             doomed = path.with_name(f".removing-{path.name}")
             path.replace(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def set_aside_newer(run_dir: Path, checkpoint: Path | None) -> None:
+    """Rename what is newer than the checkpoint that a run goes on from, all where it is None, since it is damaged.
+
+    In its place it would keep its step from being written, and be the newest that `prune` keeps. As e.g.
+    `damaged-step-00001000` it is read, counted and removed by nobody but its owner. Only the run that holds the
+    directory may call this.
+
+    Raises:
+        UserError: the file system refuses.
+    """
+    home = run_dir / CHECKPOINTS_NAME
+    for path in sorted(home.glob("step-*")):  # also one that has lost its metadata: no other can take its name
+        if not path.is_dir() or (checkpoint is not None and path.name <= checkpoint.name):
+            continue
+        aside, number = home / f"damaged-{path.name}", 1
+        while aside.exists():
+            number += 1
+            aside = home / f"damaged-{path.name}-{number}"
+        try:
+            path.replace(aside)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint {path} is damaged and cannot be renamed to {aside.name}: {first_fault(error)}; move it to "
+                "another directory"
+            ) from error
+        logger.warning("checkpoint %s is kept as %s, which no run reads or removes", path, aside.name)
 
 
 def remove_leftovers(run_dir: Path) -> None:

@@ -17,12 +17,37 @@ GRACE_S = 3.0
 HUNG_STATUS = 1
 
 
+@contextmanager
+def launcher_watched() -> Iterator[None]:
+    """Inside, this process ends when the torchrun that started it has gone; without one, nothing is watched.
+
+    Nobody else tells a rank whose torchrun was killed, and a new job may be about to write into the same run directory.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    launcher, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL_S):
+            if os.getppid() != launcher:
+                _end(os.environ.get("RANK", "0"), "the process that launched this rank is gone", 0.0)
+
+    thread = threading.Thread(target=watch, name="watchdog of the launcher", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 class Watchdog:
     """While entered, ends this process when a step takes too long, after it wrote the stacks of all its threads.
 
     When one rank hangs, all others wait for it in their next exchange, so that each rank's watchdog tells where it
     stands and the one that differs is the culprit. A launcher that restarts jobs then starts anew from the newest
-    checkpoint. Ranks whose torchrun was killed end too: a new job may be about to write into the same run directory.
+    checkpoint.
 
     Args:
         limit_s: longest time between two calls of `beat`.
@@ -32,7 +57,6 @@ class Watchdog:
     def __init__(self, limit_s: float, rank: int) -> None:
         self._limit_s, self._rank = limit_s, rank
         self._last: float | None = None
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -49,18 +73,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(min(POLL_S, self._limit_s / 4)):
-            if self._launcher is not None and os.getppid() != self._launcher:
-                self._end("the process that launched this rank is gone", 0.0)
             if (last := self._last) is not None and time.monotonic() - last > self._limit_s:
-                self._end(f"no step for {self._limit_s:g} s (train.timeout_s)\n{stacks()}", GRACE_S)
-
-    def _end(self, reason: str, grace_s: float) -> None:
-        text = "".join(f"rank {self._rank}: {line}\n" for line in reason.splitlines())
-        with suppress(OSError):  # a launcher that is gone reads no more
-            sys.stderr.write(text)  # at once, so that ranks do not mix their lines
-            sys.stderr.flush()
-        time.sleep(grace_s)
-        os._exit(HUNG_STATUS)
+                _end(str(self._rank), f"no step for {self._limit_s:g} s (train.timeout_s)\n{stacks()}", GRACE_S)
 
     def __enter__(self) -> Self:
         self.beat()
@@ -72,6 +86,15 @@ class Watchdog:
     ) -> None:
         self._done.set()
         self._thread.join()
+
+
+def _end(rank: str, reason: str, grace_s: float) -> None:
+    text = "".join(f"rank {rank}: {line}\n" for line in reason.splitlines())
+    with suppress(OSError):  # a launcher that is gone reads no more
+        sys.stderr.write(text)  # at once, so that ranks do not mix their lines
+        sys.stderr.flush()
+    time.sleep(grace_s)
+    os._exit(HUNG_STATUS)
 
 
 def stacks() -> str:

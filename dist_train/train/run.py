@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from dist_train.checkpoint.load import newest_sound_checkpoint
+from dist_train.checkpoint.load import checkpoint_to_resume
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.config import RunConfig, dump_config
 from dist_train.errors import WorkError
@@ -16,6 +16,7 @@ from dist_train.run_files import ONNX_NAME, REPORT_NAME, SUMMARY_NAME
 from dist_train.runtime.quiet import quiet_libraries
 from dist_train.runtime.ranks import join_ranks, leave_ranks
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
+from dist_train.runtime.watchdog import launcher_watched
 from dist_train.train.build import open_training
 from dist_train.train.finish import finish_run
 from dist_train.train.loop import Loop
@@ -24,6 +25,7 @@ from dist_train.train.run_dir import claim_run_dir, open_run_dir, release_run_di
 logger = logging.getLogger(__name__)
 
 
+@launcher_watched()
 def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
     """Train by `config` and finish the run.
 
@@ -49,7 +51,7 @@ def run(config: RunConfig, resume: bool, allow_changes: bool = False) -> int:
         # Held until the end.
         ranks.agree(lambda: check_exporter(config.export) if ranks.rank == 0 else None)
         lock = ranks.agree(lambda: open_run_dir(config, resume, allow_changes) if ranks.rank == 0 else None)
-        checkpoint = newest_sound_checkpoint(config.run_dir, ranks)
+        checkpoint = checkpoint_to_resume(config.run_dir, ranks)
         if ranks.rank == 0 and (resume or checkpoint is not None):
             _say_start(config, checkpoint)
         with closing(open_training(config, ranks, checkpoint)) as loop:

@@ -6,19 +6,22 @@ import logging
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
 
 from dist_train.checkpoint import checkpointer as checkpoint_module
-from dist_train.checkpoint.load import newest_sound_checkpoint
-from dist_train.checkpoint.store import checksums_path, committed_checkpoints, read_best, read_progress
+from dist_train.checkpoint.load import checkpoint_to_resume, newest_sound_checkpoint
+from dist_train.checkpoint.store import checksums_path, committed_checkpoints, damage, read_best, read_progress
 from dist_train.config import load_config
 from dist_train.errors import UserError, WorkError
 from dist_train.track.trackers import read_metrics
+from dist_train.train.run import run
 from dist_train.train.run_dir import open_run_dir
 from tests.launch.recipes import write_recipe
+from tests.ranks import ranks_here, run_ranks
 from tests.sets import write_set
 from tests.single import ALONE, losses, trainer
 
@@ -79,6 +82,79 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(finished,
         assert newest_sound_checkpoint(run_dir, ALONE).name == "step-00000004"
     assert "step-00000006 is damaged and passed over" in caplog.text
     assert message in caplog.text
+
+
+@pytest.mark.parametrize("steps", [6, 8])
+@pytest.mark.parametrize("harm", [cut, lambda path: (path / ".metadata").unlink()], ids=["cut", "no metadata"])
+def test_a_step_whose_checkpoint_is_damaged_is_written_anew_and_what_was_there_is_kept(
+    finished, tmp_path, tiny_set, caplog, harm, steps
+):
+    run_dir = copy_of(finished, tmp_path)
+    harm(run_dir / "checkpoints" / "step-00000006")
+    options = {"train__micro_batch_size": 24, "train__steps": steps, "checkpoint__every_steps": 1}
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, run_dir, checkpoint__keep=1, **options)
+    assert run(load_config(recipe), resume=True, allow_changes=True) == 0
+    (newest,) = committed_checkpoints(run_dir)
+    assert newest.name == f"step-{steps:08d}"
+    assert damage(newest) == []
+    assert (run_dir / "checkpoints" / "damaged-step-00000006").is_dir()
+    assert "step-00000006 is kept as damaged-step-00000006, which no run reads or removes" in caplog.text
+
+
+def resumed_from(rank, world_size, run_dir):
+    return checkpoint_to_resume(run_dir, ranks_here(rank, world_size))
+
+
+def test_ranks_set_one_checkpoint_aside_together_and_those_before_it_stay(finished, tmp_path):
+    run_dir = copy_of(finished, tmp_path)
+    flip(run_dir / "checkpoints" / "step-00000006")
+    (run_dir / "checkpoints" / "damaged-step-00000006").mkdir()  # of an earlier day
+    sound = run_dir / "checkpoints" / "step-00000004"
+    assert run_ranks(2, resumed_from, run_dir) == [sound, sound]
+    assert damage(sound) == []
+    assert sorted(path.name for path in sound.parent.glob("*step*")) == [
+        "damaged-step-00000006",
+        "damaged-step-00000006-2",
+        "step-00000002",
+        "step-00000004",
+    ]
+
+
+def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_a_users_mistake_that_names_it(
+    finished, tmp_path, monkeypatch
+):
+    run_dir = copy_of(finished, tmp_path)
+    cut(run_dir / "checkpoints" / "step-00000006")
+
+    def refused(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(
+        UserError, match="step-00000006 is damaged and cannot be renamed to damaged-step-00000006: Read"
+    ):
+        checkpoint_to_resume(run_dir, ALONE)
+
+
+@pytest.mark.parametrize("method", ["open", "lstat", "iterdir", "exists"])
+def test_a_newest_checkpoint_that_cannot_be_read_is_passed_over_too(finished, tmp_path, monkeypatch, caplog, method):
+    run_dir = copy_of(finished, tmp_path)
+    works = {name: getattr(Path, name) for name in (method, "iterdir")}
+
+    def failing(name):
+        def fails(self, *arguments, **options):
+            if "step-00000006" in str(self) and (name != "open" or self.suffix == ".distcp"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return works[name](self, *arguments, **options)
+
+        return fails
+
+    # A directory that may not be searched refuses both.
+    for name in {method} | ({"iterdir"} if method == "exists" else set()):
+        monkeypatch.setattr(Path, name, failing(name))
+    assert newest_sound_checkpoint(run_dir, ALONE).name == "step-00000004"
+    assert "step-00000006 is damaged and passed over: " in caplog.text
+    assert "cannot be read: Input/output error" in caplog.text
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_starts_anew(finished, tmp_path, caplog):

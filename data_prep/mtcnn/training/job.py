@@ -18,6 +18,7 @@ from dist_train.runtime.lock import only_job
 from dist_train.runtime.quiet import quiet_libraries
 from dist_train.runtime.ranks import Ranks, join_ranks, leave_ranks
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
+from dist_train.runtime.watchdog import launcher_watched
 from dist_train.runtime.written import MAKE_ROOM, remove_temporaries, write_failures, write_json
 from dist_train.section import first_difference
 from dist_train.weights.files import read_weights
@@ -31,6 +32,7 @@ _STATE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _MOST_STATE = 1 << 20
 
 
+@launcher_watched()
 def train_detector(recipe: DetectorRecipe, onnx: bool = False) -> int:
     """Train a detector, or go on where its training was, on this rank.
 
