@@ -166,6 +166,14 @@ class HeadShape:
         return self.config.storage != "device"
 
     @property
+    def moved(self) -> int:
+        """Rows that a step fetches from a store outside of that memory or writes back to it.
+
+        Each pass fetches those that it chose; of several passes the update fetches their union once more.
+        """
+        return self.accumulation * self.chosen + (2 if self.accumulation > 1 else 1) * self.updated
+
+    @property
     def block(self) -> int:
         """Classes in a block of the softmax."""
         return min(self.chosen, self._most_at_a_time)
@@ -258,30 +266,38 @@ def _row_blocks(shape: HeadShape) -> int:
 
 
 def host_memory(setup: Setup) -> dict[str, int]:
-    """Bytes of a rank's host memory, by part; memory-mapped rows count as disk, but for staged copies."""
+    """Bytes of a rank's host memory, by part; memory-mapped rows count as disk, but for copies of some."""
     shape = head_shape(setup)
     parts = {"libraries and data": HOST_FIXED_BYTES}
     if setup.head.storage == "host":
         parts["class centers and state"] = shape.rows * shape.class_bytes
-    if shape.staged:
-        parts["copies of chosen rows"] = staged_rows(shape) * shape.class_bytes
+    if shape.staged:  # pinned, and torch pins powers of two
+        sizes = [rows * table.width * table.dtype.itemsize for rows in _buffers(shape) for table in shape.tables]
+        parts["copies of chosen rows"] = sum(1 << (size - 1).bit_length() for size in sizes if size)
     replica = 4 * setup.backbone.parameters * (1 + setup.moments)
-    parts["checkpoint being written"] = shape.rows * shape.class_bytes + replica
+    # A checkpoint of rows in a file is copied into another one; whoever resumes from it reads a whole table at a time.
+    copied = shape.width * shape.number_bytes if disk_bytes(setup) else shape.class_bytes
+    parts["checkpoint being written or read"] = replica + shape.rows * copied
     return parts
 
 
 def staged_rows(shape: HeadShape) -> int:
     """Largest number of rows in the host's buffers between the store and the GPU."""
+    return sum(_buffers(shape))
+
+
+def _buffers(shape: HeadShape) -> list[int]:
+    """Rows of each of them."""
     if shape.accumulation == 1:
-        return 2 * shape.chosen  # a fetch overlaps the write-back of the step before
+        return [shape.chosen] * 2  # a fetch overlaps the write-back of the step before
     # The union of rows grows a pass's buffer if one is free in time; otherwise it takes a buffer of its own.
-    return shape.accumulation * shape.chosen + shape.updated
+    return [shape.chosen] * shape.accumulation + [shape.updated]
 
 
 def disk_bytes(setup: Setup) -> int:
-    """Bytes of a rank's memory-mapped rows."""
+    """Bytes of a rank's memory-mapped rows, and of the copy that a checkpoint is written from."""
     shape = head_shape(setup)
-    return shape.rows * shape.class_bytes if setup.head.storage == "mmap" else 0
+    return 2 * shape.rows * shape.class_bytes if setup.head.storage == "mmap" else 0
 
 
 def head_shape(setup: Setup) -> HeadShape:

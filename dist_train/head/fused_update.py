@@ -58,6 +58,7 @@ def update_rows(
     if "updates" in tables:  # of whole classes, so not a center's to write
         _count(tables["updates"], places, proceed)
     wide = power_of_two(width)
+    k = centers.shape[1] // width
     update_kernel[(len(gradient),)](
         centers,
         first,
@@ -73,9 +74,10 @@ def update_rows(
         form.beta2,
         form.eps,
         lease.store.rounder.key,
+        start * k if places is None else 0,  # else every block's noise would be that of the first
         width,
         WP=wide,
-        K=centers.shape[1] // width,
+        K=k,
         OPTIMIZER=form.name,
         INDEXED=places is not None,
         NORMALISED=normalised,

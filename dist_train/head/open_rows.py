@@ -1,5 +1,7 @@
 """The opening of a rank's rows: on all ranks or on none."""
 
+from contextlib import ExitStack
+
 import torch
 
 from dist_train.errors import UserError
@@ -42,13 +44,17 @@ def open_rows(
     def open_share() -> RowStore:
         owner = (rank, world_size)
         try:
-            return RowStore(specs, len(classes), device, config.storage, config.storage_dir, owner, rounder)
+            share = RowStore(specs, len(classes), device, config.storage, config.storage_dir, owner, rounder)
         except UserError as error:
             raise UserError(f"rank {rank}: {error}") from error
+        opened.callback(share.close)  # where another rank has none
+        return share
 
     # Every rank learns of a failure here, before training: no rank waits in a collective for a rank that gave up.
     everyone = Ranks(rank, rank, world_size, device, ranks.group, control_group=ranks.group)
-    store = everyone.agree(open_share, "all")
-    if draws:
-        fill_normal(store.tables["centers"], classes.start, seed, config.init_std)
+    with ExitStack() as opened:
+        store = everyone.agree(open_share, "all")
+        if draws:
+            fill_normal(store.tables["centers"], classes.start, seed, config.init_std)
+        opened.pop_all()
     return store

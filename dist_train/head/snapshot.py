@@ -18,18 +18,19 @@ class TableSnapshot:
 
     Args:
         table: [n, width] of any type.
+        copy: memory on the CPU, of the table's shape and type, that becomes the copy; None: some of this process.
 
     Attributes:
         copy: [n, width] on the CPU; the table at the time of construction once `fill` has returned.
     """
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, copy: Tensor | None = None) -> None:
         self._table = table
         self._lock = Lock()
         self._asking = False  # `keep` waits for the lock; without the flag `fill` would take it again and again
         self._next = 0  # rows before this one are copied
         self._kept = torch.zeros(len(table), dtype=torch.bool)  # so are rows that `keep` took
-        self.copy = torch.empty(table.shape, dtype=table.dtype)
+        self.copy = torch.empty(table.shape, dtype=table.dtype) if copy is None else copy
         if table.device.type != "cpu":
             self.copy.copy_(table)
             self._next = len(table)

@@ -6,20 +6,17 @@ itself; from others it works on a staged copy, fetched and written back by one w
 fetch overlaps the backbone's forward and a write-back the next step's loading.
 """
 
-import json
-import mmap
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dist_train.errors import UserError
+from dist_train.head.mapped_table import MappedTables
 from dist_train.head.rounding import StochasticRounder
 from dist_train.head.snapshot import TableSnapshot
 from dist_train.head.workspace import Workspace
@@ -66,12 +63,13 @@ class RowStore:
         num_classes: rows n of every table.
         device: where the head computes.
         storage: "device", "host" or "mmap".
-        directory: of memory-mapped files.
+        directory: of memory-mapped files, which the store holds until it is closed.
         owner: (rank, world_size), part of the files' names.
         rounder: writes bfloat16 tables.
 
     Raises:
-        UserError: a file of another shape exists, or the disk has no room for the files.
+        UserError: another run holds the directory, a file of another shape exists, or the disk has no room for the
+            files.
     """
 
     def __init__(
@@ -93,20 +91,30 @@ class RowStore:
         self.tables: dict[str, Tensor] = {}
         self._snapshots: dict[str, TableSnapshot] = {}
         self._idle: list[dict[str, Tensor]] = []
+        self._copies: dict[str, Tensor] = {}  # where snapshots of mapped tables go
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="row-store") if self.staged else None
-        for spec in specs:
-            shape = (num_classes, spec.width)
-            if storage == "mmap":
-                if directory is None:
-                    raise UserError("head.storage=mmap needs head.storage_dir")
-                name = f"{spec.name}-{owner[0]:05d}-of-{owner[1]:05d}"
-                table = map_table(directory / name, shape, spec.dtype)
-            else:
-                pinned = storage == "host" and device.type == "cuda"
-                where = torch.device("cpu") if storage == "host" else device
-                # Written now, not at first use: a lack of memory shows before training starts.
-                table = torch.empty(shape, dtype=spec.dtype, device=where, pin_memory=pinned).zero_()
-            self.tables[spec.name] = table
+        self._mapped: MappedTables | None = None
+        if storage == "mmap":
+            if directory is None:
+                raise UserError("head.storage=mmap needs head.storage_dir")
+            self._mapped = MappedTables(directory, self.specs, owner)
+        try:
+            for spec in specs:
+                self._open(spec)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, spec: TableSpec) -> None:
+        shape = (self.num_classes, spec.width)
+        if self._mapped is not None:
+            self.tables[spec.name] = self._mapped.open(spec.name, shape, spec.dtype)
+            self._copies[spec.name] = self._mapped.unnamed(spec.name, shape, spec.dtype)
+            return
+        # A GPU sees staging buffers alone, so rows on the host are not pinned: torch pins powers of two.
+        where = torch.device("cpu") if self.staged else self.device
+        # Written now, not at first use: a lack of memory shows before training starts.
+        self.tables[spec.name] = torch.empty(shape, dtype=spec.dtype, device=where).zero_()
 
     def lease(self, classes: Tensor | None) -> "Lease":
         """The rows of `classes` (sorted local ids on the host; None: all). Staged rows are fetched meanwhile."""
@@ -147,7 +155,7 @@ class RowStore:
     def snapshot(self) -> dict[str, TableSnapshot]:
         """Begin a copy of every table as it stands now; the next call or `end_snapshot` ends it."""
         self.flush()
-        self._snapshots = {name: TableSnapshot(table) for name, table in self.tables.items()}
+        self._snapshots = {name: TableSnapshot(table, self._copies.get(name)) for name, table in self.tables.items()}
         return self._snapshots
 
     @property
@@ -166,9 +174,11 @@ class RowStore:
             snapshot.keep(torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
 
     def close(self) -> None:
-        """Finish write-backs and stop the worker."""
+        """Finish write-backs, stop the worker and let other runs have the directory."""
         if self._worker is not None:
             self._worker.shutdown(wait=True)
+        if self._mapped is not None:
+            self._mapped.close()
 
 
 class Lease:
@@ -255,6 +265,7 @@ class StagedLease(Lease):
         self._rows_of = classes
         self._host = host
         self._near: dict[str, Tensor] | None = None
+        self._sent: torch.cuda.Event | None = None  # comes when the device has its copy of the staging buffers
         self._fetched = store.submit(self._fetch)
 
     def _staging(self, name: str) -> Tensor:
@@ -278,6 +289,7 @@ class StagedLease(Lease):
             self._fetched.result()
             device = self.store.device
             self._near = {name: to_device(self._staging(name), device) for name in self.store.tables}
+            self._sent = self._queued()
         return self._near[table]
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
@@ -296,19 +308,29 @@ class StagedLease(Lease):
         """See `Lease.places`."""
         return self._rows(name)[start:stop], None
 
+    def _queued(self) -> "torch.cuda.Event | None":
+        """Comes when all is done that a GPU has been given so far; None on a CPU, which does it at once."""
+        if self.store.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
     def commit(self) -> None:
         """Queue the write-back; the next fetch is queued behind it."""
-        ready: torch.cuda.Event | None = None
         if self.store.device.type == "cuda":
             for name in self.store.tables:
                 self._staging(name).copy_(self._rows(name), non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record()
-        self.store.submit(partial(self._write_back, ready))
+        self.store.submit(partial(self._write_back, self._queued()))
 
     def release(self) -> None:
-        """Release the lease without writing anything back; its staging buffers are free after the fetch."""
-        self.store.submit(partial(self.store.put_back, self._host))
+        """Release the lease without writing anything back; its staging buffers are free once they are copied."""
+        self.store.submit(partial(self._give_up, self._sent))
+
+    def _give_up(self, sent: "torch.cuda.Event | None") -> None:
+        if sent is not None:
+            sent.synchronize()
+        self.store.put_back(self._host)
 
     def _write_back(self, ready: "torch.cuda.Event | None") -> None:
         if ready is not None:
@@ -320,48 +342,3 @@ class StagedLease(Lease):
             else:
                 table.index_copy_(0, self._rows_of, self._staging(name))
         self.store.put_back(self._host)
-
-
-def map_table(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """A shared mapping of `path` as a tensor; its disk space is reserved, so a full disk shows here and not later.
-
-    Beside the file lies `path.json` with its shape and type. A file of the same shape is used again without its
-    contents: the mapping starts with zeros, since a run continues from its checkpoint.
-
-    Raises:
-        UserError: the file or its description has another shape, or the disk is full.
-    """
-    size = shape[0] * shape[1] * dtype.itemsize
-    about = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
-    note = path.with_name(path.name + ".json")
-    if path.exists():
-        found = json.loads(note.read_text(encoding="utf-8")) if note.exists() else f"{path.stat().st_size} bytes"
-        if found != about or path.stat().st_size != size:
-            raise UserError(
-                f"head.storage_dir: {path} holds {found}, expected {about}; "
-                "it belongs to another run: give another directory or delete it"
-            )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"head.storage_dir: cannot write {path}: {error.strerror}") from error
-    try:
-        if size == 0:
-            note.write_text(json.dumps(about), encoding="utf-8")
-            return torch.empty(shape, dtype=dtype)
-        free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
-        try:
-            os.truncate(descriptor, 0)
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            path.unlink()
-            raise UserError(
-                f"head.storage_dir: {path} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free ({error.strerror})"
-            ) from error
-        note.write_text(json.dumps(about), encoding="utf-8")
-        view = mmap.mmap(descriptor, size)
-    finally:
-        os.close(descriptor)
-    view.madvise(mmap.MADV_RANDOM)  # chosen rows are scattered; read-ahead would fetch their idle neighbours
-    return torch.from_numpy(np.frombuffer(view, dtype=np.uint8)).view(dtype).view(shape)

@@ -1,5 +1,7 @@
 """The optimizer's step: gradients multiplied out, projected and applied block by block."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -153,7 +155,8 @@ class RowUpdate:
         """As `_write`, by the kernel."""
         from dist_train.head.fused_update import update_rows  # imports triton
 
-        squares = None if self._squares is None else gradient.new_empty(len(gradient))
+        # The kernel of a refused step writes none: what is reported then is no number.
+        squares = None if self._squares is None else gradient.new_full((len(gradient),), math.nan)
         update_rows(
             self.optimizer,
             lease,

@@ -75,9 +75,12 @@ def bits(head: Head) -> dict[str, np.ndarray]:
     return {name: table.clone().view(torch.uint8).numpy() for name, table in head.tables().items()}
 
 
-def conditions(settings: dict) -> list[dict[str, np.ndarray]]:
-    """Tables before a step, and after one that is refused, one that proceeds and one that nobody asks about."""
-    found = []
+def conditions(settings: dict) -> tuple[list[dict[str, np.ndarray]], list[float]]:
+    """Tables before a step, and after one that is refused, one that proceeds and one that nobody asks about.
+
+    And the norms of the gradient that these three say.
+    """
+    found, norms = [], []
     with by_kernels(SMALL):
         for proceed in (False, True, None):
             head = small_head({"sample_rate": 0.5} | settings, 9, 20)
@@ -86,23 +89,28 @@ def conditions(settings: dict) -> list[dict[str, np.ndarray]]:
             head(embeddings, torch.tensor([0, 4, 8])).backward()
             head.step(0.1, measure=True, proceed=None if proceed is None else torch.tensor(proceed))
             found.append(bits(head))
+            norms.append(head.statistics()["gradient_norm"])
             head.close()
-    return [before, *found]
+    return [before, *found], norms
 
 
 def roundings(value: float, gradient: float, momentum: float, keys: int) -> tuple[np.ndarray, ...]:
-    """Centers [keys, classes, width] and their momentum, all of the same value before and of the same gradient."""
+    """Centers [keys, classes, width] and their momentum, all of the same value before and of the same gradient.
+
+    They are updated in two blocks.
+    """
     head, found = small_head({"dtype": "bfloat16", "momentum": momentum, "weight_decay": 0.0}, CLASSES, WIDTH), []
     tables = head.tables()
     for key in range(keys):
         head._rounder.new_step(key)
         tables["centers"].fill_(value)
         tables["momentum"].zero_()
-        slopes = torch.full((CLASSES, WIDTH), gradient)
-        update_rows(
-            head._update.optimizer, head._store.lease(None), 0, CLASSES, slopes, 1.0, width=WIDTH, weight_decay=0.0,
-            normalised=False, squares=None, proceed=None,
-        )  # fmt: skip
+        for start in range(0, CLASSES, CLASSES // 2):
+            slopes = torch.full((CLASSES // 2, WIDTH), gradient)
+            update_rows(
+                head._update.optimizer, head._store.lease(None), start, start + CLASSES // 2, slopes, 1.0, width=WIDTH,
+                weight_decay=0.0, normalised=False, squares=None, proceed=None,
+            )  # fmt: skip
         found.append([tables[name].float().numpy() for name in ("centers", "momentum")])
     head.close()
     centers, moments = zip(*found, strict=True)

@@ -11,6 +11,7 @@ import torch
 
 from dist_train.errors import UserError, WorkError
 from dist_train.head import Head, HeadConfig
+from dist_train.runtime.lock import is_held
 from tests.ranks import run_ranks
 
 BATCH, DIM, CLASSES = 3, 8, 9
@@ -86,10 +87,11 @@ def full_disk(rank: int, world_size: int, directory: str) -> str:
     path = Path(directory)
     if rank == 1:  # its file's place is taken by another shape
         (path / "centers-00001-of-00002").write_bytes(b"12345")
+        (path / "centers-00001-of-00002.json").write_text('{"shape": [5, 1]}')
     try:
         build(rank, world_size, storage="mmap", storage_dir=path)
     except UserError as error:
-        return str(error)
+        return f"{error}" + " and held" * is_held(path / f"rows-{rank:05d}-of-00002.lock")
     return "accepted"
 
 
@@ -97,7 +99,8 @@ def test_a_store_that_one_rank_cannot_open_stops_all_ranks_before_training(tmp_p
     ranks = run_ranks(2, full_disk, str(tmp_path))
     assert ranks[0] == ranks[1]
     assert "rank 1: head.storage_dir" in ranks[0]
-    assert "holds 5 bytes, expected {'shape': [4, 8]" in ranks[0]
+    assert "and held" not in ranks[0]
+    assert "holds {'shape': [5, 1]}, expected {'shape': [4, 8]" in ranks[0]
 
 
 def zeros(rank: int, world_size: int) -> tuple[float, np.ndarray, np.ndarray]:

@@ -107,7 +107,9 @@ def test_two_ranks_by_kernels_agree_with_one_process_in_float64(number, found):
 
 @pytest.mark.parametrize("number", range(len(HALVES)))
 def test_a_refused_step_leaves_every_bit_and_one_that_proceeds_is_as_if_nobody_had_asked(number, found):
-    before, refused, proceeded, plain = found[f"conditions {number}"]
+    (before, refused, proceeded, plain), norms = found[f"conditions {number}"]
+    assert np.isnan(norms[0]), "the kernel wrote nothing"
+    assert norms[1] == norms[2] > 0
     for name, table in before.items():
         np.testing.assert_array_equal(refused[name], table)
         np.testing.assert_array_equal(proceeded[name], plain[name])

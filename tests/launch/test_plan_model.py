@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import pytest
 import torch
@@ -9,9 +10,20 @@ import torch
 from benchmarks.traffic import Traffic
 from dist_train.backbones import BackboneConfig, build_backbone
 from dist_train.head import Head, HeadConfig
+from dist_train.head.storage import StagedLease
 from dist_train.runtime.torch_names import ALL_GATHER, REDUCE_SCATTER
 from launch.plan_hardware import GPUS, backbone_cost
-from launch.plan_model import HeadShape, Setup, gpu_memory, head_flops, head_memory, head_traffic, network_bytes
+from launch.plan_model import (
+    HeadShape,
+    Setup,
+    disk_bytes,
+    gpu_memory,
+    head_flops,
+    head_memory,
+    head_traffic,
+    host_memory,
+    network_bytes,
+)
 from launch.plan_seconds import images_per_second, step_seconds
 from tests.ranks import run_ranks
 
@@ -203,11 +215,44 @@ def test_zero_splits_the_backbone_over_ranks_stage_by_stage():
     }
 
 
+@pytest.mark.parametrize("passes", [1, 3])
+def test_planned_rows_from_the_host_are_those_that_a_step_fetches_and_writes_back(monkeypatch, passes):
+    moved = []
+
+    def counted(work):
+        return lambda lease, *more: (moved.append(lease.count), work(lease, *more))[1]
+
+    for name in ("_fetch", "_write_back"):
+        monkeypatch.setattr(StagedLease, name, counted(getattr(StagedLease, name)))
+    config, classes, samples = HeadConfig(sample_rate=0.3, storage="host"), 20_000, 96
+    trained(config, classes, samples, passes).close()
+    assert sum(moved) == pytest.approx(HeadShape(config, classes, DIM, samples, passes).moved, rel=0.01)
+
+
 def test_rows_from_the_host_cost_time_only_where_the_backbone_does_not_hide_them():
     few, many = (setup(identities=c, head=HeadConfig(sample_rate=0.1, storage="host")) for c in (10**6, 10**8))
     assert step_seconds(few)["rows from host or disk"] == 0
     assert step_seconds(many)["rows from host or disk"] > 0
     assert "class centers" not in gpu_memory(many)
+
+
+def test_mapped_rows_and_their_copy_for_a_checkpoint_are_planned_on_the_disk_and_in_memory_a_table_that_is_read():
+    kinds = ("device", "host", "mmap")
+    heads = [HeadConfig(sample_rate=0.1, storage=kind, storage_dir="rows") for kind in kinds]
+    plans = [setup(head=head, identities=10**7) for head in heads]
+    memory = [host_memory(plan) for plan in plans]
+    rows = memory[1]["class centers and state"]  # in two tables, centers and momentum
+    device, host, mapped = (parts["checkpoint being written or read"] for parts in memory)
+    assert device == host == mapped + rows // 2
+    assert [disk_bytes(plan) for plan in plans] == [0, 0, 2 * rows]
+
+
+def test_staging_buffers_are_planned_as_torch_pins_them():
+    made = setup(head=HeadConfig(sample_rate=0.1, storage="host"), identities=10**7)
+    copies = host_memory(made)["copies of chosen rows"]
+    tables = 2  # centers and momentum of float32, each with two buffers
+    chosen = made.rows // 10 * made.embedding_dim * 4
+    assert copies == tables * 2 * 2 ** math.ceil(math.log2(chosen))
 
 
 def test_two_views_cost_two_passes_of_the_backbone_and_one_of_the_head():

@@ -17,7 +17,7 @@ def _rounded(values, key, column, BFLOAT16: tl.constexpr):
 _SPREAD = tl.constexpr(-7046029254386353131)  # 2**64 over the golden ratio: keys of two centers are far from each other
 
 
-@triton.jit(do_not_specialize=["key"])
+@triton.jit(do_not_specialize=["key", "first"])
 def update_kernel(
     centers,  # [C·K, width] as stored
     first_state,  # [C·K, width]: sgd's momentum, adamw's mean; [C·K] float32: rowwise_adagrad's squares
@@ -33,6 +33,7 @@ def update_kernel(
     beta2,
     eps,
     key,  # of the roundings of this step
+    first,  # number of the tables' first center, for the roundings
     width,
     WP: tl.constexpr,  # width, rounded up to a power of two
     K: tl.constexpr,
@@ -53,7 +54,7 @@ def update_kernel(
     column = tl.arange(0, WP)
     own = column < width
     offsets = center * width + column
-    key += center * _SPREAD
+    key += (first + center) * _SPREAD
     row = tl.load(centers + offsets, mask=own, other=0.0).to(tl.float32)
     slope = tl.load(gradient + number * width + column, mask=own, other=0.0)
     in_gradient = 0.0 if OPTIMIZER == "rowwise_adagrad" or OPTIMIZER == "adamw" else decay
