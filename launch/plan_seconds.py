@@ -79,8 +79,7 @@ def step_seconds(setup: Setup) -> dict[str, float]:
         "exchange of embeddings": parts["exchange of embeddings"],
         # It overlaps the last backward pass; the step waits for the rest, and for weights that others have updated.
         "exchange of gradients": max(0.0, parts["gradient exchange"] - parts["backward"]) + parts["weights gathered"],
-        # The fetch overlaps the backbone of this step, the write-back the backbone of the next.
-        "rows from host or disk": max(0.0, parts["rows moved"] - passes),
+        "rows from host or disk": parts["rows waited for"],
     }
 
 
@@ -88,7 +87,7 @@ def work_seconds(setup: Setup) -> dict[str, float]:
     """Seconds of work in a step, by part, whether something else hides it or not.
 
     `forward` and `backward` are one pass of the backbone; all else is of the whole step. A gradient takes as long as
-    two forward passes.
+    two forward passes. `rows waited for` is no work, but what other work does not hide of `rows moved`.
     """
     gpu, backbone, times = setup.gpu, setup.backbone, setup.accumulation
     shape = head_shape(setup)
@@ -101,20 +100,51 @@ def work_seconds(setup: Setup) -> dict[str, float]:
     if setup.strategy == "zero3":  # weights come under a pass of the backbone, too
         gradients, gathered = gradients + gathered, 0
     embeddings = max(exchange_seconds(setup, sum(exchanged.values())).values())
-    moved = 0.0
-    if shape.staged:
-        rate = HOST_ROWS_GB_S if setup.head.storage == "host" else DISK_ROWS_GB_S
-        moved = 2 * times * shape.chosen * shape.class_bytes / (min(rate, PCIE_GB_S) * 1e9)
+    head = head_seconds(shape, gpu, setup.operands)
+    a_row = row_seconds(shape)
     return {
         "forward": each / 3,
         "backward": each * 2 / 3,
         "update": 4 * backbone.parameters * (3 + 3 * setup.moments) / bandwidth,
-        **head_seconds(shape, gpu, setup.operands),
+        **head,
         "exchange of embeddings": 0.0 if setup.gpus == 1 else embeddings + 3 * times * LATENCY_S,
         "gradient exchange": max(exchange_seconds(setup, gradients).values()),
         "weights gathered": max(exchange_seconds(setup, gathered).values()),
-        "rows moved": moved,
+        "rows moved": a_row * shape.moved,
+        "rows waited for": rows_wait(shape, a_row, each / 3, each * 2 / 3 + math.fsum(head.values()) / times),
     }
+
+
+def row_seconds(shape: HeadShape) -> float:
+    """Seconds of a class's rows on the way to a GPU from where they are stored, or back; 0 where that is its memory."""
+    if not shape.staged:
+        return 0.0
+    rate = HOST_ROWS_GB_S if shape.config.storage == "host" else DISK_ROWS_GB_S
+    return shape.class_bytes / (min(rate, PCIE_GB_S) * 1e9)
+
+
+def rows_wait(shape: HeadShape, a_row: float, forward: float, rest: float) -> float:
+    """Seconds of a step in which a GPU waits for rows.
+
+    One thread moves them in order (`head/storage.py`): what the step before has updated goes back once it is updated,
+    then come the rows of each pass, for its head, and of several passes their union, for the update. It never rests and
+    the GPU goes on meanwhile, so the wait is how far the thread is behind where it is farthest behind.
+
+    Args:
+        shape: of the head.
+        a_row: seconds of a class's rows on their way.
+        forward: of the backbone's forward pass, in seconds; the head comes after it.
+        rest: seconds of a pass behind its forward pass.
+    """
+    times = shape.accumulation
+    # The rows that a head needs come ever later or ever earlier with each pass: the first or the last counts.
+    behind = [
+        a_row * (shape.updated + number * shape.chosen) - number * forward - (number - 1) * rest
+        for number in (1, times)
+    ]
+    if times > 1:
+        behind.append(a_row * shape.moved - times * (forward + rest))
+    return max(0.0, *behind)
 
 
 def images_per_second(setup: Setup) -> float:

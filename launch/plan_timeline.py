@@ -34,8 +34,8 @@ def spans(setup: Setup) -> list[Span]:
     """The work of a step; the end of the last piece is the length of the step.
 
     A pass is a forward pass of the backbone, the exchange of embeddings, the head, the backward pass. Gradients are
-    exchanged under the last backward pass, rows from elsewhere come and go under the backbone, as far as it is long
-    enough: what is left stands at the beginning.
+    exchanged under the last backward pass. Rows from elsewhere go and come under the forward pass, of several passes
+    under all of them, as far as that is long enough: what is left stands at the beginning.
     """
     return list(_spans(setup))
 
@@ -49,10 +49,9 @@ def _spans(setup: Setup) -> Iterator[Span]:
     embeddings = sum(parts.values()) - gradients - gathered
     if setup.strategy == "zero3":
         gradients, gathered = gradients + gathered, 0
-    moved = work["rows moved"]
-    now = max(0.0, moved - times * (work["forward"] + work["backward"]))
-    if moved:
-        yield Span("host", "rows", 0.0, moved)
+    now = work["rows waited for"]
+    if work["rows moved"]:
+        yield Span("host", "rows", 0.0, work["rows moved"])
     groups = [1] * times if times <= MOST_PASSES else [1, times - 2, 1]
     for number, passes in enumerate(groups):
         many = f" of {passes} passes" if passes > 1 else ""

@@ -11,7 +11,14 @@ from dist_train.head import HeadConfig
 from launch.plan_advice import advice, other_sizes
 from launch.plan_hardware import GPUS
 from launch.plan_model import HeadShape, head_flops, head_shape, kernel_traffic
-from launch.plan_seconds import exchange_seconds, head_seconds, images_per_second, step_seconds
+from launch.plan_seconds import (
+    exchange_seconds,
+    head_seconds,
+    images_per_second,
+    row_seconds,
+    step_seconds,
+    work_seconds,
+)
 from launch.plan_timeline import LANES, spans, write_timeline
 from tests.launch.recipes import headcount_here
 from tests.launch.test_plan_model import setup
@@ -86,6 +93,35 @@ def test_a_timeline_is_as_long_as_the_step_and_nothing_on_the_gpu_overlaps(name)
     computed = sorted((each for each in work if each.lane in LANES[:2]), key=lambda each: each.start)
     for before, after in pairwise(computed):
         assert after.start >= before.start + before.seconds - 1e-12
+
+
+@pytest.mark.parametrize("gpus", [64, 512, 2048])
+@pytest.mark.parametrize("passes", [1, 2, 5])
+def test_a_gpu_waits_for_rows_while_the_one_thread_that_moves_them_is_behind(passes, gpus):
+    job = large(gpus=gpus, accumulation=passes, head=HeadConfig(sample_rate=0.1, storage="host"))
+    shape, work = head_shape(job), work_seconds(job)
+    rest = (work["head, products"] + work["head, rows and logits"]) / passes + work["backward"]
+    a_row = row_seconds(shape)
+    thread, gpu, waited = a_row * shape.updated, 0.0, 0.0  # the step before is written back first
+
+    def wait():
+        nonlocal gpu, waited
+        waited += max(0.0, thread - gpu)
+        gpu = max(gpu, thread)
+
+    for _ in range(passes):
+        thread += a_row * shape.chosen
+        gpu += work["forward"]
+        wait()
+        gpu += rest
+    if passes > 1:
+        thread += a_row * shape.updated
+        wait()
+    assert thread == pytest.approx(work["rows moved"])
+    assert step_seconds(job)["rows from host or disk"] == pytest.approx(waited)
+    assert (waited > 0) == (gpus < 2048), "one that hides all, and others that do not"
+    if passes == 1 and waited:
+        assert waited == pytest.approx(work["rows moved"] - work["forward"])
 
 
 def test_advice_gives_what_gains_most_first_and_what_it_says_is_planned():
