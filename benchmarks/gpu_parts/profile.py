@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_parts.bench import Bench
 from benchmarks.gpu_parts.head_speed import DIM, quick_rows
-from benchmarks.gpu_parts.program import one_step, random_batch, synthetic
+from benchmarks.gpu_parts.program import Steps, random_batch, synthetic
 from dist_train.head import Head, HeadConfig
 
 STEPS, KERNELS = 3, 15
@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
             train={"precision": "bfloat16" if bench.cuda else "float32"},
         )  # fmt: skip
         batch = random_batch(bench.device, samples, classes, size)
-        table(bench, "training step", "gpu-profile-step.txt", lambda: one_step(program, batch))
+        table(bench, "training step", "gpu-profile-step.txt", Steps(program, batch))
         program.close()
     # The last is the share of one of 64 GPUs in 100 million identities, with 128 pictures a GPU.
     for classes, together, rate in ((1_000_000, 1024, 0.1), (1_000_000, 1024, 1.0), (1_562_500, 8192, 0.1)):

@@ -12,6 +12,7 @@ from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
 from dist_train.data.loader import Loader
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.verdict import Ruling, Verdict
 from dist_train.track.meter import Meter
 from dist_train.train.build import Setting, build_recognition, open_training
 from dist_train.train.loop import Loop
@@ -67,7 +68,7 @@ def synthetic(folder: Path, device: torch.device, classes: int, image_size: int,
     manifest = SimpleNamespace(num_classes=classes, image_size=image_size)
     loader = cast(Loader, SimpleNamespace(image_size=image_size, manifest=manifest, sources=None, steps_per_epoch=1000))
     meter = Meter(config.train.global_batch_size, device)
-    return build_recognition(Setting(config, alone(device), loader, 1, meter.time, 0, False, {}))
+    return build_recognition(Setting(config, alone(device), loader, 1, meter.time, 0, False, {}, Verdict(device)))
 
 
 def random_batch(device: torch.device, samples: int, classes: int, image_size: int) -> Batch:
@@ -78,9 +79,37 @@ def random_batch(device: torch.device, samples: int, classes: int, image_size: i
     return Batch(images, labels.to(device), torch.arange(samples), labels, zeros)
 
 
-def one_step(program: Recognition, batch: Batch, lr: float = 1e-4) -> torch.Tensor:
-    """A whole step as the loop makes it, without its figures; the loss []."""
-    program.begin()
-    loss = program.micro_step(batch, last=True)
-    program.update(lr, measure=False)
-    return loss
+class Steps:
+    """Whole steps as the loop makes them between two that are logged: on a GPU a step's verdict is read in the next.
+
+    Args:
+        program: that `synthetic` has made.
+        batch: of every step.
+    """
+
+    def __init__(self, program: Recognition, batch: Batch) -> None:
+        self._program, self._batch = program, batch
+        self._unruled: Ruling | None = None
+
+    def __call__(self) -> torch.Tensor:
+        """Make a step; its loss [].
+
+        Raises:
+            NonFiniteError: the step before was refused, or this one where verdicts are read at once.
+        """
+        self._program.begin()
+        loss = self._program.micro_step(self._batch, last=True)
+        self.settle()  # the device has the work up to here before it
+        self._program.update(1e-4, measure=False)
+        self._unruled = self._program._verdict.rule()
+        return loss
+
+    def settle(self) -> None:
+        """Read the verdict on the last step.
+
+        Raises:
+            NonFiniteError: it was refused.
+        """
+        ruling, self._unruled = self._unruled, None
+        if ruling is not None and (refusal := ruling.refusal()) is not None:
+            raise refusal

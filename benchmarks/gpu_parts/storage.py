@@ -14,7 +14,7 @@ from dist_train.head import Head, HeadConfig
 def run(bench: Bench) -> None:
     """Time steps whose rows are asked for before the forward pass, at the loss, and whose rows are on the device."""
     classes, samples = (2000, 16) if bench.small else (1_000_000, 1024)
-    device_ms: dict[str, float] = {}
+    own_ms: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for storage in ("device", "host", "mmap"):
             for dtype in ("float32", "bfloat16"):
@@ -28,21 +28,34 @@ def run(bench: Bench) -> None:
                     (Path(folder) / case).mkdir()
                     found = overlap(bench, config, classes, samples)
                     if storage == "device":
-                        device_ms[dtype] = found["ahead_ms"]
+                        own_ms[dtype] = found["late_ms"] - found["forward_ms"]
                         bench.line(case, **found)
                         continue
                     # Rows and momentum; they come and go at once where the bus takes both.
                     moved = 0.1 * classes * 2 * DIM * (2 if dtype == "bfloat16" else 4)
                     host = bench.measured("device", "from host").get("to_device_gb_s")
                     floor = {"transfer_floor_ms": moved / host / 1e6} if host else {}
-                    near_ms, hidden = device_ms.get(dtype), None
-                    if near_ms is not None and found["late_ms"] > near_ms:
-                        hidden = (found["late_ms"] - found["ahead_ms"]) / (found["late_ms"] - near_ms)
+                    hidden = None if dtype not in own_ms else hidden_share(found, own_ms[dtype])
                     bench.line(case, hidden=hidden, **found, **floor, classes=classes, samples=samples)
 
 
+def hidden_share(found: dict[str, float], own_ms: float) -> float | None:
+    """The share of the rows' way that a forward pass hides; None where the way takes no time.
+
+    Args:
+        found: milliseconds that `overlap` gives.
+        own_ms: of the head after a forward pass where its rows are on the device.
+    """
+    way = found["late_ms"] - found["forward_ms"] - own_ms
+    return (found["late_ms"] - found["ahead_ms"]) / way if way > 0 else None
+
+
 def overlap(bench: Bench, config: HeadConfig, classes: int, samples: int) -> dict[str, float]:
-    """Median milliseconds of a step after a forward pass that takes three times as long as rows of the host."""
+    """Median milliseconds of a forward pass and a step of the head behind it.
+
+    `ahead_ms` has rows asked for before the forward pass, `late_ms` when it is over, so that it hides nothing;
+    `forward_ms` is of the forward pass alone, which takes about three times as long as `bare_step_ms`, a step alone.
+    """
     head = Head(config, classes, DIM, group=None, rank=0, world_size=1, device=bench.device, seed=1)
     embeddings = torch.randn(samples, DIM, device=bench.device).requires_grad_()
     side = 128 if bench.small else 8192
@@ -59,6 +72,8 @@ def overlap(bench: Bench, config: HeadConfig, classes: int, samples: int) -> dic
         if ahead:
             head.prepare(now)
         forward(count)
+        if not ahead:
+            bench.wait()  # the forward pass is only queued: without this it would hide the rows' way, too
         head(embeddings, now).backward()
         head.step(1e-3)
 
@@ -67,10 +82,10 @@ def overlap(bench: Bench, config: HeadConfig, classes: int, samples: int) -> dic
         step(number, True, 0)
     bare = statistics.median(bench.once_ms(lambda number=number: step(number, False, 0)) for number in range(4))
     count = max(1, round(3 * bare / one))
-    times: dict[bool, list[float]] = {True: [], False: []}
+    times: dict[str, list[float]] = {"ahead_ms": [], "late_ms": [], "forward_ms": []}
     for number in range(3 if bench.small else 8):
-        for ahead, found in times.items():
-            found.append(bench.once_ms(lambda number=number, ahead=ahead: step(number, ahead, count)))
+        for ahead, name in ((True, "ahead_ms"), (False, "late_ms")):
+            times[name].append(bench.once_ms(lambda number=number, ahead=ahead: step(number, ahead, count)))
+        times["forward_ms"].append(bench.once_ms(lambda: forward(count)))
     head.close()
-    ahead_ms, late_ms = (statistics.median(times[ahead]) for ahead in (True, False))
-    return {"ahead_ms": ahead_ms, "late_ms": late_ms, "bare_step_ms": bare, "forward_ms": count * one}
+    return {name: statistics.median(found) for name, found in times.items()} | {"bare_step_ms": bare}

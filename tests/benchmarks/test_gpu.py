@@ -6,12 +6,22 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import gpu
+from benchmarks.gpu_parts import inputs, storage
+from benchmarks.gpu_parts.bench import Bench
 from benchmarks.gpu_parts.parts import PARTS, share_s
+from benchmarks.gpu_parts.program import Steps, random_batch, synthetic
+from dist_train.errors import NonFiniteError
+from dist_train.head import HeadConfig
+from tests.waits import NEAR, Waits
 
 SCRIPT = Path(gpu.__file__)
 
@@ -99,3 +109,92 @@ def options(folder, parts, until):
     return argparse.Namespace(
         parts=parts, until=until, out=folder / "gpu.jsonl", device="cpu", small=True, photos=None, child=False
     )
+
+
+def test_whole_steps_wait_for_the_device_no_more_than_training_does_and_read_their_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setattr("dist_train.runtime.verdict.LATE_ON", frozenset({"cpu"}))
+    program = synthetic(tmp_path, NEAR, classes=40, image_size=32, backbone={"name": "nano", "embedding_dim": 16})
+    batch = random_batch(NEAR, 8, 40, 32)
+    steps = Steps(program, batch)
+    network = program.backbone
+    kept = [*network.parameters(), *network.buffers(), *program.head.tables().values()]
+    waits = Waits([batch.images, *kept])
+    for _ in range(3):  # the first two make what is kept
+        waits.found.clear()
+        with waits:
+            steps()
+    assert waits.found == []
+    steps.settle()
+    batch.images[0] = torch.nan
+    steps()
+    with pytest.raises(NonFiniteError):
+        steps.settle()
+    program.close()
+
+
+def small_bench(tmp_path):
+    lines = []
+    return Bench(torch.device("cpu"), True, tmp_path / "gpu.jsonl", 60, lines.append), lines
+
+
+def test_rows_that_are_asked_for_late_are_asked_for_when_the_forward_pass_is_over(tmp_path, monkeypatch):
+    seen = []
+
+    class Head:
+        def __init__(self, *_, **__):
+            pass
+
+        def prepare(self, labels):
+            seen.append("prepare")
+
+        def __call__(self, embeddings, labels):
+            seen.append("head")
+            return embeddings.sum()
+
+        def step(self, lr):
+            pass
+
+        def close(self):
+            pass
+
+    bench, _ = small_bench(tmp_path)
+    monkeypatch.setattr(bench, "wait", lambda: seen.append("wait"))
+    monkeypatch.setattr(storage, "Head", Head)
+    monkeypatch.setattr(torch, "mm", lambda *_, **__: seen.append("forward"))
+    found = storage.overlap(bench, HeadConfig(), 100, 4)
+    assert found.keys() == {"ahead_ms", "late_ms", "forward_ms", "bare_step_ms"}
+    heads = [at for at, what in enumerate(seen) if what == "head"]
+    timed = heads[-6:]  # three of each, by turns
+    for at in timed[::2]:
+        assert seen[at - 1] == "forward"
+        assert "prepare" in seen[heads[heads.index(at) - 1] : at]
+    for at in timed[1::2]:
+        assert seen[at - 2 : at] == ["forward", "wait"]
+        assert "prepare" not in seen[heads[heads.index(at) - 1] : at]
+
+
+def test_what_a_forward_pass_hides_is_counted_from_what_the_way_of_rows_takes_behind_it():
+    found = {"late_ms": 150.0, "ahead_ms": 120.0, "forward_ms": 100.0}
+    assert storage.hidden_share(found, 10.0) == pytest.approx(30 / 40)
+    assert storage.hidden_share(found, 50.0) is None
+
+
+def test_a_decoder_that_does_not_smooth_colours_is_right_and_one_that_swaps_them_is_not(tmp_path, monkeypatch):
+    def decode(pictures, mode, device, swapped=False):
+        found = []
+        for each in pictures:
+            split = cv2.cvtColor(cv2.imdecode(each.numpy(), cv2.IMREAD_COLOR), cv2.COLOR_BGR2YCrCb)
+            split[:, :, 1:] = split[::2, ::2, 1:].repeat(2, 0).repeat(2, 1)
+            image = cv2.cvtColor(split, cv2.COLOR_YCrCb2BGR if swapped else cv2.COLOR_YCrCb2RGB)
+            found.append(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
+        return found
+
+    monkeypatch.setattr(inputs, "rate", lambda *_: 1.0)
+    bench, lines = small_bench(tmp_path)
+    for swapped in (False, True):
+        monkeypatch.setattr("torchvision.io.decode_jpeg", partial(decode, swapped=swapped))
+        inputs.run(bench)
+    right, wrong = (line for line in lines if line["case"] == "torchvision, decode only")
+    assert right["ok"]
+    assert right["noise_off_levels"] > 3, "or the picture of noise would do"
+    assert not wrong["ok"]
