@@ -5,6 +5,7 @@ that gallery.json, replaced at once, names them: whoever opens the gallery, and 
 before or the one after. What a killed change left is removed by the next. One process at a time changes a gallery.
 """
 
+import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -241,8 +242,10 @@ def _pictured(gallery: Gallery, batch: pa.RecordBatch, picture: str) -> NDArray[
     for number, source in enumerate(gallery.sources):
         root = source_folder(source)
         if Path(picture).is_relative_to(root):
-            inside = _equal(batch, "path", str(Path(picture).relative_to(root)))
-            found |= inside & (batch.column("source").to_numpy() == number)
+            of_source = batch.column("source").to_numpy() == number
+            # A source may spell its paths as no `Path` does: ./a.jpg in a table.
+            for inside in {str(Path(picture).relative_to(root)), picture.removeprefix(os.path.join(root, ""))}:
+                found |= _equal(batch, "path", inside) & of_source
     return found
 
 

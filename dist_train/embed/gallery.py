@@ -37,7 +37,7 @@ from dist_train.section import first_difference
 
 DESCRIPTION = "gallery.json"
 MADE_BY = ("model", "embedding_dim", "image_size", "flip")  # what all embeddings of a gallery must share
-_DAMAGES = (ValueError, TypeError, LookupError, RecursionError, OverflowError, pa.ArrowException)
+_DAMAGES = (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError, pa.ArrowException)
 PART_NAME = re.compile(r"(added-\d{1,12}|removed-\d{1,12}\.npy)")
 
 

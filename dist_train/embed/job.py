@@ -36,6 +36,7 @@ from dist_train.evaluate.sameness import warn_of_sameness
 from dist_train.runtime.lock import only_job
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.ranks import Ranks
+from dist_train.runtime.written import remove_temporaries
 from dist_train.section import first_difference
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ def _check_out(out: Path) -> None:
 
 def _begin(parts: Parts, description: dict[str, Any], source: PictureSource, part_rows: int) -> Embedded | None:
     """Make sure that there is a list of inputs; what was made, where all is done already."""
+    remove_temporaries(parts.home)  # of a job that was killed
     begun = parts.description
     if begun is not None:
         _check_same(parts.out, begun, description)

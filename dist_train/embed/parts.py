@@ -4,6 +4,7 @@
     OUT.parts/job.json            the description; its presence means that the list is complete
     OUT.parts/000007.csv          inputs of part 7 without an embedding
     OUT.parts/000007.parquet      embeddings of part 7; its presence means that the part is complete
+    OUT.parts/whole.*             the files of the output while they are put together
 
 Every file appears by rename, so a job that was stopped anywhere goes on with the first part that is not there.
 """
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -33,7 +34,7 @@ from dist_train.embed.table import (
 )
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.text import kind_and_line, shown_name
-from dist_train.runtime.written import written_output
+from dist_train.runtime.written import MAKE_ROOM, write_failures, written_output
 
 REJECTS = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 _CSV: dict[str, Any] = {
@@ -184,10 +185,10 @@ class Parts:
         width = schema.field("embedding").type.list_size
         as_npy = self.out.suffix == ".npy"
         if as_npy:
-            with written_output(self.out) as file:
+            with self._whole(self.out) as file:
                 parts = (as_array(table["embedding"]) for table in self._tables())
                 write_array(file, parts, (count, width))
-        with written_output(names_path(self.out)) as file:
+        with self._whole(names_path(self.out)) as file:
             schema = with_description(NAMES if as_npy else schema, description)
             with pq.ParquetWriter(file, schema, use_dictionary=["identity"]) as writer:
                 for table in self._tables():
@@ -213,11 +214,24 @@ class Parts:
             yield pa.concat_tables(held)
 
     def _join_rejects(self) -> None:
-        with written_output(rejects_path(self.out)) as file, pa_csv.CSVWriter(file, REJECTS) as writer:
+        with self._whole(rejects_path(self.out)) as file, pa_csv.CSVWriter(file, REJECTS) as writer:
             for part in range(len(self)):
                 with self._reading_part(part):
                     table = pa_csv.read_csv(self._rejects(part), **_CSV).select(REJECTS.names).cast(REJECTS)
                 writer.write_table(table)
+
+    @contextmanager
+    def _whole(self, path: Path) -> Iterator[IO[bytes]]:
+        """A file of the output to write. Until it is complete it lies here, where no kill leaves it for ever.
+
+        Raises:
+            WorkError: the disk refuses.
+        """
+        whole = self.home / f"whole{path.suffix}"
+        with written_output(whole) as file:
+            yield file
+        with write_failures(str(path), MAKE_ROOM):
+            whole.replace(path)
 
     def _reading_part(self, part: int) -> AbstractContextManager[None]:
         return _reading(self.home / f"{part:06d}", self._embeddings(part))

@@ -110,6 +110,7 @@ class Segment:
         self._cells = Cells(directory, described["cells"], self.exact) if "cells" in described else None
         self.kind = Rows.int8 if self._cells else Rows(described["compact"]["rows"]) if self._compact else Rows.float32
         self._entries = pa.ipc.open_file(pa.memory_map(str(directory / _ENTRIES_NAME)))
+        self._valid: set[int] = set()
         if not self._entries.schema.equals(ENTRIES):
             raise ValueError(f"columns {', '.join(self._entries.schema.names)}, expected {', '.join(ENTRIES.names)}")
         stored = sum(self._entries.get_batch(n).num_rows for n in range(self._entries.num_record_batches))
@@ -153,7 +154,10 @@ class Segment:
         Raises:
             OSError, ValueError, pa.ArrowException: damaged.
         """
-        batch = self._entries.get_batch(row // _BATCH_ROWS)
-        batch.validate(full=True)
+        number = row // _BATCH_ROWS
+        batch = self._entries.get_batch(number)
+        if number not in self._valid:  # once: it looks at every value, and a search may find thousands of rows
+            batch.validate(full=True)
+            self._valid.add(number)
         entry: dict[str, Any] = batch.slice(row % _BATCH_ROWS, 1).to_pylist()[0]
         return entry

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from dist_train.embed.pictures import Picture, Place
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.files import map_array
-from dist_train.runtime.text import first_line
+from dist_train.runtime.text import first_line, shown
 
 FORMAT_VERSION = 1
 SUFFIXES = (".parquet", ".npy")
 _METADATA_KEY = b"headcount"
 _READ_ROWS = 1 << 14
+_MOST_DIM = (1 << 31) - 1  # what a column of lists can say
 
 NAMES = pa.schema(
     [
@@ -237,10 +238,13 @@ def _described(text: bytes) -> dict[str, Any]:
     """The description in a file's metadata."""
     try:
         body = json.loads(text)
-        int(body["embedding_dim"])
-        body["version"], body["model"]["name"], body["model"]["sha256"], body["source"]["path"]
+        dim = int(body["embedding_dim"])
+        body["version"], body["image_size"], body["flip"]
+        body["model"]["name"], body["model"]["sha256"], body["source"]["path"]
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
         raise ValueError(f"its description is damaged ({type(error).__name__})") from error
+    if not 1 <= dim <= _MOST_DIM:
+        raise ValueError(f"its description is damaged: embedding_dim {shown(dim)}, expected 1 to {_MOST_DIM}")
     return dict(body)
 
 

@@ -96,7 +96,11 @@ class PhotoOrigin(Origin):
 
     def fetch(self, place: Place) -> bytes | Reject:
         """The picture by its path; a file whose name is not UTF-8 is not found again."""
-        location = place.path.rpartition("#")[2] if self._records else place.path
+        location = place.path
+        if self._records:
+            file, _, location = place.path.rpartition("#")
+            if file != self._source.path.name or not (location.isascii() and location.isdigit()):
+                return Reject("vanished", f"{place.path} is no record, and {self._source.path} lies there now")
         (found,) = self._read([Row(0, location.encode(), place.offset, place.size, None)])
         return found.data if isinstance(found, Raw) else found
 

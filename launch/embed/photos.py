@@ -1,6 +1,9 @@
 """Pictures for `dist_train.embed`: crops of an origin's encoded pictures."""
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +61,47 @@ def _picture(found: Found, cut: Cut | Reject) -> Picture | Reject:
     return Picture(cut.pixels, found.identity, found.label, score, len(cut.found.scores), landmarks)
 
 
-def matched_picture(match: Match, source: dict[str, Any], side_px: int) -> NDArray[np.uint8] | None:
-    """The picture of a match as it was embedded, uint8 [side_px, side_px, 3]; None where it is gone.
+def matched_pictures(
+    matches: Sequence[Match], sources: Sequence[dict[str, Any]], side_px: int, limit_s: float = math.inf
+) -> list[NDArray[np.uint8] | None]:
+    """The pictures of matches as they were embedded, each uint8 [side_px, side_px, 3]; None where one is gone.
 
     Args:
-        match: a match of a search.
-        source: description of its source, from `Gallery.sources`.
-        side_px: side of the result in pixels.
+        matches: of a search.
+        sources: descriptions of their sources, `Gallery.sources`; each is opened once.
+        side_px: side of the results in pixels.
+        limit_s: after so many seconds no further picture is read: the rest is None.
     """
+    until = time.monotonic() + limit_s
+    opened: dict[int, Origin | None] = {}
+    found: list[NDArray[np.uint8] | None] = []
+    with ExitStack() as closing:
+        for match in matches:
+            if time.monotonic() >= until:
+                found.append(None)
+                continue
+            if match.source not in opened:
+                origin = opened[match.source] = _opened(sources[match.source])
+                if origin is not None:
+                    closing.callback(origin.close)
+            found.append(_matched(match, opened[match.source], side_px))
+    return found
+
+
+def _opened(source: dict[str, Any]) -> Origin | None:
+    """The origin of a gallery's source; None where it is gone."""
     try:
-        origin = open_origin(Path(source["path"]), source.get("label_key", "label"))
+        return open_origin(Path(source["path"]), source.get("label_key", "label"))
+    except (UserError, WorkError, OSError):
+        return None
+
+
+def _matched(match: Match, origin: Origin | None, side_px: int) -> NDArray[np.uint8] | None:
+    """The picture of a match as it was embedded; None where it is gone."""
+    if origin is None:
+        return None
+    try:
         data = origin.fetch(match.place)
-        origin.close()
     except (UserError, WorkError, OSError):
         return None
     photo = decode(data) if isinstance(data, bytes) else data

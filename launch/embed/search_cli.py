@@ -1,5 +1,6 @@
 """The commands `headcount search build`, `append`, `remove` and `query`."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -262,6 +263,7 @@ def query(
         from dist_train.runtime.ranks import join_ranks
     from launch.embed.aligner import check_aligner, open_detector_file, source_aligner
     from launch.embed.decision import check_options, decide
+    from launch.embed.photos import matched_pictures
     from launch.embed.views import FusedModels, joined_features, views_for
 
     check_device(device)
@@ -294,7 +296,11 @@ def query(
         echo(f"{rank:3}  {match.score:.4f}  {verdict}{_name(match)}  {_full_path(opened, match)}")
     if decision is not None:
         echo("\n".join(decision.told()))
-    tiles = [_tile(opened, match, rank, decision) for rank, match in enumerate(matches, start=1)]
+    pictures = matched_pictures(matches, opened.sources, _TILE_PX)
+    tiles = [
+        _tile(pixels, match, rank, decision)
+        for rank, (match, pixels) in enumerate(zip(matches, pictures, strict=True), start=1)
+    ]
     asked = ", ".join(each.name for each in shown)
     title = f"{asked} in {gallery.name}: {len(matches)} of {len(opened):,} pictures, by {measured.name}; cosine"
     queries = [tile for each in shown.values() for tile in each]
@@ -310,13 +316,15 @@ def _embedded(view: "View", pixels: "NDArray[np.uint8]") -> "Tensor":
 
 def _cut(photo: Path, crop: "Cropper") -> tuple[bytes, "Cut"]:
     """The photo's bytes, and its crop."""
+    from data_prep.sources.base import MAX_FILE_BYTES
     from dist_train.data.reject import Reject
     from dist_train.errors import UserError
+    from dist_train.runtime.files import first_fault, read_bounded
 
     try:
-        data = photo.read_bytes()
-    except OSError as error:
-        raise UserError(f"photo {photo}: {error.strerror}") from error
+        data = read_bounded(photo, MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"photo {photo}: {first_fault(error)}") from error
     (cut,) = crop([data])
     if isinstance(cut, Reject):
         hint = "; a smaller --min-face finds smaller ones, --no-align takes the whole picture"
@@ -342,16 +350,16 @@ def _name(match: "Match") -> str:
 
 
 def _full_path(gallery: "Gallery", match: "Match") -> str:
+    """Where a picture is, spelt as its source spells it, so that `remove` knows it: a `Path` drops `./` and `/`."""
     from dist_train.embed.gallery import source_folder
 
-    return str(source_folder(gallery.sources[match.source]) / match.place.path)
+    path = match.place.path
+    return path if "://" in path else os.path.join(source_folder(gallery.sources[match.source]), path)
 
 
-def _tile(gallery: "Gallery", match: "Match", rank: int, decision: "Decision | None") -> "Tile":
+def _tile(pixels: "NDArray[np.uint8] | None", match: "Match", rank: int, decision: "Decision | None") -> "Tile":
     from dist_train.embed.sheet import Tile
-    from launch.embed.photos import matched_picture
 
-    pixels = matched_picture(match, gallery.sources[match.source], _TILE_PX)
     names = [] if (name := _name(match)) == _UNKNOWN else [name]
     verdict = "" if decision is None else f", {decision.verdict(match.score)}"
     return Tile(pixels, [f"{rank}:  {match.score:.3f}{verdict}", *names, match.place.path])

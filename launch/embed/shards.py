@@ -32,6 +32,7 @@ _LISTED = pa.schema(
 _OPEN_TARS = 64
 _MOST_BYTES = {"picture": MAX_FILE_BYTES, "cls": 4096, "json": 16 << 20}  # most bytes of a member that are read
 _MOST_IDENTITIES = 1 << 31  # a set with tars alone does not say how many it has
+_IN_TAR = re.compile(r"(.*?\.tar):", re.IGNORECASE | re.DOTALL)  # a place: `TAR:MEMBER`
 
 
 class ShardOrigin(Origin):
@@ -47,7 +48,7 @@ class ShardOrigin(Origin):
         self._folder = path if path.is_dir() else path.parent
         self._label_key = label_key
         self._open: dict[bytes, int] = {}
-        self._names = _Names(self._folder / IDENTITIES_NAME)
+        self._identities: _Names | None = None
 
     def described(self) -> dict[str, Any]:
         """Description: path, and key of the labels."""
@@ -55,6 +56,7 @@ class ShardOrigin(Origin):
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The listing: tars in the order of their names, pictures and other members in the order of the tar."""
+        self._names()  # what is wrong with them is told before the work begins
         if self._path.is_dir():
             refuse_other_inputs(self._path, photos=True)
         for tar in tars_in(self._path) if self._path.is_dir() else [self._path]:
@@ -69,14 +71,22 @@ class ShardOrigin(Origin):
 
     def fetch(self, place: Place) -> bytes | Reject:
         """The picture at its offset; in a tar whose name is not UTF-8 it is not found again."""
-        tar, end, _ = re.split(r"(\.tar):", place.path, maxsplit=1, flags=re.IGNORECASE)
-        return self._bytes((tar + end).encode(), "picture", place.offset, place.size)
+        found = _IN_TAR.match(place.path)
+        if found is None:
+            return Reject("vanished", f"{place.path} lies in no tar, and there are tars now in {self._folder}")
+        return self._bytes(found[1].encode(), "picture", place.offset, place.size)
 
     def close(self) -> None:
         """Close all tars."""
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()
+
+    def _names(self) -> "_Names":
+        """Names of the identities, read when they are first needed: `fetch` does without."""
+        if self._identities is None:
+            self._identities = _Names(self._folder / IDENTITIES_NAME)
+        return self._identities
 
     def _read(self, row: dict[str, Any]) -> tuple[Place, Found | Reject]:
         place = Place(f"{display(row['tar'])}:{row['name']}", row["picture_offset"], row["picture_size"])
@@ -92,7 +102,7 @@ class ShardOrigin(Origin):
         record = _record(record_text)
         label = _label(label_text, record.get(self._label_key))
         folder = PurePosixPath(row["name"]).parent.name or None
-        identity = self._names[label] if label is not None else None
+        identity = self._names()[label] if label is not None else None
         return place, Found(data, identity or folder, label, _score(record.get("score")))
 
     def _bytes(self, tar: bytes, kind: str, offset: int, size: int) -> bytes | Reject:

@@ -41,6 +41,7 @@ from launch.serve.service import Service
 
 MOST_MATCHES = 50
 _MOST_PICTURES = 100  # in one answer
+_PICTURES_SHARE = 0.25  # of the time of a request, after which no more of them are read
 _OPEN = ("/", "/healthz", "/docs", "/openapi.json")
 _FILE = {"type": "string", "format": "binary"}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -195,7 +196,8 @@ def _add_search(app: FastAPI, service: Service, known: Known) -> None:
         k, pictures = form.number("k", 5, 1, MOST_MATCHES), form.yes("pictures")
         (done,) = await _ask(service, Task(form.photo("photo"), matches=k))
         hits = [hit for each in done.embedded for hit in each.hits][:_MOST_PICTURES] if pictures else []
-        shown = iter(await run_in_threadpool(known.pictures, hits) if hits else [])
+        limit_s = _PICTURES_SHARE * service.limits.request_s
+        shown = iter(await run_in_threadpool(known.pictures, hits, limit_s) if hits else [])
         faces = [
             SearchedFace(**_face(each.face), matches=[_match(service, hit, next(shown, None)) for hit in each.hits])
             for each in done.embedded

@@ -97,22 +97,35 @@ class Batcher(Generic[Task, Answer]):
 
     def _take(self) -> list[_Asked[Task, Answer]]:
         """The next batch; empty at the end."""
+        while taken := self._popped():
+            if wanted := [each for each in taken if not each.future.cancelled()]:
+                return wanted
+        return []
+
+    def _popped(self) -> list[_Asked[Task, Answer]]:
+        """The next of the queue, also those whose callers have left; empty at the end."""
         with self._changed:
             while not self._queue and not self._closing:
                 self._changed.wait()
                 until = time.monotonic() + self._wait_s
                 while len(self._queue) < self._most and not self._closing and (left := until - time.monotonic()) > 0:
                     self._changed.wait(left)
-            taken = [self._queue.popleft() for _ in range(min(self._most, len(self._queue)))]
-        wanted = [each for each in taken if not each.future.cancelled()]
-        return wanted or (self._take() if taken else [])
+            return [self._queue.popleft() for _ in range(min(self._most, len(self._queue)))]
 
     def _run(self) -> None:
-        while batch := self._take():
-            self._watch(len(batch))
-            for asked, answer in zip(batch, self._answers([each.task for each in batch]), strict=True):
-                with suppress(RuntimeError):  # its loop has ended
-                    asked.future.get_loop().call_soon_threadsafe(_settle, asked.future, answer)
+        while self._work():
+            pass
+
+    def _work(self) -> bool:
+        """Answer a batch, of which nothing is held afterwards; whether there was one."""
+        batch = self._take()
+        if not batch:
+            return False
+        self._watch(len(batch))
+        for asked, answer in zip(batch, self._answers([each.task for each in batch]), strict=True):
+            with suppress(RuntimeError):  # its loop has ended
+                asked.future.get_loop().call_soon_threadsafe(_settle, asked.future, answer)
+        return True
 
     def _answers(self, tasks: Sequence[Task]) -> list[Answer | Exception]:
         """Answers; where a batch fails, each task is tried alone, so that one cannot spoil the others."""

@@ -71,7 +71,7 @@ def serve(
     max_pixels: Annotated[int, typer.Option(min=1024, max=150_000_000, help="pixels of a photo")] = 25_000_000,
     max_faces: Annotated[int, typer.Option(min=1, max=1000, help="faces of a photo; of more the surest")] = 50,
     max_waiting: Annotated[
-        int, typer.Option(min=1, max=10_000, help="photos that wait; one more is answered 429")
+        int, typer.Option(min=2, max=10_000, help="photos that wait, /verify has two; one more is answered 429")
     ] = 64,
     max_connections: Annotated[int, typer.Option(min=1, max=10_000, help="connections open at a time")] = 256,
     timeout: Annotated[float, typer.Option(min=1, max=600, help="seconds for a request, half of them to send it")] = 30,

@@ -1,6 +1,6 @@
 """Forms that clients send: multipart, held in memory alone, each field at most once."""
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
 from starlette.datastructures import Headers, UploadFile
@@ -61,14 +61,9 @@ async def read_form(request: Request, names: Collection[str]) -> Form:
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         raise HTTPException(415, f"expected a form, multipart/form-data: curl -F {next(iter(names))}=...")
-    body = await request.body()
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
     parser = _InMemory(
         Headers(raw=request.headers.raw),
-        stream(),
+        request.stream(),  # not its body, which the request would keep beside the photos
         max_files=_MOST_FIELDS,
         max_fields=_MOST_FIELDS,
         max_part_size=_MOST_TEXT,

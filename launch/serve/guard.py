@@ -23,6 +23,7 @@ from launch.serve.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_PIECE_BYTES = 1 << 16  # of a body, that the form is read from at once
 
 
 class Guard:
@@ -114,7 +115,8 @@ class Guard:
                     raise HTTPException(
                         408, f"the body did not arrive within {self._limits.request_s / 2:g} s"
                     ) from None
-                await self._app(scope, _replay(bytes(body), receive), send)
+                del message  # or its piece would be held beside the body
+                await self._app(scope, _replay(body, receive), send)
         except TimeoutError:
             raise HTTPException(503, f"no answer within {self._limits.request_s:g} s", _LATER) from None
         finally:
@@ -177,15 +179,21 @@ def _host(origin: str) -> str:
         return ""
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body at once, and then what the connection says."""
+def _replay(body: bytearray, receive: Receive) -> Receive:
+    """A `receive` that gives the body, piece by piece, and then what the connection says.
+
+    What is given is held here no more: while a request waits, its photo is in memory once.
+    """
     given = False
 
     async def replayed() -> Message:
         nonlocal given
         if given:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.sleep(0)  # taking a form apart may take seconds: the others go on meanwhile, and its time ends
+        piece = bytes(body[:_PIECE_BYTES])
+        del body[:_PIECE_BYTES]
+        given = not body
+        return {"type": "http.request", "body": piece, "more_body": not given}
 
     return replayed

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from data_prep.mtcnn.faces import Picture
 from dist_train.data.aligner import Aligner
 from dist_train.embed.enrolled import LOG, Enrolled, Entry
 from dist_train.embed.gallery import Gallery, Match
 from dist_train.errors import UserError
 from dist_train.evaluate.models import Model
 from dist_train.evaluate.search import nearest
-from launch.embed.photos import matched_picture
+from launch.embed.photos import matched_pictures
 from launch.serve.finder import encoded
 
 PICTURE_PX = 112
@@ -60,22 +61,24 @@ class Known:
                     mine += [Hit(score, None, entries[number]) for score, number in zip(*both, strict=True)]
         return [sorted(mine, key=lambda hit: -hit.score)[:k] for mine in hits]
 
-    def pictures(self, hits: Sequence[Hit]) -> list[bytes | None]:
-        """JPEGs of those found; None where there is none, or none any more."""
-        return [self._picture(hit) for hit in hits]
+    def pictures(self, hits: Sequence[Hit], limit_s: float) -> list[bytes | None]:
+        """JPEGs of those found; None where there is none, or none any more, or it was not read within `limit_s`."""
+        matches = [hit.match for hit in hits if hit.match is not None]
+        shown = iter(matched_pictures(matches, self.base.sources if self.base else [], PICTURE_PX, limit_s))
+        return [self._kept(hit.entry) if hit.match is None else _encoded(next(shown)) for hit in hits]
 
-    def _picture(self, hit: Hit) -> bytes | None:
-        if hit.entry is not None:
-            return self.enrolled.picture(hit.entry) if self.enrolled else None
-        if hit.match is None or self.base is None:
-            return None
-        pixels = matched_picture(hit.match, self.base.sources[hit.match.source], PICTURE_PX)
-        return None if pixels is None else encoded(pixels)
+    def _kept(self, entry: Entry | None) -> bytes | None:
+        """The picture that was kept of somebody enrolled."""
+        return None if entry is None or self.enrolled is None else self.enrolled.picture(entry)
 
     def close(self) -> None:
         """Close the log of the enrolled."""
         if self.enrolled is not None:
             self.enrolled.close()
+
+
+def _encoded(pixels: Picture | None) -> bytes | None:
+    return None if pixels is None else encoded(pixels)
 
 
 def open_known(

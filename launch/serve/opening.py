@@ -76,7 +76,7 @@ def open_wanted(wanted: Wanted, device: torch.device) -> Service:
         if flip is None:
             flip = bool(base.made_by["flip"])
         if align is None:
-            align = any(source["align"] for source in base.sources)
+            align = any(base.aligned)
     flip, align = flip is not False, align is not False
     decision = served_threshold(network, flip, wanted.fmr, wanted.calibration, _other(base, network))
     finder: Finder = WholePictures(network.image_size, wanted.limits.photo_pixels)

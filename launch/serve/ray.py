@@ -62,7 +62,7 @@ class Options(BaseModel):
     max_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 10 << 20
     max_pixels: Annotated[int, Field(ge=1024, le=150_000_000)] = 25_000_000
     max_faces: Annotated[int, Field(ge=1, le=1000)] = 50
-    max_waiting: Annotated[int, Field(ge=1, le=10_000)] = 64
+    max_waiting: Annotated[int, Field(ge=2, le=10_000)] = 64
     timeout: Annotated[float, Field(ge=1, le=600)] = 30
     batch_size: Annotated[int, Field(ge=1, le=256)] = 16
     replicas: Annotated[int, Field(ge=1, le=10_000)] = 1

@@ -14,6 +14,7 @@ from dist_train.embed.compact import Rows
 from dist_train.embed.gallery import Gallery, build_gallery
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.lock import Lock
+from launch.embed.search_cli import _full_path
 from tests.embed.killed_changes import kill_loop
 from tests.embed.standin import DIM, Numbers, embed, model
 
@@ -106,6 +107,27 @@ def test_a_picture_is_named_in_its_source_or_with_the_source_before_it(gallery, 
     for name, count in ((f"{tmp_path}/photos/{place.path}", 1), (f"{tmp_path}/{place.path}", 1), (place.path, 2)):
         copy = shutil.copytree(gallery, tmp_path / f"copy{len(name)}")
         assert remove_rows(copy, pictures=[name])[1] == count
+
+
+class Spelt(Numbers):
+    """Pictures whose paths are spelt as tables and tars may spell them."""
+
+    PATHS = ("https://host/a.jpg", "./a.jpg", "people//b.jpg", "", "/elsewhere/c.jpg", "x.tar:d//e.jpg", "x.tar:f://g")
+
+    def _one(self, number):
+        place, found = super()._one(number)
+        return place._replace(path=self.PATHS[number]), found
+
+
+def test_a_picture_is_removed_by_what_a_query_prints_of_it(tmp_path):
+    embed(tmp_path / "e.npy", Spelt(count=7, path=str(tmp_path / "people.csv")))
+    gallery = build_gallery([tmp_path / "e.npy"], tmp_path / "gallery", quiet=True)
+    found = gallery.search(QUERIES[:1], 7)[0]
+    assert {match.place.path for match in found} == {*Spelt.PATHS} - {""}
+    for match in found[1:]:
+        made, count = remove_rows(gallery.directory, pictures=[_full_path(gallery, match)])
+        assert count == 1
+        assert match.place not in [each.place for each in made.search(QUERIES[:1], 7)[0]]
 
 
 def test_what_cannot_be_changed_is_refused_and_nothing_is_left_of_it(files, gallery, tmp_path, monkeypatch):

@@ -23,7 +23,8 @@ from dist_train.evaluate.sets import StoredSet
 from dist_train.runtime.digest import sha256_of
 from launch.cli import app
 from launch.embed.crops import AlignedFace
-from launch.embed.photos import matched_picture
+from launch.embed.open import open_origin
+from launch.embed.photos import matched_pictures
 from tests.data.sets import encode, make_set, picture, sample, write_tar
 from tests.embed.models import DIM, SIZE, write_model, write_photos
 from tests.evaluate.figures import figures, point, write_figures
@@ -181,7 +182,39 @@ def test_matches_are_read_again_out_of_every_kind_of_source(tmp_path, tiny, kind
         wanted = torch.tensor([rows["embedding"][row].as_py()])
         (match,) = gallery.search(wanted, 1)[0]
         assert match.label == (None if kind == "folder" else label)
-        assert np.array_equal(matched_picture(match, gallery.sources[0], SIZE), picture(label, SIZE))
+        (shown,) = matched_pictures([match], gallery.sources, SIZE)
+        assert np.array_equal(shown, picture(label, SIZE))
+
+
+@pytest.mark.parametrize("kind", ["tar", "rec"])
+def test_photos_are_gone_where_another_kind_of_source_came_to_lie(tmp_path, tiny, kind):
+    photos = write_photos(tmp_path / "photos", people=1, each=1)
+    run("embed", tiny, photos, tmp_path / "e.parquet")
+    run("search", "build", tmp_path / "e.parquet", tmp_path / "gallery")
+    if kind == "tar":
+        write_tar(photos / "later.tar", [[("1.png", encode(picture(1, SIZE), ".png"))]])
+    else:
+        write_rec(photos, [(1.0, encode(picture(1, SIZE), ".png"))])
+    gallery = Gallery(tmp_path / "gallery")
+    (matches,) = gallery.search(torch.ones(1, DIM), 2)
+    assert matched_pictures(matches, gallery.sources, SIZE) == [None, None]
+    asked = ("search", "query", tmp_path / "gallery", photos / "alone.png", "--model", tiny)
+    assert "person 0" in run(*asked, "--out", tmp_path / "m.png")
+
+
+def test_a_source_is_opened_once_for_its_pictures_and_its_names_are_not_read(tmp_path, tiny, monkeypatch):
+    make_set(tmp_path / "set", [3, 3], size=SIZE)
+    run("embed", tiny, tmp_path / "set", tmp_path / "e.parquet")
+    run("search", "build", tmp_path / "e.parquet", tmp_path / "gallery")
+    (tmp_path / "set" / "identities.parquet").write_bytes(b"damaged")
+    opened = []
+    monkeypatch.setattr("launch.embed.photos.open_origin", lambda *a: opened.append(a) or open_origin(*a))
+    gallery = Gallery(tmp_path / "gallery")
+    (matches,) = gallery.search(torch.ones(1, DIM), 6)
+    shown = matched_pictures(matches, gallery.sources, SIZE)
+    assert [each.shape for each in shown] == [(SIZE, SIZE, 3)] * 6
+    assert len(opened) == 1
+    assert matched_pictures(matches, gallery.sources, SIZE, limit_s=0) == [None] * 6
 
 
 def test_a_photo_whose_name_is_no_text_is_embedded(tmp_path, tiny):
@@ -213,7 +246,7 @@ def test_faces_are_aligned_on_the_way_as_in_preparation(tmp_path):
     run("search", "build", tmp_path / "out.parquet", tmp_path / "gallery")
     gallery = Gallery(tmp_path / "gallery")
     (match,) = gallery.search(torch.tensor([rows[1]["embedding"]]), 1)[0]
-    again = matched_picture(match, gallery.sources[0], 112)
+    (again,) = matched_pictures([match], gallery.sources, 112)
     assert np.abs(again.astype(int) - cut.pixels).mean() < 4, "but for the JPEG in between, the face that was embedded"
     query = ("search", "query", tmp_path / "gallery")
     options = ("--model", model, "--out", tmp_path / "m.png")
@@ -253,7 +286,7 @@ def test_faces_that_the_reference_detector_found_are_embedded_and_the_others_rej
     ]
 
 
-def test_queries_with_another_model_or_without_a_photo_are_refused(built, tiny, tmp_path):
+def test_queries_with_another_model_or_without_a_photo_are_refused(built, tiny, tmp_path, monkeypatch):
     query = ("search", "query", built / "gallery")
     photo = built / "photos" / "alone.png"
     other = write_model(tmp_path / "other.onnx", scale=2.0)
@@ -264,6 +297,10 @@ def test_queries_with_another_model_or_without_a_photo_are_refused(built, tiny, 
         run(*query, photo, "--model", wider)
     with pytest.raises(UserError, match=r"notes\.txt: not a picture"):
         run(*query, built / "photos" / "notes.txt", "--model", tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.sources.base.MAX_FILE_BYTES", 10)
+        with pytest.raises(UserError, match=r"alone\.png: \d+ bytes, expected at most 10"):
+            run(*query, photo, "--model", tiny)
     with pytest.raises(UserError, match=r"none\.jpg: No such file"):
         run(*query, "none.jpg", "--model", tiny)
     with pytest.raises(UserError, match=r"model .*notes\.txt: expected a run directory"):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -47,6 +48,21 @@ def test_a_search_gives_the_rows_with_the_largest_cosines_and_what_is_known_of_t
             assert (match.identity, match.label) == (wanted["identity"], wanted["label"])
             assert match.source == int(match.row >= 40)
             assert (match.landmarks is None) == (wanted["landmarks"] is None)
+
+
+def test_entries_are_checked_once_not_for_each_match(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(segment, "_BATCH_ROWS", 16)
+    gallery = build_gallery(files, tmp_path / "gallery", quiet=True)
+    entries, checked = gallery.segments[0]._entries, []
+
+    def watched(number):
+        batch = entries.get_batch(number)
+        return SimpleNamespace(validate=lambda full: checked.append((number, full)), slice=batch.slice)
+
+    gallery.segments[0]._entries = SimpleNamespace(get_batch=watched)
+    for _ in range(2):
+        assert len(gallery.search(torch.ones(1, DIM), 57)[0]) == 57
+    assert sorted(checked) == [(number, True) for number in range(4)]
 
 
 def test_a_gallery_of_fewer_rows_gives_all_of_them(tmp_path, files):
@@ -128,6 +144,9 @@ def test_a_damaged_gallery_is_named(tmp_path, files):
     (built / "gallery.json").write_text(json.dumps(body | {"version": 2}))
     with pytest.raises(UserError, match="gallery: version 2, expected 1; build it again"):
         Gallery(built)
+    (built / "gallery.json").write_text(json.dumps(body | {"sources": [True]}))
+    with pytest.raises(UserError, match="damaged: AttributeError"):
+        Gallery(built)
     (built / "gallery.json").write_text(json.dumps(body | {"rows": 56}))
     with pytest.raises(UserError, match=r"57 entries and embeddings \[57, 6\], expected \[56, 6\]\)?; build it again"):
         Gallery(built)
@@ -142,6 +161,13 @@ def test_a_row_that_is_not_finite_is_found_by_the_search_and_hides_no_other(tmp_
         Gallery(gallery).search(torch.ones(2, DIM), 3)
 
 
+def described(table, **changed):
+    """A table with another description; what is None is missing there."""
+    body = json.loads(table.schema.metadata[b"headcount"]) | changed
+    body = {key: value for key, value in body.items() if value is not None}
+    return table.replace_schema_metadata({b"headcount": json.dumps(body).encode()})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -153,6 +179,9 @@ def test_a_row_that_is_not_finite_is_found_by_the_search_and_hides_no_other(tmp_
             lambda table: table.replace_schema_metadata({b"headcount": b'{"embedding_dim": 4}'}),
             "description is damaged",
         ),
+        (lambda table: described(table, embedding_dim=1 << 31), "embedding_dim 2147483648, expected 1 to 2147483647"),
+        (lambda table: described(table, embedding_dim=-1), "embedding_dim -1, expected 1 to"),
+        (lambda table: described(table, flip=None), r"its description is damaged \(KeyError\)"),
     ],
 )
 def test_tables_of_embeddings_that_others_wrote_are_refused_in_one_line(tmp_path, damage, message):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dist_train.embed import table
+from dist_train.embed.parts import Parts
 from dist_train.embed.table import EmbeddingFile
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.pictures import to_tensor
@@ -108,6 +109,27 @@ def test_a_killed_job_goes_on_and_gives_the_same_file(tmp_path, finished):
     embed(out, again)
     assert out.read_bytes() == finished.read_bytes()
     assert min(again.asked) >= 10
+
+
+def test_a_kill_while_the_output_is_put_together_leaves_nothing_beside_it(tmp_path, finished, monkeypatch):
+    out = tmp_path / "out.npy"
+    script = (
+        "from tests.embed.standin import *; from dist_train.embed.parts import Parts; "
+        "Parts._tables = lambda self: (yield os.kill(os.getpid(), signal.SIGKILL)); "
+        f"embed({str(out)!r}, Numbers()); print('not killed')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert ended.returncode == -9, ended.stderr
+    assert list((tmp_path / "out.npy.parts").glob(".*.tmp"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.npy.parts", "out.npy.rejects.csv"]
+    join, left = Parts.join, []
+    monkeypatch.setattr(Parts, "join", lambda self: left.extend(self.home.glob(".*.tmp")) or join(self))
+    assert embed(out, Numbers()).count == len(KEPT)
+    assert left == []
+    assert np.array_equal(np.load(out), np.stack(pq.read_table(finished)["embedding"].to_pylist()).astype(np.float32))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.names.parquet", "out.npy", "out.npy.rejects.csv"]
 
 
 def test_two_ranks_share_the_inputs_and_give_the_same_file(tmp_path, finished):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from data_prep.detectors.open import open_detector
+from dist_train.embed.gallery import Gallery
 from dist_train.evaluate.calibration import Calibration, Point
 from dist_train.evaluate.models import Model
 from launch.embed.decision import Decision
@@ -72,6 +73,7 @@ class Client:
         token: that is needed.
         told: the threshold.
         enroll: whether people may be added.
+        base: the gallery's own files.
         limits: fields of `Limits`.
     """
 
@@ -82,11 +84,12 @@ class Client:
         token: str | None = None,
         told: Decision | None = None,
         enroll: bool = False,
+        base: Gallery | None = None,
         **limits: Any,
     ) -> None:
         bounds = Limits(**limits)
         network = model()
-        known = None if gallery is None else open_known(gallery, None, network, True, None, enroll)
+        known = None if gallery is None else open_known(gallery, base, network, True, None, enroll)
         whole = WholePictures(SIZE, bounds.photo_pixels)
         finder = AlignedFaces(detector(), SIZE, 20, 1024, bounds.photo_pixels, bounds.faces) if aligned else whole
         self.service = open_service(network, finder, aligned, True, known, told, bounds)

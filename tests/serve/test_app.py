@@ -6,11 +6,21 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from dist_train.data.reject import Reject
-from launch.embed.crops import AlignedFace
+from dist_train.embed.gallery import build_gallery
+from dist_train.embed.job import embed_source
+from dist_train.evaluate.models import load_model
+from launch.cli import app
+from launch.embed.crops import AlignedFace, Centre
+from launch.embed.open import open_origin
+from launch.embed.photos import Photos
+from launch.serve.opening import Wanted, open_wanted
 from tests.data.sets import picture
-from tests.serve.services import PORTRAIT, SIZE, Client, decision, expected, files, photo
+from tests.embed.models import write_model, write_photos
+from tests.serve.services import PORTRAIT, SIZE, Client, decision, expected, files, model, photo
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,37 @@ def test_who_is_enrolled_is_found_until_forgotten_and_nothing_else_is_stored(tmp
         found = client.ask("/search", **files(photo=photo(1))).json()
         assert [match["identity"] for match in found["faces"][0]["matches"]] == ["Bob"]
         assert client.ask("/enroll", **files(photo=photo(1))).status_code == 404
+
+
+def gallery_of(home, network):
+    """A gallery of seven photos."""
+    photos = Photos(open_origin(write_photos(home / "photos", people=2, each=3, size=SIZE)), Centre(SIZE))
+    embed_source(network, photos, home / "e.parquet", quiet=True)
+    return build_gallery([home / "e.parquet"], home / "gallery", quiet=True)
+
+
+def test_pictures_of_those_found_come_with_their_source_opened_once_and_no_later_than_their_time(tmp_path, monkeypatch):
+    base, opened = gallery_of(tmp_path, model()), []
+    monkeypatch.setattr("launch.embed.photos.open_origin", lambda *path: opened.append(path) or open_origin(*path))
+    asked = files(photo=photo(1)) | {"data": {"k": "7", "pictures": "true"}}
+    with Client(tmp_path / "gallery", base=base) as client:
+        shown = client.ask("/search", **asked).json()["faces"][0]["matches"]
+        assert [each["picture"][:23] for each in shown] == ["data:image/jpeg;base64,"] * 7
+        assert len(opened) == 1
+        monkeypatch.setattr("launch.serve.app._PICTURES_SHARE", 0)
+        late = client.ask("/search", **asked).json()["faces"][0]["matches"]
+    assert late == [each | {"picture": None} for each in shown]
+
+
+def test_a_gallery_of_a_source_that_tells_nothing_of_alignment_is_served(tmp_path):
+    path = write_model(tmp_path / "cells.onnx", SIZE)
+    gallery_of(tmp_path, load_model(path, torch.device("cpu")))
+    body = json.loads((tmp_path / "gallery" / "gallery.json").read_text())
+    del body["sources"][0]["align"]
+    (tmp_path / "gallery" / "gallery.json").write_text(json.dumps(body))
+    service = open_wanted(Wanted(path, tmp_path / "gallery"), torch.device("cpu"))
+    service.close()
+    assert not service.aligned
 
 
 FORM = {"content-type": "multipart/form-data"}
@@ -246,6 +287,12 @@ def test_bodies_of_all_requests_together_are_bounded(monkeypatch):
         (first, held) = asyncio.run(twice())
         assert first in ([415, 415], [415, 429])
         assert held == 0
+
+
+def test_both_photos_of_a_comparison_find_room_in_the_shortest_queue():
+    with Client(waiting=2) as client:
+        assert client.ask("/verify", **files(first=photo(1), second=photo(2))).status_code == 200
+    assert CliRunner().invoke(app, ["serve", "model", "--max-waiting", "1"]).exit_code == 2
 
 
 def test_a_full_queue_answers_429_at_once_and_a_late_answer_503(monkeypatch):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from launch.serve.batcher import Batcher, FullError
+from launch.serve.batcher import Batcher, FullError, _Asked
 
 
 def doubled(tasks):
@@ -71,6 +71,19 @@ def test_a_full_queue_refuses_at_once_all_or_nothing_and_what_callers_left_is_no
     assert asyncio.run(callers()) == [[2], [4, 6]]
     batcher.close()
     assert worked == [1, 2, 3]
+
+
+def test_very_many_callers_that_left_at_once_do_not_end_the_thread():
+    batcher = Batcher(doubled, 1, 0.0, 10_000)
+
+    async def callers():
+        gone = asyncio.get_running_loop().create_future()
+        gone.cancel()
+        batcher._queue += [_Asked(0, gone)] * 3000
+        return await asyncio.wait_for(batcher.ask([1]), 30)
+
+    assert asyncio.run(callers()) == [2]
+    batcher.close()
 
 
 def test_a_task_that_fails_spoils_no_other_of_its_batch():

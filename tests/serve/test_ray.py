@@ -102,5 +102,7 @@ def test_a_wrong_argument_is_named():
         Options.model_validate({"model": "runs/faces", "token_file": "token.txt", "galery": "gallery"})
     with pytest.raises(ValidationError, match="replicas"):
         Options.model_validate({"model": "runs/faces", "token_file": "token.txt", "replicas": "none"})
+    with pytest.raises(ValidationError, match="max_waiting"):
+        Options.model_validate({"model": "runs/faces", "token_file": "token.txt", "max_waiting": "1"})
     with pytest.raises(ValidationError, match="token_file"):
         Options.model_validate({"model": "runs/faces"})

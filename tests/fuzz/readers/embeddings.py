@@ -13,7 +13,7 @@ from dist_train.embed.parts import Parts
 from dist_train.evaluate.models import Model
 from launch.embed.crops import Centre
 from launch.embed.open import open_origin
-from launch.embed.photos import Photos, matched_picture
+from launch.embed.photos import Photos, matched_pictures
 from tests.data.sets import encode, picture
 from tests.fuzz.formats import ARRAY, JSON, PARQUET
 from tests.fuzz.mutations import TEXT
@@ -58,8 +58,7 @@ def _stopped() -> dict[str, bytes]:
 
 
 def _search(gallery: Gallery) -> None:
-    for match in gallery.search(torch.ones(1, gallery.embedding_dim), 2)[0]:
-        matched_picture(match, gallery.sources[match.source], SIDE_PX)
+    matched_pictures(gallery.search(torch.ones(1, gallery.embedding_dim), 2)[0], gallery.sources, SIDE_PX)
 
 
 def _build(home: Path) -> None:
