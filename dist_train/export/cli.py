@@ -49,7 +49,7 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(min=1, max=65536, help="how many of its pictures --int8 static takes")
     ] = 256,
-    steps: Annotated[int, typer.Option(min=1, max=10_000_000, help="of --int8 trained, with 64 pictures each")] = 1000,
+    steps: Annotated[int, typer.Option(min=11, max=10_000_000, help="of --int8 trained, with 64 pictures each")] = 1000,
     tensorrt: Annotated[
         bool, typer.Option("--tensorrt", help="also write a TensorRT engine in float16; needs a GPU")
     ] = False,

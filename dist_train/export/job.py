@@ -26,7 +26,7 @@ from dist_train.export.quantize import MIN_PICTURES, quantize_dynamic, quantize_
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.sensitivity import LayerCost, rank_layers
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
-from dist_train.export.train_int8 import check_pictures, train_int8
+from dist_train.export.train_int8 import LEAST_STEPS, check_pictures, train_int8
 from dist_train.export.triton_repository import check_repository, write_repository
 from dist_train.run_files import METADATA_NAME, ONNX_NAME
 from dist_train.runtime.extras import require
@@ -196,6 +196,8 @@ def _check(job: ExportJob) -> None:
             "--calibrate: only --int8 static and --int8 trained look at pictures; add one, or leave --calibrate out"
         )
     if job.calibrate is not None and "trained" in job.int8:
+        if job.steps < LEAST_STEPS:
+            raise UserError(f"--steps {job.steps}: expected at least {LEAST_STEPS} to train int8 in")
         require("qat", "--int8 trained")
         check_pictures(job.calibrate)
     if job.sensitivity and "static" not in job.int8:

@@ -24,6 +24,8 @@ LR = 3e-5
 """Of Adam; after the first tenth of the steps it falls to 0 along half a cosine."""
 KEPT = 0.5
 """Share of the steps after which the ranges of activations stay as they are."""
+LEAST_STEPS = 11
+"""Of 10 the first tenth is one step, in which no learning rate can rise; of 1 the ranges stay before there are any."""
 
 
 def train_int8(
@@ -37,7 +39,7 @@ def train_int8(
         network: images [B, 3, S, S] -> embeddings [B, D], in evaluation mode; left as it is.
         image_size: S, in pixels.
         pictures_from: a set of shards; pictures are drawn from it at random.
-        steps: of 64 pictures.
+        steps: of 64 pictures; at least `LEAST_STEPS`.
         flip: probability that a picture is mirrored.
         quiet: show no bar.
 

@@ -10,9 +10,12 @@ import torch
 import yaml
 
 from dist_train.checkpoint.load import load_backbone
+from dist_train.errors import UserError
 from dist_train.evaluate.calibration import read_calibration, stated_calibration
 from dist_train.evaluate.models import load_model
+from dist_train.export.job import ExportJob, export_forms
 from dist_train.export.runtime import OnnxModel
+from dist_train.export.train_int8 import LEAST_STEPS
 from dist_train.runtime import extras
 from dist_train.weights.digest import digest_weights
 from launch.cli import run
@@ -232,13 +235,13 @@ def test_tensorrt_without_a_gpu_says_what_is_missing_and_writes_nothing(export, 
 
 def test_int8_trained_is_written_beside_the_rest_and_states_what_it_is(export, tmp_path):
     out = tmp_path / "face.onnx"
-    status, table, err = export("run", "-o", out, "--int8", "trained", "--calibrate", "set", "--steps", "2")
+    status, table, err = export("run", "-o", out, "--int8", "trained", "--calibrate", "set", "--steps", LEAST_STEPS)
     assert status == 0, err
     assert "onnx int8 trained" in table
     files = {"face.onnx", "face.int8-trained.onnx", "face.export.json"}
     assert {path.name for path in tmp_path.iterdir()} == files
     plain, trained = (OnnxModel(tmp_path / name).metadata for name in ("face.onnx", "face.int8-trained.onnx"))
-    stated = {"quantization": "int8 trained", "training_steps": "2"}
+    stated = {"quantization": "int8 trained", "training_steps": str(LEAST_STEPS)}
     assert trained == {key: value for key, value in plain.items() if key != "weights_sha256"} | stated
     row = json.loads((tmp_path / "face.export.json").read_text())["forms"][-1]
     assert row["cosine_min"] > 0.95
@@ -250,12 +253,20 @@ def test_int8_trained_is_written_beside_the_rest_and_states_what_it_is(export, t
         ([], "--int8 trained: the ranges of activations come from real pictures"),
         (["--calibrate", "few"], "--calibrate few: 6 pictures to train int8 on, expected at least 32"),
         (["--calibrate", "nowhere"], "nowhere"),
+        (["--calibrate", "set", "--steps", LEAST_STEPS - 1], "--steps"),
     ],
 )
 def test_int8_trained_refuses_what_it_cannot_train_on_before_it_writes(export, tmp_path, words, message):
     status, _, err = export("run", "-o", tmp_path / "face.onnx", "--int8", "trained", *words)
     assert status == 2
     assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_trained_refuses_too_few_steps_from_python_too(place, tmp_path):
+    job = ExportJob(place / "run", tmp_path / "face.onnx", int8=("trained",), calibrate=place / "set", steps=10)
+    with pytest.raises(UserError, match="--steps 10: expected at least 11 to train int8 in"):
+        export_forms(job)
     assert not list(tmp_path.iterdir())
 
 
