@@ -1,6 +1,5 @@
 """The job of `headcount prep drawn-faces`: photos, the table of their faces, a contact sheet."""
 
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +14,7 @@ from data_prep.faces.marked import mark_faces
 from data_prep.faces.table import EDGES, PATH, POINTS
 from data_prep.new_directory import new_directory
 from dist_train.errors import UserError
-from dist_train.runtime.processes import ONE_THREAD, spawning
+from dist_train.runtime.in_processes import in_processes
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.version import version_of
 from dist_train.runtime.written import write_json
@@ -72,8 +71,7 @@ def _drawn(draw: "partial[list[list[str]]]", units: list[range], workers: int) -
     if workers == 1 or len(units) == 1:
         yield from map(draw, units)
         return
-    with spawning(ONE_THREAD), multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(draw, units)
+    yield from in_processes(draw, units, workers)
 
 
 def _draw_unit(output: Path, spec: PhotoSpec, numbers: range) -> list[list[str]]:

@@ -1,7 +1,6 @@
 """The job of `headcount prep glyphs`: survey fonts, split, render, write the training set and the held-out sets."""
 
 import json
-import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from data_prep.new_directory import new_directory
 from data_prep.shards import ShardWriter, write_set
 from dist_train.data.manifest import Shard
 from dist_train.errors import WorkError
-from dist_train.runtime.processes import ONE_THREAD, spawning
+from dist_train.runtime.in_processes import in_processes
 from dist_train.runtime.progress import progress_bar
 
 In = TypeVar("In")
@@ -108,10 +107,9 @@ def _map(workers: int, function: Callable[[In], Out], items: Iterable[In], name:
                 yield function(item)
                 bar.update()
             return
-        with spawning(ONE_THREAD), multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for result in pool.imap(function, todo):
-                yield result
-                bar.update()
+        for result in in_processes(function, todo, workers):
+            yield result
+            bar.update()
 
 
 def _random(options: GlyphOptions, purpose: int) -> np.random.Generator:

@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import Awaitable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import fsspec
@@ -24,6 +25,10 @@ _MOST_REDIRECTS = 5  # aiohttp follows them to http and https only
 
 class TooLargeError(Exception):
     """A file behind an address has more bytes than were expected."""
+
+
+class StoppedError(Exception):
+    """Nobody waits for a file behind an address any more."""
 
 
 def check_address(url: str) -> None:
@@ -58,18 +63,19 @@ def read_address(url: str, limit: int, timeout_s: float) -> bytes:
     return data
 
 
-def download(url: str, target: Path, limit: int, timeout_s: float) -> None:
+def download(url: str, target: Path, limit: int, timeout_s: float, stop: Event | None = None) -> None:
     """Copy a file behind an address to `target`; a link that is there is replaced, not followed.
 
     Raises:
         TooLargeError: more than `limit` bytes; what came is still at `target`.
+        StoppedError: `stop` was set meanwhile; what came is still at `target`.
         TimeoutError: not complete after `timeout_s` seconds.
         UserError: the kind of address is not followed, or its library is not installed.
         Exception: whatever the address's library raises; FileNotFoundError where the file is not there.
     """
     filesystem, path, options = _open(url)
     target.unlink(missing_ok=True)
-    _finish(filesystem, filesystem._get_file(path, str(target), callback=_Bound(limit), **options), timeout_s)
+    _finish(filesystem, filesystem._get_file(path, str(target), callback=_Bound(limit, stop), **options), timeout_s)
 
 
 def _open(url: str) -> tuple[Any, str, dict[str, Any]]:
@@ -107,11 +113,13 @@ def _finish(filesystem: Any, transfer: Awaitable[Any], timeout_s: float) -> Any:
 class _Bound(Callback):  # type: ignore[misc]  # fsspec has no types
     """Is told by a file system of each block that it has written; ends the transfer by raising."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, stop: Event | None = None) -> None:
         super().__init__()
-        self._limit, self._left = limit, limit
+        self._limit, self._left, self._stop = limit, limit, stop
 
     def relative_update(self, inc: int = 1) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise StoppedError
         self._left -= inc
         if self._left < 0:
             raise TooLargeError(f"more than {self._limit} bytes")

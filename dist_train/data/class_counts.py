@@ -1,27 +1,31 @@
 """How many pictures each class has, for margins that depend on it."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from dist_train.data.identities import read_identities
 from dist_train.data.manifest import IDENTITIES_NAME
+from dist_train.data.set_identities import identities_of
 from dist_train.data.sources import Sources
 from dist_train.errors import UserError
 
 
-def class_counts(sources: Sources) -> Tensor:
+def class_counts(sources: Sources, retries: int) -> Tensor:
     """Pictures of each class over all sets of a run, [C] int64, from each set's `identities.parquet`.
+
+    Args:
+        sources: the sets.
+        retries: further tries after a failure of a set's server.
 
     Raises:
         UserError: a set has no such table, or one that does not fit.
+        WorkError: a server cannot be reached.
     """
     counts = torch.zeros(sources.manifest.num_classes, dtype=torch.int64)
     for each in sources.labelled:
-        path = Path(each.path) / IDENTITIES_NAME
         try:
-            table = read_identities(path, "count", each.manifest.num_classes)
+            table = identities_of(each, "count", retries)
+            if table is None:
+                raise UserError(f"{each.path.rstrip('/')}/{IDENTITIES_NAME}: cannot be read: it is not there")
         except UserError as error:
             raise UserError(
                 f"{error}; head.margin=adaptive takes the pictures of each class from it: write the set with "

@@ -3,8 +3,9 @@
 import logging
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -26,10 +27,12 @@ from dist_train.data.pool import Finished, second
 from dist_train.data.several_labels import empty_labels, put_labels
 from dist_train.data.shards import RawSample
 from dist_train.errors import WorkError
+from dist_train.runtime.daemons import Daemons
 
 log = logging.getLogger(__name__)
 
 _THREADS = 4  # of DALI; on a GPU they only parse and copy
+_GRACE_S = 5.0  # for the thread that reads shards to end
 
 
 class _Gathered(NamedTuple):
@@ -59,7 +62,7 @@ class DaliProducer:
         self._timeout_s = timeout_s
         self._depth = plan.config.prefetch
         self._assembler = Assembler(plan)
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._reader = Daemons(1, "shards")
         self._asked: deque[Future[_Gathered]] = deque()
         self._running: deque[_Gathered] = deque()
         self._difficult: set[tuple[int, int]] = set()
@@ -80,7 +83,7 @@ class DaliProducer:
 
     def submit(self, first: int) -> None:
         """Ask for the batch whose first position is `first`."""
-        self._asked.append(self._reader.submit(self._gather, first))
+        self._asked.append(self._reader.submit(partial(self._gather, first)))
 
     def collect(self) -> Finished:
         """Wait for the batch that was asked for first, among those not collected yet.
@@ -169,10 +172,13 @@ class DaliProducer:
 
     def close(self) -> None:
         """Give back the pipeline and the shards; safe to repeat."""
-        self._reader.shutdown(wait=True, cancel_futures=True)
+        for batch in self._asked:
+            batch.cancel()
+        self._assembler.reader.stop()
+        self._reader.submit(self._assembler.close)  # by the thread, which may be reading them
+        self._reader.close(_GRACE_S)
         self._asked.clear()
         self._running.clear()
-        self._assembler.close()
 
 
 def _prepare(raw: RawSample, difficult: bool) -> tuple[Pixels, int]:

@@ -134,9 +134,9 @@ class Loader:
 
     def close(self) -> None:
         """Give back files and processes; safe to repeat."""
-        self._producer.close()
-        if self._prefetcher is not None:
+        if self._prefetcher is not None:  # first: the producer may wait for what it downloads
             self._prefetcher.close()
+        self._producer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -241,7 +241,7 @@ def _class_index(config: DataConfig, sources: Sources, batch_size: int) -> str:
         raise UserError(
             f"a rank's batch of {batch_size} is not a multiple of data.images_per_class={config.images_per_class}"
         )
-    return str(build_class_index(sources.sets[0], config.label_key, cache_policy(config).directory))
+    return str(build_class_index(sources.sets[0], config.label_key, cache_policy(config)))
 
 
 def _prefetcher(plan: BatchPlan, order: Order) -> Prefetcher | None:
@@ -257,7 +257,8 @@ def _prefetcher(plan: BatchPlan, order: Order) -> Prefetcher | None:
             f"data.cache_gb={plan.config.cache_gb:g}: two windows of shards take {needed / 1e9:.3g} GB; give it more, "
             f"or lower data.window_shards={plan.config.window_shards}"
         )
-    return Prefetcher(open_reader(plan).fetch)
+    reader = open_reader(plan)
+    return Prefetcher(reader.fetch, reader.stop)
 
 
 def _share_of_cores() -> int:

@@ -141,11 +141,12 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
     names: set[str] = set()
     for shard in body.shards:
         plain_name(shard.name, source)
-        if not shard.name.endswith(".tar") or shard.name.startswith("."):
+        if not shard.name.lower().endswith(".tar") or shard.name.startswith("."):
             raise UserError(f"{source}: shard {shown(shard.name)}: expected a name that ends in .tar, not a hidden one")
-        if shard.name in names:
+        stem = shard.name[: -len(".tar")]  # of its index, too
+        if stem in names:
             raise UserError(f"{source}: shard {shown(shard.name)} is listed twice; write the set again")
-        names.add(shard.name)
+        names.add(stem)
     manifest = Manifest(body.image_size, body.num_classes, tuple(body.shards), body.label_key, body.aligner)
     if not manifest.samples:
         raise UserError(f"{source}: the set is empty: {len(names)} shards hold 0 samples")

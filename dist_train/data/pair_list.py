@@ -165,12 +165,14 @@ def _csv(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
 def _parquet(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
     from pyarrow import parquet
 
+    from dist_train.runtime.parquet import bounded_batches
+
     try:
-        with parquet.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names, columns)
-            for batch in file.iter_batches(columns=list(columns)):
-                yield batch.select(list(columns))
-    except (OSError, pa.ArrowInvalid) as error:
+        _check_columns(path, parquet.read_schema(path).names, columns)
+        yield from bounded_batches(path, columns)
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: {first_line(error)}") from error
 
 

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from dist_train.data.reject import REJECTS_NAME
 from dist_train.errors import UserError
+from dist_train.runtime.parquet import bounded_batches
+from dist_train.runtime.text import first_line
 
 UNKNOWN = "not in the set"
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_TAR = re.compile(r"^[^/]*?\.(tar|tar\.gz|tgz):")
+_TAR = re.compile(r"^[^/]*?\.(tar|tar\.gz|tgz):", re.IGNORECASE)
 
 
 class Sample(NamedTuple):
@@ -45,11 +47,11 @@ def read_missing(directory: Path) -> Iterator[Missing]:
     if not path.is_file():
         return
     try:
-        for batch in pq.ParquetFile(path).iter_batches(columns=["source", "reason", "detail"]):
+        for batch in bounded_batches(path, ["source", "reason", "detail"]):
             for row in batch.to_pylist():
                 yield Missing(str(row["source"]), str(row["reason"]), str(row["detail"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 class PhotoSearch:

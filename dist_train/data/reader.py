@@ -127,6 +127,11 @@ class SampleReader:
         cache = self._caches.get(source.path)
         return Path(source.path) / shard.name if cache is None else cache.fetch(shard)
 
+    def stop(self) -> None:
+        """Break off what other threads download by this reader, and begin no more downloads."""
+        for cache in self._caches.values():
+            cache.stop()
+
     def close(self) -> None:
         """Close all shards."""
         for each in self._open.values():

@@ -7,8 +7,10 @@ import re
 import stat
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple, TypeVar
 
 from dist_train.data.addresses import TooLargeError, download, read_address
@@ -17,8 +19,9 @@ from dist_train.data.foreign import write_index
 from dist_train.data.manifest import MANIFEST_NAME, Shard
 from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.daemons import Daemons
 from dist_train.runtime.files import plain_name
-from dist_train.runtime.lock import Lock
+from dist_train.runtime.lock import HeldError, Lock
 
 _T = TypeVar("_T")
 
@@ -30,6 +33,7 @@ _SMALL_FILE_S = 600.0  # for a file of any size
 _SLOWEST_BYTES_S = 64 << 10  # slower downloads are given up: a server that drips must not hold a job for ever
 _FOLDER = re.compile("[0-9a-f]{16}")  # of a set in the cache
 _DOWNLOADS = 4  # at a time, ahead of need
+_GRACE_S = 2.0  # for downloads to be broken off; a server that is silent may keep one longer
 
 
 def is_remote(path: str) -> bool:
@@ -70,6 +74,7 @@ class Remote:
     def __init__(self, url: str, retries: int) -> None:
         self.url = url.rstrip("/")
         self._retries = retries
+        self._stop = Event()
 
     def read(self, name: str, limit: int) -> bytes:
         """A small file.
@@ -96,9 +101,10 @@ class Remote:
 
         def attempt() -> None:
             try:
-                download(f"{self.url}/{name}", target, size, _SMALL_FILE_S + size / _SLOWEST_BYTES_S)
+                timeout_s = _SMALL_FILE_S + size / _SLOWEST_BYTES_S
+                download(f"{self.url}/{name}", target, size, timeout_s, self._stop)
             except TooLargeError as error:
-                raise _UnacceptableError(f"{error}, the manifest says {size}") from error
+                raise _UnacceptableError(f"{error}, expected no more") from error
             complaint = accept(target)
             if complaint is not None:
                 raise _UnacceptableError(complaint)
@@ -109,10 +115,16 @@ class Remote:
             return str(error)
         return None
 
+    def stop(self) -> None:
+        """Break off what other threads wait for, and begin nothing more."""
+        self._stop.set()
+
     def _insist(self, name: str, attempt: Callable[[], _T]) -> _T:
         begin = time.monotonic()
         last: Exception | None = None
         for number in range(self._retries + 1):
+            if self._stop.is_set():
+                raise WorkError(f"{self.url}/{name}: broken off, as nobody waits for it any more")
             try:
                 return attempt()
             except (FileNotFoundError, TooLargeError, UserError):
@@ -120,9 +132,10 @@ class Remote:
             # Each file system of fsspec raises its own library's exceptions; none of them is known not to pass.
             except Exception as error:
                 last = error
-                log.info("%s/%s, try %d: %s", self.url, name, number + 1, error or type(error).__name__)
+                if not self._stop.is_set():
+                    log.info("%s/%s, try %d: %s", self.url, name, number + 1, error or type(error).__name__)
                 if number < self._retries:
-                    time.sleep(min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S))
+                    self._stop.wait(min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S))
         if isinstance(last, _UnacceptableError):
             raise last
         raise WorkError(
@@ -136,7 +149,7 @@ class _UnacceptableError(Exception):
 
 
 class ShardCache:
-    """Local copies of one set's shards, checked against its manifest.
+    """Local copies of one set's shards, checked against its manifest and named by their content.
 
     All sets share the directory and its limit; what was used longest ago is deleted first.
     """
@@ -152,10 +165,12 @@ class ShardCache:
         """Path of a local copy, downloaded if need be; other processes that want it wait.
 
         Raises:
-            BadSampleError: the shard is gone, or is not what the manifest says.
+            BadSampleError: the shard is gone, is not what the manifest says, or is no tar.
             WorkError: the server cannot be reached, or the disk is full.
         """
-        path = self._directory / plain_name(shard.name, f"{self._remote.url}/{MANIFEST_NAME}")
+        plain_name(shard.name, f"{self._remote.url}/{MANIFEST_NAME}")  # which becomes part of an address
+        # Not by its name: a set that is written anew under its address may have shards of the same names and sizes.
+        path = self._directory / f"{shard.sha256[:16]}.tar"
         if self._is_there(path, shard):
             return path
         try:
@@ -171,11 +186,15 @@ class ShardCache:
             ) from error
         return path
 
+    def stop(self) -> None:
+        """Break off what other threads download, and begin nothing more."""
+        self._remote.stop()
+
     def _is_there(self, path: Path, shard: Shard) -> bool:
         try:
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode) or status.st_size != shard.bytes:
-                return False  # a link, or the set was written anew under the same address
+                return False  # a link, or damaged since
             os.utime(path)  # the time of last use
         except FileNotFoundError:
             return False
@@ -187,20 +206,23 @@ class ShardCache:
             self._make_room(shard.bytes)
         try:
             complaint = self._remote.download(shard.name, part, shard.bytes, shard.mismatch)
-        except BaseException:
+            if complaint is not None:
+                raise BadSampleError(f"{self._remote.url}/{shard.name}: {complaint}")
+            # The index is made of the tar that came, so that it cannot be one of another version.
+            write_index(part, path.with_suffix(".idx"))
+            with Lock(self._root / ".room.lock", self._timeout_s):
+                self._make_room(shard.bytes)  # once more: others may have filled it meanwhile
+                part.replace(path)
+        except UserError as error:
+            raise BadSampleError(f"{self._remote.url}/{shard.name}: {error}") from error
+        finally:
             part.unlink(missing_ok=True)
-            raise
-        if complaint is not None:
-            part.unlink(missing_ok=True)
-            raise BadSampleError(f"{self._remote.url}/{shard.name}: {complaint}")
-        # The index is made of the tar that came, so that it cannot be one of another version.
-        write_index(part, path.with_suffix(".idx"))
-        with Lock(self._root / ".room.lock", self._timeout_s):
-            self._make_room(shard.bytes)  # once more: others may have filled it meanwhile
-            part.replace(path)
 
     def _make_room(self, coming: int) -> None:
-        """Delete until `coming` bytes more stay within the limit; the caller holds the room's lock."""
+        """Delete until `coming` bytes more stay within the limit; the caller holds the room's lock.
+
+        So are leftovers of downloads whose process was killed; one that is under way holds the lock of its shard.
+        """
         held = []
         if coming > self._limit:
             raise WorkError(
@@ -209,6 +231,9 @@ class ShardCache:
             )
         # What else lies in the directory that the user named for it is not the cache's.
         folders = [path for path in self._root.glob("*") if _FOLDER.fullmatch(path.name) and not path.is_symlink()]
+        for part in (part for folder in folders for part in folder.glob(".*.tar.part")):
+            with suppress(HeldError), Lock(part.with_suffix(".lock")):
+                part.unlink(missing_ok=True)
         for file in (file for folder in folders for file in folder.glob("*.tar")):
             try:
                 state = file.lstat()
@@ -226,12 +251,18 @@ class ShardCache:
 
 
 class Prefetcher:
-    """Downloads shards ahead of their use, in threads of the training process."""
+    """Downloads shards ahead of their use, in threads of the training process.
 
-    def __init__(self, fetch: Callable[[int], object]) -> None:
-        self._fetch = fetch
-        self._pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="shards")
+    Args:
+        fetch: downloads the shard of a number.
+        stop: breaks off what `fetch` is at in other threads.
+    """
+
+    def __init__(self, fetch: Callable[[int], object], stop: Callable[[], None]) -> None:
+        self._fetch, self._stop = fetch, stop
+        self._threads = Daemons(_DOWNLOADS, "shards")
         self._asked: list[int] = []
+        self._closed = False
 
     def want(self, shards: list[int]) -> None:
         """Fetch those of `shards` that the last call did not name."""
@@ -239,15 +270,20 @@ class Prefetcher:
         new = [shard for shard in shards if shard not in known]
         self._asked = shards
         for shard in new:
-            self._pool.submit(self._try, shard)
+            self._threads.submit(partial(self._try, shard))
 
     def _try(self, shard: int) -> None:
+        if self._closed:
+            return
         try:
             self._fetch(shard)
         except (BadSampleError, WorkError) as error:
             # The reader that needs it will meet the same, and knows what to do about it.
-            log.info("ahead of need: %s", error)
+            if not self._closed:
+                log.info("ahead of need: %s", error)
 
     def close(self) -> None:
-        """Start no more downloads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Start no more downloads, and break off those under way; the process may end whatever they are at."""
+        self._closed = True
+        self._stop()
+        self._threads.close(_GRACE_S)

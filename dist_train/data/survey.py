@@ -38,13 +38,19 @@ def adopt_set(directory: Path, label_key: str) -> Manifest:
     """Index the tars in `directory` and write a manifest for them, once; other processes wait for the one that does.
 
     Raises:
-        UserError: no tars, further input beside them, two pictures of one key, no sample that can be used, or a
-            directory that cannot be written.
+        UserError: no tars, further input beside them, two tars of one index, two pictures of one key, no sample that
+            can be used, or a directory that cannot be written.
     """
     tars = tars_in(directory)
     if not tars:
         raise UserError(f"dataset {directory}: neither {MANIFEST_NAME} nor *.tar in it; {_way_out(directory)}")
     refuse_other_inputs(directory, photos=False)
+    by_stem: dict[str, Path] = {}
+    for tar in tars:
+        if (other := by_stem.setdefault(tar.stem, tar)) is not tar:
+            raise UserError(
+                f"dataset {directory}: {other.name} and {tar.name} would share the index {tar.stem}.idx; rename one"
+            )
     if not os.access(directory, os.W_OK):
         raise UserError(f"dataset {directory}: no {MANIFEST_NAME}, and no right to write one; copy or link the shards")
     with Lock(directory / ".manifest.lock", _LOCK_S):

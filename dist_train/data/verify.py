@@ -1,8 +1,8 @@
 """Check a set against its manifest: sizes, checksums, indexes, labels, and that every picture decodes."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import read_samples
 from dist_train.data.tars import LeftOut
 from dist_train.errors import UserError
-from dist_train.runtime.processes import ONE_THREAD, spawning
+from dist_train.runtime.in_processes import in_processes
 from dist_train.runtime.text import shown_name
 
 
@@ -36,7 +36,7 @@ class ShardVerdict(NamedTuple):
 def verify_set(
     path: Path, manifest: Manifest, workers: int, decode_all: bool = True, label_key: str = "label"
 ) -> Iterator[ShardVerdict]:
-    """Verdicts on the shards of a set, as they are reached; `workers` shards are checked at a time.
+    """Verdicts on the shards of a set, in their order; `workers` shards are checked at a time.
 
     Args:
         path: directory of the set.
@@ -44,15 +44,17 @@ def verify_set(
         workers: processes.
         decode_all: decode every picture, too.
         label_key: key of the label in samples that have no `.cls`.
+
+    Raises:
+        WorkError: a process died.
     """
-    with spawning(ONE_THREAD), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        tasks = [pool.submit(verify_shard, path, manifest, shard, decode_all, label_key) for shard in manifest.shards]
-        for task in as_completed(tasks):
-            yield task.result()
+    of_all = replace(manifest, shards=())  # a process is told of its shard alone
+    verify = partial(verify_shard, path, of_all, decode_all=decode_all, label_key=label_key)
+    yield from in_processes(verify, manifest.shards, workers)
 
 
 def verify_shard(path: Path, manifest: Manifest, shard: Shard, decode_all: bool, label_key: str) -> ShardVerdict:
-    """Check one shard of the set in `path`."""
+    """Check one shard of the set in `path`; of the manifest only what is about all shards is used."""
     try:
         problems = [Problem(shard.name, None, reason) for reason in [shard.mismatch(path / shard.name)] if reason]
     except OSError as error:

@@ -92,6 +92,9 @@ def build_still_head(other: OtherRun, setting: ObjectiveSetting) -> Head:
     """
     config, ranks, loader = setting.config, setting.ranks, setting.loader
     settings = _still_section(other.head, config.head or HeadConfig(), other.key)
+    # Agreed on by itself: the head begins with an exchange of its own, in which a rank without counts would be missing.
+    needed = settings.needs_class_counts
+    counts = ranks.agree(lambda: class_counts(loader.sources, config.data.retries) if needed else None)
     head = ranks.agree(
         lambda: Head(
             settings,
@@ -103,7 +106,7 @@ def build_still_head(other: OtherRun, setting: ObjectiveSetting) -> Head:
             world_size=ranks.world_size,
             device=ranks.device,
             seed=config.seed,
-            class_counts=class_counts(loader.sources) if settings.needs_class_counts else None,
+            class_counts=counts,
             verdict=setting.gathering.verdict,
         )
     )

@@ -34,7 +34,7 @@ class ClassPictures:
 
     Raises:
         UserError: a set is missing or damaged.
-        WorkError: a server cannot be reached.
+        WorkError: a shard cannot be read, or a server cannot be reached.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -50,7 +50,7 @@ class ClassPictures:
                 continue
             # The index is of the set alone, whatever its labels are in this mixture.
             alone = ImageSet(each.path, each.manifest)
-            index = load_class_index(build_class_index(alone, config.label_key, policy.directory))
+            index = load_class_index(build_class_index(alone, config.label_key, policy))
             self._sets.append(_Indexed(each.first_label, first, *index))
             first += each.manifest.samples
         self._reader = SampleReader(sources.sets, config.label_key, _MOST_OPEN, policy)

@@ -143,6 +143,9 @@ def _build_head(setting: Setting, verdict: Verdict) -> Head | None:
     if section is None:
         return None
     every = [recipe.head for _, recipe in config.recipes if recipe.head is not None]
+    counted = any(each.needs_class_counts for each in every)
+    # Agreed on by itself: the head begins with an exchange of its own, in which a rank without counts would be missing.
+    counts = ranks.agree(lambda: class_counts(loader.sources, config.data.retries) if counted else None)
     return ranks.agree(
         lambda: Head(
             section,
@@ -154,7 +157,7 @@ def _build_head(setting: Setting, verdict: Verdict) -> Head | None:
             world_size=ranks.world_size,
             device=ranks.device,
             seed=config.seed,
-            class_counts=class_counts(loader.sources) if any(each.needs_class_counts for each in every) else None,
+            class_counts=counts,
             later=every,
             verdict=verdict,
             draws_rows=not setting.restores_head,

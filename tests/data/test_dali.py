@@ -1,5 +1,8 @@
 """DALI and OpenCV: the same order, the same parameters, nearly the same pixels. On the CPU here."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from dist_train.data.loader import build_loader
 from dist_train.data.manifest import Manifest
 from dist_train.errors import WorkError
 from tests.data.sets import encode, make_set, picture, sample, write_tar
+from tests.data.test_remote import Server
 
 pytest.importorskip("nvidia.dali")
 
@@ -106,6 +110,22 @@ def test_a_reader_that_hangs_is_an_error_after_the_time_limit(tmp_path, monkeypa
     monkeypatch.setattr(dali.DaliProducer, "_gather", lambda self, first: __import__("time").sleep(3))
     with pytest.raises(WorkError, match=r"within data.timeout_s=0.5 s: waited .* for the thread that reads shards"):
         load(tmp_path, "dali", timeout_s=0.5, prefetch=1)
+
+
+def test_closing_does_not_wait_for_a_server_that_fails(tmp_path, monkeypatch):
+    for name in ("_FIRST_PAUSE_S", "_LONGEST_PAUSE_S"):
+        monkeypatch.setattr(f"dist_train.data.remote.{name}", 3600.0)
+    make_set(tmp_path / "set", [20])
+    with Server(tmp_path / "set") as server:
+        server.trouble = {"x-000000.tar": ["error"] * 10}
+        config = DataConfig(path=server.url, cache_dir=str(tmp_path / "cache"), backend="dali")
+        with build_loader(config, 10, 0, 1, 3):
+            while not server.asked["x-000000.tar"]:
+                time.sleep(0.01)
+            threads = [thread for thread in threading.enumerate() if thread.name.startswith("shards")]
+    for thread in threads:
+        thread.join(60)
+    assert all(thread.daemon and not thread.is_alive() for thread in threads)
 
 
 def test_backends_agree_on_both_views(path):

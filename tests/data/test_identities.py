@@ -59,7 +59,7 @@ def test_changed_bytes_of_a_table_are_refused_or_read(tmp_path):
         path.write_bytes(changed)
         try:
             describe(tmp_path, manifest)
-            ShardOrigin(tmp_path, "label")
+            next(ShardOrigin(tmp_path, "label").batches())
         except UserError as error:
             refused += "identities.parquet" in str(error)
     assert refused > 50
@@ -71,3 +71,33 @@ def test_a_small_table_of_very_many_rows_is_refused_before_it_is_unpacked(tmp_pa
     assert path.stat().st_size < 100_000
     with pytest.raises(UserError, match="3000000 rows for 3 identities"):
         read_identities(path, "count", num_classes=3)
+
+
+LONG = "x" * (1 << 20)
+ALIKE = [f"{LONG}{number}" for number in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("names", "stored", "message"),
+    [
+        (pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), [LONG]), {}, r"104,857,600 bytes in 100 rows"),
+        (ALIKE, {"use_dictionary": False}, r"bytes in 100 rows, expected at most 67,"),
+        (ALIKE, {"use_dictionary": False, "column_encoding": {"name": "DELTA_BYTE_ARRAY"}}, "DELTA_BYTE_ARRAY"),
+        (pa.array([bytes(1 << 20)] * 100, pa.binary(1 << 20)), {}, "values of 1048576 bytes"),
+        ([[["a"] * 1000]] * 100, {}, "100,000 values in 100 rows"),
+        ([{"a": LONG}] * 100, {}, "text inside of lists or records"),
+    ],
+)
+def test_a_small_table_of_very_much_text_is_refused_before_it_is_unpacked(tmp_path, names, stored, message):
+    path = tmp_path / "identities.parquet"
+    columns = pa.table({"label": range(100), "name": names})
+    pq.write_table(columns, path, compression="zstd", write_statistics=False, **stored)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(UserError, match=rf"{path}: cannot be read: column name.*{message}"):
+        read_identities(path, "name", num_classes=100)
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path):
+    names = pa.array([b"Jos\xe9", b"b"]).view(pa.string())
+    with pytest.raises(UserError, match=r"identities\.parquet: cannot be read: .*UTF8"):
+        read_identities(table(tmp_path, label=[0, 1], name=names), "name", num_classes=2)

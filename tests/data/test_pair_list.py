@@ -122,3 +122,14 @@ def test_columns_of_parquet_tables_that_are_missing_or_of_another_kind_are_named
         read_pairs(tmp_path / "pairs.parquet", Columns(same="other"))
     with pytest.raises(UserError, match=r"columns left, left, other: each has to be another"):
         read_pairs(tmp_path / "pairs.parquet", Columns("left", "left", "other"))
+
+
+def test_parquet_tables_with_text_that_is_none_or_far_too_long_are_refused(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    for left, told in (
+        (pa.array([b"Jos\xe9.jpg", b"b"]).view(pa.string()), "UTF8"),
+        (pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), ["x" * (1 << 20)]), "104,857,600 bytes in"),
+    ):
+        pq.write_table(pa.table({"left": left, "right": ["b"] * len(left), "same": [1] * len(left)}), path)
+        with pytest.raises(UserError, match=rf"pairs\.parquet: .*{told}"):
+            read_pairs(path)

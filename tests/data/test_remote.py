@@ -1,6 +1,8 @@
 """Sets behind an address, from a real HTTP server that misbehaves."""
 
+import contextlib
 import functools
+import hashlib
 import http.server
 import threading
 import time
@@ -10,8 +12,11 @@ import pytest
 
 from dist_train.data.config import DataConfig
 from dist_train.data.loader import build_loader
-from dist_train.data.remote import Prefetcher
+from dist_train.data.manifest import Shard, load_manifest
+from dist_train.data.remote import Prefetcher, ShardCache, cache_policy
+from dist_train.data.shards import BadSampleError
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.lock import Lock
 from tests.data.sets import make_set
 
 
@@ -64,6 +69,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if trouble == "cut":  # the connection ends in the middle
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
+            self.close_connection = True
+            return
+        if trouble == "endless":
+            with contextlib.suppress(ConnectionError):
+                for byte in data:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.05)
             self.close_connection = True
             return
         if trouble == "drip":
@@ -162,10 +175,56 @@ def test_the_cache_stays_within_its_limit(server, tmp_path):
 
 
 def test_naming_every_shard_at_every_step_costs_no_time(tmp_path):
-    prefetcher = Prefetcher(lambda shard: None)
+    prefetcher = Prefetcher(lambda shard: None, lambda: None)
     shards = list(range(20_000))
     prefetcher.want(shards)
     begin = time.monotonic()
     prefetcher.want(shards)
     assert time.monotonic() - begin < 1, "classes by the batch name all shards at each step"
     prefetcher.close()
+
+
+def test_a_set_that_is_written_anew_under_its_address_is_fetched_anew(server, tmp_path):
+    before, sizes = labels(config(server, tmp_path)), [shard.bytes for shard in load_manifest(tmp_path / "set").shards]
+    make_set(tmp_path / "set", [20, 20, 20], num_classes=3)  # other labels in files of the same sizes
+    assert [shard.bytes for shard in load_manifest(tmp_path / "set").shards] == sizes
+    assert labels(config(server, tmp_path)) == expected(tmp_path) != before
+
+
+def test_leftovers_of_killed_downloads_are_deleted_and_those_under_way_are_not(server, tmp_path):
+    cache = ShardCache(server.url, cache_policy(config(server, tmp_path)))
+    first, second, _ = load_manifest(tmp_path / "set").shards
+    folder = cache.fetch(first).parent
+    for name in ("dead", "live"):
+        (folder / f".{name}.tar.part").write_bytes(b"half")
+    with Lock(folder / ".live.tar.lock"):
+        cache.fetch(second)
+    assert [path.name for path in folder.glob(".*.part")] == [".live.tar.part"]
+
+
+def test_a_shard_that_is_no_tar_is_a_bad_one_and_leaves_nothing(server, tmp_path):
+    data = b"no tar" * 2000
+    (tmp_path / "set" / "no.tar").write_bytes(data)
+    cache = ShardCache(server.url, cache_policy(config(server, tmp_path)))
+    with pytest.raises(BadSampleError, match=rf"{server.url}/no\.tar: "):
+        cache.fetch(Shard("no.tar", 4, len(data), hashlib.sha256(data).hexdigest()))
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size] == []
+
+
+@pytest.mark.parametrize("trouble", ["error", "endless"])
+def test_closing_breaks_off_pauses_and_downloads_in_threads_that_no_process_waits_for(
+    server, tmp_path, monkeypatch, trouble
+):
+    for name in ("_FIRST_PAUSE_S", "_LONGEST_PAUSE_S"):
+        monkeypatch.setattr(f"dist_train.data.remote.{name}", 3600.0)
+    shards = [f"x-{i:06d}.tar" for i in range(3)]
+    server.trouble = {shard: [trouble] * 10 for shard in shards}
+    with build_loader(config(server, tmp_path), 10, 0, 1, seed=3):
+        while any(not server.asked[shard] for shard in shards):
+            time.sleep(0.01)
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("shards")]
+    for thread in threads:
+        thread.join(60)
+    assert threads
+    assert all(thread.daemon and not thread.is_alive() for thread in threads)
+    assert not list((tmp_path / "cache").rglob(".*.part"))

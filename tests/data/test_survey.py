@@ -1,13 +1,14 @@
 """A directory of tars that others wrote becomes a set, and what cannot be used in it is counted and named."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from typer.testing import CliRunner
 
 from dist_train.data import verify as verify_module
 from dist_train.data.cli import app
+from dist_train.data.config import DataConfig
+from dist_train.data.loader import build_loader
 from dist_train.data.tars import walk_tar
 from dist_train.errors import UserError, WorkError
 from tests.data.tars import by_data, by_embed, drawn, labelled, tar_of
@@ -21,7 +22,7 @@ def run(*arguments):
 @pytest.fixture(autouse=True)
 def verified_here(monkeypatch):
     """A process for each look at a shard, of which test_cli.py has some, takes most of a second to start."""
-    monkeypatch.setattr(verify_module, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(verify_module, "in_processes", lambda function, items, workers: map(function, items))
 
 
 def sized(sides):
@@ -123,3 +124,22 @@ def test_verify_and_inspect_name_what_no_sample_is_made_of(tmp_path):
     told, error = run("verify", tmp_path, "--workers", 1)
     assert isinstance(error, WorkError)
     assert f"a.tar, sample {what}: damaged" in told
+
+
+def test_tars_named_in_capitals_are_a_set_to_every_command(tmp_path):
+    tar_of(tmp_path / "A.TAR", labelled(f"k{n}" for n in range(5)))
+    assert by_data(tmp_path)[1] == list(range(5))
+    assert by_data(tmp_path)[1] == list(range(5)), "with the manifest that is there now"
+    told, error = run("verify", tmp_path, "--workers", 1)
+    assert error is None
+    assert "5 images in 1 shards, all as the manifest says" in told
+    with build_loader(DataConfig(path=str(tmp_path), workers=0, backend="opencv"), 5, 0, 1, seed=0) as loader:
+        assert sorted(next(loader).labels.tolist()) == list(range(5))
+
+
+def test_two_tars_that_would_share_an_index_are_refused(tmp_path):
+    for name in ("a.tar", "a.TAR"):
+        tar_of(tmp_path / name, labelled("xy"))
+    with pytest.raises(UserError, match=r"a\.TAR and a\.tar would share the index a\.idx; rename one"):
+        by_data(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()

@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dist_train.checkpoint.store import committed_checkpoints
 from dist_train.track.trackers import read_metrics
+from tests.data.sets import make_set
 from tests.launch.recipes import QUICK, environment, write_recipe
 from tests.sets import write_pairs, write_set
 
@@ -154,3 +156,46 @@ def test_ranks_of_a_launcher_that_are_starting_end_at_once(tmp_path, data):
     message = interrupted(process, [INT, INT])
     assert message.count("interrupted") <= 1
     assert len(message.splitlines()) <= 1, message
+
+
+def verifying(tmp_path):
+    """`data verify`, and the processes that it started, of which one reads a shard that never comes."""
+    make_set(tmp_path / "set", [4, 4, 4])
+    first, second = tmp_path / "set" / "x-000000.tar", tmp_path / "set" / "x-000001.tar"
+    for pipe in (first, second):
+        pipe.unlink()
+        os.mkfifo(pipe)
+    process = start("-m", "launch", "data", "verify", tmp_path / "set", "--workers", 1)
+    while True:
+        try:
+            os.close(os.open(first, os.O_WRONLY | os.O_NONBLOCK))  # which goes when somebody wants to read it
+            return process, psutil.Process(process.pid).children(recursive=True)
+        except OSError:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+
+
+def test_a_check_of_a_set_ends_at_once_with_its_processes(tmp_path):
+    process, children = verifying(tmp_path)
+    message = interrupted(process, [INT])
+    assert message.endswith("interrupted\n")
+    assert "leaked" not in message
+    assert not psutil.wait_procs(children, timeout=60)[1]
+
+
+def test_processes_that_check_a_set_end_with_a_command_that_is_killed(tmp_path):
+    process, children = verifying(tmp_path)
+    process.kill()
+    assert children
+    assert not psutil.wait_procs(children, timeout=60)[1]
+    process.communicate()
+
+
+def test_a_check_of_a_set_says_that_a_process_of_it_died(tmp_path):
+    process, children = verifying(tmp_path)
+    worker = max(children, key=lambda child: child.memory_info().rss)  # the other one is multiprocessing's own
+    worker.kill()
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "Traceback" not in message
+    assert "failed: one of 1 worker processes died; if memory ran out, use fewer workers" in message

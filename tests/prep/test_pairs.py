@@ -164,6 +164,7 @@ def test_sets_of_another_kind_are_refused(tmp_path, listed):
     [
         ("lfw.tar:Ann/Ann_0001.jpg", "Ann/Ann_0001"),
         ("lfw-0003.tar:data/lfw/Ann/Ann_0001.JPEG", "Ann/Ann_0001"),
+        ("LFW.TAR:Ann/Ann_0001.jpg", "Ann/Ann_0001"),
         ("lfw.tar.gz:Ann/Ann_0001.png", "Ann/Ann_0001"),
         ("Ann/Ann_0001.jpg", "Ann/Ann_0001"),
         ("./lfw/Ann/Ann_0001.jpg", "Ann/Ann_0001"),

@@ -11,6 +11,8 @@ import pytest
 
 from dist_train.data.manifest import load_manifest
 from dist_train.data.verify import verify_set
+from dist_train.errors import WorkError
+from dist_train.runtime.in_processes import in_processes
 from dist_train.runtime.processes import ONE_THREAD, SAFE_PATH, child_environment, spawning
 from tests.data.sets import make_set
 from tests.ranks import free_port
@@ -60,6 +62,13 @@ def test_processes_that_verify_a_set_have_a_safe_path(tmp_path, monkeypatch):
     verdicts = list(verify_set(Path("set"), load_manifest(tmp_path / "set"), 1))
     assert [verdict.problems for verdict in verdicts] == [[]]
     assert not (tmp_path / "imported").exists()
+
+
+def test_values_come_in_order_from_processes_and_one_that_dies_is_an_error():
+    assert list(in_processes(abs, range(-5, 0), 2)) == [5, 4, 3, 2, 1]
+    with pytest.raises(WorkError, match="one of 2 worker processes died; if memory ran out, use fewer workers"):
+        list(in_processes(os._exit, [9, 9, 9], 2))
+    assert multiprocessing.active_children() == []
 
 
 def test_the_command_and_the_process_of_a_job_wait_for_no_library_that_only_workers_need():

@@ -88,9 +88,11 @@ def test_a_link_in_the_cache_is_replaced_and_not_followed(directory, tmp_path):
     with Server(directory) as server:
         cache = ShardCache(server.url, CachePolicy(tmp_path / "cache", 1 << 30, 0, 1.0))
         folder = cache.fetch(load_manifest(directory).shards[1]).parent
-        for name in (shard.name, f".{shard.name}.part"):
-            (folder / name).symlink_to(precious)
+        name = f"{shard.sha256[:16]}.tar"
+        for link in (name, f".{name}.part"):
+            (folder / link).symlink_to(precious)
         path = cache.fetch(shard)
+    assert path == folder / name
     assert path.read_bytes() == (directory / shard.name).read_bytes()
     assert not path.is_symlink()
     assert precious.read_bytes() == bytes(shard.bytes)
@@ -108,12 +110,12 @@ def test_making_room_deletes_no_tars_but_the_caches_own(directory, tmp_path):
     with Server(directory) as server:
         cache = ShardCache(server.url, CachePolicy(tmp_path / "cache", manifest.shards[0].bytes + 10, 0, 1.0))
         for shard in manifest.shards:
-            cache.fetch(shard)
-        held = [path.name for path in (tmp_path / "cache").glob("*/x-*.tar")]
+            folder = cache.fetch(shard).parent
+        held = [path.name for path in folder.glob("*.tar")]
         small = ShardCache(server.url, CachePolicy(tmp_path / "small", 10, 0, 1.0))
         with pytest.raises(WorkError, match=r"data.cache_gb=1e-08: a shard of .* takes .* GB; give it more"):
             small.fetch(manifest.shards[0])
-    assert held == [manifest.shards[1].name]
+    assert held == [f"{manifest.shards[1].sha256[:16]}.tar"]
     assert others.exists()
     assert (linked / "y.tar").exists()
 

@@ -1,10 +1,17 @@
 """What one rank meets is known to all before anyone acts on it."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
 from dist_train.checkpoint import checkpointer as checkpoint_module
 from dist_train.checkpoint.store import committed_checkpoints, read_best
 from dist_train.config import load_config
 from dist_train.data.loader import Loader
-from dist_train.errors import WorkError
+from dist_train.errors import UserError, WorkError
+from dist_train.objectives import still_head
+from dist_train.train import build as build_module
 from dist_train.train import loop as trainer_module
 from dist_train.train.build import open_training
 from tests.launch.recipes import write_recipe
@@ -74,3 +81,42 @@ def test_a_rank_whose_data_fail_ends_all_by_its_message_and_a_worse_model_is_bes
     # What was trained until then is not lost.
     assert committed_checkpoints(tmp_path / "a")[-1].name == "step-00000003"
     assert read_best(tmp_path / "b") == (2, 0.9)
+
+
+def lose_counts(rank, world_size, recipe):
+    """How each rank ends where a head, and then a still one, is built, and the second rank has no pictures' counts."""
+
+    def counts(*_):
+        if rank == 1:
+            raise UserError("identities.parquet: cannot be read")
+        return torch.ones(10, dtype=torch.int64)
+
+    build_module.class_counts = still_head.class_counts = counts
+    config = load_config(recipe)
+    loader = SimpleNamespace(sources=None, manifest=SimpleNamespace(num_classes=10))
+    setting = SimpleNamespace(
+        config=config,
+        ranks=ranks_of_test(rank, world_size),
+        loader=loader,
+        step=0,
+        restores_head=False,
+        gathering=SimpleNamespace(verdict=None),
+    )
+    other = still_head.OtherRun("objectives.compatible.run", Path(), Path(), torch.nn.Identity(), config, config.head)
+    ends = []
+    for build in (
+        lambda: build_module._build_head(setting, None),
+        lambda: still_head.build_still_head(other, setting),
+    ):
+        try:
+            build()
+        except (UserError, SystemExit) as error:
+            ends.append(f"{type(error).__name__}: {error}")
+    return ends
+
+
+def test_a_rank_that_cannot_count_the_pictures_of_classes_ends_all_before_any_waits_for_it(tmp_path):
+    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "a", head__margin="adaptive")
+    ends = run_ranks(2, lose_counts, recipe, timeout_s=60)
+    assert ends[0] == ["UserError: rank 1: identities.parquet: cannot be read"] * 2
+    assert ends[1] == ["SystemExit: 2"] * 2

@@ -116,16 +116,22 @@ def _cached() -> list[Scene]:
     """What a run with a set behind an address has left in its cache: shards, their indexes, files of locks."""
     files = set_files()
     folder = hashlib.sha256(ADDRESS.encode()).hexdigest()[:16]
-    names = [name for name in files if name.endswith((".tar", ".idx"))]
-    kept = {"manifest.json": files["manifest.json"]} | {f"cache/{folder}/{name}": files[name] for name in names}
-    locks = ["cache/.room.lock", f"cache/{folder}/.x-000000.tar.lock"]
+    kept, stems = {"manifest.json": files["manifest.json"]}, []
+    for name in (name for name in files if name.endswith(".tar")):
+        stems.append(hashlib.sha256(files[name]).hexdigest()[:16])
+        kept[f"cache/{folder}/{stems[-1]}.tar"] = files[name]
+        kept[f"cache/{folder}/{stems[-1]}.idx"] = files[name.replace(".tar", ".idx")]
+    locks = ["cache/.room.lock", f"cache/{folder}/.{stems[0]}.tar.lock"]
     kept |= dict.fromkeys(locks, b"process 7 on here\n")
-    return each_target(kept, *(f"cache/{folder}/{name}" for name in names[:2]), *locks)
+    return each_target(kept, *(f"cache/{folder}/{stems[0]}.{kind}" for kind in ("tar", "idx")), *locks)
+
+
+def _policy(home: Path) -> CachePolicy:
+    return CachePolicy(home / "cache", limit_bytes=1 << 20, retries=0, timeout_s=1)
 
 
 def _read_cache(home: Path) -> None:
-    policy = CachePolicy(home / "cache", limit_bytes=1 << 20, retries=0, timeout_s=1)
-    _read_samples(home, ADDRESS, policy)
+    _read_samples(home, ADDRESS, _policy(home))
     for lock in (home / "cache").rglob("*.lock"):
         Lock(lock).close()
 
@@ -146,7 +152,7 @@ def _read_index(home: Path) -> None:
 
 def _read_identities(home: Path) -> None:
     _embed_origin(home)
-    class_counts(open_sources(DataConfig(path=str(home), check_at_start=False)))
+    class_counts(open_sources(DataConfig(path=str(home), check_at_start=False)), retries=0)
     looking.describe(home, load_manifest(home))
 
 
@@ -159,14 +165,14 @@ def _class_indexed() -> list[Scene]:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         manifest = make_set(home, [3, 3], num_classes=3, size=16)
-        directory = build_class_index(ImageSet(str(home), manifest), "label", home / "cache")
+        directory = build_class_index(ImageSet(str(home), manifest), "label", _policy(home))
         arrays = [f"{directory.relative_to(home)}/{name}" for name in ("members.npy", "starts.npy")]
         return each_target(files_in(home), *arrays)
 
 
 def _read_class_index(home: Path) -> None:
     source = ImageSet(str(home), load_manifest(home))
-    members, starts = load_class_index(build_class_index(source, "label", home / "cache"))
+    members, starts = load_class_index(build_class_index(source, "label", _policy(home)))
     order = ClassOrder(members, starts, [3, 3], per_class=2, seed=0, global_batch=4)
     places = order.locate(np.arange(12))
     if len(places.shard) and not 0 <= int(places.shard.min()) <= int(places.shard.max()) < 2:
