@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep.faces.listed import Listed, Rows, check_count, check_list, listed, photo_path
 from dist_train.errors import UserError
+from dist_train.runtime.parquet import bounded_batches
 from dist_train.runtime.text import first_line, shown
 
 EDGES = ("left", "top", "right", "bottom")
@@ -77,18 +78,18 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Rows of the table: the column of paths, and those of numbers that are there, as text or numbers."""
     try:
         yield from _parquet(path) if path.suffix == ".parquet" else _csv(path)
-    except (OSError, CsvError, UnicodeError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except (OSError, CsvError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: {first_line(error)}") from error
 
 
 def _parquet(path: Path) -> Iterator[pa.RecordBatch]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
-        check_count(str(path), file.metadata.num_rows)
-        wanted = _columns(path, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=1 << 14, columns=wanted):
-            yield batch.select(wanted)
+    metadata = parquet.read_metadata(path)
+    check_count(str(path), metadata.num_rows)
+    yield from bounded_batches(path, _columns(path, metadata.schema.to_arrow_schema().names))
 
 
 def _csv(path: Path) -> Iterator[pa.RecordBatch]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_prep.faces.table import EDGES, PATH, POINTS, SEPARATORS
 from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
+from dist_train.runtime.parquet import bounded_batches
 from dist_train.runtime.text import first_line
 from dist_train.section import Section
 
@@ -64,7 +65,9 @@ def read_rows(path: Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
                     column = pc.fill_null(pc.cast(batch.column(name), pa.float32(), safe=False), float("nan"))
                     values[:, at] = column.to_numpy(zero_copy_only=False)
             yield paths, values
-    except (OSError, KeyError, UnicodeError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"landmarks {path}: {first_line(error)}; expected a .csv, .tsv or .parquet with columns {PATH}, "
             f"{', '.join(POINTS)} and, if wanted, {', '.join(EDGES)}"
@@ -93,13 +96,12 @@ def _csv(path: Path) -> Iterator[pa.RecordBatch]:
 def _parquet(path: Path) -> Iterator[pa.RecordBatch]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
-        kinds = {field.name: field.type for field in file.schema_arrow}
-        for name in (PATH, *POINTS):
-            if name not in kinds:
-                raise KeyError(f"no column {name}")
-            text = pa.types.is_string(kinds[name]) or pa.types.is_large_string(kinds[name])
-            number = pa.types.is_floating(kinds[name]) or pa.types.is_integer(kinds[name])
-            if not (text if name == PATH else number):
-                raise KeyError(f"column {name} holds {kinds[name]}")
-        yield from file.iter_batches(columns=[PATH, *(name for name in EDGES if name in kinds), *POINTS])
+    kinds = {field.name: field.type for field in parquet.read_schema(path)}
+    for name in (PATH, *POINTS):
+        if name not in kinds:
+            raise KeyError(f"no column {name}")
+        text = pa.types.is_string(kinds[name]) or pa.types.is_large_string(kinds[name])
+        number = pa.types.is_floating(kinds[name]) or pa.types.is_integer(kinds[name])
+        if not (text if name == PATH else number):
+            raise KeyError(f"column {name} holds {kinds[name]}")
+    yield from bounded_batches(path, [PATH, *(name for name in EDGES if name in kinds), *POINTS])

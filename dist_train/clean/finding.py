@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from dist_train.errors import UserError
 from dist_train.runtime.files import read_bounded
-from dist_train.runtime.text import first_line
+from dist_train.runtime.parquet import bounded_batches
+from dist_train.runtime.text import first_line, shown
 from dist_train.runtime.written import written_output
 
 FORMAT_VERSION = 1
@@ -20,6 +21,7 @@ KINDS = ("outlier", "merge", "duplicate", "test")
 _METADATA_KEY = b"headcount"
 _MOST_EXCEPT_BYTES = 64 << 20
 _BATCH_ROWS = 1 << 16
+_LONGEST = 2  # list of a finding: two pictures, two labels
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +41,9 @@ SCHEMA = pa.schema(
         pa.field("evidence", pa.string(), nullable=False),  # a sentence for people
     ]
 )
+
+ASKED = ["kind", "rows", "labels"]
+"""The columns that say what is to be done."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Findings:
     """A table of findings.
 
     Attributes:
-        table: with the columns of `SCHEMA`.
+        table: with the columns of `SCHEMA`; of a file, with those of `ASKED`.
         about: the set's digest, what found them and by which thresholds, as JSON values.
     """
 
@@ -76,7 +81,7 @@ class Findings:
     def digest(self) -> str:
         """Hexadecimal identity of what was found, by which a list of exceptions belongs to it."""
         hashed = hashlib.sha256(self.about["set"]["digest"].encode())
-        for batch in self.table.select(["kind", "rows", "labels"]).to_batches(max_chunksize=_BATCH_ROWS):
+        for batch in self.table.select(ASKED).to_batches(max_chunksize=_BATCH_ROWS):
             hashed.update(json.dumps(batch.to_pylist()).encode())
         return hashed.hexdigest()
 
@@ -102,7 +107,7 @@ def write_findings(path: Path, findings: Findings) -> None:
 
 
 def read_findings(path: Path, digest: str, samples: int, classes: int) -> Findings:
-    """The findings at `path`, said of the set with this digest.
+    """The findings at `path`, said of the set with this digest: what they ask for, not what is told of them.
 
     Args:
         path: of the table.
@@ -115,23 +120,24 @@ def read_findings(path: Path, digest: str, samples: int, classes: int) -> Findin
     """
     way_out = "make it again with `headcount data clean SET --model RUN`"
     try:
-        with pq.ParquetFile(path) as file:
-            about = json.loads((file.schema_arrow.metadata or {})[_METADATA_KEY])
-            said_of, version = str(about["set"]["digest"]), about["version"]
-            if version != FORMAT_VERSION:
-                raise UserError(f"findings {path}: version {version!r}, expected {FORMAT_VERSION}; {way_out}")
-            if said_of != digest:
-                raise UserError(
-                    f"findings {path}: are of another set: digest {said_of[:12]}, the set has {digest[:12]}; give the "
-                    "set that they were made of, or find them again"
-                )
-            most = 3 * samples + 8 * classes
-            if (count := file.metadata.num_rows) > most:  # before it is unpacked
-                raise UserError(f"findings {path}: {count:,} rows, a set of {samples:,} pictures has at most {most:,}")
-            table = file.read(SCHEMA.names)
-        if not table.schema.equals(SCHEMA):
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        about = json.loads((schema.metadata or {})[_METADATA_KEY])
+        said_of, version = str(about["set"]["digest"]), about["version"]
+        if version != FORMAT_VERSION:
+            raise UserError(f"findings {path}: version {version!r}, expected {FORMAT_VERSION}; {way_out}")
+        if said_of != digest:
+            raise UserError(
+                f"findings {path}: are of another set: digest {said_of[:12]}, the set has {digest[:12]}; give the "
+                "set that they were made of, or find them again"
+            )
+        most = 3 * samples + 8 * classes
+        if (count := metadata.num_rows) > most:  # before it is unpacked
+            raise UserError(f"findings {path}: {count:,} rows, a set of {samples:,} pictures has at most {most:,}")
+        if not schema.equals(SCHEMA):
             raise UserError(f"findings {path}: columns or types other than those that are written; {way_out}")
-        table.validate(full=True)
+        asked = pa.schema([SCHEMA.field(name) for name in ASKED])
+        table = pa.Table.from_batches([batch.cast(asked) for batch in bounded_batches(path, ASKED, _LONGEST)], asked)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -150,7 +156,7 @@ def read_findings(path: Path, digest: str, samples: int, classes: int) -> Findin
 
 def _fault(kind: str, rows: list[int | None], labels: list[int | None], samples: int, classes: int) -> str:
     if kind not in KINDS:
-        return f"kind {kind!r}, expected one of {', '.join(KINDS)}"
+        return f"kind {shown(kind)}, expected one of {', '.join(KINDS)}"
     counts = {"outlier": (1, 1), "merge": (0, 2), "duplicate": (2, 2), "test": (1, 1)}
     if (len(rows), len(labels)) != counts[kind]:
         return f"{len(rows)} pictures and {len(labels)} labels, a finding of kind {kind} has {counts[kind]}"

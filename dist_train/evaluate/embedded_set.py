@@ -15,6 +15,7 @@ from dist_train.evaluate.embeddings import embed_pictures
 from dist_train.evaluate.judging import Judging
 from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sets import StoredSet
+from dist_train.runtime.parquet import bounded_batches
 from dist_train.runtime.text import first_line
 
 OWN_COLUMNS = ("label", "name", "count")  # of identities.parquet, in every set
@@ -129,14 +130,15 @@ def _of_identities(directory: Path, column: str, labels: Tensor, classes: int) -
     have: list[str] = []
     try:
         if path.is_file():
-            with pq.ParquetFile(path) as file:
-                have = file.schema_arrow.names
-                if column in have and column != "label":
-                    if file.metadata.num_rows > classes:  # before it is unpacked
-                        raise UserError(f"{path}: {file.metadata.num_rows:,} rows for {classes:,} identities")
-                    table = file.read(["label", column])
-                    by_label = dict(zip(table["label"].to_pylist(), table[column].to_pylist(), strict=True))
-                    return [by_label.get(label) for label in labels.tolist()]
+            metadata = pq.read_metadata(path)
+            have = metadata.schema.to_arrow_schema().names
+            if column in have and column != "label":
+                if metadata.num_rows > classes:  # before it is unpacked
+                    raise UserError(f"{path}: {metadata.num_rows:,} rows for {classes:,} identities")
+                by_label: dict[object, object] = {}
+                for batch in bounded_batches(path, ["label", column]):
+                    by_label |= dict(zip(*(each.to_pylist() for each in batch.columns), strict=True))
+                return [by_label.get(label) for label in labels.tolist()]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}; write the set again") from error
     own = [name for name in have if name not in OWN_COLUMNS]

@@ -18,6 +18,7 @@ from dist_train.evaluate.operating_points import just_above
 from dist_train.evaluate.pair_counts import count_pairs, order_by_identity
 from dist_train.evaluate.quality import QualityResult, judge_quality
 from dist_train.evaluate.scored_pairs import genuine_pairs
+from dist_train.runtime.parquet import bounded_batches
 from dist_train.runtime.ranks import ALONE, Ranks
 from dist_train.runtime.text import first_line
 
@@ -159,11 +160,11 @@ def read_qualities(path: Path) -> dict[str, float]:
 def _read_parquet(path: Path) -> pa.Table:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
-        if file.metadata.num_rows > _MOST_ROWS:  # before it is unpacked
-            raise ValueError(f"{file.metadata.num_rows:,} rows, expected at most {_MOST_ROWS:,}")
-        table = file.read(list(_COLUMNS))
-    return table.select(list(_COLUMNS)).cast(pa.schema(list(_COLUMNS.items())))
+    metadata = parquet.read_metadata(path)
+    if metadata.num_rows > _MOST_ROWS:  # before it is unpacked
+        raise ValueError(f"{metadata.num_rows:,} rows, expected at most {_MOST_ROWS:,}")
+    schema = pa.schema(list(_COLUMNS.items()))
+    return pa.Table.from_batches([batch.cast(schema) for batch in bounded_batches(path, schema.names)], schema)
 
 
 def _read_csv(path: Path) -> pa.Table:

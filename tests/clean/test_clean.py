@@ -167,6 +167,23 @@ def test_findings_that_this_set_cannot_have_are_refused(found, tmp_path, columns
         read_findings(path, found.manifest.digest, found.manifest.samples, found.manifest.num_classes)
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("kind", ["x" * (20 << 20)] * 4, "column kind: 83,886,080 bytes in 4 rows"),
+        ("rows", [[7] * 1_000_000] * 4, "4,000,000 values in 4 rows"),
+    ],
+)
+def test_small_findings_that_hold_very_much_are_refused_before_they_are_unpacked(
+    found, tmp_path, column, values, message
+):
+    path = changed(found, tmp_path / "findings.parquet", **{column: values})
+    pq.write_table(pq.read_table(path), path, compression="zstd", dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(UserError, match=rf"findings {path}: cannot be read: .*{message}"):
+        read_findings(path, found.manifest.digest, found.manifest.samples, found.manifest.num_classes)
+
+
 def test_findings_with_another_label_than_the_set_has_are_refused(found, tmp_path):
     path = changed(found, tmp_path / "findings.parquet", labels=[[4], [3, 12], [2, 2], [5]])
     with pytest.raises(UserError, match=r"says label 4 of picture 20, the set has 1"):

@@ -133,6 +133,13 @@ def test_one_photo_may_be_named_in_several_ways(tmp_path):
     assert (one.name, len(one.boxes), other.name, len(other.boxes)) == ("a.jpg", 3, "b.jpg", 1)
 
 
+def test_a_small_table_of_very_much_text_is_refused_before_it_is_unpacked(tmp_path):
+    name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), pa.array(["a" * 1_000_000]))
+    pq.write_table(pa.table({"path": name, **{edge: np.zeros(20_000) for edge in EDGES}}), tmp_path / "faces.parquet")
+    with pytest.raises(UserError, match=r"column path: 20,000,000,000 bytes in 20,000 rows, expected at most"):
+        open_faces(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["faces.csv", "faces.parquet", "mine.tsv"])
 def test_a_table_has_a_row_for_each_face_in_any_order(tmp_path, name):
     rows = [("a.jpg", *FACE, *FIVE), ("b.jpg", *(None,) * 4, *NONE), ("a.jpg", 1.0, 2.0, 3.0, 4.0, *NONE)]
