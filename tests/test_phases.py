@@ -109,7 +109,7 @@ def test_parts_of_a_phase_stand_still_until_another_names_others(recipe):
         ([{"at": 5, "head": None}], "phases.0.head: input should be a valid dictionary"),
         ([{"at": 5, "train": {"steps": 5}}], "phases.0: train cannot change within a run; a phase has at, head"),
         ([{"at": 5, "optimizer": {"name": "adamw"}}], "phases.0.optimizer.name: cannot change within a run"),
-        ([{"at": 5, "optimizer": {"lr": float("inf")}}], "phases.0.optimizer.lr: expected a finite number"),
+        ([{"at": 5, "optimizer": {"lr": float("inf")}}], "phases.0.optimizer.lr: input should be a finite number"),
         ([{"at": 5, "data": {"path": "x"}}], "phases.0.data.path: cannot change within a run; what can: augment, imag"),
         ([{"at": 5, "start": {"freeze": ["x"]}}], "phases.0.start: freeze: 'x' is no part"),
         ([{"at": 5, "start": {"freeze_steps": 9}}], "phases.0.start.freeze_steps: cannot change within a run"),

@@ -17,6 +17,7 @@ from dist_train.clean.cores import Cores
 from dist_train.clean.mixture import Floats, Mixture, mixture
 from dist_train.clean.neighbours import nearest_rows
 from dist_train.data.counters import Ints
+from dist_train.runtime.distinct import distinct
 from dist_train.runtime.ranks import Ranks
 
 NEAREST = 4  # other identities that are kept for each suspect
@@ -57,7 +58,7 @@ class Akin:
 
     def __init__(self, pairs: Ints, one: Ints) -> None:
         self._one = one
-        self._keys = np.unique(self._key(pairs[:, 0], pairs[:, 1]))
+        self._keys = distinct(self._key(pairs[:, 0], pairs[:, 1]))
 
     def _key(self, left: Ints, right: Ints) -> Ints:
         key: Ints = np.minimum(left, right) * len(self._one) + np.maximum(left, right)

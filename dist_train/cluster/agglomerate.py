@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dist_train.cluster.components import best_links, roots_of
 from dist_train.data.counters import Ints
+from dist_train.runtime.distinct import distinct
 
 _LEVELS = 30  # thresholds from 1 down to the one that was asked for
 _EDGE_BLOCK = 8192  # edges whose two sums [2, n, D] are held at a time
@@ -101,7 +102,7 @@ def _followed(
     changed[roots[changed]] = True
     moved = changed[left] | changed[right]
     ends = np.sort(np.stack([roots[left[moved]], roots[right[moved]]]), axis=0)
-    pairs = np.unique(ends[0, ends[0] != ends[1]] * len(roots) + ends[1, ends[0] != ends[1]])
+    pairs = distinct(ends[0, ends[0] != ends[1]] * len(roots) + ends[1, ends[0] != ends[1]])
     new_left, new_right = np.divmod(pairs, len(roots))
     new = clusters.mean_cosines(new_left, new_right)
     stay = ~moved

@@ -22,6 +22,7 @@ from dist_train.evaluate.sameness import note_on_sameness
 from dist_train.evaluate.score_keys import lower_edges
 from dist_train.evaluate.sets import StoredSet
 from dist_train.evaluate.verification import FOLDS, fold_accuracies, fold_bounds
+from dist_train.runtime.distinct import distinct
 from dist_train.runtime.ranks import ALONE, Ranks
 
 _DRAWN_POINTS = 400
@@ -138,7 +139,7 @@ def judge_listed(embedded: EmbeddedSet, name: str, listed: ListedPairs, ranks: R
     Raises:
         WorkError: embeddings that are not finite.
     """
-    ends = np.unique(np.concatenate([listed.left, listed.right]))
+    ends = distinct(np.concatenate([listed.left, listed.right]))
     identity = identities_of(embedded.labels[torch.from_numpy(ends)])
     left, right = np.searchsorted(ends, listed.left), np.searchsorted(ends, listed.right)
     rows = embedded.features[torch.from_numpy(ends)]

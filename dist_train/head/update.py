@@ -15,6 +15,7 @@ from dist_train.head.step import Step
 from dist_train.head.storage import Lease, RowStore
 from dist_train.head.tentative import Tentative
 from dist_train.head.workspace import Workspace
+from dist_train.runtime.distinct import distinct
 from dist_train.runtime.to_device import to_device
 
 
@@ -80,7 +81,7 @@ class RowUpdate:
         for step in micro_batches:
             step.rows.lease.release()
         chosen = [step.rows.classes for step in micro_batches if step.rows.classes is not None]
-        union = np.unique(np.concatenate(chosen)) if len(chosen) == len(micro_batches) else None
+        union = distinct(np.concatenate(chosen)) if len(chosen) == len(micro_batches) else None
         lease = self._tentative(self.store.lease(None if union is None else torch.from_numpy(union)))
         for start, stop in spans(0, lease.count, micro_batches[0].rows.block):
             stored = lease.read("centers", start, stop)
