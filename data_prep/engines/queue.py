@@ -1,6 +1,6 @@
 """A queue of units in a shared directory, for workers that share nothing else.
 
-    task.json      the name of a task, and the directory of the job
+    task.json      the name of a task, the directory of the job, and that of the files of units
     todo/UNIT      an empty file for each unit that nobody has
     taken/UNIT@W   the same file, while worker W has it: taking a unit is a rename, which only one worker can win
     ended/UNIT     the unit's outcome as JSON; empty where the disk was too full to write it
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.engines.engine import Outcome, Task, is_fatal
+from data_prep.job.plan import AGAIN, UNITS
 from data_prep.job.work import MakeUnit, SealUnit
 from dist_train.errors import WorkError
 from dist_train.runtime.files import read_bounded
@@ -43,7 +44,10 @@ class UnitQueue:
         if not isinstance(task, MakeUnit | SealUnit):
             raise TypeError(f"{task!r} is none of {', '.join(TASKS)}, which workers of a queue can find again")
         name = next(name for name, kind in TASKS.items() if isinstance(task, kind))
-        (directory / _TASK).write_text(json.dumps({"task": name, "out": str(task.out)}), encoding="utf-8")
+        body = {"task": name, "out": str(task.out)}
+        if isinstance(task, MakeUnit):
+            body["units"] = task.units
+        (directory / _TASK).write_text(json.dumps(body), encoding="utf-8")
         for unit in units:
             (queue._todo / f"{unit:06d}").touch()
         return queue
@@ -60,7 +64,12 @@ class UnitQueue:
         """
         try:
             body = json.loads(read_bounded(self.directory / _TASK, _MAX_TASK_BYTES))
-            return TASKS[body["task"]](Path(body["out"]))
+            kind, out = TASKS[body["task"]], Path(body["out"])
+            if kind is SealUnit:
+                return SealUnit(out)
+            if body["units"] not in (UNITS, AGAIN):
+                raise ValueError(f"files of units in {body['units']!r}, expected {UNITS} or {AGAIN}")
+            return MakeUnit(out, units=body["units"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WorkError(f"{self.directory / _TASK}: no task of this program: {error!r}") from error
 

@@ -21,8 +21,8 @@ from data_prep.job.progress import StageBars
 from data_prep.job.unit_files import MADE, read_mark, read_statistics
 from data_prep.job.work import LEFT_OUT, STATISTICS, MakeUnit, sample_key
 from data_prep.sources.base import Raw, Row
-from dist_train.data.index import read_index
 from dist_train.data.manifest import MANIFEST_NAME
+from dist_train.data.tars import Entry, walk_tar
 from dist_train.errors import UserError
 from dist_train.runtime.progress import progress_bar
 from dist_train.runtime.written import written
@@ -82,11 +82,11 @@ def restore_part(layout: JobFiles, unit: int, labels: pa.Array) -> bool:
         labels: of its inputs; pictures of inputs that are left out become zeros, which nobody reads.
     """
     shard = layout.shard(unit)
+    # By its own headers: where a job was killed between the two renames, the index beside a shard is that of another.
     try:
-        samples = read_index(shard.with_suffix(".idx"), shard.stat().st_size)
-    except (OSError, UserError):
-        samples = []
-    members = {member.name: member for sample in samples for member in sample}
+        members = {found.name: found for found in walk_tar(shard) if isinstance(found, Entry)}
+    except UserError:  # it is not there, or not a tar
+        members = {}
     table = read_statistics(layout.statistics(unit), ["position", "sizes", "extensions"], STATISTICS)
     columns = (table[name].to_pylist() for name in ("position", "sizes", "extensions"))
     wanted = []

@@ -47,10 +47,12 @@ def run_job(out: Path, options: JobOptions, engine: Engine, progress: StageBars,
         tries: how often a failing unit is tried before it is set aside.
 
     Raises:
-        UserError: another job works on `out`, or the job in `out` has other options.
+        UserError: another job works on `out`, the job in `out` has other options, or it is no place for a new one.
         WorkError: the disk is full, nothing succeeds, or units had to be set aside (the set is complete without them).
     """
-    layout = JobFiles(out)
+    layout = JobFiles(out.absolute())  # workers may be in another directory
+    if not layout.plan.exists():
+        _refuse_others(layout, options.source.path)
     with _full_disk_said(layout), _alone(layout):
         return finish_job(open_plan(layout, options), engine, progress, tries)
 
@@ -59,7 +61,7 @@ def open_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
     """The plan in `layout`, made if there is none. The caller holds the lock.
 
     Raises:
-        UserError: the plan has other options, or no job made the set in the directory.
+        UserError: the plan has other options.
     """
     if layout.plan.exists():
         plan = JobPlan(layout)
@@ -69,8 +71,6 @@ def open_plan(layout: JobFiles, options: JobOptions) -> JobPlan:
                 f"or go on with the options it has: headcount prep resume {layout.out}"
             )
         return plan
-    if (layout.out / MANIFEST_NAME).exists():
-        raise UserError(f"{layout.out}: holds a set already, made by something else; use another OUT")
     return make_plan(layout, options)
 
 
@@ -96,15 +96,16 @@ def resume_job(
         UserError: there is no job, or another process works on it.
         WorkError: as `run_job`.
     """
-    layout = JobFiles(out)
+    layout = JobFiles(out.absolute())
     JobPlan(layout)
     with _full_disk_said(layout), _alone(layout):
         plan = JobPlan(layout)
         if retry and (again := [unit for unit in range(plan.units) if layout.set_aside(unit).exists()]):
-            (out / MANIFEST_NAME).unlink(missing_ok=True)
+            (layout.out / MANIFEST_NAME).unlink(missing_ok=True)
             for unit in again:
                 layout.set_aside(unit).unlink()
         if unreachable:
+            stop_left_over(layout.arrays)  # whose workers may be at units that are done again
             retry_unreachable(plan, engine, progress, tries)
         return finish_job(plan, engine, progress, tries)
 
@@ -224,6 +225,20 @@ def _conclude(plan: JobPlan, manifest: Manifest) -> Manifest:
     for unit in range(plan.units):
         layout.part(unit).unlink(missing_ok=True)
     return manifest
+
+
+def _refuse_others(layout: JobFiles, source: Path) -> None:
+    """Refuse an output without a job that has files of others: those of a set would be overwritten and deleted.
+
+    An output in a folder of photos is refused, too: the next job on the folder would take crops for photos.
+    """
+    place, target = source.resolve(), layout.out.resolve()
+    if place == target or place in target.parents:
+        raise UserError(f"OUT {layout.out} is the source {source}, or lies in it; use an OUT beside it")
+    if (layout.out / MANIFEST_NAME).exists():
+        raise UserError(f"{layout.out}: holds a set already, made by something else; use another OUT")
+    if found := next(layout.out.glob("x-*.tar"), None):
+        raise UserError(f"{layout.out}: holds a shard already, {found.name}, and no job; use another OUT")
 
 
 def _alone(layout: JobFiles) -> AbstractContextManager[None]:

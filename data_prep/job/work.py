@@ -9,6 +9,7 @@ bytes.
 import hashlib
 import json
 import mmap
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from data_prep.job.plan import UNITS, JobFiles, JobOptions, JobPlan
 from data_prep.job.unit_files import read_statistics
 from data_prep.shards import ShardWriter
-from data_prep.sources.base import Raw, Reader, Row
+from data_prep.sources.base import MAX_FILE_BYTES, Raw, Reader, Row
 from data_prep.transforms import Crop, Made, NamedProcess
 from dist_train.data.reject import STORAGE_REASONS, Reject
 from dist_train.errors import WorkError
@@ -29,6 +30,7 @@ from dist_train.runtime.written import write_json, written
 
 DIGEST_BYTES = 16
 LEFT_OUT = -1  # stands for a label where the input is left out
+_HELD_BYTES = MAX_FILE_BYTES  # of photos that are handed to a transform at once; usual ones stay below it
 
 STATISTICS = pa.schema(
     [
@@ -60,7 +62,7 @@ class MakeUnit:
     def __init__(self, out: Path, options: JobOptions | None = None, units: str = UNITS) -> None:
         self.out = out
         self._options = options
-        self._units = units
+        self.units = units
         self._opened: tuple[JobPlan, Reader, NamedProcess] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class MakeUnit:
             WorkError: the source's storage or the disk failed.
         """
         if self._opened is None:
-            plan = JobPlan(JobFiles(self.out, self._units), self._options)
+            plan = JobPlan(JobFiles(self.out, self.units), self._options)
             self._opened = plan, plan.options.source.reader(), plan.options.transform.open_in(plan.layout.home)
         plan, reader, process = self._opened
         started = time.perf_counter()
@@ -151,17 +153,56 @@ def write_table(table: pa.Table, path: Path) -> None:
 def _outcomes(
     rows: list[Row], reader: Reader, process: NamedProcess, options: JobOptions
 ) -> Iterator[tuple[Row, Raw | Reject, Made]]:
-    for start in range(0, len(rows), options.transform.batch):
-        chunk = rows[start : start + options.transform.batch]
+    for group in _read(rows, reader, options.transform.batch):
+        there = [(raw.data, options.source.text(row.location)) for row, raw in group if isinstance(raw, Raw)]
+        made = iter(process([data for data, _ in there], [name for _, name in there]))
+        for row, raw in group:
+            yield row, raw, (next(made) if isinstance(raw, Raw) else raw)
+
+
+def _read(rows: list[Row], reader: Reader, batch: int) -> Iterator[list[tuple[Row, Raw | Reject]]]:
+    """Rows with what is read of them, in groups of `batch`, or of fewer that are large.
+
+    Where a group ends follows from the photos alone, so that every worker makes the same bytes of them.
+
+    Raises:
+        WorkError: the source's storage failed, or is lost.
+    """
+    group: list[tuple[Row, Raw | Reject]] = []
+    at = held = 0
+    while at < len(rows):
+        part = rows[at : at + min(reader.at_once, batch - len(group))]
         try:
-            raws = reader.read_named(chunk)
+            raws = reader.read_named(part)
         except OSError as error:
             raise WorkError(f"the source's storage fails: {error}") from error
-        there = [(raw.data, row) for row, raw in zip(chunk, raws, strict=True) if isinstance(raw, Raw)]
-        names = [options.source.text(row.location) for _, row in there]
-        made = iter(process([data for data, _ in there], names))
-        for row, raw in zip(chunk, raws, strict=True):
-            yield row, raw, (next(made) if isinstance(raw, Raw) else raw)
+        _refuse_lost(part, raws, reader)
+        group += zip(part, raws, strict=True)
+        at += len(part)
+        held += sum(len(raw.data) for raw in raws if isinstance(raw, Raw))
+        if len(group) == batch or held >= _HELD_BYTES or at == len(rows):
+            yield group
+            group, held = [], 0
+
+
+def _refuse_lost(rows: list[Row], raws: list[Raw | Reject], reader: Reader) -> None:
+    """Tell a storage that is lost from photos that are: of a mount that went away no folder is left, or an empty one.
+
+    Raises:
+        WorkError: a row cannot be read, and nothing is left in the folder below which it was listed.
+    """
+    for row, raw in zip(rows, raws, strict=True):
+        root = reader.root(row) if isinstance(raw, Reject) and raw.reason in STORAGE_REASONS else None
+        if root is not None and not _holds_anything(root):
+            raise WorkError(f"the source's storage is lost: nothing is left in {os.fsdecode(root)}")
+
+
+def _holds_anything(folder: bytes) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is not None
+    except OSError:
+        return False
 
 
 def _note(statistics: dict[str, list[Any]], plan: JobPlan, row: Row, raw: Raw | Reject, made: Made) -> None:

@@ -158,7 +158,8 @@ def check_there(folder: Path, contents: Contents) -> None:
             raise UserError(f"{folder}: {shown_name(entry.path)}: the name is not UTF-8 text; rename it")
         there[entry.path] = (folder / entry.path).is_file()
     if not there:
-        raise UserError(f"{folder}: no picture in it; download or unpack the set again")
+        told = "".join(f"; left out: {count:,} {what}" for what, count in contents.left_out.items())
+        raise UserError(f"{folder}: no picture in it{told}; download or unpack the set again")
     paired = {photo for pairs in contents.pairs.values() for pair in pairs for photo in (pair.left, pair.right)}
     there |= dict.fromkeys(sorted(paired - there.keys()), False)
     if missing := [path for path, found in there.items() if not found]:

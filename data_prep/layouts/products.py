@@ -1,18 +1,22 @@
 """Sets of products: Stanford Online Products, In-shop Clothes, and any folder of folders."""
 
+import os
 from pathlib import Path
 
 from data_prep.layouts.layout import (
     ALL,
     GALLERY,
     PROBE,
+    SUFFIXES,
     TEST,
     TRAIN,
     Contents,
     Entry,
     Layout,
+    folders_in,
     inside,
     of_folders,
+    pictures_in,
     rows_of,
 )
 from dist_train.errors import UserError
@@ -47,8 +51,21 @@ def read_inshop(folder: Path) -> Contents:
 
 
 def read_folders(folder: Path) -> Contents:
-    """A folder with a folder of pictures for each identity."""
-    return Contents(of_folders(folder, ".", ALL))
+    """A folder with a folder of pictures for each identity; pictures at other depths are left out."""
+    loose = len(pictures_in(folder, "."))
+    deeper = sum(_deeper(folder / identity) for identity in folders_in(folder, "."))
+    left_out = {"pictures in no identity's folder": loose, "pictures deeper than an identity's folder": deeper}
+    return Contents(of_folders(folder, ".", ALL), left_out={what: count for what, count in left_out.items() if count})
+
+
+def _deeper(identity: Path) -> int:
+    """Number of pictures in the folders that an identity's folder has."""
+    count = 0
+    for here, folders, names in os.walk(identity):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if here != str(identity):
+            count += sum(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in names)
+    return count
 
 
 SOP = Layout("sop", ("Ebay_train.txt", "Ebay_test.txt"), read_sop)

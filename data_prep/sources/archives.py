@@ -16,6 +16,7 @@ from dist_train.data.tar_folder import refuse_other_inputs, tars_in
 from dist_train.data.tar_samples import read_photos
 from dist_train.data.tars import LeftOut
 from dist_train.errors import UserError
+from dist_train.runtime.distinct import distinct
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class RecSource(Source):
     """A source in InsightFace's form: `train.rec` with `train.idx` beside it, or without, when the file is scanned.
 
     The identity is the label's number, known when a record is read. Damaged records are listed, and rejected with
-    number and offset when they are read.
+    number and offset when they are read; an index that lacks records is refused.
     """
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -134,6 +135,10 @@ class TarReader(Reader):
         """Content and identity of each member."""
         return [self._read(row) for row in rows]
 
+    def root(self, row: Row) -> bytes:
+        """The folder of the tars."""
+        return os.fsencode(self._folder)
+
     def _read(self, row: Row) -> Raw | Reject:
         tar, _, *rejected = row.location.split(b"\0")
         if rejected:
@@ -197,6 +202,16 @@ def _indexed(rec: RecFile, index_path: Path) -> Iterator[pa.RecordBatch]:
             stop -= 1
         chosen = (numbers >= start) & (numbers < stop)
         numbers, offsets, sizes = numbers[chosen], offsets[chosen], sizes[chosen]
+        if (missing := stop - start - len(distinct(numbers))) > 0:
+            raise UserError(
+                f"{index_path}: {missing:,} of {stop - start:,} image records are not in it; move it away to have "
+                f"{rec.path.name} scanned"
+            )
+    elif (end := rec.more_behind(offsets)) is not None:
+        raise UserError(
+            f"{index_path}: records behind byte {end} of {rec.path.name} are not in it: it is cut off; move it away to "
+            f"have {rec.path.name} scanned"
+        )
     for at in range(0, len(numbers), BATCH_ROWS):
         part = slice(at, at + BATCH_ROWS)
         locations = [b"%d" % number for number in numbers[part].tolist()]

@@ -50,9 +50,11 @@ class Reader(ABC):
 
     Attributes:
         nameless: reason of the reject of an input without an identity, for people.
+        at_once: rows that are worth reading together; 1 where each is read by itself.
     """
 
     nameless: ClassVar[str]
+    at_once: ClassVar[int] = 1
 
     @abstractmethod
     def read(self, rows: Sequence[Row]) -> list[Raw | Reject]:
@@ -68,6 +70,10 @@ class Reader(ABC):
             Reject(NO_IDENTITY, self.nameless) if isinstance(raw, Raw) and raw.identity is None else raw
             for raw in self.read(rows)
         ]
+
+    def root(self, row: Row) -> bytes | None:
+        """The folder below which a row was listed; None where it was in none that this reader reads files of."""
+        return None
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing
         """Close all files."""

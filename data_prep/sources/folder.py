@@ -53,6 +53,10 @@ class FileReader(Reader):
         """Content of each file."""
         return [self._read(row) for row in rows]
 
+    def root(self, row: Row) -> bytes:
+        """The folder of the source."""
+        return self._root
+
     def _read(self, row: Row) -> Raw | Reject:
         data = read_file(os.path.join(self._root, row.location))
         return data if isinstance(data, Reject) else Raw(data, row.identity)

@@ -25,6 +25,7 @@ _HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 _LENGTH_BITS = 29
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _MAX_LABELS = 1 << 16  # a larger flag is damage
+_MOST_AT_ONCE = 1 << 20  # bytes of the first read: an index that lacks lines makes records look larger than they are
 
 
 class RecordError(ValueError):
@@ -92,7 +93,7 @@ class RecFile:
         Args:
             number: number of the record, for messages.
             offset: byte offset of its start.
-            size: bytes to read at once; a hint, the record may be shorter or longer.
+            size: bytes to read at once, at most 1 MiB; a hint, the record may be shorter or longer.
 
         Raises:
             RecordError: there is no whole record at `offset`.
@@ -105,7 +106,7 @@ class RecFile:
     def _payload(self, offset: int, size: int) -> bytes:
         if not 0 <= offset < self.size:
             raise RecordError(f"the file has {self.size} bytes")
-        buffer = os.pread(self._fd, max(size, _PART.size), offset)
+        buffer = os.pread(self._fd, min(max(size, _PART.size), _MOST_AT_ONCE), offset)
         flag, length = self._part(buffer, offset)
         if len(buffer) < _PART.size + length:
             buffer = self._whole(offset, length)
@@ -150,6 +151,15 @@ class RecFile:
                 yield RecordPlace(number, offset, end - offset, damage)
                 number += 1
                 offset = end
+
+    def more_behind(self, offsets: np.ndarray) -> int | None:
+        """Where a record begins behind the last one of `offsets`; None where none does, or damage hides it."""
+        inside = offsets[(offsets >= 0) & (offsets < self.size)]
+        if not len(inside):
+            return None
+        with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as view:
+            end, damage = _walk(view, int(inside.max()), self.size)
+            return end if not damage and view[end : end + len(_MAGIC_BYTES)] == _MAGIC_BYTES else None
 
 
 def parse_record(payload: bytes) -> Record:
@@ -199,7 +209,8 @@ def read_rec_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def indexed_places(rec: RecFile, index_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers, offsets and sizes (int64) of the records in a `train.idx`, in its order.
 
-    A size reaches to the next offset or to the end of the file: never less than the record, so that one read suffices.
+    A size reaches to the next offset or to the end of the file: never less than the record, so that one read suffices
+    for all but large ones.
     """
     numbers, offsets = read_rec_index(index_path)
     ordered = np.unique(offsets)

@@ -115,6 +115,7 @@ class TableReader(Reader):
     """A reader of paths from disk and of addresses by fsspec; the addresses of a batch are fetched at the same time."""
 
     nameless = "its identity is empty"
+    at_once = 2 * _FETCHES_AT_ONCE
 
     def __init__(self, root: Path) -> None:
         self._root = os.fsencode(root)
@@ -128,6 +129,10 @@ class TableReader(Reader):
         """See `Reader`; rows without an identity are not fetched."""
         named = iter(self.read([row for row in rows if row.identity]))
         return [next(named) if row.identity else _wrong_with(row) or Reject(NO_IDENTITY, self.nameless) for row in rows]
+
+    def root(self, row: Row) -> bytes | None:
+        """The table's folder, for paths that start there."""
+        return None if _is_address(row.location) or os.path.isabs(row.location) else self._root
 
     def _one(self, row: Row, fetched: dict[bytes, bytes | Reject]) -> Raw | Reject:
         address = _is_address(row.location)

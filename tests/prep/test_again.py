@@ -1,12 +1,17 @@
 """`headcount prep resume --retry-unreachable`: photos that can be reached now join the set, and none is lost."""
 
+import pyarrow as pa
 import pytest
 
+from data_prep.engines.queue import UnitQueue
+from data_prep.job.again import restore_part
 from data_prep.job.plan import JobFiles, JobOptions
 from data_prep.job.progress import StageBars
 from data_prep.job.run import resume_job
+from data_prep.job.work import LEFT_OUT
 from data_prep.sources import tables
 from data_prep.sources.open import open_source
+from dist_train.data.index import format_index, read_index
 from tests.prep.jobs import InProcess, content, identities, rejects, run
 from tests.prep.standin import Upper
 
@@ -136,6 +141,48 @@ def test_pictures_that_were_restored_for_other_labels_are_never_sealed(tmp_path,
     host.down = set()
     again(tmp_path / "set")
     assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+class FromQueue(InProcess):
+    """An engine whose worker finds its task in a queue, as one of an array of Slurm does."""
+
+    def __init__(self, home):
+        super().__init__()
+        self.home = home
+
+    def run(self, task, units):
+        queue = UnitQueue.create(self.home / f"{len(self.units)}", task, units)
+        yield from super().run(queue.task(), units)
+
+
+def test_workers_of_a_queue_do_units_again_beside_the_old_ones(tmp_path, host):
+    run(tmp_path / "whole", job(tmp_path))
+    host.down = {EVERY[3], EVERY[17]}
+    run(tmp_path / "set", job(tmp_path))
+    before = content(tmp_path / "set")
+    host.down = set(EVERY) - {EVERY[3]}
+    resume_job(tmp_path / "set", FromQueue(tmp_path / "lost"), StageBars(quiet=True), unreachable=True)
+    assert content(tmp_path / "set") == before
+    host.down = set()
+    resume_job(tmp_path / "set", FromQueue(tmp_path / "found"), StageBars(quiet=True), unreachable=True)
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+def test_pictures_are_taken_out_of_a_shard_by_its_own_headers_whatever_index_lies_beside_it(tmp_path, host):
+    """As where a job is killed between the renames of a new index and of its shard."""
+    run(tmp_path / "set", job(tmp_path))
+    files = JobFiles(tmp_path / "set")
+    labels = pa.ipc.open_file(files.labels).get_batch(0).column("label").to_pylist()
+    without_the_first = pa.array([LEFT_OUT, *labels[1:]])
+    assert restore_part(files, 0, without_the_first)
+    right = files.restored(0).read_bytes()
+    assert b"PHOTO" in right
+    index = files.shard(0).with_suffix(".idx")
+    first, *others = read_index(index, files.shard(0).stat().st_size)
+    moved = others[0][0].offset - first[0].offset
+    index.write_text(format_index([[m._replace(offset=m.offset - moved) for m in each] for each in others]))
+    assert restore_part(files, 0, without_the_first)
+    assert files.restored(0).read_bytes() == right
 
 
 class Killed(BaseException):

@@ -94,6 +94,25 @@ def test_other_options_on_the_same_output_are_refused_with_both_values(tmp_path)
         run("align", source, tmp_path / "set", "--keep", "--min-images", 2)
 
 
+@pytest.mark.parametrize("below", ["", "set"])
+def test_an_output_that_is_the_source_or_lies_in_it_is_refused(tmp_path, below):
+    source = folders(tmp_path / "photos", people=1, each=1)
+    with pytest.raises(UserError, match=r"OUT .* is the source .*photos, or lies in it; use an OUT beside it"):
+        run("align", source, source / below, "--keep", "--workers", 1)
+    assert not list(source.rglob(".prep"))
+
+
+def test_a_source_of_tars_is_not_written_over(tmp_path):
+    run("align", folders(tmp_path / "photos", people=1, each=2), tmp_path / "set", "--keep", "--workers", 1)
+    (tmp_path / "tars").mkdir()
+    tar = (tmp_path / "set" / "x-000000.tar").rename(tmp_path / "tars" / "x-000000.tar")
+    before = tar.read_bytes()
+    for source, message in ((tar.parent, "is the source"), (tar, r"holds a shard already, x-000000\.tar, and no job")):
+        with pytest.raises(UserError, match=message):
+            run("align", source, tar.parent, "--keep", "--min-images", 9, "--workers", 1)
+        assert {path: path.read_bytes() for path in tar.parent.iterdir()} == {tar: before}
+
+
 def test_sources_that_are_none_are_named(tmp_path):
     with pytest.raises(UserError, match="none: not there"):
         run("align", tmp_path / "none", tmp_path / "set")

@@ -1,9 +1,11 @@
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -289,11 +291,14 @@ def test_a_lost_source_sets_units_aside_instead_of_rejecting_every_photo(tmp_pat
 
     class Unplugged(InProcess):
         def run(self, task, units):
-            (tmp_path / "photos").rename(tmp_path / "elsewhere")
+            root.rename(tmp_path / "elsewhere")
+            (root / "other").mkdir(parents=True)
             try:
                 yield from super().run(task, units)
             finally:
-                (tmp_path / "elsewhere").rename(tmp_path / "photos")
+                (root / "other").rmdir()
+                root.rmdir()
+                (tmp_path / "elsewhere").rename(root)
 
     with pytest.raises(
         WorkError, match="no unit of 6 could be made; the first: WorkError: none of 10 inputs can be read"
@@ -301,6 +306,71 @@ def test_a_lost_source_sets_units_aside_instead_of_rejecting_every_photo(tmp_pat
         run(tmp_path / "out", options(root), Unplugged())
     run(tmp_path / "out", options(root))
     assert rejects(tmp_path / "out") == {}
+
+
+class Losing(Upper):
+    """Moves the photos away when it is handed the first ones; `stays` says whether an empty folder is left of them."""
+
+    root: Path
+    stays: bool
+
+    def _process(self, batch):
+        elsewhere = self.root.with_name("elsewhere")
+        if not elsewhere.exists():
+            elsewhere.mkdir()
+            self.root.rename(elsewhere / "photos")
+            if self.stays:
+                self.root.mkdir()
+        return super()._process(batch)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_source_that_is_lost_in_the_middle_of_a_unit_rejects_nothing(tmp_path, stays):
+    root = photos(tmp_path / "photos")
+    opts = options(root, Losing(root=root, stays=stays))
+    with pytest.raises(WorkError, match=r"no unit of 6 could be made; .*: the source's storage is lost"):
+        run(tmp_path / "out", opts)
+    if stays:
+        root.rmdir()
+    (tmp_path / "elsewhere" / "photos").rename(root)
+    run(tmp_path / "out", opts)
+    assert rejects(tmp_path / "out") == {}
+
+
+def test_large_photos_are_handed_over_before_they_fill_the_memory(tmp_path, monkeypatch):
+    root = photos(tmp_path / "photos")
+    handed = []
+
+    class Weighing(Upper):
+        def _process(self, batch):
+            handed.append(sum(map(len, batch)))
+            return super()._process(batch)
+
+    run(tmp_path / "usual", options(root, Weighing(batch=5)))
+    assert max(handed) == 5 * len(b"photo 0 0")
+    handed.clear()
+    monkeypatch.setattr("data_prep.job.work._HELD_BYTES", 2 * len(b"photo 0 0"))
+    run(tmp_path / "large", options(root, Weighing(batch=5)))
+    assert max(handed) == 2 * len(b"photo 0 0")
+    assert content(tmp_path / "large") == content(tmp_path / "usual")
+
+
+def test_workers_in_another_directory_find_an_output_that_was_given_from_here(reference, tmp_path, monkeypatch):
+    root, out = reference
+
+    class Elsewhere(InProcess):
+        def run(self, task, units):
+            with contextlib.chdir(root):
+                outcomes = list(super().run(task, units))
+            yield from outcomes
+
+    monkeypatch.chdir(tmp_path)
+    run(Path("out"), options(root), Elsewhere())
+    assert content(tmp_path / "out") == content(out)
+    for name in ("manifest.json", ".prep/shards/000000.json"):
+        (tmp_path / "out" / name).unlink()
+    resume_job(Path("out"), Elsewhere(), StageBars(quiet=True))
+    assert content(tmp_path / "out") == content(out)
 
 
 def test_old_labels_stay_when_identities_are_added(reference, tmp_path):

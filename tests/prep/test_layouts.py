@@ -225,9 +225,8 @@ def test_labels_are_those_of_the_lists_and_bytes_are_the_same_every_time(tmp_pat
     _, _, labels = read_set(tmp_path / "one" / "test")
     assert labels["query/0001_c1s1_001051_00.jpg"] == labels["bounding_box_test/0001_c2s1_000301_00.jpg"] == "0001"
     import_set(root, tmp_path / "again", LAYOUTS["market"])
-    for path in sorted((tmp_path / "one").rglob("*")):
-        if path.is_file():
-            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "one")).read_bytes()
+    for path in filter(Path.is_file, (tmp_path / "one").rglob("*")):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
 def test_pictures_are_copied_as_they_are_or_scaled_to_squares(tmp_path):
@@ -239,8 +238,7 @@ def test_pictures_are_copied_as_they_are_or_scaled_to_squares(tmp_path):
         sample = samples.sample(0)
         assert sample.image.tobytes() == (root / sample.record["source"]).read_bytes()
     assert load_manifest(tmp_path / "copied" / "test").image_size == 14
-    made = import_set(root, tmp_path / "scaled", LAYOUTS["sop"], "resize", 24, shard=3)
-    assert made.oblong == 0
+    assert import_set(root, tmp_path / "scaled", LAYOUTS["sop"], "resize", 24, shard=3).oblong == 0
     manifest = load_manifest(tmp_path / "scaled" / "train")
     assert (manifest.image_size, [shard.samples for shard in manifest.shards]) == (24, [3, 1])
     with StoredSet(tmp_path / "scaled" / "train") as samples:
@@ -252,10 +250,12 @@ def test_a_folder_of_two_layouts_or_of_none_is_refused(tmp_path):
     write_market(tmp_path / "both")
     with pytest.raises(UserError, match=r"looks like sop \(Ebay_train.txt\) and market \(bounding_box_train\); "):
         find_layout(tmp_path / "both")
-    put(tmp_path / "none", "ann/1.jpg")
+    put(tmp_path / "none", "ann/1.jpg", "ann/old/2.jpg", "ann/old/more/3.jpg", "loose.jpg")
     with pytest.raises(UserError, match=r"of no known layout \(sop: Ebay_train.txt or .*--layout folders"):
         find_layout(tmp_path / "none")
-    assert find_layout(tmp_path / "none", "folders").read(tmp_path / "none").entries[0].identity == "ann"
+    found = find_layout(tmp_path / "none", "folders").read(tmp_path / "none")
+    assert [(entry.path, entry.identity) for entry in found.entries] == [("ann/1.jpg", "ann")]
+    assert found.left_out == {"pictures in no identity's folder": 1, "pictures deeper than an identity's folder": 2}
     with pytest.raises(UserError, match="--layout 'imagenet': expected one of sop, inshop, "):
         find_layout(tmp_path / "none", "imagenet")
 

@@ -108,7 +108,19 @@ class Attack:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.parametrize("text", ['{"task": "os.mkdir", "out": "x"}', "[" * 100_000, "5", "{", '{"task": "make"}', ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"task": "os.mkdir", "out": "x"}',
+        "[" * 100_000,
+        "5",
+        "{",
+        '{"task": "make"}',
+        '{"task": "make", "out": "x"}',
+        '{"task": "make", "out": "x", "units": "../../other"}',
+        "",
+    ],
+)
 def test_a_queue_that_somebody_changed_has_no_task(queue, tmp_path, text):
     (queue.directory / "task.pickle").write_bytes(pickle.dumps(Attack(tmp_path / "mark")))
     (queue.directory / "task.json").write_text(text)

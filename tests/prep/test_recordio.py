@@ -20,11 +20,18 @@ def test_a_scan_finds_every_record_with_its_picture_and_label(tmp_path):
     assert all(len(r.labels) == 2 and not r.data for r in records[13:])
 
 
-@pytest.mark.parametrize("hint", [0, 8, 64, 10**6])
+@pytest.mark.parametrize("hint", [0, 8, 64, 10**6, 2**50])
 def test_a_record_is_read_whatever_the_size_hint(tmp_path, hint):
     offsets = write_rec(tmp_path, PICTURES)
     with RecFile(tmp_path / "train.rec") as rec:
         assert rec.read(5, offsets[5], hint).data == PICTURES[4][1]
+
+
+def test_a_record_larger_than_the_first_read_is_whole(tmp_path):
+    data = b"x" * (3 << 20)
+    write_rec(tmp_path, [(0.0, data)], header=False)
+    with RecFile(tmp_path / "train.rec") as rec:
+        assert rec.read(0, 0, rec.size).data == data
 
 
 def test_a_payload_with_the_magic_number_inside_is_joined_again(tmp_path):

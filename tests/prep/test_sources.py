@@ -198,6 +198,29 @@ class TestRec:
         assert f"record 4 at offset {offsets[4]}" in found["train.rec#4"].detail
         assert found["train.rec#3"] == Raw(self.PICTURES[2][1], "1")
 
+    @pytest.mark.parametrize(
+        ("header", "message"),
+        [
+            (True, r"4 of 8 image records are not in it; move it away to have train\.rec scanned"),
+            (False, r"records behind byte \d+ of train\.rec are not in it: it is cut off; move it away"),
+        ],
+    )
+    def test_an_index_that_was_cut_off_is_refused_and_the_way_out_works(self, tmp_path, header, message):
+        write_rec(tmp_path, self.PICTURES, header=header)
+        index = tmp_path / "train.idx"
+        index.write_text("".join(index.read_text().splitlines(keepends=True)[:5]))
+        with pytest.raises(UserError, match=message):
+            rows_of(open_source(tmp_path))
+        index.unlink()
+        assert len(rows_of(open_source(tmp_path))) == 8
+
+    @pytest.mark.parametrize("header", [True, False])
+    def test_an_index_in_another_order_and_numbers_with_gaps_are_taken_as_they_are(self, tmp_path, header):
+        offsets = write_rec(tmp_path, self.PICTURES, header=header)
+        lines = [f"{n if header else 3 * n + 7}\t{offset}\n" for n, offset in enumerate(offsets)]
+        (tmp_path / "train.idx").write_text("".join(lines[5:] + lines[:5][::-1]))
+        assert len(rows_of(open_source(tmp_path))) == 8
+
     def test_labels_that_are_no_numbers_of_classes_and_missing_pictures_are_rejected(self, tmp_path):
         write_rec(tmp_path, [(float("nan"), b"x"), (1.5, b"x"), (-1.0, b"x"), (0.0, b""), (3.0, b"x")], header=False)
         found = list(read(RecSource(path=tmp_path / "train.rec")).values())
@@ -267,6 +290,15 @@ class TestTar:
         (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" + b"z" * 3000)
         with pytest.raises(UserError, match=r"a\.tar: not an uncompressed tar: it is compressed by gzip"):
             rows_of(TarSource(path=tmp_path / "a.tar"))
+
+
+def test_only_rows_that_lie_in_a_folder_of_the_source_have_a_root(tmp_path):
+    def roots(source, *locations):
+        return [source.reader().root(Row(0, location, 0, 0, "a")) for location in locations]
+
+    here = os.fsencode(tmp_path)
+    assert roots(TableSource(path=tmp_path / "t.csv"), b"a.jpg", b"/a.jpg", b"http://h/a.jpg") == [here, None, None]
+    assert roots(TarSource(path=tmp_path / "a.tar"), b"a.tar\0a.jpg") == [here]
 
 
 def test_the_kind_of_source_is_seen_from_what_lies_there(tmp_path):
