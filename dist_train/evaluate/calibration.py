@@ -159,10 +159,13 @@ def read_calibration(path: Path, owner: Owner) -> Calibration:
         raise UserError(
             f"--calibration {path}: {first_fault(error)}; expected figures by `headcount eval --json`"
         ) from error
-    own = [each for each in figures if owner.owns(each.model_sha256)]
+    # What was measured of an exported file itself comes before what was measured of the run that it is from.
+    own = [each for each in figures if each.model_sha256 == owner.digest] or [
+        each for each in figures if owner.owns(each.model_sha256)
+    ]
     if not own:
         raise UserError(f"--calibration {path}: {_of_others(figures, owner)}")
-    found = [
+    measured = [
         Calibration(
             model.model_sha256 or "",
             each.set,
@@ -175,6 +178,8 @@ def read_calibration(path: Path, owner: Owner) -> Calibration:
         for model in own
         for each in model.all_pairs
     ]
+    # A model that was named twice is there twice.
+    found = list({(each.model_sha256, each.set, each.flip, each.operating_points): each for each in measured}.values())
     if not found:
         raise UserError(
             f"--calibration {path}: no operating points in it; measure them on all pairs of a set: headcount eval "

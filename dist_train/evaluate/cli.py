@@ -1,6 +1,6 @@
 """`headcount eval`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from dist_train.evaluate.config import EvaluateConfig
     from dist_train.evaluate.models import Model
     from dist_train.evaluate.tables import ModelScores
+
+_BATCH, _DEVICE = 64, "auto"  # by default
 
 
 def evaluate(
@@ -76,9 +78,9 @@ def evaluate(
     ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="file for the figures as JSON")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="file for an HTML report")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=8192, help="pictures in one forward pass of a rank")] = _BATCH,
     flip: Annotated[bool, typer.Option(help="whether the mirrored picture's embedding is added")] = True,
-    device: Annotated[str, typer.Option(help="where the model runs: auto, cpu or cuda")] = "auto",
+    device: Annotated[str, typer.Option(help="where the model runs: auto, cpu or cuda")] = _DEVICE,
     input_range: RangeOption = None,
     input_mean: MeanOption = None,
     input_std: StdOption = None,
@@ -142,8 +144,32 @@ def evaluate(
     if report is not None:
         require("report", "--report")
     if fuse:
-        if models or sets or knn or retrieval or all_pairs or distractors or pairs or by or quality:
-            raise UserError("--fuse judges files of embeddings alone; leave models, sets and what is asked of sets out")
+        _refuse_beside_fuse(
+            {
+                "MODELS": models,
+                "--sets": sets,
+                "--distractors": distractors,
+                "--knn": knn,
+                "--retrieval": retrieval,
+                "--all-pairs": all_pairs,
+                "--pairs": pairs,
+                "--by": by,
+                "--quality": quality,
+                "--ignore-same": ignore_same,
+                "--rerank": rerank,
+                "--no-flip": not flip,
+                "--batch-size": batch_size != _BATCH,
+                "--device": device != _DEVICE,
+                "--templates": templates != TemplateWeights.SCORE,
+                "--input-range": input_range,
+                "--input-mean": input_mean,
+                "--input-std": input_std,
+                "--input-color": input_color,
+                "--input-size": input_size,
+                "--output": output,
+                "a second --fmr": len(fmr or []) > 1,
+            }
+        )
         evaluate_files(fuse, (fmr or [DEFAULT_FMR])[0], json_path, report)
         return
     if fmr and not (by or quality):
@@ -194,6 +220,18 @@ def evaluate(
         leave_ranks(ranks)
 
 
+def _refuse_beside_fuse(asked: Mapping[str, object]) -> None:
+    """Refuse what says how pictures are embedded, or on which sets: with files of embeddings that is settled.
+
+    Raises:
+        UserError: on what was asked for, by name.
+    """
+    from dist_train.errors import UserError
+
+    if given := [name for name, value in asked.items() if value]:
+        raise UserError(f"--fuse judges files of embeddings alone, at one --fmr; leave {', '.join(given)} out")
+
+
 def _named(models: list["Model"]) -> list["Model"]:
     """Models whose names are told apart."""
     from dataclasses import replace
@@ -214,11 +252,18 @@ def _by_kind(
     pairs: Path | None = None,
     whole: Sequence[Path] = (),
 ) -> "EvaluateConfig":
-    """The sets as a recipe names them; what a path is shows in its name and in what lies there."""
+    """The sets as a recipe names them; what a path is shows in its name and in what lies there.
+
+    Raises:
+        UserError: no such set, options that do not go together, or that a recipe could not have either.
+    """
+    from pydantic import ValidationError
+
     from dist_train.errors import UserError
     from dist_train.evaluate.config import AllPairsConfig, DistractorConfig, EvaluateConfig, RetrievalConfig
     from dist_train.evaluate.ijb_layout import ijb_kind
     from dist_train.evaluate.sets import has_roles
+    from dist_train.runtime.files import first_fault
 
     files = [path for path in sets if path.suffix == ".bin" or path.is_file()]
     layouts = [path for path in sets if path not in files and ijb_kind(path)]
@@ -227,19 +272,22 @@ def _by_kind(
         wrong = "beside --distractors" if distractors else "without a directory of shards in --sets"
         raise UserError(f"--pairs {pairs} {wrong}; it lists pairs of the pictures in a set of shards")
     roles = [path for path in shards if distractors or (pairs is None and has_roles(path))]
-    return EvaluateConfig(
-        verification=tuple(files),
-        ijb=tuple(layouts),
-        identification=() if distractors else tuple(roles),
-        distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards) if distractors else (),
-        knn=tuple(knn),
-        all_pairs=(
-            *(AllPairsConfig(set=path, pairs=pairs) for path in shards if path not in roles),
-            *(AllPairsConfig(set=path) for path in whole),
-        ),
-        **own(shards),
-        retrieval=tuple(RetrievalConfig.model_validate(each) for each in retrieval),
-    )
+    try:
+        return EvaluateConfig(
+            verification=tuple(files),
+            ijb=tuple(layouts),
+            identification=() if distractors else tuple(roles),
+            distractors=tuple(DistractorConfig(set=path, strangers=distractors) for path in shards if distractors),
+            knn=tuple(knn),
+            all_pairs=(
+                *(AllPairsConfig(set=path, pairs=pairs) for path in shards if path not in roles),
+                *(AllPairsConfig(set=path) for path in whole),
+            ),
+            **own(shards),
+            retrieval=tuple(RetrievalConfig.model_validate(each) for each in retrieval),
+        )
+    except ValidationError as error:
+        raise UserError(f"what is to be evaluated: {first_fault(error)}") from error
 
 
 def _write_json(path: Path, scores: list["ModelScores"], models: list["Model"], flip: bool) -> None:

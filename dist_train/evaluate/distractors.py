@@ -23,7 +23,7 @@ from dist_train.evaluate.embeddings import embed_pictures, rank_slice
 from dist_train.evaluate.identification import CMC_RANKS, mate_pairs, paired_products
 from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sameness import warn_of_sameness
-from dist_train.evaluate.search import GALLERY_BLOCK, score_blocks
+from dist_train.evaluate.search import GALLERY_BLOCK, TIE, score_blocks
 from dist_train.evaluate.sets import ROLES, StoredSet
 from dist_train.runtime.ranks import ALONE, Ranks
 
@@ -174,7 +174,7 @@ def judge_distractors(
         distractors: their number.
     """
     rank1 = {
-        count: float((mates.score > scores[mates.row]).float().mean())
+        count: float((mates.score > scores[mates.row] + TIE).float().mean())
         for count, scores in zip(distractor_counts(distractors), best, strict=True)
     }
     found = np.bincount(places.clamp(max=CMC_RANKS).numpy(), minlength=CMC_RANKS + 1)[:CMC_RANKS]
@@ -183,8 +183,8 @@ def judge_distractors(
     for far in FARS:
         allowed = int(far * negatives * (1 + 1e-12))
         barred = float(highest[allowed]) if allowed < len(highest) else -torch.inf
-        share = float((mates.score > barred).float().mean())
-        tars[far] = TarAtFar(far, share, int((highest > barred).sum()) / negatives, negatives)
+        share = float((mates.score > barred + TIE).float().mean())
+        tars[far] = TarAtFar(far, share, int((highest > barred + TIE).sum()) / negatives, negatives)
     return DistractorResult(
         name, rank1, np.cumsum(found) / len(places), tars, len(mates.probes), searches=len(mates.score)
     )
@@ -222,7 +222,7 @@ def search_distractors(
     best = ranks.agree(search, "all")
     places = torch.cat(
         [
-            (scores.best[rows] >= score[:, None]).sum(dim=1)
+            (scores.best[rows] >= score[:, None] - TIE).sum(dim=1)
             for rows, score in zip(mates.row.split(1 << 16), mates.score.split(1 << 16), strict=True)
         ]
     )
@@ -267,14 +267,17 @@ def evaluate_distractors(
     name, other = f"set {set_dir}", f"distractors {distractor_dir}"
 
     def read() -> tuple[StoredSet, StoredSet, Tensor, Tensor | None]:
-        samples, strangers = StoredSet(set_dir), StoredSet(distractor_dir)
+        samples, strangers = StoredSet(set_dir), StoredSet(distractor_dir, labelled=False)
         labels, roles = samples.labels_and_roles()
-        if not set(roles) <= set(ROLES) and set(roles) != {None}:
-            odd = next(role for role in roles if role not in ROLES)
-            raise UserError(f"{name}: a sample has role {odd!r}; expected one of {ROLES} in all of them, or in none")
+        odd = [number for number, role in enumerate(roles) if role not in ROLES]
+        if odd and any(role is not None for role in roles):
+            raise UserError(
+                f"{name}: sample {samples.sample(odd[0]).key} has role {roles[odd[0]]!r} in its .json; expected one of "
+                f"{ROLES} in all of them, or in none"
+            )
         if not len(strangers):
             raise UserError(f"{other}: no pictures in it")
-        is_gallery = None if None in roles else torch.tensor([role == "gallery" for role in roles])
+        is_gallery = None if odd else torch.tensor([role == "gallery" for role in roles])
         return samples, strangers, torch.from_numpy(labels), is_gallery
 
     samples, strangers, labels, is_gallery = ranks.agree(read, "all")

@@ -19,8 +19,8 @@ from torch import Tensor
 from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.identification import paired_products
 from dist_train.evaluate.joining import chosen, join
-from dist_train.evaluate.operating_points import RULE_OF_THREE, just_above
-from dist_train.evaluate.pair_counts import count_pairs, order_by_identity
+from dist_train.evaluate.operating_points import notes_on_rate, threshold_at
+from dist_train.evaluate.pair_counts import order_by_identity
 from dist_train.evaluate.rates import clustered_difference
 from dist_train.evaluate.scored_pairs import genuine_pairs
 from dist_train.runtime.ranks import ALONE, Ranks
@@ -145,7 +145,7 @@ def learned_weights(files: Sequence[EmbeddedSet], pictures: np.ndarray) -> np.nd
             break
         kept = np.delete(kept, slopes.argmin())  # a file whose likeness speaks against an identity adds noise alone
     weights = np.zeros(len(files))
-    weights[kept] = np.abs(slopes) / spread[kept]
+    weights[kept] = slopes / spread[kept] if len(kept) > 1 else 1.0  # the last has it all, even if it tells nothing
     weights /= weights.sum()
     return weights
 
@@ -235,8 +235,7 @@ def evaluate_fusion(
         if not weight:
             notes.append(f"{each.name} has weight 0: beside the others it does not help to tell identities apart")
     count = len(rest)
-    if fmr * (count * (count - 1) // 2 - total) < RULE_OF_THREE:
-        notes.append(f"FMR {fmr:g} needs {RULE_OF_THREE / fmr:,.0f} impostor pairs or more; compare at a larger --fmr")
+    notes += notes_on_rate(fmr, count * (count - 1) // 2 - total)
     result = FusionResult(
         fmr,
         float(errors.sum() / total),
@@ -252,7 +251,7 @@ def evaluate_fusion(
 def _missed(one: EmbeddedSet, fmr: float, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
     """Genuine pairs, and those below the threshold of the FMR, of each identity, [I]."""
     ordered = order_by_identity(one.features, one.labels, f"the half of the identities that {one.name} is judged on")
-    threshold = just_above(count_pairs(ordered, [fmr], ranks).thresholds[fmr].barred)
+    threshold = threshold_at(ordered, fmr, ranks)
     pairs = genuine_pairs(ordered.features, torch.from_numpy(ordered.identity), ranks)
     whose, count = ordered.identity[pairs.left], len(ordered.sizes)
     below = pairs.score < np.float32(threshold)

@@ -20,8 +20,8 @@ from torch import Tensor
 from dist_train.errors import UserError
 from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.group_results import NONE, SIGNIFICANT, Differential, Group, GroupsResult
-from dist_train.evaluate.operating_points import just_above
-from dist_train.evaluate.pair_counts import count_pairs, order_by_identity
+from dist_train.evaluate.operating_points import notes_on_rate, threshold_at
+from dist_train.evaluate.pair_counts import order_by_identity
 from dist_train.evaluate.rates import Dyads, Rate, adjusted, genuine_rate, gini, higher, impostor_rate, pooled
 from dist_train.evaluate.scored_pairs import ScoredPairs, false_matches, genuine_pairs
 from dist_train.runtime.ranks import ALONE, Ranks
@@ -47,7 +47,7 @@ def evaluate_groups(embedded: EmbeddedSet, by: str, fmr: float, ranks: Ranks = A
     name = f"set {embedded.path}"
     ordered = order_by_identity(embedded.features, embedded.labels, name)
     names, group = group_values([embedded.columns[by][number] for number in ordered.order], by, name)
-    threshold = just_above(count_pairs(ordered, [fmr], ranks).thresholds[fmr].barred)
+    threshold = threshold_at(ordered, fmr, ranks)
     labels = torch.from_numpy(ordered.identity)
     genuine = genuine_pairs(ordered.features, labels, ranks)
     matches = false_matches(ordered.features, labels, threshold, ranks)
@@ -133,19 +133,20 @@ def judge_groups(
                     across_fnmr[first, names[other]] = fnmr
     everyone = pictures.sum(axis=1)
     every = np.ones(len(matches.left), bool), np.ones(len(genuine.left), bool)
+    overall = _impostor(identity, matches, every[0], everyone, everyone, True)
     compared = [each for each in inside if each.name != NONE]
     groups = (*_compared(compared), *(each for each in inside if each.name == NONE))
     return GroupsResult(
         *title,
         threshold,
-        _impostor(identity, matches, every[0], everyone, everyone, True),
+        overall,
         _genuine(identity, genuine, every[1], threshold, len(pictures)),
         groups,
         across_fmr,
         across_fnmr,
         _differential([each.fmr for each in compared]),
         _differential([each.fnmr for each in compared]),
-        tuple(_notes(groups, pictures)),
+        (*notes_on_rate(title[2], overall.pairs), *_notes(groups, pictures)),
     )
 
 

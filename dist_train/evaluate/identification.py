@@ -21,7 +21,7 @@ from dist_train.evaluate.batches import EmbedFn
 from dist_train.evaluate.embeddings import embed_pictures, rank_slice
 from dist_train.evaluate.pictures import decoding
 from dist_train.evaluate.sameness import warn_of_sameness
-from dist_train.evaluate.search import score_blocks
+from dist_train.evaluate.search import TIE, score_blocks
 from dist_train.evaluate.sets import RoleSet
 from dist_train.runtime.ranks import ALONE, Ranks
 
@@ -78,8 +78,8 @@ class SearchOutcome:
     Attributes:
         mate: cosine with the best gallery entry of the same identity, -inf without one, float32 [P].
         other: best cosine with an entry of another identity, -inf without one, float32 [P].
-        rank: place of the best mate, 1 is first; entries of other identities that score the same count as better.
-            Meaningless without a mate. int64 [P].
+        rank: place of the best mate, 1 is first; entries of other identities that score the same, to within `TIE`,
+            count as better. Meaningless without a mate. int64 [P].
     """
 
     mate: Tensor
@@ -123,6 +123,7 @@ def search_gallery(
     pair_scores = paired_products(probes, part, mate_rows, mate_columns)
     mate.scatter_reduce_(0, mate_rows, pair_scores, "amax")
     _reduce(mate, dist.ReduceOp.MAX, ranks)
+    as_good = mate - TIE  # from here on another entry counts as better
 
     better = torch.zeros(len(probes), dtype=torch.int64)
     other = torch.full((len(probes),), -torch.inf)
@@ -137,8 +138,8 @@ def search_gallery(
             scores[own_rows[inside] - rows.start, own_columns[inside]] = -torch.inf
             best = scores.amax(dim=1)
             other[rows] = torch.maximum(other[rows], best)
-            beaten = (best >= mate[rows]).nonzero().squeeze(1)  # most probes of a good model are not
-            better[beaten + rows.start] += (scores[beaten] >= mate[rows][beaten, None]).sum(dim=1)
+            beaten = (best >= as_good[rows]).nonzero().squeeze(1)  # most probes of a good model are not
+            better[beaten + rows.start] += (scores[beaten] >= as_good[rows][beaten, None]).sum(dim=1)
     _reduce(other, dist.ReduceOp.MAX, ranks)
     _reduce(better, dist.ReduceOp.SUM, ranks)
     return SearchOutcome(mate, other, better + 1)
@@ -181,8 +182,8 @@ def tpir_at_fpir(mate: np.ndarray, impostor: np.ndarray, fpirs: Sequence[float] 
     result = {}
     for fpir in fpirs:
         allowed = int(fpir * len(ranked) + 1e-9)
-        # A threshold above the first score that must not be accepted any more.
-        result[fpir] = float((mate > ranked[allowed]).mean()) if 1 <= allowed < len(ranked) else float("nan")
+        # A threshold above the first score that must not be accepted any more, and above what equals it.
+        result[fpir] = float((mate > ranked[allowed] + TIE).mean()) if 1 <= allowed < len(ranked) else float("nan")
     return result
 
 

@@ -20,6 +20,7 @@ from dist_train.evaluate.pair_counts import (
     order_by_identity,
 )
 from dist_train.evaluate.resampling import fnmr_intervals
+from dist_train.evaluate.search import TIE
 from dist_train.evaluate.thinned import PairSample
 from dist_train.runtime.ranks import ALONE, Ranks
 
@@ -106,9 +107,25 @@ def is_resolved(rate: float, pairs: int) -> bool:
     return rate * pairs * (1 + 1e-12) >= RULE_OF_THREE
 
 
+def notes_on_rate(fmr: float, pairs: int) -> list[str]:
+    """What to say of a rate that so many impostor pairs do not carry; nothing if they do."""
+    if is_resolved(fmr, pairs):
+        return []
+    needed = f"FMR {fmr:g} needs {RULE_OF_THREE / fmr:,.0f} impostor pairs or more"
+    return [f"{needed}, and there are {pairs:,}: take a larger --fmr"]
+
+
 def just_above(barred: float) -> float:
     """The lowest float32 that a score which must not match does not reach."""
     return float(np.nextafter(np.float32(barred), np.float32(np.inf)))
+
+
+def threshold_at(ordered: Ordered, fmr: float, ranks: Ranks = ALONE) -> float:
+    """The threshold of an FMR over all impostor pairs, for scores that are summed by other blocks than those counted.
+
+    It lies above what equals the best score that must not match (`TIE`): rounding lets no pair in. A collective.
+    """
+    return just_above(count_pairs(ordered, [fmr], ranks).thresholds[fmr].barred + TIE)
 
 
 def points_of_list(

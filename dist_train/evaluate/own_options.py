@@ -30,7 +30,7 @@ FmrOption = Annotated[
         min=1e-9,
         max=0.1,
         help=f"false match rate whose threshold --by, --quality and --fuse take, {DEFAULT_FMR:g} by default; repeat "
-        "for more",
+        "for more, except with --fuse",
     ),
 ]
 
@@ -38,7 +38,7 @@ FuseOption = Annotated[
     list[Path] | None,
     typer.Option(
         help="file of embeddings by `headcount embed`, instead of a model; two or more of the same pictures, one "
-        "--fuse for each, are judged alone and fused"
+        "--fuse for each, are judged alone and fused; only --fmr, --json and --report go with it"
     ),
 ]
 

@@ -23,7 +23,7 @@ from dist_train.evaluate.score_keys import (
     ranked_from_top,
     score_at,
 )
-from dist_train.evaluate.search import score_blocks
+from dist_train.evaluate.search import TIE, score_blocks
 from dist_train.evaluate.thinned import PairSample, Thinning
 from dist_train.runtime.ranks import ALONE, Ranks
 
@@ -81,8 +81,8 @@ class PairCounts:
         thresholds: by demanded rate.
         genuine_sample: some of the pairs of one identity, denser among the low scores.
         impostor_sample: some of the others, denser among the high scores; lacks the lowest.
-        places: of the best mate of each picture among all other pictures, 1 is first, in the order of `Ordered`;
-            0 without a mate. int64 [N].
+        places: of the best mate of each picture among all other pictures, 1 is first, after others that score the same,
+            to within `TIE`; in the order of `Ordered`, 0 without a mate. int64 [N].
     """
 
     genuine: np.ndarray
@@ -243,7 +243,7 @@ class _Second:
 
     def __init__(self, first: _First, wanted: np.ndarray, largest: float) -> None:
         self._wanted = wanted
-        self._mate = np.where(np.isfinite(first.mate), first.mate, np.inf).astype(np.float32)
+        self._as_good = np.where(np.isfinite(first.mate), first.mate - TIE, np.inf).astype(np.float32)
         self.genuine = np.zeros((len(wanted), HALF), np.int64)
         self.impostor = np.zeros((len(wanted), HALF), np.int64)
         self.better = np.zeros(len(first.mate), np.int64)
@@ -274,9 +274,9 @@ class _Second:
             others.view(-1)[block.impostor] = scores.view(-1)[block.impostor]
             scores = others
         for axis, pictures in ((1, block.rows), (0, block.columns)):
-            mate = torch.from_numpy(self._mate[pictures])
-            beaten = (scores.amax(dim=axis) >= mate).nonzero().squeeze(1)
-            better = scores.index_select(1 - axis, beaten) >= mate[beaten].unsqueeze(axis)
+            as_good = torch.from_numpy(self._as_good[pictures])
+            beaten = (scores.amax(dim=axis) >= as_good).nonzero().squeeze(1)
+            better = scores.index_select(1 - axis, beaten) >= as_good[beaten].unsqueeze(axis)
             self.better[pictures][beaten.numpy()] += better.sum(dim=axis).numpy()
 
 

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from dist_train.errors import UserError
 from dist_train.evaluate.config import QualityConfig
 from dist_train.evaluate.embedded_set import EmbeddedSet, embed_set
 from dist_train.evaluate.judging import Judging
-from dist_train.evaluate.operating_points import just_above
-from dist_train.evaluate.pair_counts import count_pairs, order_by_identity
+from dist_train.evaluate.operating_points import notes_on_rate, threshold_at
+from dist_train.evaluate.pair_counts import order_by_identity
 from dist_train.evaluate.quality import QualityResult, judge_quality
 from dist_train.evaluate.scored_pairs import genuine_pairs
 from dist_train.runtime.parquet import bounded_batches
@@ -77,9 +78,9 @@ def quality_of(embedded: EmbeddedSet, by: str, fmr: float, ranks: Ranks = ALONE)
     """
     ordered = order_by_identity(embedded.features, embedded.labels, f"set {embedded.path}")
     values = ranks.agree(lambda: qualities(embedded, by, ordered.order), "all")
-    threshold = just_above(count_pairs(ordered, [fmr], ranks).thresholds[fmr].barred)
+    threshold = threshold_at(ordered, fmr, ranks)
     pairs = genuine_pairs(ordered.features, torch.from_numpy(ordered.identity), ranks)
-    return judge_quality(
+    found = judge_quality(
         pairs.score < np.float32(threshold),
         np.minimum(values[pairs.left], values[pairs.right]),
         ordered.identity[pairs.left],
@@ -87,6 +88,7 @@ def quality_of(embedded: EmbeddedSet, by: str, fmr: float, ranks: Ranks = ALONE)
         pictures=len(values),
         title=(embedded.name, Path(by).name if is_file(by) else by, fmr),
     )
+    return replace(found, notes=(*notes_on_rate(fmr, ordered.impostor_pairs), *found.notes))
 
 
 def qualities(embedded: EmbeddedSet, by: str, pictures: np.ndarray) -> np.ndarray:

@@ -12,6 +12,9 @@ from dist_train.runtime.matmul import matmul
 QUERY_BLOCK = 2048
 GALLERY_BLOCK = 8192
 CPU_GALLERY_BLOCK = 2048  # scores of a block stay in cache and below what glibc gives back to the system
+TIE = 2e-6
+"""Cosines that are no farther apart are equal: summed in another order, as for a pair alone and in a block, the same
+cosine differs by up to 1e-6 (128 to 4,096 numbers), and rounding must not decide who comes first."""
 
 
 class RowBlocks(Protocol):

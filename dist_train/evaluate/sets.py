@@ -25,15 +25,17 @@ class StoredSet:
     Args:
         directory: a set of shards.
         label_key: key of the label in samples that have no `.cls`.
+        labelled: whether labels are read; else each is -1, and samples need none.
 
     Raises:
         UserError: no such set.
     """
 
-    def __init__(self, directory: Path, label_key: str = "label") -> None:
+    def __init__(self, directory: Path, label_key: str = "label", *, labelled: bool = True) -> None:
         self.directory = directory
         self.manifest = load_manifest(directory)
-        self._reader = SampleReader([ImageSet(str(directory), self.manifest)], label_key, _OPEN_SHARDS)
+        images = ImageSet(str(directory), self.manifest, labelled=labelled)
+        self._reader = SampleReader([images], label_key, _OPEN_SHARDS)
         self._starts = np.cumsum([0] + [shard.samples for shard in self.manifest.shards])
         self._lock = threading.Lock()  # the reader opens and closes shards
 

@@ -190,15 +190,24 @@ def score_pairs(features: torch.Tensor) -> np.ndarray:
     return (left - right).double().square().sum(dim=1).numpy()
 
 
+def check_pairs(dataset: VerificationSet) -> None:
+    """Look whether there are enough pairs to judge.
+
+    Raises:
+        UserError: fewer pairs than folds.
+    """
+    if (count := len(dataset.same)) < FOLDS:
+        raise UserError(f"verification set {dataset.name}: {count} pairs, expected at least {FOLDS}")
+
+
 def judge_pairs(dataset: VerificationSet, embeddings: Embeddings, fars: Sequence[float] = FARS) -> VerificationResult:
     """The protocol's figures from the embeddings of a set's pictures.
 
     Raises:
         UserError: fewer pairs than folds.
     """
+    check_pairs(dataset)
     same = dataset.same
-    if len(same) < FOLDS:
-        raise UserError(f"verification set {dataset.name}: {len(same)} pairs, expected at least {FOLDS}")
     distances = score_pairs(embeddings.normalized())
     scores = (1 - distances / 2).astype(np.float32)
     notes = [*_notes_on_kinds(same), *note_on_sameness(scores[~same])]

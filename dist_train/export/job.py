@@ -17,6 +17,8 @@ from dist_train.data.manifest import MANIFEST_NAME
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import VerificationSet, read_bin
 from dist_train.evaluate.calibration import THRESHOLDS_KEY, WEIGHTS_KEY, Owner, read_calibration
+from dist_train.evaluate.config import check_names
+from dist_train.evaluate.verification import check_pairs
 from dist_train.export.convention import Convention
 from dist_train.export.forms import REFERENCE, Figures, Form, measure_forms, write_figures
 from dist_train.export.onnx import export_onnx, half_inside
@@ -88,6 +90,8 @@ def export_forms(job: ExportJob) -> Exported:
     if job.tensorrt:
         open_tensorrt()
     sets = [read_bin(path) for path in job.sets]
+    for each in sets:
+        check_pairs(each)
     backbone, config, progress = load_backbone(job.run)
     calibration = _calibration(job, progress.image_size)
     path = job.output or _default_output(job.run, progress)
@@ -215,6 +219,7 @@ def _check(job: ExportJob) -> None:
     for path in job.sets:
         if not path.is_file():
             raise UserError(f"--sets {path}: expected the .bin file of a verification set")
+    check_names(job.sets)
 
 
 def _calibration(job: ExportJob, image_size: int) -> Tensor | None:

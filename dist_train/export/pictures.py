@@ -29,7 +29,7 @@ def stored_pictures(directory: Path, image_size: int, wanted: int, *, late: bool
         UserError: no such set, or an empty one.
         WorkError: a damaged picture.
     """
-    with StoredSet(directory) as stored:
+    with StoredSet(directory, labelled=False) as stored:
         numbers = spread(len(stored), wanted, late=late)
         if not len(numbers):
             raise UserError(f"set {directory}: no pictures in it")

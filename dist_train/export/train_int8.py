@@ -47,7 +47,7 @@ def train_int8(
         UserError: no such set, or a network that has no graph.
         WorkError: a damaged picture, or embeddings that are not finite.
     """
-    with StoredSet(pictures_from) as stored, torch.enable_grad(), _quiet():
+    with StoredSet(pictures_from, labelled=False) as stored, torch.enable_grad(), _quiet():
         from dist_train.export.fake_quantized import Converted, fake_quantized, keep_ranges
 
         try:
@@ -87,7 +87,7 @@ def check_pictures(directory: Path) -> None:
     Raises:
         UserError: it is one, or no set.
     """
-    with StoredSet(directory) as stored:
+    with StoredSet(directory, labelled=False) as stored:
         if len(stored) < MIN_PICTURES:
             raise UserError(
                 f"--calibrate {directory}: {len(stored)} pictures to train int8 on, expected at least {MIN_PICTURES}; "

@@ -20,3 +20,9 @@ def simulated(
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     labels = np.repeat(np.arange(len(whose)), pictures)
     return torch.from_numpy(rows.astype(np.float32)), torch.from_numpy(labels), whose[labels]
+
+
+def collapsed(pictures, dim=512, seed=0):
+    """Rows of a model that gives every picture one embedding, whose cosines differ by rounding alone: [N, D]."""
+    row = torch.randn(dim, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(row, dim=0).repeat(pictures, 1)

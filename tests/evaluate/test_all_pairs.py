@@ -21,6 +21,7 @@ from tests.data.sets import encode, write_tar
 from tests.evaluate.faces import write_role_set
 from tests.evaluate.models import write_color_model
 from tests.evaluate.pairs_problem import tied_rows
+from tests.evaluate.simulated import collapsed
 from tests.ranks import ranks_here, run_ranks
 from tests.sets import picture
 
@@ -168,6 +169,10 @@ def test_each_mistake_ends_with_its_status_and_names_it(evaluate, place):
         (["-s", "faces", "--pairs", "none.txt"], 2, "none.txt: No such file"),
         (["-s", "faces", "--pairs", "pairs.txt", "--distractors", "heldout"], 2, "pairs.txt beside --distractors"),
         (["--knn", "faces", "--pairs", "pairs.txt"], 2, "pairs.txt without a directory of shards in --sets"),
+        (["-s", "faces", "--all-pairs", "faces"], 2, "two entries are both called 'faces' in figures; rename"),
+        (["-s", "faces", "--all-pairs", "other/faces"], 2, "two entries are both called 'faces' in figures"),
+        (["-s", "faces", "--by", ""], 2, "by is '': string should have at least 1 character"),
+        (["-s", "faces", "--quality", ""], 2, "by is '': string should have at least 1 character"),
         (["-s", "none"], 2, "none"),
     ):
         status, _, err = evaluate("small.onnx", *words)
@@ -201,6 +206,15 @@ def test_pictures_without_a_label_and_roles_are_counted_in_notes():
         "3 pictures have no label, and are left out",
         "5 pictures have a role in their .json, which is not looked at: all pairs count",
     )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_rounding_gives_a_model_of_one_embedding_no_credit(seed):
+    count = 2500  # two blocks of a side, of which one is smaller
+    labels = torch.arange(count) // 2
+    embedded = EmbeddedSet("one", "one", collapsed(count, seed=seed), torch.ones(count), labels, [""], [None] * count)
+    found = judge_all(embedded, "one")
+    assert (found.rank1, found.rank5, {point.fnmr for point in found.points}) == (0, 0, {1})
 
 
 def test_a_recipe_names_a_set_by_its_path_or_with_a_list(tmp_path):

@@ -37,6 +37,13 @@ def test_figures_of_the_run_hold_for_the_file_that_was_exported_from_it(path):
         read_calibration(path, FILE._replace(weights=""))
 
 
+def test_a_file_that_was_evaluated_beside_its_run_has_its_own_thresholds(path):
+    write_figures(path, figures(WEIGHTS, [point(1e-2, 0.2)]), figures(THEIRS, POINTS), figures(THEIRS, POINTS))
+    found = read_calibration(path, FILE)
+    assert (found.model_sha256, found.at(1e-2)[0]) == (THEIRS, 0.25)
+    assert read_calibration(path, Owner("faces", WEIGHTS)).at(1e-2)[0] == 0.2
+
+
 def test_what_a_file_states_is_read_back_and_belongs_to_it(path):
     found = read_calibration(write_figures(path, figures(OURS, POINTS)), RUN)
     assert stated_calibration(found.to_text(), RUN) == found

@@ -192,6 +192,21 @@ def wrong(place):
             2,
             "tiny.bin and other/tiny.bin are both called 'tiny' in figures; rename one",
         ),
+        "sets beside files of embeddings": (
+            ["--fuse", "a.parquet", "-s", "tiny.bin", "--no-flip", "--fmr", "0.1", "--fmr", "0.01"],
+            2,
+            r"alone, at one --fmr; leave --sets, --no-flip, a second --fmr out",
+        ),
+        "how to embed beside files of embeddings": (
+            ["--fuse", "a.parquet", "--ignore-same", "x", "--rerank", "--batch-size", "8", "--device", "cpu"],
+            2,
+            "leave --ignore-same, --rerank, --batch-size, --device out",
+        ),
+        "an input beside files of embeddings": (
+            ["--fuse", "a.parquet", "--input-range", "0..1", "--input-size", "32", "--output", "x"],
+            2,
+            "leave --input-range, --input-size, --output out",
+        ),
         "no set": (["small.onnx"], 2, "give --sets FILE.bin or --sets DIRECTORY"),
         "templates without pictures": (
             ["large.onnx", "-s", "IJBC"],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dist_train.data.manifest import Manifest
 from dist_train.errors import UserError
 from dist_train.evaluate import distractors, search
 from dist_train.evaluate.distractors import (
@@ -17,7 +18,9 @@ from dist_train.evaluate.distractors import (
     search_distractors,
 )
 from dist_train.runtime.ranks import ALONE
-from tests.evaluate.faces import embed_color, write_role_set
+from tests.data.sets import write_tar
+from tests.evaluate.faces import color_picture, colors, embed_color, write_role_set
+from tests.evaluate.simulated import collapsed
 from tests.evaluate.test_identification import unit
 from tests.ranks import ranks_here, run_ranks
 
@@ -108,10 +111,12 @@ def test_sets_with_and_without_roles_say_who_is_a_probe(tmp_path):
 def test_sets_that_cannot_be_searched_are_refused(tmp_path):
     strangers = write_role_set(tmp_path / "strangers", identities=2)
     mixed = write_role_set(tmp_path / "mixed", roles=("gallery", None))
-    with pytest.raises(
-        UserError, match=r"mixed: a sample has role None; expected one of .* in all of them, or in none"
-    ):
+    message = r"mixed: sample 0000-1 has role None in its .json; expected one of .* in all of them, or in none"
+    with pytest.raises(UserError, match=message):
         evaluate_distractors(embed_color, mixed, strangers, 16, 5)
+    odd = write_role_set(tmp_path / "odd", roles=(["gallery"], "probe"))
+    with pytest.raises(UserError, match=r"odd: sample 0000-0 has role \['gallery'\] in its .json"):
+        evaluate_distractors(embed_color, odd, strangers, 16, 5)
     alone = write_role_set(tmp_path / "alone", views=1, roles=(None, None))
     with pytest.raises(UserError, match="alone: no probe has a second picture of its identity"):
         evaluate_distractors(embed_color, alone, strangers, 16, 5)
@@ -132,3 +137,22 @@ def test_a_model_that_gives_everything_one_embedding_finds_nobody(tmp_path):
         )
         assert set(result.rank1.values()) == {0}
         assert {entry.tar for entry in result.tar_at_far.values()} == {0}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_gives_a_model_of_one_embedding_no_credit(seed):
+    rows = collapsed(36 + COUNT, seed=seed)
+    mates = Mates(rows[:36], LABELS, None)
+    parts = (rows[36 + numbers].split(50) for numbers in distractor_parts(COUNT, ALONE))
+    found = search_distractors("one", mates, map(iter, parts), COUNT)
+    assert set(found.rank1.values()) == {0}
+    assert not found.cmc.any()
+    assert {entry.tar for entry in found.tar_at_far.values()} == {0}
+
+
+def test_strangers_need_no_labels(tmp_path):
+    (tmp_path / "bare").mkdir()
+    samples = [[(f"{number}.png", color_picture(color))] for number, color in enumerate(colors(15, seed=9))]
+    Manifest(16, 1, (write_tar(tmp_path / "bare" / "bare-000000.tar", samples),)).save(tmp_path / "bare")
+    found = evaluate_distractors(embed_color, write_role_set(tmp_path / "set"), tmp_path / "bare", 16, 5)
+    assert (found.searches, found.distractors) == (24, 15)

@@ -15,7 +15,7 @@ from dist_train.errors import UserError
 from dist_train.evaluate.embedded_set import EmbeddedSet
 from dist_train.evaluate.fusion import evaluate_fusion, fused, halves, learned_weights, logistic_slopes
 from dist_train.evaluate.joining import join
-from tests.evaluate.simulated import simulated
+from tests.evaluate.simulated import collapsed, simulated
 from tests.launch.recipes import headcount_here
 from tests.ranks import ranks_here, run_ranks
 
@@ -84,6 +84,18 @@ def test_a_view_that_knows_nothing_gains_nothing_and_it_is_said():
     weights = learned_weights([good, replace(good, features=-rows)], halves(good.labels)[0])
     assert weights.sum() == pytest.approx(1)
     assert weights[0] > 0.9
+
+
+def test_rounding_gives_models_of_one_embedding_no_credit():
+    one = view(0, 1.2, "a")
+    files = [replace(one, name=str(seed), features=collapsed(640, seed=seed)) for seed in range(4)]
+    result, _ = evaluate_fusion(files, 0.01)
+    assert {result.fnmr, *(each.fnmr for each in result.alone)} == {1}
+
+
+def test_a_rate_that_the_half_does_not_carry_is_noted():
+    result, _ = evaluate_fusion([view(0, 1.2, "face"), view(1, 1.2, "gait")], 1e-5)
+    assert "FMR 1e-05 needs 300,000 impostor pairs or more, and there are 50,560: take a larger --fmr" in result.notes
 
 
 def test_rows_are_joined_by_key_and_those_of_one_file_alone_are_named_and_counted():

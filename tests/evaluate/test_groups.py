@@ -1,14 +1,17 @@
 """Groups at one threshold: counts against plain numpy, intervals and flags on planted sets, and the command."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from dist_train.errors import UserError
-from dist_train.evaluate.groups import group_values, judge_groups
+from dist_train.evaluate.embedded_set import EmbeddedSet
+from dist_train.evaluate.groups import evaluate_groups, group_values, judge_groups
 from dist_train.evaluate.rates import Rate, adjusted, genuine_rate, gini
 from dist_train.evaluate.scored_pairs import false_matches, genuine_pairs
-from tests.evaluate.simulated import simulated
+from tests.evaluate.simulated import collapsed, simulated
 from tests.ranks import ranks_here, run_ranks
 
 
@@ -74,6 +77,27 @@ def test_variances_are_those_of_the_plain_sums_over_identities_and_pairs_of_them
         single = (np.triu(excess) ** 2).sum()
         expected = max((excess.sum(axis=1) ** 2).sum() - single, single) / rate.pairs**2
         assert rate.variance == pytest.approx(expected * len(there) / (len(there) - 1), rel=1e-9)
+
+
+def own_set(rows, labels, groups):
+    """The set, with the groups as a column."""
+    keys, columns = [str(number) for number in range(len(rows))], {"column": [f"g{group}" for group in groups]}
+    return EmbeddedSet("set", Path("set"), rows, torch.ones(len(rows)), labels, keys, [None] * len(rows), columns)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_gives_a_model_of_one_embedding_no_credit(seed):
+    _, labels, groups = simulated(0, groups=2, identities=20)
+    found = evaluate_groups(own_set(collapsed(200, seed=seed), labels, groups), "column", 0.01)
+    assert (found.overall_fmr.errors, found.overall_fnmr.share) == (0, 1)
+    assert {group.fnmr.share for group in found.groups} == {1}
+
+
+def test_a_rate_that_the_set_does_not_carry_is_noted():
+    embedded = own_set(*simulated(6, groups=2, identities=20))
+    told = "FMR 1e-05 needs 300,000 impostor pairs or more, and there are 19,500: take a larger --fmr"
+    assert evaluate_groups(embedded, "column", 1e-5).summary()["notes"][0] == told
+    assert not any("impostor pairs or more" in note for note in evaluate_groups(embedded, "column", 1e-3).notes)
 
 
 def scored_on_rank(rank, world_size):

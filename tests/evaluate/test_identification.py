@@ -7,6 +7,7 @@ from dist_train.evaluate import search
 from dist_train.evaluate.identification import evaluate_identification, judge_search, search_gallery, tpir_at_fpir
 from dist_train.evaluate.search import nearest
 from tests.evaluate.faces import embed_color, write_role_set
+from tests.evaluate.simulated import collapsed
 from tests.ranks import ranks_here, run_ranks
 
 
@@ -66,6 +67,17 @@ def test_a_model_that_gives_everything_one_embedding_gets_no_credit():
     same = torch.ones(6, 4) / 2
     outcome = search_gallery(same, torch.arange(6), same, torch.arange(6))
     assert outcome.rank.tolist() == [6] * 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_gives_a_model_of_one_embedding_no_credit(monkeypatch, seed):
+    rows, labels = collapsed(300, seed=seed), torch.arange(100).repeat(3)
+    for blocks in ((8192, 2048), (7, 13)):
+        monkeypatch.setattr(search.score_blocks, "__defaults__", blocks)
+        outcome = search_gallery(rows, labels, rows, labels)
+        assert outcome.rank.tolist() == [298] * 300
+        found = judge_search("one", outcome, labels, closed=True)
+        assert (found.rank1, found.rank5, set(found.tpir_at_fpir.values())) == (0, 0, {0})
 
 
 def test_tpir_takes_its_threshold_from_searches_without_a_mate():

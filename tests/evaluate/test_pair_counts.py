@@ -99,3 +99,10 @@ def test_an_embedding_that_is_not_finite_is_named():
     features[4, 2] = torch.nan
     with pytest.raises(WorkError, match="made: the embedding of picture 4 is not finite"):
         order_by_identity(features, torch.tensor([0, 0, 1, 1, 2, 2]), "made")
+
+
+def test_somebody_else_who_is_no_farther_below_the_mate_than_rounding_counts_as_better():
+    angles = torch.acos(torch.tensor([1.0, 0.6, 0.6 - 1e-6], dtype=torch.float64))
+    rows = torch.stack([angles.cos(), angles.sin()], dim=1).float()
+    counts = count_pairs(order_by_identity(rows, torch.tensor([0, 0, 1]), "three"), [0.1])
+    assert counts.places.tolist() == [2, 2, 0]

@@ -1,6 +1,7 @@
 """Error against discarded pairs: against brute force, planted qualities, tables of qualities, and the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dist_train.evaluate.quality import best_area, discard, judge_quality
 from dist_train.evaluate.quality_set import quality_of
 from tests.evaluate.models import write_color_model
 from tests.evaluate.own_sets import write_own_set
-from tests.evaluate.simulated import simulated
+from tests.evaluate.simulated import collapsed, simulated
 from tests.launch.recipes import headcount_here
 from tests.ranks import ranks_here, run_ranks
 
@@ -76,6 +77,17 @@ def test_a_quality_that_knows_nothing_is_called_no_better_than_random():
     upside_down = planted(0)
     notes = quality_of(EmbeddedSet(**{**upside_down.__dict__, "norms": -upside_down.norms}), "norm", 1e-3).notes
     assert "worse than random" in notes[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_gives_a_model_of_one_embedding_no_credit(seed):
+    one = replace(planted(0), features=collapsed(400, seed=seed))
+    assert quality_of(one, "norm", 1e-3).fnmr == 1
+
+
+def test_a_rate_that_the_set_does_not_carry_is_noted():
+    told = "FMR 1e-05 needs 300,000 impostor pairs or more, and there are 79,200: take a larger --fmr"
+    assert quality_of(planted(0), "norm", 1e-5).summary()["notes"][0] == told
 
 
 def judged_on_rank(rank, world_size):

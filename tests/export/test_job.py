@@ -35,6 +35,10 @@ def place(tmp_path_factory):
     pairs = [((a, 20), (a if same else a + 1, 21)) for a in range(10) for same in (True, False)]
     encoded = [cv2.imencode(".png", picture(*one, SIZE))[1].tobytes() for pair in pairs for one in pair]
     (root / "pairs.bin").write_bytes(pickle.dumps((encoded, [i % 2 == 0 for i in range(20)]), protocol=2))
+    (root / "other").mkdir()
+    for name, count in (("other/pairs.bin", 20), ("short.bin", 9)):
+        body = (encoded[: 2 * count], [i % 2 == 0 for i in range(count)])
+        (root / name).write_bytes(pickle.dumps(body, protocol=2))
     work = trainer(root, root / "set")
     losses(work, 6)
     work.save()
@@ -198,6 +202,12 @@ def test_a_repository_for_triton_is_made_of_a_run_or_of_what_was_exported_from_i
         (["run", "-o", "model.bin"], 2, "expected a file that ends in .onnx"),
         (["run", "-o", "pairs.bin/m.onnx"], 1, "cannot be written"),
         (["run", "--sets", "set"], 2, "--sets set: expected the .bin file of a verification set"),
+        (
+            ["run", "--sets", "pairs.bin", "--sets", "other/pairs.bin"],
+            2,
+            "sets pairs.bin and other/pairs.bin are both called 'pairs' in figures; rename one",
+        ),
+        (["run", "--sets", "short.bin"], 2, "verification set short: 9 pairs, expected at least 10"),
         (["set"], 2, "set: no checkpoint found"),
     ],
 )

@@ -7,13 +7,15 @@ from torch import nn
 
 from dist_train.backbones import build_backbone
 from dist_train.backbones.config import backbone_section
+from dist_train.data.manifest import Manifest
 from dist_train.errors import UserError, WorkError
 from dist_train.export.folded import folded_graph
 from dist_train.export.onnx import export_onnx
 from dist_train.export.pictures import stored_pictures
 from dist_train.export.quantize import quantize_static
 from dist_train.export.runtime import OnnxModel
-from dist_train.export.train_int8 import check_pictures, train_int8
+from dist_train.export.train_int8 import LEAST_STEPS, check_pictures, train_int8
+from tests.data.sets import encode, picture, write_tar
 from tests.export.test_quantize import SIZE, operations, residual_net, spoilt_net
 from tests.sets import write_set
 
@@ -119,6 +121,14 @@ def test_too_few_pictures_are_refused_with_their_number(tmp_path):
     write_set(tmp_path / "few", classes=2, views=3, size=SIZE)
     with pytest.raises(UserError, match=r"few: 6 pictures to train int8 on, expected at least 32"):
         check_pictures(tmp_path / "few")
+
+
+def test_pictures_without_labels_will_do(network, tmp_path):
+    samples = [[(f"{number}.jpg", encode(picture(number, SIZE)))] for number in range(40)]
+    Manifest(SIZE, 1, (write_tar(tmp_path / "bare-000000.tar", samples),)).save(tmp_path)
+    assert stored_pictures(tmp_path, SIZE, 8).shape == (8, 3, SIZE, SIZE)
+    check_pictures(tmp_path)
+    assert train_int8(network, SIZE, tmp_path, LEAST_STEPS, quiet=True)(torch.zeros(1, 3, SIZE, SIZE)).shape[0] == 1
 
 
 def test_a_normalisation_without_statistics_of_its_own_is_refused_by_name():
