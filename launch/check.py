@@ -79,7 +79,7 @@ def check(config: RunConfig) -> None:
         join = check_head(config, config.head, manifest.num_classes, ALONE)
         echo(f"start.head {config.start.head}: identities carried {join.carried}, new {join.new}, gone {join.gone}")
     identities = manifest.num_classes if manifest else None
-    about = (check_objectives(recipe, image_size, identities) for _, recipe in config.recipes)
+    about = (check_objectives(recipe, sizes[begin], identities) for begin, recipe in config.recipes)
     for line in dict.fromkeys(chain.from_iterable(about)):  # phases often have the same ones
         echo(line)
     for begin, recipe in _unlike(config):

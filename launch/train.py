@@ -54,6 +54,8 @@ def train(
     except RuntimeError as error:
         if not lost_peer(error):
             raise
-        raise WorkError("another rank of the job went away; its own message says why") from error
+        raise WorkError(
+            "another rank of the job went away, or did not answer within train.timeout_s; its own message says why"
+        ) from error
     logging.shutdown()
     raise typer.Exit(status)

@@ -52,7 +52,8 @@ def _about_teacher(section: DistillConfig, config: RunConfig, image_size: int, i
         with closing(EmbeddingFile(section.teacher)) as file:
             dim, what = file.embedding_dim, f"{file.count:,} stored embeddings"
     else:
-        dim, what = open_teacher(section.teacher, config, image_size, ALONE).embedding_dim, "a network"
+        teacher = open_teacher(section.teacher, config, {"data.image_size": image_size}, ALONE)
+        dim, what = teacher.embedding_dim, "a network"
     projection = f", to which a learned projection leads from {student}" if section.cosine and dim != student else ""
     yield f"{TEACHER} {section.teacher}: {what}, {dim} numbers{projection}"
     if section.soft_labels:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dist_train.checkpoint.compatibility import from_digest
 from dist_train.checkpoint.part import HostCopy
+from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
 from dist_train.embed.table import SUFFIXES
 from dist_train.errors import NonFiniteError, UserError
@@ -24,6 +25,7 @@ from dist_train.objectives.soft_labels import SoftLabels, check_heads
 from dist_train.objectives.still_head import build_still_head, open_other_run
 from dist_train.objectives.stored_teacher import open_stored_teacher
 from dist_train.objectives.teacher import KEY, Teacher, open_teacher
+from dist_train.objectives.weight_schedule import weight_at
 from dist_train.runtime.ranks import Ranks
 from dist_train.start.place import find_place
 
@@ -41,10 +43,24 @@ def build(section: DistillConfig, setting: ObjectiveSetting) -> "Distill":
         find_place(KEY, section.teacher, config.run_dir, "embeddings", ranks)
         teacher = open_stored_teacher(KEY, section.teacher, config, setting.loader, ranks)
     else:
-        teacher = open_teacher(section.teacher, config, setting.loader.image_size, ranks)
+        teacher = open_teacher(section.teacher, config, _sizes(config, setting.loader.manifest.image_size), ranks)
     soft_labels = _soft_labels(section, setting) if section.soft_labels else None
     dim = config.backbone.embedding_dim
     return Distill(section, teacher, dim, config.seed, setting.gathering, ranks, soft_labels)
+
+
+def _sizes(config: RunConfig, stored_px: int) -> dict[str, int]:
+    """Sides of the pictures in the phases in which a teacher is asked, by their keys: of all, wherever a run goes on.
+
+    Args:
+        config: the whole recipe.
+        stored_px: side of the set's pictures, which the recipe may leave as they are.
+    """
+    return {
+        f"phases.{number - 1}.data.image_size" if number else "data.image_size": recipe.data.image_size or stored_px
+        for number, (begin, recipe) in enumerate(config.recipes)
+        if weight_at(config, "distill", begin)  # 0 there stays 0 to the phase's end
+    }
 
 
 def _soft_labels(section: DistillConfig, setting: ObjectiveSetting) -> SoftLabels:

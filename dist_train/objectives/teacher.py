@@ -1,5 +1,6 @@
 """What teaches: something that gives the embedding that a student's is to follow."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -76,13 +77,13 @@ class NetworkTeacher:
         """See `Teacher`; nothing is open."""
 
 
-def open_teacher(path: Path, config: RunConfig, image_size: int, ranks: Ranks) -> NetworkTeacher:
+def open_teacher(path: Path, config: RunConfig, sizes: Mapping[str, int], ranks: Ranks) -> NetworkTeacher:
     """The network at `path`, on every rank the same. A collective; it draws no random number.
 
     Args:
         path: a run directory, one checkpoint, exported weights, or an ONNX file.
         config: of the student's run.
-        image_size: side of the student's pictures in pixels.
+        sizes: sides of the pictures that the student is taught by, in pixels, by the keys that give them.
         ranks: this process among the job's.
 
     Raises:
@@ -99,10 +100,11 @@ def open_teacher(path: Path, config: RunConfig, image_size: int, ranks: Ranks) -
                 model = load_model(place, ranks.device)
         except UserError as error:
             raise UserError(f"{KEY}: {str(error).removeprefix('model ')}") from error
-        if model.image_size != image_size:
+        wrong = next((key for key, size in sizes.items() if size != model.image_size), None)
+        if wrong is not None:
             raise UserError(
-                f"{KEY} {path}: takes pictures of {model.image_size} px, the student's have {image_size} px; "
-                f"give data.image_size={model.image_size}, or another teacher"
+                f"{KEY} {path}: takes pictures of {model.image_size} px, the student's have {sizes[wrong]} px; "
+                f"give {wrong}={model.image_size}, or another teacher"
             )
         return NetworkTeacher(model, config, ranks.device)
 

@@ -21,6 +21,7 @@ T = TypeVar("T")
 TIMEOUT_S = 600.0
 TIMEOUT_MARGIN_S = 30.0
 """A rank's watchdog, which tells where all ranks stand, must come before the exchange that gives up."""
+LONG_WAIT = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,20 @@ class Ranks:
         """Wait for all ranks."""
         if self.control_group is not None:
             dist.barrier(self.control_group)
+
+    def long_wait(self) -> Callable[[], None]:
+        """A barrier for the end of work that may take hours on one rank; opening it is a collective, as it is itself.
+
+        It is told at once of a rank that ends, and gives up after `LONG_WAIT`.
+        """
+        if self.control_group is None:
+            return lambda: None
+        group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONG_WAIT))
+
+        def wait() -> None:
+            dist.barrier(group)
+
+        return wait
 
     def gather(self, value: T) -> list[T]:
         """Every rank's `value`, in the order of ranks, on every rank; a collective."""

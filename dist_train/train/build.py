@@ -26,6 +26,7 @@ from dist_train.objectives.config import ObjectiveConfig
 from dist_train.objectives.gathering import Gathering
 from dist_train.objectives.objective import Conditional, Objective
 from dist_train.objectives.setting import ObjectiveSetting
+from dist_train.objectives.weight_schedule import weight_at
 from dist_train.replica.base import compute_dtype
 from dist_train.run_files import BAD_SAMPLES_NAME
 from dist_train.runtime.ranks import Ranks
@@ -35,7 +36,7 @@ from dist_train.start.head import start_head
 from dist_train.track.meter import Meter
 from dist_train.track.stopwatch import Stopwatch
 from dist_train.track.trackers import Trackers
-from dist_train.train.batching import check_one_set, micro_batches, total_steps
+from dist_train.train.batching import check_left, check_one_set, micro_batches, total_steps
 from dist_train.train.contrast import Contrast, Length
 from dist_train.train.loop import Loop
 from dist_train.train.moving_average import MovingAverage
@@ -43,7 +44,6 @@ from dist_train.train.phases import check_phases
 from dist_train.train.program import Program
 from dist_train.train.recognition import Recognition, Term
 from dist_train.train.replicas import Replicas
-from dist_train.train.schedule import weight_at
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +239,7 @@ def open_training(
             manifest = loader.manifest
             data = (loader.image_size, manifest.num_classes, manifest.digest)
             ranks.agree(lambda: check_same_data(checkpoint, before, *data))
+            ranks.agree(lambda: check_left(config, steps, before.step, before.position, checkpoint))
         meter = Meter(config.train.global_batch_size, ranks.device)
         started: dict[str, float] = {}
         resumes = checkpoint is not None

@@ -45,6 +45,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
     Returns:
         What could not be made, a line each.
     """
+    wait = ranks.long_wait()  # for rank 0, whose report and export may take longer than any step
     lost: list[str] = []
     try:
         found = evaluate_backbone(outcome.backbone, config.evaluate, outcome.image_size, ranks, outcome.aligner)
@@ -85,7 +86,7 @@ def finish_run(config: RunConfig, outcome: Outcome, ranks: Ranks, trackers: Trac
             logger.info("no %s: its plots are an extra; it %s", REPORT_NAME, lack)
         elif REPORT_NAME not in missing:
             logger.info("report: %s", config.run_dir / REPORT_NAME)
-    ranks.barrier()
+    wait()
     return lost
 
 

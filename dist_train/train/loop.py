@@ -290,7 +290,7 @@ class Loop:
         figures["bad_steps"] = self.bad_steps.count
         if self.config.phases:  # 0 before the first one
             figures["phase"] = sum(phase.at < self.step for phase in self.config.phases)
-        figures["epoch"] = self.step / self.loader.steps_per_epoch
+        figures["epoch"] = self.position / (self.loader.steps_per_epoch * self.config.train.global_batch_size)
         return figures | self.program.figures()
 
 

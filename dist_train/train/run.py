@@ -106,7 +106,7 @@ def _say_losses(loop: Loop) -> None:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether `error` only says that another rank went away, so that the reason stands in that rank's output."""
+    """Whether `error` only says that another rank went away or is silent, so that the reason stands in its output."""
     return (
         dist.is_available()
         and isinstance(error, RuntimeError)
@@ -116,6 +116,7 @@ def lost_peer(error: BaseException) -> bool:
                 "Connection closed by peer",
                 "Connection reset by peer",
                 "NCCL communicator was aborted",
+                "Timed out waiting",  # gloo, of one that neither answers nor ends
             )
         )
     )

@@ -1,9 +1,8 @@
-"""Learning rate, and weights of objectives, as pure functions of the step."""
+"""Learning rate as a pure function of the step."""
 
 import math
 
 from dist_train.config import OptimizerConfig, RunConfig
-from dist_train.objectives.config import ObjectiveConfig
 
 
 def rate_at(config: RunConfig, step: int, total_steps: int) -> float:
@@ -16,33 +15,6 @@ def rate_at(config: RunConfig, step: int, total_steps: int) -> float:
     begin = max(each for each in begins if each <= step)
     end = min((each for each in begins if each > step), default=total_steps)
     return learning_rate(config.at(step).optimizer, step - begin, end - begin)
-
-
-def weight_at(config: RunConfig, name: str, step: int) -> float:
-    """Weight of the objective `name` in step `step` of a run with its phases.
-
-    Over `warmup_steps` a weight goes linearly from 0, or from what it was before the phase that names it, to what the
-    recipe says.
-    """
-    weight, begin, held = 0.0, 0, None
-    for at, recipe in config.recipes:
-        section = recipe.objectives.given().get(name)
-        if at > step:
-            break
-        if section != held:
-            # What the weight had come to by then, which is less than meant where a warm-up was cut short.
-            weight, begin, held = (_between(weight, held, at - begin - 1) if at else 0.0), at, section
-    return _between(weight, held, step - begin)
-
-
-def _between(before: float, section: ObjectiveConfig | None, step: int) -> float:
-    """The weight in step `step` since it was `before`."""
-    if section is None:
-        return before
-    done = step + 1
-    if done >= section.warmup_steps:
-        return section.weight
-    return before + (section.weight - before) * (done / section.warmup_steps)
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:

@@ -5,14 +5,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from torch.distributed.elastic.agent.server.api import WorkerState
 from typer.testing import CliRunner
 
 from dist_train.errors import UserError
 from dist_train.track.trackers import read_metrics
-from launch.agent import hints
+from launch.agent import ENDS, agent_type, hints
 from launch.cli import app
 from launch.torchrun import SETTINGS, meeting_point, node_range
 from tests.launch.recipes import QUICK, REFERENCE, environment, headcount_forked, write_recipe
@@ -207,3 +209,84 @@ def test_a_signal_to_the_agent_leaves_a_checkpoint_and_status_130(tmp_path, tiny
     message = agent.communicate(timeout=60)[1]
     assert agent.returncode == 130, message
     assert "checkpoint written; go on with the same command and --resume" in message
+
+
+def test_an_agent_that_waits_for_a_machine_again_ends_when_it_is_asked_to(tmp_path, tiny_set):
+    recipe = write_recipe(tmp_path / "a.yaml", tiny_set, tmp_path / "run", **QUICK, train__steps=100_000)
+    call = (recipe, "--nodes", 2, "--procs-per-node", 1, "--rdzv", f"localhost:{free_port()}")
+    agents = [start(*call) for _ in range(2)]
+    wait_for_step(tmp_path / "run", 3, *agents)
+    listening = {each.laddr.port for agent in agents[:1] for each in psutil.Process(agent.pid).net_connections("tcp")}
+    first, second = agents if int(call[-1].partition(":")[2]) in listening else agents[::-1]
+    old = psutil.Process(first.pid).children()
+    second.kill()  # and its rank with it; the store of the meeting is the first one's
+    second.communicate()
+    assert not psutil.wait_procs(old, timeout=60)[1]
+    time.sleep(1)
+    first.terminate()
+    try:
+        message = first.communicate(timeout=60)[1]
+    finally:
+        first.kill()
+    assert first.returncode == 130, message
+
+
+class Context:
+    """Ranks that take whatever time they are given; a signal comes meanwhile."""
+
+    closed: tuple[signal.Signals, int] | None = None
+
+    def close(self, death_sig, timeout):
+        self.closed = death_sig, timeout
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("state", "limit_s"), [("HEALTHY", 600), ("FAILED", 30)])
+def test_ranks_that_make_room_for_a_machine_have_time_for_a_checkpoint_and_a_signal_meanwhile_counts_after(
+    state, limit_s
+):
+    kind = agent_type([])
+    agent = kind.__new__(kind)
+    agent._pcontext, agent._worker_watchdog, agent._health_check_server = Context(), None, None
+    came = []
+    before = {number: signal.getsignal(number) for number in ENDS}
+    try:
+        handlers = {
+            signal.SIGTERM: lambda *_: came.append(agent._pcontext.closed),
+            signal.SIGHUP: signal.SIG_IGN,  # as after nohup
+        }
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        agent._stop_workers(SimpleNamespace(state=WorkerState[state]))
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert came == [(signal.SIGTERM, limit_s)]
+
+
+AGENT = """
+import sys
+from torch.distributed.launcher.api import LaunchConfig
+from launch.agent import run_agent
+job = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "job", "local_addr": "localhost"}
+sys.exit(run_agent(LaunchConfig(1, 1, 2, max_restarts=0, **job), ["-c", *sys.argv[1:]]))
+"""
+RANK = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[1 + int(os.environ["RANK"])])))
+sys.stderr.write("ready\\n")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("statuses", "expected"), [((130, 130), 130), ((130, 1), 1)])
+def test_a_rank_that_was_asked_to_stop_and_failed_gives_the_job_its_status(statuses, expected):
+    command = [sys.executable, "-c", AGENT, RANK, *map(str, statuses)]
+    agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    for _ in statuses:
+        while "ready" not in (line := agent.stderr.readline()):
+            assert line, agent.poll()
+    agent.terminate()
+    message = agent.communicate(timeout=60)[1]
+    assert agent.returncode == expected, message

@@ -126,6 +126,37 @@ def test_a_teacher_that_is_none_is_refused_with_the_key_and_the_way_out(tmp_path
         student(tmp_path, folder, spoiled(tmp_path, folder, kind))
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ((1.0, None), r"px, the student's have 48 px; give phases\.0\.data\.image_size=40, or another teacher"),
+        ((1.0, (0.0, 3)), r"give phases\.0\.data\.image_size=40"),  # it fades out in the phase
+        ((0.0, (1.0, 0)), r"give phases\.0\.data\.image_size=40"),
+        ((1.0, (0.0, 0)), None),
+        ((0.0, None), None),
+    ],
+)
+def test_a_teacher_that_cannot_take_the_pictures_of_a_phase_is_refused_at_the_start_where_it_teaches_there(
+    tmp_path, folder, weights, said
+):
+    before, after = weights
+    phase = {"at": 2, "data": {"image_size": 48}}
+    if after is not None:
+        phase["objectives"] = {"distill": dict(zip(("weight", "warmup_steps"), after, strict=True))}
+    last = {"at": 8, "data": {"image_size": 40}, "objectives": {"distill": {"weight": 0.5}}}
+    options = {"backbone__name": "nano", "data__image_size": 40}
+    teacher = write_color_model(tmp_path / "colors.onnx", size=40, dim=8)
+    distill = {"teacher": str(teacher), "weight": before}
+    path = write_recipe(tmp_path / "a.yaml", folder / "set", tmp_path / "run", objectives__distill=distill, **options)
+    config = load_config(path, [f"phases={[phase, last]}"])
+    (tmp_path / "run").mkdir()
+    if said is not None:
+        with pytest.raises(UserError, match=said):
+            open_training(config, ALONE)
+    else:
+        open_training(config, ALONE).close()
+
+
 def test_a_damaged_copy_of_stored_embeddings_is_refused(tmp_path, folder):
     student(tmp_path, folder, folder / "all.parquet").close()
     (tars,) = (tmp_path / "cache").rglob("tars.json")

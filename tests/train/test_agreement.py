@@ -1,9 +1,14 @@
 """What one rank meets is known to all before anyone acts on it."""
 
+import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
+import torch.distributed as dist
 
 from dist_train.checkpoint import checkpointer as checkpoint_module
 from dist_train.checkpoint.store import committed_checkpoints, read_best
@@ -12,8 +17,10 @@ from dist_train.data.loader import Loader
 from dist_train.errors import UserError, WorkError
 from dist_train.objectives import still_head
 from dist_train.train import build as build_module
+from dist_train.train import finish as finish_module
 from dist_train.train import loop as trainer_module
 from dist_train.train.build import open_training
+from dist_train.train.run import lost_peer
 from tests.launch.recipes import write_recipe
 from tests.ranks import run_ranks
 from tests.sets import write_set
@@ -81,6 +88,39 @@ def test_a_rank_whose_data_fail_ends_all_by_its_message_and_a_worse_model_is_bes
     # What was trained until then is not lost.
     assert committed_checkpoints(tmp_path / "a")[-1].name == "step-00000003"
     assert read_best(tmp_path / "b") == (2, 0.9)
+
+
+def report_for_long(rank, world_size, recipe):
+    """Finish a run whose report takes rank 0 longer than ranks wait; how a plain wait for it ends on the others."""
+    config = load_config(recipe)
+    config.run_dir.mkdir(exist_ok=True)
+    ranks = ranks_of_test(rank, world_size)
+    short = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
+    trainer = open_training(config, ranks)
+    trainer.fit()
+    publish = finish_module._publish
+
+    def slow(*arguments):
+        time.sleep(3)
+        return publish(*arguments)
+
+    finish_module._publish = slow
+    ranks = replace(ranks, control_group=short)
+    lost = finish_module.finish_run(config, trainer.outcome(), ranks, trainer.trackers, time.monotonic())
+    trainer.close()
+    if rank == 0:
+        time.sleep(3)
+        return lost, True
+    with pytest.raises(RuntimeError) as error:
+        ranks.barrier()
+    return lost, lost_peer(error.value)
+
+
+def test_ranks_wait_for_a_report_longer_than_for_a_step_and_know_a_wait_that_was_too_long(tmp_path):
+    write_set(tmp_path / "set")
+    recipe = write_recipe(tmp_path / "a.yaml", tmp_path / "set", tmp_path / "a", train__steps=1)
+    assert run_ranks(2, report_for_long, recipe) == [([], True)] * 2
+    assert (tmp_path / "a" / "summary.json").exists()
 
 
 def lose_counts(rank, world_size, recipe):

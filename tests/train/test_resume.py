@@ -232,6 +232,35 @@ def test_with_another_batch_size_the_sample_order_goes_on_at_the_next_whole_batc
     assert (progress.step, progress.position) == (7, 384)
 
 
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (
+            {"steps": 4},
+            r"is of step 6, past the last step of a run of 4 \(train\.steps\); give train\.steps=6 or more",
+        ),
+        (
+            {"steps": None, "epochs": 5},
+            r"is of step 6, past the last step of a run of 5 \(train\.epochs\); give train\.steps=6 or more",
+        ),
+        (
+            {"steps": None, "epochs": 20, "global_batch_size": 16, "micro_batch_size": 16},
+            # 20 epochs of 5 steps are 1600 samples, of which 288 are done.
+            r"6 steps took 288 samples, not the 96 of .* 16, .* 20 .*; give train\.steps=88 and train\.epochs=null",
+        ),
+    ],
+)
+def test_a_checkpoint_from_which_a_run_has_no_right_end_is_refused_with_the_steps_that_would_do(
+    finished, tmp_path, tiny_set, length, message
+):
+    checkpoint = newest_sound_checkpoint(copy_of(finished, tmp_path), ALONE)
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, tiny_set, checkpoint, **{f"train__{key}": value for key, value in length.items()})
+    same = trainer(tmp_path, tiny_set, checkpoint, train__steps=None, train__epochs=6)
+    same.close()
+    assert (same.step, same.total_steps) == (6, 6)
+
+
 def test_a_second_signal_changes_nothing_about_the_polite_end(tmp_path, tiny_set, monkeypatch):
     made = trainer(tmp_path, tiny_set, train__steps=100)
     step = made.train_step
