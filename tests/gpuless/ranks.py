@@ -52,8 +52,11 @@ class Record(TorchDispatchMode):
         if func.namespace == "c10d":
             if func.__name__.startswith("_reduce_scatter_base_"):
                 args[0].zero_()  # the fake group leaves it as memory was
-            if func.__name__.startswith("_allgather_base_") and args[0].is_floating_point():
-                args[0].fill_(0.01)  # likewise: a step whose loss is not finite exchanges less
+            if func.__name__.startswith("_allgather_base_"):  # likewise: a step that is not finite exchanges less
+                if args[0].is_floating_point():
+                    args[0].fill_(0.01)
+                else:  # labels
+                    args[0].view(-1, args[1].numel()).copy_(args[1].view(1, -1))
             tensors = [value for value in tree_leaves(args) if isinstance(value, Tensor)]
             self.seen.append(self._noted(func._schema.name.removeprefix("c10d::"), tensors))
         return func(*args, **(kwargs or {}))
