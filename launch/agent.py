@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dist_train.errors import WorkError
+from dist_train.runtime.looking import looking
 from dist_train.runtime.processes import threads
 from dist_train.runtime.stop_signal import INTERRUPTED_STATUS
 
@@ -139,18 +139,11 @@ def agent_type(asked: list[int]) -> "type[LocalElasticAgent]":
 @contextmanager
 def hints(text: str, every_s: float) -> Iterator[None]:
     """Log `text` every minute while this process has no ranks yet: machines wait for each other silently."""
-    done = threading.Event()
     others = set(psutil.Process().children())  # that this process had before, such as multiprocessing's helpers
 
-    def watch() -> None:
-        while not done.wait(every_s):
-            if set(psutil.Process().children()) <= others:
-                logger.warning("%s", text)
+    def look() -> None:
+        if set(psutil.Process().children()) <= others:
+            logger.warning("%s", text)
 
-    thread = threading.Thread(target=watch, name="hints", daemon=True)
-    thread.start()
-    try:
+    with looking(look, every_s, "hints"):
         yield
-    finally:
-        done.set()
-        thread.join()

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+from dist_train.runtime.looking import looking
+
 POLL_S = 0.5
 GRACE_S = 3.0
 """Between the stack traces and the end: the first rank that ends makes the launcher end the others, who also write."""
@@ -26,20 +28,14 @@ def launcher_watched() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    launcher, done = os.getppid(), threading.Event()
+    launcher = os.getppid()
 
-    def watch() -> None:
-        while not done.wait(POLL_S):
-            if os.getppid() != launcher:
-                _end(os.environ.get("RANK", "0"), "the process that launched this rank is gone", 0.0)
+    def look() -> None:
+        if os.getppid() != launcher:
+            _end(os.environ.get("RANK", "0"), "the process that launched this rank is gone", 0.0)
 
-    thread = threading.Thread(target=watch, name="watchdog of the launcher", daemon=True)
-    thread.start()
-    try:
+    with looking(look, POLL_S, "watchdog of the launcher"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class Watchdog:
