@@ -275,6 +275,7 @@ sys.exit(run_agent(LaunchConfig(1, 1, 2, max_restarts=0, **job), ["-c", *sys.arg
 RANK = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[1 + int(os.environ["RANK"])])))
+time.sleep(1)  # torch knows its ranks some milliseconds after they began
 sys.stderr.write("ready\\n")
 time.sleep(60)
 """

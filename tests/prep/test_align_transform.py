@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from data_prep import align_transform
+from data_prep import align_transform, searched
 from data_prep.align_transform import Align
 from data_prep.decode import decode
 from data_prep.job.plan import JobOptions, restore_options
+from data_prep.searched import in_groups
 from data_prep.sources.folder import FolderSource
 from dist_train.data.alignment import TEMPLATE_112
 from dist_train.data.reject import Reject
@@ -62,8 +63,24 @@ def test_photos_of_a_batch_get_what_they_get_alone():
 def test_photos_are_held_by_their_pixels_not_by_their_number(monkeypatch):
     photos = [png(portrait(0.2 + 0.05 * n)) for n in range(6)]
     expected = made_of(Align(), *photos)
-    monkeypatch.setattr(align_transform, "DECODED_PX", 30_000)
+    together, search = [], align_transform._Aligner._detect
+    monkeypatch.setattr(searched, "DECODED_PX", 30_000)
+    monkeypatch.setattr(
+        align_transform._Aligner, "_detect", lambda self, photos: together.append(photos) or search(self, photos)
+    )
     assert [len(made) for made in made_of(Align(), *photos)] == [len(made) for made in expected]
+    assert len(together) > 1
+    for held in together:
+        assert sum(photo.size // 3 for photo in held[:-1]) < 30_000, "the last one filled them"
+
+
+@pytest.mark.parametrize(
+    ("most", "groups"), [(None, [[1, 29, 5], [40], [3, 3, 3]]), (2, [[1, 29], [5, 40], [3, 3], [3]])]
+)
+def test_groups_end_at_a_number_of_pixels_or_of_items(monkeypatch, most, groups):
+    monkeypatch.setattr(searched, "DECODED_PX", 31)
+    assert list(in_groups([1, 29, 5, 40, 3, 3, 3], int, most)) == groups
+    assert list(in_groups([], int)) == []
 
 
 def test_all_faces_come_with_the_surest_first():
