@@ -49,17 +49,17 @@ class Record(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Note an operation that is a collective."""
+        done = func(*args, **(kwargs or {}))
         if func.namespace == "c10d":
+            # What others would have sent: the fake group gathers this rank's own part in their place, which under
+            # stage 3 is whatever memory held where a weight has fewer numbers than there are ranks.
             if func.__name__.startswith("_reduce_scatter_base_"):
-                args[0].zero_()  # the fake group leaves it as memory was
-            if func.__name__.startswith("_allgather_base_"):  # likewise: a step that is not finite exchanges less
-                if args[0].is_floating_point():
-                    args[0].fill_(0.01)
-                else:  # labels
-                    args[0].view(-1, args[1].numel()).copy_(args[1].view(1, -1))
+                args[0].zero_()
+            if func.__name__.startswith("_allgather_base_") and args[0].is_floating_point():
+                args[0].fill_(0.01)
             tensors = [value for value in tree_leaves(args) if isinstance(value, Tensor)]
             self.seen.append(self._noted(func._schema.name.removeprefix("c10d::"), tensors))
-        return func(*args, **(kwargs or {}))
+        return done
 
     def _noted(self, kind: str, tensors: list[Tensor]) -> Collective:
         largest = max(tensors, key=Tensor.numel, default=torch.empty(0))

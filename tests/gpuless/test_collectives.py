@@ -2,14 +2,13 @@
 
 import os
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from dist_train.errors import NonFiniteError
 from launch.check import plan_setup
 from launch.plan_model import gpu_memory, network_bytes
 from tests.gpuless.pretence import GPU, pretended_gpu
@@ -32,13 +31,9 @@ def exchanged(rank, config):
         trained, accumulation = program(config, ranks, IDENTITIES, 32)
         own = batch(config.train.global_batch_size // RANKS, 32, CPU)
         own = own._replace(images=torch.randn(own.images.shape)).chunk(accumulation)
-        embed = trained.replica.embed
-        # Weights of stage 3 that would have come from others are whatever memory held; what is exchanged stays.
-        with mock.patch.object(trained.replica, "embed", lambda images: embed(images).nan_to_num(0, 0, 0)):
-            for number in range(3):
-                record.seen.clear()
-                with suppress(NonFiniteError):
-                    step(trained, own, number)
+        for number in range(3):
+            record.seen.clear()
+            step(trained, own, number)
         seen = list(record.seen)
         trained.close()
         trained.replica.close()
@@ -80,7 +75,8 @@ def test_all_ranks_exchange_the_same_in_the_same_order_and_as_much_as_is_planned
         },
     )
     first, *others = [exchanged(rank, config) for rank in SOME]
-    assert all(other == first for other in others)
+    for other in others:
+        assert other == first
     received = Counter()
     samples = PICTURES * RANKS
     of_head = {samples, samples * (16 + 1), 3 * samples}
