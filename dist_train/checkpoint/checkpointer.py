@@ -26,6 +26,7 @@ from dist_train.checkpoint.store import (
     failure_path,
     prune,
     read_best,
+    remove_pruned,
     write_best,
     write_checksums,
     write_progress,
@@ -175,7 +176,7 @@ class Checkpointer:
         if save.score is not None:  # only now, since a save that is cut off must not be taken for the best
             write_best(self._run_dir, save.step, save.score)
         try:
-            prune(self._run_dir, self._keep)
+            self._thread.submit(remove_pruned, prune(self._run_dir, self._keep))
         except OSError as error:
             logger.warning("old checkpoints of %s cannot be removed: %s", self._run_dir, error)
         if self._on_commit is not None:

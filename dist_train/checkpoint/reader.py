@@ -1,24 +1,20 @@
 """Loading tensors out of a checkpoint that anybody may have written: tensors alone, nothing that is called."""
 
 import io
-import os
-import pickletools
-import re
-import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
 from dist_train.checkpoint.metadata import read_metadata
+from dist_train.checkpoint.record import NOT_A_RECORD, STORAGES, FileSlice, check_record, find_numbers
 from dist_train.errors import WorkError
-
-# What `torch.save` names for a tensor. `torch.load(weights_only=True)` admits more, e.g. arrays of any length.
-_REBUILD = frozenset({"torch._utils _rebuild_tensor_v2", "collections OrderedDict"})
-_STORAGE = re.compile(r"torch [A-Za-z0-9]+Storage")
-_MAX_RECORD = 1 << 16  # bytes of the pickle that describes one tensor
 
 
 def load_tensors(
@@ -60,12 +56,47 @@ class _Reader(dcp.FileSystemReader):
         if self._error is not None:
             raise self._error
         super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
+        self._tensors = metadata.state_dict_metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> torch.futures.Future[None]:
+        """See `StorageReader`. Of tables only the rows that are asked for are read, without a copy in between."""
+        left = [item for item in plan.items if not self._read_rows(item, planner)]
+        return super().read_data(replace(plan, items=left), planner)
+
+    def _read_rows(self, item: ReadItem, planner: LoadPlanner) -> bool:
+        """Read rows of a share of a table into where they belong; False where torch should load it whole.
+
+        Raises:
+            WorkError: the file ends before them.
+        """
+        entry = self._tensors.get(item.storage_index.fqn)
+        if not isinstance(entry, TensorStorageMetadata) or entry.properties.dtype not in STORAGES:
+            return False
+        target = planner.resolve_tensor(item).detach()
+        fits = target.dtype == entry.properties.dtype and target.device.type == "cpu" and target.is_contiguous()
+        if not fits or target.dim() != 2:
+            return False
+        share = next(tuple(each.sizes) for each in entry.chunks if each.offsets == item.storage_index.offset)
+        if share[1] != target.shape[1]:
+            return False
+        place = self.storage_data[item.storage_index]
+        path = self._checkpoint / place.relative_path
+        with path.open("rb", buffering=0) as file:
+            try:
+                view = FileSlice(cast(io.BufferedIOBase, file), place.offset, place.length)
+                numbers = find_numbers(view, place.length, share, target.dtype)
+            except NOT_A_RECORD:  # not row after row, or refused there
+                return False
+            file.seek(place.offset + numbers + item.storage_offsets[0] * share[1] * target.itemsize)
+            _fill(target, file, path)
+        planner.commit_tensor(item, target)
+        return True
 
     def _slice_file(self, file: IO[bytes], sinfo: Any) -> Any:  # noqa: ANN401 - torch's private class
         view = FileSlice(cast(io.BufferedIOBase, file), sinfo.offset, sinfo.length)
         try:
             check_record(view)
-        except (zipfile.BadZipFile, ValueError, KeyError, RuntimeError) as error:  # of an encrypted entry, too
+        except NOT_A_RECORD as error:
             place = f"{self._checkpoint / sinfo.relative_path} at byte {sinfo.offset}"
             raise WorkError(f"{place}: {error}; refused, nothing was run") from error
         view.seek(0)
@@ -80,55 +111,11 @@ class _Planner(dcp.DefaultLoadPlanner):
         raise WorkError(f"{read_item.dest_index.fqn} is not a tensor; refused")
 
 
-class FileSlice(io.RawIOBase):
-    """A part of a file as a file: torch's own cannot be read from its end, where the directory of an archive is."""
-
-    def __init__(self, file: io.BufferedIOBase, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        """See `io.RawIOBase`."""
-        return True
-
-    def seekable(self) -> bool:
-        """See `io.RawIOBase`."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """See `io.RawIOBase`."""
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
-        if begin + offset < 0:
-            raise ValueError("a place before its begin")
-        self._at = begin + offset
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:  # noqa: ANN401 - any buffer
-        """See `io.RawIOBase`."""
-        self._file.seek(self._start + self._at)
-        count = int(self._file.readinto(memoryview(buffer)[: max(0, self._length - self._at)]))
-        self._at += count
-        return count
-
-
-def check_record(view: io.RawIOBase) -> None:
-    """See that a slice is what `torch.save` makes of one tensor: stored uncompressed, no other names than it needs.
-
-    Raises:
-        ValueError, zipfile.BadZipFile, KeyError, RuntimeError: it is not.
-    """
-    with zipfile.ZipFile(cast(IO[bytes], view)) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise ValueError(f"{entry.filename} is compressed")
-            if entry.filename.endswith(".pkl"):
-                if entry.file_size > _MAX_RECORD:
-                    raise ValueError(f"{entry.filename} has {entry.file_size} bytes, expected at most {_MAX_RECORD}")
-                _check_names(archive.read(entry))
-
-
-def _check_names(record: bytes) -> None:
-    for operation, argument, _ in pickletools.genops(record):
-        if operation.name == "GLOBAL" and (argument in _REBUILD or _STORAGE.fullmatch(str(argument))):
-            continue
-        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(f"its pickle calls {argument or operation.name}, which no tensor needs")
+def _fill(target: Tensor, file: io.FileIO, path: Path) -> None:
+    """Read the next numbers of a file into a tensor."""
+    rest = memoryview(cast(Any, target.view(torch.uint8).numpy())).cast("B")
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise WorkError(f"{path} ends at byte {file.tell()}, {len(rest)} bytes too early; take another checkpoint")
+        rest = rest[count:]

@@ -221,15 +221,23 @@ def write_best(run_dir: Path, step: int, score: float) -> None:
         logger.warning("%s: cannot be written (%s); step %d is not marked as the best", path, error.strerror, step)
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one."""
+def prune(run_dir: Path, keep: int) -> list[Path]:
+    """Take all but the newest `keep` checkpoints and the best one out of the count.
+
+    Returns:
+        What they are called now, for `remove_pruned`: gigabytes take a while to free.
+    """
     best = read_best(run_dir)
-    for path in committed_checkpoints(run_dir)[:-keep]:
-        if best is None or path.name != checkpoint_name(best[0]):
-            # Renamed first: a removal that is cut off must not leave something that looks complete.
-            doomed = path.with_name(f".removing-{path.name}")
-            path.replace(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    kept = None if best is None else checkpoint_name(best[0])
+    old = [path for path in committed_checkpoints(run_dir)[:-keep] if path.name != kept]
+    # Renamed first: a removal that is cut off must not leave something that looks complete.
+    return [path.replace(path.with_name(f".removing-{path.name}")) for path in old]
+
+
+def remove_pruned(doomed: list[Path]) -> None:
+    """Remove what `prune` has renamed; what cannot be removed is left to the next start of the run."""
+    for path in doomed:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside_newer(run_dir: Path, checkpoint: Path | None) -> None:
@@ -274,8 +282,8 @@ def checkpoint_name(step: int) -> str:
 
 
 def _crc32(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            crc = zlib.crc32(block, crc)
+    crc, buffer = 0, memoryview(bytearray(READ_BYTES))  # one: each new one would be memory that the system clears
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            crc = zlib.crc32(buffer[:count], crc)
     return crc

@@ -2,7 +2,9 @@
 
 import errno
 import logging
+import os
 import shutil
+import threading
 
 import pytest
 import torch
@@ -68,6 +70,24 @@ def test_a_disk_that_is_full_during_a_save_costs_that_checkpoint_and_not_the_run
     assert "No space left on device" in caplog.text
     assert max(line["step"] for line in read_metrics(run_dir)) == 6
     assert not list((run_dir / "checkpoints").glob(".writing*")), "nothing half-written"
+
+
+def test_old_checkpoints_are_removed_while_training_goes_on(tmp_path, tiny_set, monkeypatch):
+    remove, threads = shutil.rmtree, []
+
+    def noted(path, **options):
+        if ".removing-" in str(path):
+            threads.append(threading.current_thread().name)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", noted)
+    run_dir = train(tmp_path, tiny_set, checkpoint__keep=1)
+    assert [path.name[-1] for path in committed_checkpoints(run_dir)] == ["6"]
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint_0":
+            thread.join(10)
+    assert threads == ["checkpoint_0"] * 2
+    assert os.listdir(run_dir / "checkpoints") == ["step-00000006"]
 
 
 def test_inspect_tells_what_checkpoints_hold(tmp_path, tiny_set):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dist_train.checkpoint.cli import describe_checkpoint
 from dist_train.checkpoint.load import load_backbone
-from dist_train.checkpoint.store import committed_checkpoints, damage, prune, read_best, write_best
+from dist_train.checkpoint.store import committed_checkpoints, damage, prune, read_best, remove_pruned, write_best
 from dist_train.data.bad_samples import BadSample, BadSampleLog
 from dist_train.evaluate.report import RunReport, write_report
 from dist_train.run_files import BAD_SAMPLES_NAME, JOB_NAME, SLURM_JOBS_NAME, SUMMARY_NAME
@@ -72,7 +72,7 @@ def _look_after(home: Path) -> None:
     for checkpoint in committed_checkpoints(home):
         damage(checkpoint)
     write_best(home, 3, 0.7) if read_best(home) is None else None
-    prune(home, keep=1)
+    remove_pruned(prune(home, keep=1))
 
 
 def _read_results(home: Path) -> None:
