@@ -13,10 +13,30 @@ from torch import Tensor, nn
 from dist_train.backbones.config import EmbeddingNorm
 from dist_train.backbones.recompute import Blocks
 
+_WIDE = 16  # channels
+
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     """A 3×3 convolution that keeps the size, or halves it (rounding up) at stride 2."""
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+
+
+class Shortcut(nn.Conv2d):
+    """A 1×1 convolution with a stride.
+
+    The backward pass of a narrow one, 12 channels or fewer that lie last, writes beyond its memory on CPUs (oneDNN of
+    torch 2.14, seen by glibc's malloc check). It is given what the stride leaves, which is the same sum.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels_in, S, S] -> [B, channels_out, S/stride, S/stride]."""
+        if x.device.type == "cpu" and x.requires_grad and self.in_channels < _WIDE:
+            rows, columns = self.stride
+            return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight)
+        return super().forward(x)
 
 
 class Block(nn.Module):
@@ -34,9 +54,7 @@ class Block(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
+            self.shortcut = nn.Sequential(Shortcut(channels_in, channels_out, stride), nn.BatchNorm2d(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels_in, S, S] -> [B, channels_out, S/stride, S/stride]."""

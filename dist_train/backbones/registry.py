@@ -95,8 +95,6 @@ BACKBONES: dict[str, BackboneSpec] = {
     "vit_large": _vit(768, 24),
     "vit_nano": _vit(96, 6, heads=3, patch_px=8, tokens=8),
     "tiny": _small(16, 32, 64, 128, 256),
-    # In torch 2.14 the backward pass of its convolutions of 8 channels writes beyond its memory on CPUs: at 112 px, and
-    # with two threads or more where a batch is odd.
     "nano": _small(8, 16, 32, 64, 128, max_image_size=64, larger="tiny"),
 }
 
