@@ -21,12 +21,17 @@ from dist_train.data.shards import BadSampleError
 from dist_train.data.tar_samples import Sample, key_of
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.sets import StoredSet
+from dist_train.runtime.parquet import bounded_batches
 from dist_train.runtime.progress import progress_bar
-from dist_train.runtime.text import shown_name
+from dist_train.runtime.text import first_line, shown_name
 from dist_train.runtime.written import MAKE_ROOM, write_failures, write_json, written, written_directory
 
 SUMMARY_NAME = "cleaned.json"
 _GONE = -1
+# Of a table of identities, whose further columns may be anything: as much as one behind an address may have.
+_ROW_BYTES = 4 << 10
+_ALWAYS_BYTES = 64 << 20
+_LONGEST = _ROW_BYTES // 4  # numbers in a list
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def _identities(source: Path, manifest: Manifest, kept: Ints, counts: Ints) -> p
     path = source / IDENTITIES_NAME
     if path.exists():
         read_identities(path, "name", manifest.num_classes)  # refuses what is none, before all of it is read
-        table = pq.read_table(path)
+        table = _whole_table(path)
     else:
         every = np.arange(manifest.num_classes)
         table = pa.table({"label": every, "name": [str(label) for label in every]})
@@ -208,3 +213,28 @@ def _identities(source: Path, manifest: Manifest, kept: Ints, counts: Ints) -> p
         at = table.column_names.index(name) if name in table.column_names else None
         table = table.append_column(name, column) if at is None else table.set_column(at, name, column)
     return table
+
+
+def _whole_table(path: Path) -> pa.Table:
+    """All columns of a table of identities, one after another: what each takes is known before the next is unpacked.
+
+    Raises:
+        UserError: damaged, or of more than 4 KiB a row.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        most = _ALWAYS_BYTES + _ROW_BYTES * metadata.num_rows
+        columns, size = [], 0
+        for field in schema:
+            batches = []
+            for batch in bounded_batches(path, [field.name], _LONGEST, row_bytes=_ROW_BYTES):
+                if (size := size + batch.nbytes) > most:
+                    raise ValueError(f"more than {most:,} bytes in {metadata.num_rows:,} rows")
+                batches.append(batch.column(0))
+            columns.append(pa.chunked_array(batches, field.type))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: cannot be read: {first_line(error)}; write it with columns of text, numbers or lists of numbers"
+        ) from error
+    return pa.table(columns, schema=schema)

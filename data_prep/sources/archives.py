@@ -192,7 +192,10 @@ def _indexed(rec: RecFile, index_path: Path) -> Iterator[pa.RecordBatch]:
             return None
 
     first = record(0)
-    images = image_range(first) if first else None
+    try:
+        images = image_range(first) if first else None
+    except RecordError as error:
+        raise UserError(f"{rec.path}: {error}; move {index_path.name} away to have {rec.path.name} scanned") from error
     if images is not None:
         start, stop = images.start, images.stop
         # Labels are float32: above 2**24 the number of the first identity record is rounded.

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from dist_train.data.text_file import read_bytes, read_text
 from dist_train.errors import UserError
+from dist_train.runtime.text import shown
 from dist_train.section import Section
 
 logger = logging.getLogger(__name__)
@@ -85,11 +86,11 @@ def select(batches: Iterator[pa.RecordBatch], chosen: NameList) -> Iterator[pa.R
         )
     if not taken:
         raise UserError(
-            f"{chosen.path}: none of its {len(names):,} names is an identity of the source, e.g. {names[0]!r}"
+            f"{chosen.path}: none of its {len(names):,} names is an identity of the source, e.g. {shown(names[0])}"
         )
     logger.info("%s: %s of %s photos are of the listed identities", chosen.path, f"{taken:,}", f"{seen:,}")
     if missing := [name for name in names if name not in found]:
-        told = ", ".join(map(repr, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+        told = ", ".join(map(shown, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
         logger.warning(
             "%s: %s of %s names have no photo: %s", chosen.path, f"{len(missing):,}", f"{len(names):,}", told
         )
@@ -104,7 +105,7 @@ def _people(path: Path, lines: list[tuple[int, str]]) -> list[str]:
         elif len(more) == 1 and name and _COUNT.fullmatch(more[0]):
             names.append(name)
         else:
-            raise UserError(f"{path}: line {number}: {line!r}; expected a name, a tab and its number of photos")
+            raise UserError(f"{path}: line {number}: {shown(line)}; expected a name, a tab and its number of photos")
     if len(counts) > 1:
         folds, *counts = counts
         if folds != len(counts):

@@ -25,6 +25,7 @@ _HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 _LENGTH_BITS = 29
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _MAX_LABELS = 1 << 16  # a larger flag is damage
+_MOST_RECORDS = 1 << 63  # an index holds numbers below it
 _MOST_AT_ONCE = 1 << 20  # bytes of the first read: an index that lacks lines makes records look larger than they are
 
 
@@ -224,10 +225,16 @@ def image_range(first: Record) -> range | None:
 
     Record 0 of most sets has two labels (a, b) and no picture: images are records 1 .. a-1, records a .. b-1 stand for
     identities.
+
+    Raises:
+        RecordError: record 0 has such labels, and a is no number of a record.
     """
     if len(first.labels) != 2 or first.data:
         return None
-    return range(1, int(first.labels[0]))
+    stop = first.labels[0]
+    if not (1 <= stop < _MOST_RECORDS and stop.is_integer()):  # nan and infinity, too
+        raise RecordError(f"record 0: images end before record {stop:g}, expected a whole number from 1 on")
+    return range(1, int(stop))
 
 
 def _padded(length: int) -> int:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from data_prep.sources.folder import read_file
 from dist_train.data.addresses import SCHEMES, TooLargeError, read_address
 from dist_train.data.reject import Reject
 from dist_train.errors import UserError
+from dist_train.runtime.daemons import Daemons
 from dist_train.runtime.text import first_line
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -23,6 +24,7 @@ _BAD_ROW = b"\0"  # first byte of the location of a line that is no row; no path
 _PAUSES_S = (1.0, 3.0)  # pauses before the second and third try of an address
 _FETCHES_AT_ONCE = 16
 _FETCH_TIMEOUT_S = 30.0
+_ROW_BYTES = 4 << 10  # of a column of parquet; addresses that are signed have some 2 KiB
 
 
 class TableSource(Source):
@@ -82,13 +84,16 @@ class TableSource(Source):
     def _parquet(self) -> Iterator[pa.RecordBatch]:
         from pyarrow import parquet
 
+        from dist_train.runtime.parquet import bounded_batches
+
         try:
-            with parquet.ParquetFile(self.path) as file:
-                kinds = {field.name: field.type for field in file.schema_arrow}
-                self._check_columns(kinds)
-                for batch in file.iter_batches(columns=[self.path_column, self.identity_column]):
-                    yield batch.select([self.path_column, self.identity_column])
-        except (OSError, KeyError, UnicodeError, pa.ArrowException) as error:
+            self._check_columns({field.name: field.type for field in parquet.read_schema(self.path)})
+            yield from bounded_batches(
+                self.path, [self.path_column, self.identity_column], row_bytes=_ROW_BYTES, text_as_bytes=True
+            )
+        except UserError:
+            raise
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{self.path}: {first_line(error)}") from error
 
     def _missing(self, error: Exception) -> str:
@@ -143,8 +148,14 @@ class TableReader(Reader):
         if not addresses:
             return {}
         # Waiting for a server takes no core: many requests at a time, whatever the number of workers.
-        with ThreadPoolExecutor(_FETCHES_AT_ONCE) as pool:
-            return dict(zip(addresses, pool.map(self._get, addresses), strict=True))
+        threads = Daemons(min(_FETCHES_AT_ONCE, len(addresses)), "fetch")
+        fetched = [threads.submit(partial(self._get, address)) for address in addresses]
+        try:
+            return {address: each.result() for address, each in zip(addresses, fetched, strict=True)}
+        finally:
+            for each in fetched:  # after an interrupt, which waits for none that has begun
+                each.cancel()
+            threads.close(0.0)
 
     def _get(self, location: bytes) -> bytes | Reject:
         address = display(location)

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from dist_train.errors import UserError
+from dist_train.runtime.files import first_fault, read_bounded
+
+_MOST_BYTES = 1 << 30  # lists of the largest sets have a tenth of that
 
 
 def read_text(path: Path) -> str:
     """The content of a text file of a user.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8.
+        UserError: it cannot be read, is larger than 1 GiB, or is not UTF-8.
     """
     data = read_bytes(path)
     try:
@@ -23,9 +26,9 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file of a user.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is larger than 1 GiB.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        return read_bounded(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {first_fault(error)}") from error

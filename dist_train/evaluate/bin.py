@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import UserError
+from dist_train.evaluate.config import set_name
 from dist_train.runtime.safe_pickle import Admitted, ForbiddenNameError, unpickle
 from dist_train.runtime.text import shown_start
 
@@ -27,7 +28,7 @@ class VerificationSet:
     """Pairs of pictures and whether both show the same identity.
 
     Attributes:
-        name: of the set, from its file.
+        name: of the set, from its file, as `set_name` gives it.
         images: 2n encoded pictures; pair i is (images[2i], images[2i + 1]).
         same: bool [n].
     """
@@ -173,7 +174,7 @@ def _checked(path: Path, body: object) -> VerificationSet:
         raise UserError(f"verification set {path}: it is empty")
     if not all(isinstance(flag, int | float) and flag in (0, 1) for flag in same):
         raise UserError(f"verification set {path}: the second list must hold n booleans")
-    return VerificationSet(path.stem, _pictures(path, images), np.array(same, dtype=float) == 1)
+    return VerificationSet(set_name(path), _pictures(path, images), np.array(same, dtype=float) == 1)
 
 
 def _plain(value: object) -> object:

@@ -14,7 +14,7 @@ Templates = Literal["sum", "norm", "score"]
 
 
 def set_name(path: Path) -> str:
-    """What a set is called in figures and tables: the name of its file without the ending, or of its directory."""
+    """What a set is called in figures and tables: the name of its file without `.bin`, or of its directory."""
     return path.stem if path.suffix == ".bin" else path.resolve().name
 
 
@@ -81,8 +81,8 @@ class QualityConfig(Section):
 
 
 def quality_name(entry: QualityConfig) -> str:
-    """What a quality of a set is called in figures."""
-    return f"{set_name(entry.set)} by {entry.by} at {entry.fmr:g}"
+    """What a quality of a set is called in figures: a table by the name of its file."""
+    return f"{set_name(entry.set)} by {Path(entry.by).name} at {entry.fmr:g}"
 
 
 def groups_name(entry: GroupsConfig) -> str:
@@ -198,5 +198,7 @@ def _names_told_apart(entries: tuple[Entry, ...], name: Callable[[Entry], str]) 
     named: dict[str, Entry] = {}
     for entry in entries:
         if named.setdefault(name(entry), entry) is not entry:
-            raise ValueError(f"two entries are both called {name(entry)!r} in figures; rename a directory or leave one")
+            raise ValueError(
+                f"two entries are both called {name(entry)!r} in figures; rename a directory or file, or leave one"
+            )
     return entries

@@ -151,7 +151,7 @@ def _judge_groups(entry: GroupsConfig, how: Judging) -> GroupsResult:
 
 
 def _group_figures(result: GroupsResult) -> dict[str, float]:
-    start = f"{result.name}/by_{result.by}"
+    start = f"{result.name}/by_{result.by}_at_fmr_{result.fmr:g}"
     differentials = {"fmr": result.fmr_differential.gini, "fnmr": result.fnmr_differential.gini}
     return {f"{start}/{kind}_gini": value for kind, value in differentials.items() if value is not None}
 
@@ -240,7 +240,7 @@ KINDS = (
         paths=quality_paths,
         check=check_quality,
         judge=evaluate_quality,
-        figures=lambda result: {f"{result.name}/pauc_by_{result.by}": result.pauc},
+        figures=lambda result: {f"{result.name}/pauc_by_{result.by}_at_fmr_{result.fmr:g}": result.pauc},
         score=lambda _: None,
         table=quality_report.quality_table,
         sections=quality_report.quality_sections,

@@ -1,7 +1,9 @@
 """One export: the forms that were asked for, written beside each other and measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +32,15 @@ from dist_train.export.sensitivity import LayerCost, rank_layers
 from dist_train.export.tensorrt import TensorRtModel, build_engine, open_tensorrt
 from dist_train.export.train_int8 import LEAST_STEPS, check_pictures, train_int8
 from dist_train.export.triton_repository import check_repository, write_repository
-from dist_train.run_files import METADATA_NAME, ONNX_NAME
+from dist_train.run_files import LOCK_NAME, METADATA_NAME, ONNX_NAME
 from dist_train.runtime.extras import require
+from dist_train.runtime.lock import is_held, only_job
 from dist_train.runtime.version import version_of
+from dist_train.runtime.written import remove_temporaries, write_failures
 from dist_train.weights.digest import digest_weights
+
+_ONNX_ENDINGS = (".onnx", ".float16.onnx", ".int8.onnx", ".int8-dynamic.onnx", ".int8-trained.onnx")
+_ENDINGS = (*_ONNX_ENDINGS, ".pt2", ".engine", ".export.json")
 
 
 @dataclass(frozen=True)
@@ -103,61 +110,81 @@ def export_forms(job: ExportJob) -> Exported:
         origin[ALIGNER_KEY] = progress.aligner.to_text()
     if older := compatible_with(found_checkpoint(job.run)):
         origin[COMPATIBLE_KEY] = older
-    written = export_onnx(
-        backbone,
-        progress.image_size,
-        path,
-        normalize_inside=job.normalize_inside,
-        opset=job.opset,
-        origin=origin,
-        batch=job.batch,
-    )
-    convention = written.convention
-    forms = [Form("pytorch float32", backbone), Form(REFERENCE, OnnxModel(path, as_written=True), path)]
-    costs: list[LayerCost] = []
-    left_float: list[str] = []
-    if job.float16:
-        target = path.with_name(f"{path.stem}.float16.onnx")
-        _write_half(job, backbone, progress.image_size, target, origin)
-        forms.append(Form("onnx float16", OnnxModel(target, as_written=True), target))
-    if calibration is not None:
-        target = path.with_name(f"{path.stem}.int8.onnx")
-        if job.sensitivity:
-            costs = rank_layers(path, convention, calibration, job.batch)
-            left_float = [each.node for each in costs[: job.float_layers]]
-        quantize_static(path, target, convention, calibration, left_float=left_float, batch=job.batch)
-        forms.append(Form("onnx int8 static", OnnxModel(target, as_written=True), target))
-    if "dynamic" in job.int8:
-        target = path.with_name(f"{path.stem}.int8-dynamic.onnx")
-        quantize_dynamic(path, target)
-        forms.append(Form("onnx int8 dynamic", OnnxModel(target, as_written=True), target))
-    if "trained" in job.int8:
-        target = path.with_name(f"{path.stem}.int8-trained.onnx")
-        _write_trained(job, backbone, config, progress.image_size, target, origin)
-        forms.append(Form("onnx int8 trained", OnnxModel(target, as_written=True), target))
-    if job.pt2:
-        target = path.with_suffix(".pt2")
-        export_program(backbone, convention, target, origin)
-        forms.append(Form("torch.export float32", _program(target, convention), target))
-    if job.tensorrt:
-        target = path.with_suffix(".engine")
-        plain = Convention.of_ours(convention.image_size, convention.embedding_dim)
-        build_engine(backbone, plain, target)
-        forms.append(Form("tensorrt float16", TensorRtModel(target, plain), target))
-    if job.triton is not None:
-        write_repository(path, job.triton)
-    pictures, source = _pictures(job, config, sets, progress.image_size)
-    figures = measure_forms(forms, progress.image_size, pictures, sets, flip=config.evaluate.flip)
-    done = Exported(figures, path.with_name(f"{path.stem}.export.json"), costs=costs, left_float=left_float)
-    if pictures is None:
-        done.notes.append("no pictures to compare the forms on; give --sets FILE.bin")
-    elif len(pictures) < job.check_images:
-        done.notes.append(f"{source} has only {len(pictures)} pictures to compare on")
-    about = _about(job, progress, origin, pictures, source)
-    if costs:
-        about["sensitivity"] = [vars(each) | {"stays_float": each.node in left_float} for each in costs]
-    write_figures(done.json_path, figures, about)
+    with _only_export(path):
+        written = export_onnx(
+            backbone,
+            progress.image_size,
+            path,
+            normalize_inside=job.normalize_inside,
+            opset=job.opset,
+            origin=origin,
+            batch=job.batch,
+        )
+        convention = written.convention
+        forms = [Form("pytorch float32", backbone), Form(REFERENCE, OnnxModel(path, as_written=True), path)]
+        costs: list[LayerCost] = []
+        left_float: list[str] = []
+        if job.float16:
+            target = path.with_name(f"{path.stem}.float16.onnx")
+            _write_half(job, backbone, progress.image_size, target, origin)
+            forms.append(Form("onnx float16", OnnxModel(target, as_written=True), target))
+        if calibration is not None:
+            target = path.with_name(f"{path.stem}.int8.onnx")
+            if job.sensitivity:
+                costs = rank_layers(path, convention, calibration, job.batch)
+                left_float = [each.node for each in costs[: job.float_layers]]
+            quantize_static(path, target, convention, calibration, left_float=left_float, batch=job.batch)
+            forms.append(Form("onnx int8 static", OnnxModel(target, as_written=True), target))
+        if "dynamic" in job.int8:
+            target = path.with_name(f"{path.stem}.int8-dynamic.onnx")
+            quantize_dynamic(path, target)
+            forms.append(Form("onnx int8 dynamic", OnnxModel(target, as_written=True), target))
+        if "trained" in job.int8:
+            target = path.with_name(f"{path.stem}.int8-trained.onnx")
+            _write_trained(job, backbone, config, progress.image_size, target, origin)
+            forms.append(Form("onnx int8 trained", OnnxModel(target, as_written=True), target))
+        if job.pt2:
+            target = path.with_suffix(".pt2")
+            export_program(backbone, convention, target, origin)
+            forms.append(Form("torch.export float32", _program(target, convention), target))
+        if job.tensorrt:
+            target = path.with_suffix(".engine")
+            plain = Convention.of_ours(convention.image_size, convention.embedding_dim)
+            build_engine(backbone, plain, target)
+            forms.append(Form("tensorrt float16", TensorRtModel(target, plain), target))
+        if job.triton is not None:
+            write_repository(path, job.triton)
+        pictures, source = _pictures(job, config, sets, progress.image_size)
+        figures = measure_forms(forms, progress.image_size, pictures, sets, flip=config.evaluate.flip)
+        done = Exported(figures, path.with_name(f"{path.stem}.export.json"), costs=costs, left_float=left_float)
+        if pictures is None:
+            done.notes.append("no pictures to compare the forms on; give --sets FILE.bin")
+        elif len(pictures) < job.check_images:
+            done.notes.append(f"{source} has only {len(pictures)} pictures to compare on")
+        about = _about(job, progress, origin, pictures, source)
+        if costs:
+            about["sensitivity"] = [vars(each) | {"stays_float": each.node in left_float} for each in costs]
+        write_figures(done.json_path, figures, about)
     return done
+
+
+@contextmanager
+def _only_export(path: Path) -> Iterator[None]:
+    """Be the only export to `path`, without what exports to it that were killed left there.
+
+    Raises:
+        UserError: another process exports to it.
+        WorkError: its directory cannot be written to.
+    """
+    lock = path.with_name(f".{path.stem}.export.lock")
+    with ExitStack() as held:
+        with write_failures(f"export to {path}"):
+            held.enter_context(only_job(lock, path))
+            held.callback(lock.unlink, missing_ok=True)
+            if not is_held(path.parent / LOCK_NAME):  # a run that ends may be writing its model there
+                for ending in _ENDINGS:
+                    remove_temporaries(path.parent, f"{escape(path.stem + ending)}.*")
+        yield
 
 
 def _write_half(job: ExportJob, backbone: nn.Module, image_size: int, target: Path, origin: dict[str, str]) -> None:

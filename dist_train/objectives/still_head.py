@@ -33,6 +33,7 @@ class OtherRun(NamedTuple):
         path: what the key names.
         checkpoint: that was found there.
         backbone: its network, on the CPU in evaluation mode.
+        image_size: side in pixels of the pictures that it was trained on.
         config: its recipe.
         head: the section of that recipe.
     """
@@ -41,6 +42,7 @@ class OtherRun(NamedTuple):
     path: Path
     checkpoint: Path
     backbone: nn.Module
+    image_size: int
     config: RunConfig
     head: HeadConfig
 
@@ -67,12 +69,12 @@ def open_other_run(key: str, path: Path, config: RunConfig, ranks: Ranks) -> Oth
                 "checkpoint"
             )
         with torch.random.fork_rng(devices=[]):  # a network that weights are loaded into draws random ones first
-            backbone, other, _ = load_backbone(place)
+            backbone, other, progress = load_backbone(place)
         if other.head is None:
             raise UserError(
                 f"{key} {path}: was trained without a head (head: null), so that it has no class centers; give another"
             )
-        return OtherRun(key, path, place, backbone, other, other.head)
+        return OtherRun(key, path, place, backbone, progress.image_size, other, other.head)
 
     return ranks.agree(opened)
 
@@ -80,7 +82,8 @@ def open_other_run(key: str, path: Path, config: RunConfig, ranks: Ranks) -> Oth
 def build_still_head(other: OtherRun, setting: ObjectiveSetting) -> Head:
     """A head with the loss and the rows of another run, kept and sampled as the new run's. A collective.
 
-    Identities that the other run did not know have the mean of their pictures' embeddings under its network.
+    Identities that the other run did not know have the mean of their pictures' embeddings under its network, at the
+    size that it was trained on: rows are the same in whatever phase of the new run they are built.
 
     Args:
         other: the run; its network goes to this rank's device.
@@ -114,7 +117,7 @@ def build_still_head(other: OtherRun, setting: ObjectiveSetting) -> Head:
         head.hold(True)
         backbone = other.backbone.to(ranks.device).to(memory_format=memory_format(other.backbone))
         changed = config.model_copy(update={"start": StartConfig(backbone=other.path, head=other.path)})
-        start_head(changed, head, backbone, loader.image_size, ranks, other.checkpoint, other.key)
+        start_head(changed, head, backbone, other.image_size, ranks, other.checkpoint, other.key)
     except BaseException:
         head.close()
         raise

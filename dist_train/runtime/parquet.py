@@ -10,51 +10,62 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-_BATCH_ROWS = 1 << 16
-_BATCH_BYTES = 64 << 20  # of a column in a batch: 1 KiB a row; names, paths and sentences have a tenth of that
-_ROW_BYTES = _BATCH_BYTES // _BATCH_ROWS
+_BATCH_BYTES = 64 << 20  # of a column in a batch
+_BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 _WIDEST_BYTES = 64  # of values of one size, such as decimals
 
 
-def bounded_batches(path: Path, columns: Sequence[str], values_per_row: int = 1) -> Iterator[pa.RecordBatch]:
-    """Some columns of a table in their order, batch by batch: text, which is UTF-8, numbers, and lists of numbers.
+def bounded_batches(
+    path: Path,
+    columns: Sequence[str],
+    values_per_row: int = 1,
+    *,
+    row_bytes: int = 1024,
+    text_as_bytes: bool = False,
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a table in their order, batch by batch: text, numbers, and lists of numbers.
 
     Args:
         path: of the table.
         columns: their names, each of which the table has once.
         values_per_row: how long lists are at most, on average.
+        row_bytes: most that a column takes for a row, on average; names, paths and sentences have a tenth of 1 KiB.
+        text_as_bytes: give text as bytes, which need not be UTF-8; without, it has to be.
 
     Raises:
         OSError: it cannot be read.
         KeyError: it does not have a column.
-        ValueError: damaged, or a column takes more than 1 KiB a row; `pa.ArrowException` for other kinds of damage.
+        ValueError: damaged, or a column takes more than `row_bytes` a row; `pa.ArrowException` for other kinds of
+            damage.
     """
     with pq.ParquetFile(path) as file:
         metadata = file.metadata
         schema = metadata.schema.to_arrow_schema()
         kinds = pa.schema([schema.field(name) for name in columns])
+        given = pa.schema([field.with_type(_BYTES_OF.get(field.type, field.type)) for field in kinds])
+        given = given if text_as_bytes else kinds
         # Goes through the columns, keeping nothing: what is damaged is an error here, where a question to the damaged
         # metadata of a column would end the process. A value at a time, as values may be of any length still.
         file.scan_contents(list(columns), batch_size=1)
-        shared = _check_stored(metadata, columns, values_per_row)
+        shared = _check_stored(metadata, columns, values_per_row, row_bytes)
     with pq.ParquetFile(path, metadata=metadata, read_dictionary=shared) as file:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
+        for batch in file.iter_batches(_BATCH_BYTES // row_bytes, columns=list(columns)):
             batch = batch.select(list(columns))
             for name, column in zip(columns, batch.columns, strict=True):
                 if (size := _unpacked_bytes(column)) > _BATCH_BYTES:
                     raise ValueError(
                         f"column {name}: {size:,} bytes in {batch.num_rows:,} rows, expected at most {_BATCH_BYTES:,}"
                     )
-            batch = batch.cast(kinds)
+            batch = batch.cast(kinds).cast(given)  # first what rows share is unpacked
             batch.validate(full=True)
             yield batch
 
 
-def _check_stored(metadata: pq.FileMetaData, columns: Sequence[str], values_per_row: int) -> list[int]:
+def _check_stored(metadata: pq.FileMetaData, columns: Sequence[str], values_per_row: int, row_bytes: int) -> list[int]:
     """Refuse columns that hold too much before rows share anything; numbers of those in which rows share values."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = metadata.num_rows
-    most = _BATCH_BYTES + _ROW_BYTES * rows
+    most = _BATCH_BYTES + row_bytes * rows
     shared = []
     for number in range(metadata.num_columns):
         kind = metadata.schema.column(number)

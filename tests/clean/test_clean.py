@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,29 @@ def test_the_new_set_has_the_same_bytes_without_what_was_found(found, tmp_path):
         "duplicate": 1,
         "test": 1,
     }
+
+
+def test_further_columns_of_identities_are_carried_as_they_are_and_measured_before_they_are_unpacked(found, tmp_path):
+    shutil.copytree(found.set, tmp_path / "set")
+    path = tmp_path / "set" / "identities.parquet"
+    table = pq.read_table(path)
+    vectors = pa.array([[float(row)] * 512 for row in range(table.num_rows)], pa.list_(pa.float32()))
+    further = table.append_column("vector", vectors).append_column("kind", table["group"].dictionary_encode())
+    pq.write_table(further.replace_schema_metadata({"made": "by hand"}), path)
+    apply_findings(tmp_path / "set", found.path, tmp_path / "new", None, quiet=True)
+    after, before = pq.read_table(tmp_path / "new" / "identities.parquet"), pq.read_table(path).slice(0, PEOPLE)
+    assert after.schema.metadata == before.schema.metadata
+    for name in set(before.column_names) - {"label", "count"}:
+        assert after[name].to_pylist() == before[name].to_pylist(), name
+        assert after.schema.field(name).type == before.schema.field(name).type
+    wide = pa.table({f"x{number}": ["x" * (3 << 20)] * table.num_rows for number in range(2)})
+    for name in wide.column_names:
+        table = table.append_column(name, wide[name])
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 50_000
+    with pytest.raises(UserError, match=r"identities\.parquet: cannot be read: more than .* bytes in 13 rows"):
+        apply_findings(tmp_path / "set", found.path, tmp_path / "again", None, quiet=True)
+    assert not (tmp_path / "again").exists()
 
 
 def test_what_is_struck_out_on_the_sheet_is_not_applied(found, tmp_path):

@@ -1,7 +1,10 @@
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dist_train.data import pair_list, text_file
 from dist_train.data.pair_list import Columns, Pair, read_pairs
 from dist_train.errors import UserError
 
@@ -42,12 +45,13 @@ def test_lfws_lists_are_read_with_folds_and_without(tmp_path):
         (["1", "Ann\t1\t\t4", OTHER[0]], r"line 2: .* has 4 fields"),
         (["1", "Ann\tone\t4", OTHER[0]], r"line 2: 'one' is no number of a photo"),
         (["1", "Ann\t0\t4", OTHER[0]], r"line 2: '0' is no number"),
-        (["1", "Ann\t1\t" + "9" * 5000, OTHER[0]], r"line 2: '9+' is no number"),
+        (["1", "Ann\t1\t" + "9" * 5000, OTHER[0]], r"line 2: '9{79}\.\.\. is no number"),
         (["1", "Ann\t4\t04", OTHER[0]], r"line 2: .* is a pair of a photo with itself"),
         (["1", SAME[0], "Ann\t1\tAnn\t2"], r"line 3: .* is a pair of two people, but names 'Ann' twice"),
         ([*SAME, *OTHER], r"line 1: 'Ann\\t1\\t4'; expected the number of folds"),
         (["0\t300"], r"line 1: '0\\t300'; expected"),
-        (["9" * 5000], r"line 1: '9+'; expected"),
+        (["9" * 5000], r"line 1: '9{79}\.\.\.; expected"),
+        (["1", "x" * 9000, OTHER[0]], r"line 2 has 9,000 characters, expected at most 8,192"),
         (["1\t2\t3"], r"line 1: '1\\t2\\t3'; expected"),
         ([""], r"line 1: ''; expected"),
     ],
@@ -133,3 +137,30 @@ def test_parquet_tables_with_text_that_is_none_or_far_too_long_are_refused(tmp_p
         pq.write_table(pa.table({"left": left, "right": ["b"] * len(left), "same": [1] * len(left)}), path)
         with pytest.raises(UserError, match=rf"pairs\.parquet: .*{told}"):
             read_pairs(path)
+
+
+def test_lists_that_are_far_too_large_are_refused_before_each_pair_is_an_object(tmp_path, monkeypatch):
+    text, table = tmp_path / "pairs.txt", tmp_path / "pairs.csv"
+    write(text, "2", *SAME, *OTHER)
+    write(table, "left,right,same", "a,b,1", f"{'x' * 9000},b,0")
+    with pytest.raises(UserError, match=r"pairs\.csv: row 2: left has 9,000 characters, expected at most 8,192"):
+        read_pairs(table)
+    monkeypatch.setattr(pair_list, "_MOST_BYTES", 8000)
+    with pytest.raises(UserError, match=r"pairs\.csv: more than .* or than 8,000 bytes of text; is it a list of pairs"):
+        read_pairs(table)
+    monkeypatch.setattr(pair_list, "_MOST_PAIRS", 1)
+    pq.write_table(pa.table({"left": ["a", "a"], "right": ["b", "c"], "same": [1, 0]}), tmp_path / "pairs.parquet")
+    for path, told in ((text, "5 lines"), (table, "more than 1 rows"), (tmp_path / "pairs.parquet", "2 rows")):
+        with pytest.raises(UserError, match=rf"{path.name}: {told}"):
+            read_pairs(path)
+    monkeypatch.setattr(text_file, "_MOST_BYTES", 20)
+    for path in (text, table):
+        with pytest.raises(UserError, match=rf"{path.name}: \d+ bytes, expected at most 20"):
+            read_pairs(path)
+
+
+@pytest.mark.parametrize("name", ["pairs.txt", "pairs.csv"])
+def test_a_pipe_in_place_of_a_list_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: a pipe, a device or a directory"):
+        read_pairs(tmp_path / name)

@@ -9,6 +9,7 @@ import pytest
 
 from dist_train.errors import UserError
 from dist_train.evaluate.bin import read_bin
+from dist_train.evaluate.config import check_names, set_name
 
 PICTURES = [bytes([i] * 5) + b"\xff\xd8\x80" for i in range(8)]
 SAME = [True, False, True, False]
@@ -25,6 +26,14 @@ def test_files_of_every_pickle_protocol_give_the_same_set(tmp_path, protocol):
     assert found.name == "lfw"
     assert found.images == PICTURES
     assert found.same.tolist() == SAME
+
+
+def test_sets_are_called_in_figures_as_the_recipe_tells_them_apart(tmp_path):
+    paths = [write(tmp_path / name, (PICTURES, SAME), 4) for name in ("lfw.bin", "lfw.pkl", "lfw")]
+    check_names(paths[:2])
+    assert [read_bin(path).name for path in paths] == [set_name(path) for path in paths] == ["lfw", "lfw.pkl", "lfw"]
+    with pytest.raises(UserError, match="are both called 'lfw' in figures"):
+        check_names(paths)
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -3,12 +3,14 @@
 import json
 import sys
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
 from dist_train.config import load_config
 from dist_train.errors import UserError
 from dist_train.evaluate.config import EvaluateConfig
+from dist_train.evaluate.kinds import KINDS
 from dist_train.evaluate.suite import check_sets
 from dist_train.train.build import open_training
 from dist_train.train.finish import finish_run
@@ -95,3 +97,19 @@ def test_sets_of_every_kind_are_looked_for_before_training(tmp_path):
     (root / "meta" / "ijbb_template_pair_label.txt").unlink()
     with pytest.raises(UserError, match=r"meta/ijbb_template_pair_label\.txt of ijbb is not there"):
         check_sets(EvaluateConfig(ijb=(root,)))
+
+
+def test_entries_that_a_recipe_may_have_together_have_figures_of_their_own(tmp_path):
+    own = [{"set": tmp_path / "mine", "by": "norm", "fmr": fmr} for fmr in (0.001, 0.01)]
+    section = EvaluateConfig.model_validate({"groups": own, "quality": own})
+    rate = SimpleNamespace(gini=0.1)
+    both = {"fmr_differential": rate, "fnmr_differential": rate, "pauc": 0.2}
+    for kind in KINDS:
+        results = [SimpleNamespace(name="mine", by=each.by, fmr=each.fmr, **both) for each in section.groups]
+        if kind.name in ("groups", "quality"):
+            one, other = (set(kind.figures(each)) for each in results)
+            assert one
+            assert not one & other, kind.name
+    tables = [{"set": tmp_path / "mine", "by": f"{folder}/q.csv"} for folder in "ab"]
+    with pytest.raises(ValueError, match=r"both called 'mine by q\.csv at 0\.001' in figures; rename a directory or"):
+        EvaluateConfig.model_validate({"quality": tables})

@@ -1,6 +1,7 @@
 """`headcount export` as a user calls it, on a small trained run."""
 
 import json
+import os
 import pickle
 import sys
 
@@ -16,7 +17,9 @@ from dist_train.evaluate.models import load_model
 from dist_train.export.job import ExportJob, export_forms
 from dist_train.export.runtime import OnnxModel
 from dist_train.export.train_int8 import LEAST_STEPS
+from dist_train.run_files import LOCK_NAME
 from dist_train.runtime import extras
+from dist_train.runtime.lock import Lock
 from dist_train.weights.digest import digest_weights
 from launch.cli import run
 from tests.evaluate.figures import figures, point, write_figures
@@ -109,6 +112,26 @@ def test_one_checkpoint_is_exported_beside_its_run_and_not_into_itself(export, p
     assert status == 0, err
     assert (place / "run" / "model-step-00000006.onnx").exists()
     assert sorted(path.name for path in checkpoint.iterdir()) == before
+
+
+def test_what_killed_exports_left_is_removed_unless_its_writer_may_be_at_work(export, tmp_path):
+    own = {f".m[1].{ending}.host.1234.tmp" for ending in ("onnx", "int8.onnx", "pt2", "engine", "export.json")}
+    others = {".other.onnx.host.1234.tmp", ".m1.onnx.host.1234.tmp", ".m[1].v2.onnx.host.1234.tmp", "m[1].onnx.tmp"}
+    for name in own | others:
+        (tmp_path / name).touch()
+    out, lock = tmp_path / "m[1].onnx", tmp_path / ".m[1].export.lock"
+    with Lock(lock):
+        status, _, err = export("run", "-o", out)
+    assert status == 2
+    assert f"{out}: another job is working on it (process {os.getpid()} on" in err
+    with Lock(tmp_path / LOCK_NAME):  # as if that were the directory of a run, which ends with an export of its own
+        status, _, err = export("run", "-o", out)
+    assert status == 0, err
+    left = {path.name for path in tmp_path.iterdir()} - {LOCK_NAME}
+    assert left == own | others | {"m[1].onnx", "m[1].export.json"}
+    status, _, err = export("run", "-o", out)
+    assert status == 0, err
+    assert {path.name for path in tmp_path.iterdir()} - {LOCK_NAME} == left - own
 
 
 def test_thresholds_of_the_run_are_stated_by_its_float_file_which_is_known_by_the_runs_weights(export, place, tmp_path):

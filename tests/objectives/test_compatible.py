@@ -158,6 +158,26 @@ def test_a_resumed_run_goes_on_bit_for_bit_without_old_centers_in_its_checkpoint
         started(tmp_path / "half", sets, old, checkpoint)
 
 
+def test_old_centers_are_those_at_the_old_runs_picture_size_in_whatever_phase_a_run_goes_on(tmp_path, sets, old_run):
+    recipe = new_recipe(tmp_path, sets, old_run, backbone__name="nano", data__image_size=40, train__steps=2)
+    config = load_config(recipe, ["phases=[{at: 1, data: {image_size: 48}}]"])
+    config.run_dir.mkdir()
+    unit, expected = torch.nn.functional.normalize, old_centers(old_run)
+    checkpoint, found = None, []
+    for size in (40, 48):
+        loop = open_training(config, ALONE, checkpoint)
+        assert loop.loader.image_size == size
+        found.append(loop.program.parts["compatible_with"]._head.tables()["centers"].clone())
+        if checkpoint is None:
+            losses(loop, 1)
+            loop.save()
+            loop.checkpointer.wait()
+        loop.close()
+        (checkpoint,) = committed_checkpoints(config.run_dir)
+    assert torch.equal(*found)
+    torch.testing.assert_close(unit(found[0].double(), dim=1), unit(expected, dim=1), atol=1e-5, rtol=0)
+
+
 def test_a_new_model_searches_the_old_models_gallery_in_every_form_and_no_other_model_does(
     tmp_path, sets, old_run, capsys
 ):

@@ -239,6 +239,19 @@ class TestRec:
             assert len(rows_of(RecSource(path=path))) == 8
         assert len(offsets) == 13
 
+    @pytest.mark.parametrize("stop", [float("nan"), float("inf"), -float("inf"), 1e30, -3.0, 0.0, 8.5])
+    def test_a_record_0_that_counts_no_records_is_named_and_the_way_out_works(self, tmp_path, stop):
+        from tests.prep.recs import payload
+
+        write_rec(tmp_path, self.PICTURES)
+        path = tmp_path / "train.rec"
+        path.write_bytes(path.read_bytes().replace(payload((9.0, 13.0), b""), payload((stop, 13.0), b"")))
+        message = rf"train\.rec: record 0: images end before record {stop:g}".replace("+", r"\+")
+        with pytest.raises(UserError, match=rf"{message}, expected .*; move train\.idx away"):
+            rows_of(RecSource(path=path))
+        (tmp_path / "train.idx").unlink()
+        assert len(rows_of(RecSource(path=path))) == 8
+
 
 class TestTar:
     def write(self, path, members):

@@ -1,5 +1,6 @@
 """Tables with bad rows: each rejects itself, with its reason, and the others are read."""
 
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -80,6 +81,29 @@ def test_identities_of_a_parquet_table_that_are_not_utf8_are_shown(photo):
     assert read(photo / "t.parquet")["good.jpg"] == Raw(b"photo", r"\xff\xfe")
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_paths_of_a_parquet_table_need_not_be_utf8_and_addresses_may_be_long(photo, kind):
+    (photo / os.fsdecode(b"m\xfcller.jpg")).write_bytes(b"other")
+    raw = pa.array([b"m\xfcller.jpg", b"good.jpg", None, b"nope://" + b"x" * 3000], pa.binary()).cast(
+        {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}[kind]
+    )
+    pq.write_table(pa.table({"identity": [1, 2, 3, 4], "path": raw.view(kind)}), photo / "t.parquet")
+    found = read(photo / "t.parquet")
+    assert found[r"m\xfcller.jpg"] == Raw(b"other", "1")
+    assert found["good.jpg"] == Raw(b"photo", "2")
+    assert [found[""].reason, found["nope://" + "x" * 3000].reason] == ["no path", "no such protocol"]
+
+
+@pytest.mark.parametrize("column", ["path", "identity"])
+def test_a_small_parquet_table_of_very_much_text_is_refused_before_it_is_unpacked(photo, column):
+    columns = {"path": ["good.jpg"] * 100, "identity": ["y"] * 100}
+    columns[column] = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), ["x" * (1 << 20)]).cast("string")
+    pq.write_table(pa.table(columns), photo / "t.parquet", compression="zstd")
+    assert (photo / "t.parquet").stat().st_size < 10_000
+    with pytest.raises(UserError, match=rf"t\.parquet: column {column}: 104,857,600 bytes in 100 rows, expected"):
+        read(photo / "t.parquet")
+
+
 def test_a_damaged_parquet_table_is_one_line(photo):
     pq.write_table(pa.table({"path": ["good.jpg"], "identity": ["y"]}), photo / "t.parquet")
     (photo / "t.parquet").write_bytes((photo / "t.parquet").read_bytes()[:-20])
@@ -112,6 +136,31 @@ def test_a_server_that_sends_without_end_rejects_its_row(photo, monkeypatch):
         server.shutdown()
     assert found[address] == Reject("too large", f"more than {1 << 20} bytes")
     assert found["good.jpg"] == Raw(b"photo", "y")
+
+
+def test_an_interrupt_waits_for_no_download_and_begins_none(photo, monkeypatch):
+    begun, ended, go_on = [], [], threading.Event()
+
+    def silent(address, *_):
+        begun.append(address)
+        if address.endswith("/0"):
+            raise KeyboardInterrupt
+        go_on.wait(30)
+        ended.append(address)
+        return b"photo"
+
+    monkeypatch.setattr(tables, "read_address", silent)
+    (photo / "t.csv").write_text("path,identity\n" + "".join(f"http://h/{number},x\n" for number in range(30)))
+    with pytest.raises(KeyboardInterrupt):
+        read(photo / "t.csv")
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("fetch-")]
+    assert threads
+    assert all(thread.daemon for thread in threads), "or the end of the process would wait for them"
+    assert not ended
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(begun) < 30
 
 
 def test_an_address_that_is_none_is_settled_at_once(photo, monkeypatch):

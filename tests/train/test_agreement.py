@@ -142,7 +142,8 @@ def lose_counts(rank, world_size, recipe):
         restores_head=False,
         gathering=SimpleNamespace(verdict=None),
     )
-    other = still_head.OtherRun("objectives.compatible.run", Path(), Path(), torch.nn.Identity(), config, config.head)
+    opened = (torch.nn.Identity(), 32, config, config.head)
+    other = still_head.OtherRun("objectives.compatible.run", Path(), Path(), *opened)
     ends = []
     for build in (
         lambda: build_module._build_head(setting, None),
