@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_prep.detectors.options import DetectorOption, FaceChoice, MinScoreOption, ThresholdsOption
+from data_prep.detectors.options import (
+    DetectorOption,
+    FaceChoice,
+    MinScoreOption,
+    OnnxSideOption,
+    ThresholdsOption,
+    refuse_idle_side,
+)
 from dist_train.runtime.terminal import echo
 
 if TYPE_CHECKING:
@@ -43,6 +50,7 @@ def detect(
     detector: DetectorOption = None,
     thresholds: ThresholdsOption = None,
     min_score: MinScoreOption = None,
+    longer_side: OnnxSideOption = None,
     device: Annotated[str, typer.Option(help="where the detector runs: cpu or cuda")] = "cpu",
 ) -> None:
     """Find the faces in photos: draw boxes, scores and landmarks, or write them as a table.
@@ -76,7 +84,8 @@ def detect(
     if table is not None:
         check_name(table)
         paths = list({named(path, table.parent): path for path in paths}.values())  # each once: rows are of one photo
-    finder = open_detector(detector, device, min_face_px=min_face, thresholds=thresholds, min_score=min_score)
+    refuse_idle_side(longer_side, detector)
+    finder = open_detector(detector, device, min_face, thresholds, min_score=min_score, side_px=longer_side)
     drawings = _Drawings(out) if out is not None else None
     failed = 0
     with ExitStack() as stack:

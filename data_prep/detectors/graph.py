@@ -16,6 +16,7 @@ from dist_train.runtime.text import first_line, shown_start
 MOST_BYTES = 1 << 29  # the largest published RetinaFace has 110 MB
 MOST_SIDE_PX = 4096
 CELL_PX = 32  # sides of the input are multiples of the widest stride
+_OWN_PART = "headcount.mtcnn."  # begins the kind of what `prep train-detector --onnx` writes
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})  # of operators that come with onnxruntime
 _WANTED = "a detector of faces is wanted: SCRFD, RetinaFace or YuNet"
 _MOST_OUTPUTS = 64
@@ -105,13 +106,18 @@ def _read(path: Path) -> bytes:
 
 
 def _check_parts(path: Path, data: bytes) -> None:
-    """Refuse a file that names other files, or operators that would have to be loaded from a library."""
+    """Refuse a part of a detector, and a file that names other files, or operators that are loaded from a library."""
     import onnx
 
     try:
         model = onnx.ModelProto.FromString(data)
     except Exception as error:  # protobuf's own kind, of whichever of its implementations
         raise UserError(f"detector {path}: not ONNX ({first_line(error)})") from error
+    if (kind := next((each.value for each in model.metadata_props if each.key == "kind"), "")).startswith(_OWN_PART):
+        raise UserError(
+            f"detector {path}: is one network of a trained cascade, {shown_start(kind)}; give the .safetensors that it "
+            "was exported from"
+        )
     nodes = [node for function in model.functions for node in function.node]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph, nodes)):
         raise UserError(f"detector {path}: keeps weights in other files; save it as one file (onnx.save_model)")

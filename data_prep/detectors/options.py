@@ -31,6 +31,15 @@ MinScoreOption = Annotated[
     ),
 ]
 
+OnnxSideOption = Annotated[
+    int | None,
+    typer.Option(
+        "--longer-side",
+        min=12,
+        help="photos are shrunk to this side in pixels for an .onnx that takes any size; by default to 640",
+    ),
+]
+
 
 class FaceChoice(StrEnum):
     """Rules that choose among the faces of a photo; see `data_prep.align.choose`."""
@@ -40,6 +49,19 @@ class FaceChoice(StrEnum):
     SUREST = "surest"
     CENTRAL = "central"
     ALL = "all"
+
+
+def refuse_idle_side(longer_side_px: int | None, detector: Path | None) -> None:
+    """Refuse a side for the search by a detector that has none: a cascade searches photos as they are.
+
+    Raises:
+        UserError: one was given.
+    """
+    if longer_side_px is not None and (detector is None or detector.suffix != ".onnx"):
+        raise UserError(
+            f"--longer-side {longer_side_px} goes with --detector FILE.onnx here: a cascade takes photos as they are; "
+            "leave it out"
+        )
 
 
 def refuse_beside(option: str, others: dict[str, object]) -> None:

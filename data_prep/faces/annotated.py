@@ -1,7 +1,8 @@
 """A set of photos with faces at known places, whatever list it came with."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -11,13 +12,16 @@ from numpy.typing import NDArray
 
 from data_prep.faces.celeba import BOXES, find_celeba, read_celeba
 from data_prep.faces.fddb import FOLD, find_fddb, read_fddb
-from data_prep.faces.listed import Listed
+from data_prep.faces.listed import Listed, said
 from data_prep.faces.retinaface import LIST as RETINAFACE
 from data_prep.faces.retinaface import find_retinaface, read_retinaface
+from data_prep.faces.sides import exchanged_sides
 from data_prep.faces.table import NAMES, SUFFIXES, find_table, read_table
 from data_prep.faces.wider import LIST, find_wider, read_wider
 from dist_train.errors import UserError
 from dist_train.runtime.digest import sha256_of
+
+logger = logging.getLogger(__name__)
 
 _KNOWN = (
     f"a table named {' or '.join(NAMES)}, wider_face_*_bbx_gt.txt, RetinaFace's {RETINAFACE}, {BOXES}, "
@@ -89,6 +93,7 @@ class FaceList:
         photos: in the order of the list, pixels not read.
         digest: SHA-256 of the lists.
         odd: number of faces by what is odd about them; the rules are those of `data_prep.faces.listed.listed`.
+        exchanged: what to say of points whose left and right are likely those of the subject; empty: nothing.
         ellipses: of each photo its faces' major and minor radius, angle and center, [n, 5]; None where faces are boxes.
     """
 
@@ -97,7 +102,35 @@ class FaceList:
     photos: Sequence[AnnotatedPhoto]
     digest: str
     odd: dict[str, int]
+    exchanged: str
     ellipses: list[NDArray[np.float64]] | None = None
+
+    def tell(self) -> None:
+        """Log what is odd about its faces."""
+        if self.odd:
+            logger.info("%s: odd faces: %s", self.path, said(self.odd))
+        if self.exchanged:
+            logger.warning("%s: %s", self.path, self.exchanged)
+
+    def check_left(self, photos: Iterable[AnnotatedPhoto], odd: Mapping[str, int]) -> None:
+        """Look whether any of the faces in `photos`, which are its own, counts; `odd` says why others do not.
+
+        Photos without faces alone are no mistake: a detector has false alarms on them.
+
+        Raises:
+            UserError: there are faces, and all are ignored.
+        """
+        faces = 0
+        for photo in photos:
+            if not photo.ignored.all():
+                return
+            faces += len(photo.ignored)
+        if faces:
+            told = f" ({said(odd)})" if odd else ""
+            raise UserError(
+                f"{self.path}: all of its {faces:,} faces are ignored{told}, and none is left to be found; expected "
+                "boxes in pixels of the photo as it is shown; correct the list"
+            )
 
 
 def open_faces(path: Path) -> FaceList:
@@ -115,7 +148,8 @@ def open_faces(path: Path) -> FaceList:
     digests = [sha256_of(each) for each in content.files]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
     ellipses = None if content.ellipses is None else np.split(content.ellipses, content.starts[1:-1])
-    return FaceList(name, found, _Photos(content), digest, content.odd, ellipses)
+    exchanged = exchanged_sides(content.landmarks)
+    return FaceList(name, found, _Photos(content), digest, content.odd, exchanged, ellipses)
 
 
 def _find(path: Path) -> tuple[str, Path]:

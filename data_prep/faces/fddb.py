@@ -55,6 +55,8 @@ def read_fddb(path: Path) -> Listed:
                     raise UserError(f"{where}: {shown(line)} has {len(words)} fields; expected {_FORM}")
                 photo.append(len(photos) - 1)
                 values.append(numbers(where, words[:5], _FORM))
+                if not min(values[-1][:2]) > 0:
+                    raise UserError(f"{where}: radii {words[0]}, {words[1]}; expected numbers above 0, in pixels")
                 places.append(where)
                 check_count(where, len(values))
     ellipses = np.array(values, np.float64).reshape(-1, 5)

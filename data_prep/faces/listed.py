@@ -1,7 +1,7 @@
 """What readers of lists of faces share: bounded lines, photos that stay inside a folder, rules for odd faces."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ LARGEST_PX = 1e6  # of a coordinate
 BEYOND_BOX = 0.5
 """Share of a box's width and height by which its five points may lie outside of it; those of profiles do."""
 INVALID, NO_SIZE, POINTS_OUTSIDE = "marked invalid", "boxes of no size", "five points far outside of their box"
+OUTSIDE = "boxes outside of their picture"
+"""Seen when the picture is opened."""
 _MAX_LINE_BYTES = 8192
 _MAX_PATH_BYTES = 4096
 _NAMED = 3  # photos in a message
@@ -106,6 +108,11 @@ def listed(root: Path, base: str, photos: list[str], rows: Rows, files: Sequence
         tuple(files),
         {name: int(found.sum()) for name, found in counts.items() if found.any()},
     )
+
+
+def said(odd: Mapping[str, int]) -> str:
+    """Numbers of odd faces by kind, for a message."""
+    return ", ".join(f"{kind} {count:,}" for kind, count in odd.items())
 
 
 def _refuse_unlike(boxes: NDArray[np.float64], points: NDArray[np.float64], where: Callable[[int], str]) -> None:

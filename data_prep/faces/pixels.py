@@ -24,6 +24,11 @@ def open_photo(photo: AnnotatedPhoto) -> tuple[Picture, AnnotatedPhoto] | Reject
     return decoded.pixels, within(photo, width, height)
 
 
+def outside(photo: AnnotatedPhoto, opened: AnnotatedPhoto) -> int:
+    """How many faces of a photo are ignored because of its pixels; `opened` is the photo as `open_photo` gives it."""
+    return int((opened.ignored & ~photo.ignored).sum())
+
+
 def within(photo: AnnotatedPhoto, width: int, height: int) -> AnnotatedPhoto:
     """The photo with those faces ignored, too, of which no pixel is in a picture of this size.
 

@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from data_prep.engines.engine import Engine, is_fatal
 from data_prep.engines.slurm import stop_left_over
-from data_prep.job.again import restore_part, retry_unreachable
+from data_prep.job.again import clear_again, remake, retry_unreachable
 from data_prep.job.carry import carry_out
 from data_prep.job.labels import decide, manifest_exists, write_set
-from data_prep.job.plan import AGAIN, JobFiles, JobOptions, JobPlan, make_plan
+from data_prep.job.plan import JobFiles, JobOptions, JobPlan, make_plan
 from data_prep.job.progress import StageBars
+from data_prep.job.restored import restore_part
 from data_prep.job.unit_files import MADE, SEALED, SET_ASIDE, read_mark
 from data_prep.job.work import MakeUnit, SealUnit
 from dist_train.data.manifest import MANIFEST_NAME, Manifest, load_manifest
@@ -116,14 +117,13 @@ def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = 
         logger.info("%s is complete already", plan.layout.out)
         return load_manifest(plan.layout.out)
     stop_left_over(plan.layout.arrays)
+    clear_again(plan)
     _remove_temporaries(plan.layout)
     try:
-        make_units(plan, range(plan.units), engine, progress, tries)
+        make_units(plan, engine, progress, tries)
         decision = decide(plan)
         while lacking := _unsealable(plan, decision.digests):
-            for unit in lacking:
-                plan.layout.done(unit).unlink()
-            make_units(plan, lacking, engine, progress, tries)
+            remake(plan, lacking, engine, progress, tries)
             decision = decide(plan)
         _seal(plan, decision.digests, engine, progress, tries)
     finally:
@@ -136,16 +136,16 @@ def finish_job(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = 
     return _conclude(plan, manifest)
 
 
-def make_units(plan: JobPlan, units: Sequence[int], engine: Engine, progress: StageBars, tries: int = TRIES) -> None:
-    """Make all of `units` that are neither made nor set aside. The caller holds the lock.
+def make_units(plan: JobPlan, engine: Engine, progress: StageBars, tries: int = TRIES) -> None:
+    """Make all units that are neither made nor set aside. The caller holds the lock.
 
     Raises:
         WorkError: the disk is full, or no unit at all can be made.
     """
     layout = plan.layout
-    progress.start("photos", plan.rows_total if len(units) == plan.units else _rows(plan, units))
+    progress.start("photos", plan.rows_total)
     todo = []
-    for unit in units:
+    for unit in range(plan.units):
         if layout.done(unit).exists():
             progress.add(read_mark(layout.done(unit), MADE), before=True)
         elif layout.set_aside(unit).exists():
@@ -264,5 +264,4 @@ def _rows(plan: JobPlan, units: Iterable[int]) -> int:
 def _remove_temporaries(layout: JobFiles) -> None:
     for directory in (layout.home, layout.home / "units", layout.home / "shards", layout.out):
         remove_temporaries(directory)
-    for name in ("planning", AGAIN):
-        shutil.rmtree(layout.home / name, ignore_errors=True)
+    shutil.rmtree(layout.home / "planning", ignore_errors=True)

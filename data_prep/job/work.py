@@ -12,7 +12,7 @@ import mmap
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,12 @@ class MakeUnit:
                 if not isinstance(made, Reject):
                     file.writelines(crop.data for crop in made)
                 _note(statistics, plan, row, raw, made)
-            reasons = Counter(reason for reason in statistics["reason"] if reason is not None)
-            if reasons.keys() <= STORAGE_REASONS and reasons.total() == len(rows):
+            counts = counts_of(statistics["reason"], statistics["sizes"])
+            if not counts["kept"] and counts["reasons"].keys() <= STORAGE_REASONS:
                 raise WorkError(f"none of {len(rows)} inputs can be read, the first: {statistics['detail'][0]}")
         write_table(pa.table(statistics, schema=STATISTICS), plan.layout.statistics(unit))
         summary = {
-            "given": len(rows),
-            "kept": len(rows) - reasons.total(),
-            "pictures": sum(len(sizes) for sizes in statistics["sizes"]),
-            "reasons": dict(sorted(reasons.items())),
+            **counts,
             "seconds": round(time.perf_counter() - started, 3),
             "ended": round(time.time(), 3),  # seconds since 1970, for the speed in the job's report
         }
@@ -132,6 +129,17 @@ class SealUnit:
             body |= {"samples": shard.samples, "bytes": shard.bytes, "sha256": shard.sha256}
         write_json(layout.sealed(unit), body)
         return body
+
+
+def counts_of(reasons: Sequence[str | None], sizes: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Counts of a unit's inputs and pictures for its mark, from two columns of its statistics."""
+    rejected = Counter(reason for reason in reasons if reason is not None)
+    return {
+        "given": len(reasons),
+        "kept": len(reasons) - rejected.total(),
+        "pictures": sum(map(len, sizes)),
+        "reasons": dict(sorted(rejected.items())),
+    }
 
 
 def label_digest(labels: pa.Array) -> str:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from data_prep.detectors.detector import FaceDetector
 from data_prep.faces.annotated import AnnotatedPhoto
-from data_prep.faces.pixels import open_photo
+from data_prep.faces.pixels import open_photo, outside
 from data_prep.mtcnn.faces import Faces, Picture
 from data_prep.searched import in_groups
 from dist_train.data.reject import Reject
@@ -27,10 +27,17 @@ class Found(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What was found in all photos that could be read, in their order, and why the others could not."""
+    """What was found in all photos that could be read, in their order, and why the others could not.
+
+    Attributes:
+        found: of each photo.
+        unreadable: names of photos, and the reasons.
+        outside: number of known faces that are ignored since they are outside of their picture.
+    """
 
     found: list[Found]
     unreadable: list[tuple[str, Reject]]
+    outside: int
 
 
 def search(photos: Sequence[AnnotatedPhoto], detector: FaceDetector) -> Search:
@@ -39,20 +46,25 @@ def search(photos: Sequence[AnnotatedPhoto], detector: FaceDetector) -> Search:
     Raises:
         OSError: the storage failed, not a single photo.
     """
-    result = Search([], [])
+    found: list[Found] = []
+    unreadable: list[tuple[str, Reject]] = []
+    beyond = 0
     with progress_bar(photos, desc="look for faces", unit="photo") as bar:
-        for opened in in_groups(_opened(bar, result.unreadable), lambda each: each[0].size // 3, _BATCH):
-            for (_, photo), faces in zip(opened, detector.detect([pixels for pixels, _ in opened]), strict=True):
-                result.found.append(Found(photo, faces))
-    return result
+        for group in in_groups(_opened(bar, unreadable), lambda each: each[0].size // 3, _BATCH):
+            for (_, photo, opened), faces in zip(group, detector.detect([pixels for pixels, *_ in group]), strict=True):
+                found.append(Found(opened, faces))
+                beyond += outside(photo, opened)
+    return Search(found, unreadable, beyond)
 
 
 def _opened(
     photos: Iterable[AnnotatedPhoto], unreadable: list[tuple[str, Reject]]
-) -> Iterator[tuple[Picture, AnnotatedPhoto]]:
+) -> Iterator[tuple[Picture, AnnotatedPhoto, AnnotatedPhoto]]:
+    """Pixels of each photo, the photo as listed, and as it was opened."""
     for photo in photos:
         opened = open_photo(photo)
         if isinstance(opened, Reject):
             unreadable.append((photo.name, opened))
         else:
-            yield opened
+            pixels, seen = opened
+            yield pixels, photo, seen

@@ -1,11 +1,13 @@
 """A table of landmarks in a job's own files: sorted by photo, mapped into memory by every worker.
 
 A photo is known by the 128 bits of a digest of its name: among 10 million names two are alike with a probability of
-1e-25. A row names a photo as `rejects.parquet` does (`TAR:MEMBER`), or, of a photo in a tar, by its member alone.
+1e-25. A row names a photo as `rejects.parquet` does (`TAR:MEMBER`), or, of a photo in a tar, by its member alone; of a
+path written in several ways (`./a.jpg`, `a.jpg`) all are the same.
 """
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.faces.sides import exchanged_sides
 from data_prep.landmarks.table import LandmarkTable, read_rows
 from dist_train.errors import UserError, WorkError
 from dist_train.runtime.digest import sha256_of
@@ -97,7 +100,10 @@ def store_table(table: LandmarkTable, home: Path) -> None:
             f"landmarks {table.path}: {twice.size:,} photos have two rows, e.g. {_name_of(table, every[twice[0]])}; "
             "keep one row a photo: that of the face it is about"
         )
-    for name, array in ((_KEYS, every), (_VALUES, np.concatenate(values)[order])):
+    stored = np.concatenate(values)[order]
+    if exchanged := exchanged_sides(stored[:, 4:].reshape(-1, 5, 2)):
+        logger.warning("landmarks %s: %s", table.path, exchanged)
+    for name, array in ((_KEYS, every), (_VALUES, stored)):
         with written(home / name) as file:
             np.save(file, array)
 
@@ -136,8 +142,17 @@ def check_photos(table: LandmarkTable, home: Path, photos: Iterable[str]) -> Non
 
 
 def _key(name: str) -> tuple[int, int]:
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    digest = hashlib.blake2b(_plain(name).encode("utf-8", "surrogateescape"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def _plain(name: str) -> str:
+    """A photo's name with its path, or that of its member, in the shortest form; addresses stay as they are."""
+    if "://" in name:
+        return name
+    member = _MEMBER.match(name)
+    start = 0 if member is None else member.start(1)
+    return name[:start] + os.path.normpath(name[start:])
 
 
 def _name_of(table: LandmarkTable, key: NDArray[np.uint64]) -> str:

@@ -14,9 +14,12 @@ from data_prep.landmarks.stored import StoredLandmarks, check_photos, store_tabl
 from data_prep.landmarks.table import LandmarkTable
 from data_prep.transforms import Crop, Made, NamedProcess, Process, Transform
 from dist_train.data.aligner import Aligner
+from dist_train.data.alignment import TEMPLATE_112, similarity_transform
 from dist_train.data.reject import Reject
 
 _LEAST_SPREAD_PX = 1.0  # of five points in either direction; with less they are no face
+_LEAST_SHOWN = 0.1  # share of a crop by five points that shows the photo; with less the rest is black
+_GRID = (np.indices((16, 16)).reshape(2, -1).T + 0.5) * 7  # [256, 2], places all over a crop of 112 pixels
 _MOST_BOX = 4  # longer sides of a photo that its box may measure
 
 
@@ -85,7 +88,17 @@ def _fault(points: NDArray[np.float32], height: int, width: int) -> str:
         return f"all five points are outside of the photo, {width}x{height} pixels"
     if (np.ptp(points, axis=0) < _LEAST_SPREAD_PX).any():
         return "its five points are on a line"
+    if (share := _shown(points, height, width)) < _LEAST_SHOWN:
+        return f"{share:.0%} of the crop at its five points would show the photo, {width}x{height} pixels"
     return ""
+
+
+def _shown(points: NDArray[np.float32], height: int, width: int) -> float:
+    """Share of the crop at five points [5, 2] that shows the photo; one point far from the others makes it a dot."""
+    move = similarity_transform(points.astype(np.float64), TEMPLATE_112)
+    back = np.linalg.pinv(move[:, :2])  # which exists where all is moved to one place, too
+    places = (_GRID - move[:, 2]) @ back.T
+    return float(((places >= 0) & (places < [width, height])).all(1).mean())
 
 
 def _box_fault(box: NDArray[np.float32], height: int, width: int) -> str:

@@ -26,7 +26,8 @@ class Aligner:
     """A finder of faces, and how crops follow what it finds.
 
     Attributes:
-        name: of its kind, e.g. `mtcnn`; where crops follow boxes, `mtcnn box 0.1` with their margin.
+        name: of its kind, e.g. `mtcnn`, or `landmarks` of a table; where crops follow boxes, `mtcnn box 0.1` with their
+            margin.
         sha256: hexadecimal digest of its weights, or of the table that landmarks are from.
     """
 
@@ -35,6 +36,16 @@ class Aligner:
 
     def __str__(self) -> str:
         return f"{shown_start(self.name)} ({self.sha256[:_SHOWN_DIGITS]})"
+
+    @property
+    def by_table(self) -> bool:
+        """Whether faces are where a table of landmarks says, and not where a detector finds them."""
+        return self.name.partition(" ")[0] == "landmarks"
+
+    @property
+    def by_box(self) -> bool:
+        """Whether crops follow boxes, and not the five points."""
+        return " box " in self.name
 
     def to_text(self) -> str:
         """Its entry in the metadata of a file."""
@@ -67,9 +78,10 @@ def common_aligner(sets: Mapping[str, Aligner | None], way_out: str, accept: boo
             continue
         told = f"{first} was aligned by {aligner}, {name} by {other}"
         if not accept:
+            same = ", which is right where one detector made both tables" if aligner.by_table and other.by_table else ""
             raise UserError(
-                f"{told}: a network would learn both places of a face; align the photos of one of them again with the "
-                f"detector of the other, or accept it: {way_out}"
+                f"{told}: a network would learn both places of a face; align the photos of one of them again as those "
+                f"of the other are, or accept it{same}: {way_out}"
             )
         logger.warning("%s", told)
         return None

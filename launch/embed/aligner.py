@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from data_prep.detectors.detector import SHIPPED, shipped_digest
 from data_prep.detectors.file import DetectorFile, read_detector_file
-from dist_train.data.aligner import Aligner
+from dist_train.data.aligner import Aligner, warn_of_aligner
+from dist_train.data.manifest import MANIFEST_NAME, load_manifest
+from dist_train.data.tar_folder import is_tar
 from dist_train.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -64,5 +66,31 @@ def check_aligner(own: Aligner | None, other: Aligner | None, whose: str, any_al
         return
     told = f"{whose} are aligned by {other}, these photos would be by {own}"
     if not any_aligner:
-        raise UserError(f"{told}; give that detector: --detector FILE, or accept another: --any-aligner")
+        raise UserError(f"{told}; {_way_out(other)}, or accept another: --any-aligner")
     logger.warning("%s", told)
+
+
+def _way_out(wanted: Aligner) -> str:
+    """How faces come to be aligned by that aligner."""
+    if wanted.by_table or wanted.by_box:
+        return "no --detector aligns so: give pictures that `headcount prep align` aligned so, without --align"
+    if wanted == Aligner(SHIPPED, shipped_digest()):
+        return "that detector is the one that comes along: leave --detector out"
+    return "give that detector: --detector FILE"
+
+
+def warn_of_set(trained: Aligner | None, source: Path) -> None:
+    """Log if the pictures of a set were aligned by another than those that a network was trained on.
+
+    Args:
+        trained: what aligned those; None: unknown.
+        source: of pictures that count as aligned: the set, one of its tars, or something else, of which none is known.
+    """
+    folder = source.parent if is_tar(source) else source
+    if trained is None or not (folder / MANIFEST_NAME).is_file():
+        return
+    try:
+        found = load_manifest(folder).aligner
+    except UserError:  # of tars of others, or damaged: the pictures are read without it
+        return
+    warn_of_aligner(trained, str(source), found)

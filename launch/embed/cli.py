@@ -108,7 +108,7 @@ def embed(
         from dist_train.embed.min_quality import parse_min_quality
         from dist_train.evaluate.models import load_model
         from dist_train.runtime.ranks import join_ranks, leave_ranks
-        from launch.embed.aligner import check_aligner, open_detector_file
+        from launch.embed.aligner import check_aligner, open_detector_file, warn_of_set
         from launch.embed.open import open_origin
         from launch.embed.photos import Photos
 
@@ -122,6 +122,8 @@ def embed(
         crop = cropper(opened.image_size, align, face, min_face, longer_side, ranks.device.type, chosen)
         known = f"the pictures that model {opened.name} was trained on"
         ranks.agree(lambda: check_aligner(crop.aligner(), opened.aligner(), known, any_aligner))
+        if not align and ranks.rank == 0:
+            warn_of_set(opened.aligner(), source)
         photos = ranks.agree(lambda: Photos(open_origin(source, label_key), crop))
         made = embed_source(opened, photos, out, batch_size=batch_size, flip=flip, ranks=ranks, min_quality=least)
         photos.close()

@@ -3,16 +3,18 @@
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from data_prep.detectors.detector import SHIPPED, shipped_digest
 from dist_train.checkpoint.store import Progress, read_progress, write_progress
 from dist_train.data.aligner import Aligner, common_aligner, warn_of_aligner
 from dist_train.data.config import DataConfig, SourceConfig
 from dist_train.data.manifest import load_manifest
 from dist_train.data.sources import open_sources
 from dist_train.errors import UserError
-from launch.embed.aligner import check_aligner, open_detector_file, source_aligner
+from launch.embed.aligner import check_aligner, open_detector_file, source_aligner, warn_of_set
 from tests.data.sets import make_set
 
 MTCNN, SCRFD = Aligner("mtcnn", "a" * 64), Aligner("scrfd", "b" * 64)
@@ -96,6 +98,42 @@ def test_photos_for_a_network_are_aligned_by_the_detector_that_it_knows(caplog, 
     assert "by scrfd" in caplog.text
     with pytest.raises(UserError, match="add --align"):
         open_detector_file(tmp_path / "net.onnx", align=False)
+
+
+@pytest.mark.parametrize(
+    ("known", "way_out"),
+    [
+        (Aligner("landmarks", "c" * 64), "no --detector aligns so: give pictures .* without --align, or .*--any"),
+        (Aligner("scrfd box 0.1", "b" * 64), "no --detector aligns so: give pictures .* without --align"),
+        (Aligner(SHIPPED, shipped_digest()), "leave --detector out, or accept another: --any-aligner"),
+    ],
+)
+def test_the_way_out_is_one_that_can_be_gone(known, way_out):
+    with pytest.raises(UserError, match=way_out) as error:
+        check_aligner(SCRFD, known, "pictures", any_aligner=False)
+    assert "--detector FILE" not in str(error.value)
+
+
+def test_two_tables_of_landmarks_may_be_of_one_detector():
+    tables = {name: Aligner("landmarks", name * 64) for name in "cd"}
+    with pytest.raises(UserError, match="accept it, which is right where one detector made both tables: --any"):
+        common_aligner(tables, "--any", accept=False)
+    with pytest.raises(UserError, match="accept it: --any"):
+        common_aligner({"c": tables["c"], "s": SCRFD}, "--any", accept=False)
+
+
+def test_a_set_that_counts_as_aligned_is_warned_of_where_another_aligned_it(sets, tmp_path, caplog):
+    mtcnn, scrfd, old = sets
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "manifest.json").write_text("[]")
+    for trained, source in ((None, scrfd), (MTCNN, mtcnn), (MTCNN, old), (MTCNN, tmp_path / "others")):
+        warn_of_set(trained, Path(source))
+    assert not caplog.records
+    warn_of_set(MTCNN, Path(scrfd))
+    warn_of_set(MTCNN, Path(scrfd) / "x-000000.tar")
+    whole, tar = caplog.messages
+    assert whole.startswith(f"set {scrfd} was aligned by scrfd")
+    assert tar.startswith(f"set {scrfd}/x-000000.tar was aligned by scrfd")
 
 
 def test_sources_of_galleries_tell_their_aligner():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from data_prep.align_transform import Align
 from data_prep.decode import decode
+from dist_train.data.aligner import Aligner
 from dist_train.embed.gallery import Gallery
 from dist_train.errors import UserError, WorkError
 from dist_train.evaluate.embeddings import embed_pictures
@@ -113,6 +115,15 @@ def test_embeddings_of_a_set_are_those_of_the_evaluation(tmp_path, tiny):
         "search", "query", tmp_path / "gallery", tmp_path / "q.png", "--model", tiny, "--out", tmp_path / "m.png"
     )
     assert told.splitlines()[0].endswith("name 2  " + str(tmp_path / "set" / "x-000001.tar:00000007.jpg"))
+
+
+def test_a_set_that_another_aligned_is_told_of(tmp_path, tiny, monkeypatch, caplog):
+    scrfd, mtcnn = Aligner("scrfd", "b" * 64), Aligner("mtcnn", "a" * 64)
+    replace(make_set(tmp_path / "set", [2], size=SIZE), aligner=scrfd).save(tmp_path / "set")
+    trained = replace(load_model(tiny, torch.device("cpu")), aligner=lambda: mtcnn)
+    monkeypatch.setattr("dist_train.evaluate.models.load_model", lambda *_: trained)
+    run("embed", tiny, tmp_path / "set", tmp_path / "out.npy")
+    assert "set was aligned by scrfd (bbbbbbbbbbbb), the model was trained on faces aligned by mtcnn" in caplog.text
 
 
 def test_shards_of_others_are_read_with_the_labels_and_scores_that_they_have(tmp_path, tiny):

@@ -1,18 +1,22 @@
 """`headcount prep resume --retry-unreachable`: photos that can be reached now join the set, and none is lost."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from data_prep.cli import app
 from data_prep.engines.queue import UnitQueue
-from data_prep.job.again import restore_part
 from data_prep.job.plan import JobFiles, JobOptions
 from data_prep.job.progress import StageBars
+from data_prep.job.restored import restore_part
 from data_prep.job.run import resume_job
 from data_prep.job.work import LEFT_OUT
 from data_prep.sources import tables
 from data_prep.sources.open import open_source
 from dist_train.data.index import format_index, read_index
-from tests.prep.jobs import InProcess, content, identities, rejects, run
+from tests.prep.jobs import InProcess, content, identities, rejects, run, samples
 from tests.prep.standin import Upper
 
 HOST = "http://photos"
@@ -91,28 +95,84 @@ def test_only_units_with_a_photo_that_answers_are_done_again_and_the_rest_stays_
     assert len(host.asked) == 2 + 8, "both, and the unit of the one that answers"
 
 
-def test_a_server_that_is_gone_takes_nothing_out_of_the_set(tmp_path, host, caplog):
+def test_a_server_that_is_gone_takes_nothing_out_of_the_set(tmp_path, host):
     host.down = {EVERY[3], EVERY[17]}
     run(tmp_path / "set", job(tmp_path))
     before = content(tmp_path / "set")
     host.down = set(EVERY)
     again(tmp_path / "set")
     assert content(tmp_path / "set") == before
-    host.down = set(EVERY) - {EVERY[3]}  # it answers, and its neighbours do not any more
-    again(tmp_path / "set")
-    assert content(tmp_path / "set") == before
-    assert "stays as it was: 7 of its photos would be lost, 1 more answer" in caplog.text
     assert identities(tmp_path / "set")["person 0"] == (0, 4)
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["out of its shard", "out of its part"])
+def test_a_photo_that_answers_joins_the_set_though_its_neighbours_are_gone(tmp_path, host, complete, monkeypatch):
+    host.down = {EVERY[17]}
+    run(tmp_path / "whole", job(tmp_path))
+    host.down = {EVERY[3], EVERY[17]}
+    with monkeypatch.context() as patch:
+        if not complete:
+            patch.setattr("data_prep.job.run._seal", killed)
+        try:
+            run(tmp_path / "set", job(tmp_path))
+        except Killed:
+            assert not complete
+    host.down = set(EVERY) - {EVERY[3]}
+    again(tmp_path / "set")
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+    host.down = set()
+    again(tmp_path / "set")
+    run(tmp_path / "all", job(tmp_path))
+    assert content(tmp_path / "set") == content(tmp_path / "all")
+
+
+def test_the_option_asks_again(tmp_path, host, monkeypatch):
+    monkeypatch.setattr("data_prep.align_cli._open_engine", lambda *_: InProcess())
+    monkeypatch.setattr("dist_train.runtime.extras.missing", lambda _: "needs pictures")
+    host.down = {EVERY[3], EVERY[17]}
+    run(tmp_path / "set", job(tmp_path))
+    host.down = {EVERY[17]}
+    told = [
+        CliRunner().invoke(app, ["resume", str(tmp_path / "set"), *options]).stdout
+        for options in ([], ["--retry-unreachable"])
+    ]
+    assert "28 pictures of 6 identities" in told[0]
+    assert "29 pictures of 6 identities" in told[1]
+    assert "1 unreachable" in told[1]
+
+
+@pytest.mark.parametrize("neighbour", [False, True], ids=["nothing of its unit answers", "one of its unit answers"])
+def test_a_picture_that_was_left_out_and_is_gone_takes_nothing_else_along(tmp_path, host, neighbour):
+    """The first of person 4 is in the unit of the others of its kind, the last in that of person 5."""
+    run(tmp_path / "whole", job(tmp_path, min_images=2))
+    host.down = set(addresses(4)[:4])
+    run(tmp_path / "set", job(tmp_path, min_images=2))
+    before = samples(tmp_path / "set")
+    assert rejects(tmp_path / "set")[EVERY[24]][0] == "few pictures"
+    host.down = set(EVERY) - {EVERY[20], EVERY[21]} - ({EVERY[25]} if neighbour else set())
+    again(tmp_path / "set")
+    labels = identities(tmp_path / "set")
+    assert labels["person 4"] == (4, 2)
+    assert labels["person 5"] == (5, 5)
+    assert {data for _, data in samples(tmp_path / "set").values()} == {
+        *(data for _, data in before.values()),
+        b"PHOTO 4 0",
+        b"PHOTO 4 1",
+    }
+    assert rejects(tmp_path / "set")[EVERY[24]][0] == "unreachable"
+    host.down = set()
+    again(tmp_path / "set")
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
 def test_a_photo_that_became_another_is_not_taken_for_the_old_one(tmp_path, host, monkeypatch):
     host.down = {EVERY[3]}
     run(tmp_path / "set", job(tmp_path))
-    before = content(tmp_path / "set")
+    before = samples(tmp_path / "set")
     host.down = set()
     monkeypatch.setattr(tables, "read_address", lambda address, *_: b"bad" if address == EVERY[1] else b"photo")
     again(tmp_path / "set")
-    assert content(tmp_path / "set") == before
+    assert samples(tmp_path / "set") == before | {"000000003": (0, b"PHOTO")}
 
 
 def test_a_host_that_stays_silent_is_not_asked_for_all_of_its_photos(tmp_path, host, monkeypatch):
@@ -131,11 +191,8 @@ def test_pictures_that_were_restored_for_other_labels_are_never_sealed(tmp_path,
     run(tmp_path / "set", job(tmp_path, min_images=2))
     host.down = set(addresses(4)[1:])
 
-    def seal(*_):
-        raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.job.run._seal", seal)
+        patch.setattr("data_prep.job.run._seal", killed)
         with pytest.raises(Killed):
             again(tmp_path / "set")
     host.down = set()
@@ -159,10 +216,9 @@ def test_workers_of_a_queue_do_units_again_beside_the_old_ones(tmp_path, host):
     run(tmp_path / "whole", job(tmp_path))
     host.down = {EVERY[3], EVERY[17]}
     run(tmp_path / "set", job(tmp_path))
-    before = content(tmp_path / "set")
     host.down = set(EVERY) - {EVERY[3]}
     resume_job(tmp_path / "set", FromQueue(tmp_path / "lost"), StageBars(quiet=True), unreachable=True)
-    assert content(tmp_path / "set") == before
+    assert rejects(tmp_path / "set").keys() == {EVERY[17], EVERY[30]}
     host.down = set()
     resume_job(tmp_path / "set", FromQueue(tmp_path / "found"), StageBars(quiet=True), unreachable=True)
     assert content(tmp_path / "set") == content(tmp_path / "whole")
@@ -189,21 +245,22 @@ class Killed(BaseException):
     """The end of the process."""
 
 
-def test_a_retry_that_was_killed_anywhere_is_finished_by_a_plain_resume(tmp_path, host, monkeypatch):
+def killed(*_):
+    raise Killed
+
+
+def test_a_retry_that_was_killed_is_finished_by_a_plain_resume_and_another(tmp_path, host, monkeypatch):
     run(tmp_path / "whole", job(tmp_path))
     from data_prep.job import again as module
 
     real = module._replace
-    for step in ("before", "within", "after"):
+    for step in ("before", "after"):
         host.down = set(addresses(2))
         run(tmp_path / step, job(tmp_path))
         host.down = set()
 
         def replace(layout, other, unit, step=step):
-            if step == "within":
-                layout.done(unit).unlink()
-                (layout.out / "manifest.json").unlink()
-            elif step == "after":
+            if step == "after":
                 real(layout, other, unit)
             raise Killed
 
@@ -214,3 +271,29 @@ def test_a_retry_that_was_killed_anywhere_is_finished_by_a_plain_resume(tmp_path
         resume_job(tmp_path / step, InProcess(), StageBars(quiet=True))
         again(tmp_path / step)
         assert content(tmp_path / step) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("last", [".tar", ".parquet", ".json"])
+@pytest.mark.parametrize("cleans", [True, False], ids=["stopped", "killed"])
+def test_a_unit_that_was_stopped_on_the_way_into_its_place_gets_there(tmp_path, host, monkeypatch, last, cleans):
+    host.down = {EVERY[17]}
+    run(tmp_path / "whole", job(tmp_path))
+    host.down = {EVERY[3], EVERY[17]}
+    run(tmp_path / "set", job(tmp_path))
+    host.down = set(EVERY) - {EVERY[3]}
+    real = Path.replace
+
+    def replace(path, target):
+        real(path, target)
+        if path.parent.name == "again" and Path(target).parent.name == "units" and path.suffix == last:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        if not cleans:
+            patch.setattr("data_prep.job.again.clear_again", lambda _: None)
+        with pytest.raises(Killed):
+            again(tmp_path / "set")
+    host.down = set(EVERY)
+    resume_job(tmp_path / "set", InProcess(), StageBars(quiet=True))
+    assert content(tmp_path / "set") == content(tmp_path / "whole")

@@ -1,7 +1,11 @@
+import json
+
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from pyarrow import csv
 from typer.testing import CliRunner
 
 from data_prep.cli import app
@@ -10,12 +14,16 @@ from data_prep.detect_cli import draw
 from data_prep.faces.annotated import open_faces
 from data_prep.landmarks.table import read_rows
 from data_prep.mtcnn.cascade import Detector
+from data_prep.mtcnn.weights import open_networks, write_networks
+from dist_train.data.aligner import Aligner
+from dist_train.data.manifest import load_manifest
 from dist_train.errors import UserError, WorkError
+from dist_train.runtime.digest import sha256_of
 from tests.prep.test_mtcnn import PORTRAIT, crowd, portrait
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["detect", *map(str, arguments)], catch_exceptions=True)
+def run(*arguments, command="detect"):
+    return CliRunner().invoke(app, [command, *map(str, arguments)], catch_exceptions=True)
 
 
 def test_a_photo_is_drawn_with_its_faces(tmp_path):
@@ -140,3 +148,57 @@ def test_a_folder_without_photos_is_refused(tmp_path):
     result = run(tmp_path, "--table", tmp_path / "faces.csv")
     assert isinstance(result.exception, UserError)
     assert "no photo in it" in str(result.exception)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A cascade of one's own, which gives every face the score 0.5."""
+    networks = open_networks()._replace(thresholds=(0.6, 0.7, 0.4))
+    for values in networks.onet.score.parameters():
+        torch.nn.init.zeros_(values)
+    write_networks(tmp_path / "own.safetensors", networks, {})
+    return tmp_path / "own.safetensors"
+
+
+@pytest.mark.parametrize("command", ["align", "detect", "eval-detector"])
+def test_a_trained_cascade_is_the_detector_where_it_is_given(tmp_path, own, command):
+    folder = tmp_path / "photos"
+    (folder / "grace").mkdir(parents=True)
+    cv2.imwrite(str(folder / "grace" / "1.png"), portrait(0.5)[..., ::-1])
+    table, figures, out = folder / "faces.csv", tmp_path / "figures.json", tmp_path / "set"
+    arguments = {
+        "align": [folder, out, "--workers", 1],
+        "detect": [folder, "--table", table],
+        "eval-detector": [table, "--json", figures],
+    }
+    if command == "eval-detector":
+        assert run(folder, "--table", table, "--faces", "main").exit_code == 0
+    result = run(*arguments[command], "--detector", own, command=command)
+    assert result.exit_code == 0, result.output
+    if command == "align":
+        assert load_manifest(out).aligner == Aligner("mtcnn", sha256_of(own))
+    elif command == "detect":
+        assert set(csv.read_csv(table)["score"].to_pylist()) == {0.5}
+    else:
+        (found,) = json.loads(figures.read_text())
+        assert found["detector"]["sha256"] == sha256_of(own)
+
+
+@pytest.mark.parametrize("command", ["detect", "eval-detector"])
+def test_the_side_for_the_search_goes_to_an_onnx_detector_alone(photos, tmp_path, monkeypatch, command):
+    asked = {}
+
+    def opened(*_, **options):
+        asked.update(options)
+        return Detector()
+
+    (photos / "faces.csv").write_text("path,left,top,right,bottom\nnone.png,,,,\n")
+    monkeypatch.setattr("data_prep.detectors.open.open_detector", opened)
+    arguments = [photos / "faces.csv"] if command == "eval-detector" else [photos, "--table", photos / "found.csv"]
+    arguments += ["--longer-side", 1024]
+    assert "--longer-side 1024 goes with --detector FILE.onnx" in str(run(*arguments, command=command).exception)
+    assert not asked
+    run(*arguments, "--detector", "net.onnx", command=command)
+    for name in ("faces.csv", "found.csv"):
+        (photos / name).unlink(missing_ok=True)
+    assert asked["side_px"] == 1024

@@ -15,6 +15,8 @@ from data_prep.detectors.open import open_detector
 from data_prep.detectors.retinaface import RetinaFace
 from data_prep.detectors.scrfd import Scrfd
 from data_prep.detectors.yunet import YuNet
+from data_prep.mtcnn.onnx_files import export_networks
+from data_prep.mtcnn.weights import open_networks
 from dist_train.errors import UserError
 
 SCRFD = Path(__file__).parents[3] / "shared" / "real" / "scrfd_2.5g_bnkps.onnx"
@@ -260,6 +262,14 @@ def test_a_file_that_is_no_safe_network_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=message) as error:
         open_detector(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("network", ["pnet", "rnet", "onet"])
+def test_one_network_of_a_trained_cascade_is_refused_by_what_it_is(tmp_path, network):
+    paths = {path.stem.removeprefix("own-"): path for path in export_networks(open_networks(), tmp_path / "own")}
+    said = rf"own-{network}\.onnx: is one network of a trained cascade, headcount\.mtcnn\.{network}; give the \.safe"
+    with pytest.raises(UserError, match=said):
+        open_detector(paths[network])
 
 
 def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):

@@ -120,9 +120,43 @@ def test_points_that_are_of_no_face_are_rejects(photos, tmp_path):
     assert found == dict.fromkeys(["a/1.png", "b/0.png", "b/1.png"], "bad landmarks")
 
 
+@pytest.mark.parametrize(
+    ("point", "far"), [(0, (1e4, 40)), (4, (49, 1e4)), (2, (-1e30, 52)), (2, (150, -40)), (4, (0, 0))]
+)
+def test_one_point_far_from_the_others_makes_a_reject_and_no_black_crop(photos, tmp_path, point, far):
+    bad, corner = list(FACE), [[x - 34, y - 60] for x, y in FACE]  # of that face an eye is outside, and both brows
+    bad[point] = far
+    table = write_table(tmp_path / "points.csv", [*ALL[:2], row("b/0.png", corner), row("b/1.png", bad)])
+    assert align(photos, table, tmp_path / "set") == {"b/1.png": "bad landmarks"}
+
+
+def test_points_by_the_subjects_left_and_right_are_told(photos, tmp_path, caplog):
+    subjects = np.array(FACE)[[1, 0, 2, 4, 3]]
+    rows = [row(each["path"], subjects) for each in ALL]
+    align(photos, write_table(tmp_path / "two.csv", [*rows[:2], *ALL[2:]]), tmp_path / "two")
+    assert not caplog.text
+    align(photos, write_table(tmp_path / "three.csv", [*rows[:3], ALL[3]]), tmp_path / "three")
+    assert "three.csv: of 4 faces with five points 3 have the left eye to the right of the right one" in caplog.text
+    assert "expected left and right as the viewer sees them" in caplog.text
+
+
 def test_a_row_without_any_point_is_that_of_a_photo_without_a_face(photos, tmp_path):
     table = write_table(tmp_path / "points.csv", [*ALL[:3], row("b/1.png", [["", ""]] * 5, [""] * 4)])
     assert align(photos, table, tmp_path / "set") == {"b/1.png": "no landmarks"}
+
+
+def test_a_path_may_be_written_in_several_ways(photos, tmp_path):
+    table = write_table(tmp_path / "points.csv", [row("./a/0.png"), row("b/../a//1.png"), *ALL[2:]])
+    assert align(photos, table, tmp_path / "set") == {}
+    with pytest.raises(UserError, match=r"1 photos have two rows, e\.g\. '(\./)?a/0\.png'"):
+        align(photos, write_table(table, [*ALL, row("./a/0.png")]), tmp_path / "twice")
+
+
+@pytest.mark.parametrize("named", ["photos.tar:./{}", "photos.tar:{}", "./{}", "{}"])
+def test_members_of_a_tar_may_begin_with_a_dot(photos, tmp_path, named):
+    tar = pack(tmp_path / "photos.tar", photos, "./")
+    rows = [row(named.format(each["path"])) for each in ALL]
+    assert align(tar, write_table(tmp_path / "points.csv", rows), tmp_path / "set") == {}
 
 
 def test_a_photo_with_two_rows_is_refused_by_name_before_any_work(photos, tmp_path):
@@ -133,11 +167,11 @@ def test_a_photo_with_two_rows_is_refused_by_name_before_any_work(photos, tmp_pa
     assert load_manifest(tmp_path / "set").samples == 4
 
 
-def pack(path, folder):
+def pack(path, folder, start=""):
     with tarfile.open(path, "w") as tar:
         for photo in sorted(folder.rglob("*.png")):
             data = photo.read_bytes()
-            info = tarfile.TarInfo(str(photo.relative_to(folder)))
+            info = tarfile.TarInfo(f"{start}{photo.relative_to(folder)}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path

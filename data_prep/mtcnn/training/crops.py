@@ -29,6 +29,7 @@ from data_prep.mtcnn.training.frames import (
     boxes_of,
     mirrored,
     mirrored_points,
+    mirrored_regions,
     offsets,
     positions,
 )
@@ -99,7 +100,8 @@ class Crops:
         propose: Propose | None,
     ) -> None:
         self.directory, self._network, self._photos = directory, network, photos
-        self._seed, self._most, self._min_face_px, self._propose = seed, wanted(crops), min_face_px, propose
+        self._seed, self._crops, self._min_face_px, self._propose = seed, crops, min_face_px, propose
+        self._most = wanted(crops)
         self.parts = -(-len(photos.training) // PHOTOS)
 
     def make(self, ranks: Ranks, stopped: Callable[[], bool], threads: int) -> bool:
@@ -176,7 +178,8 @@ class Crops:
             known = Known.of(faces, self._min_face_px)
             rng = np.random.default_rng([self._seed, SIDES[self._network], photo])
             knowns.append(known)
-            chosen.append(choose(known, picture.shape[:2], self._most, rng, found, self._min_face_px))
+            most = wanted(self._crops, self._photos.marks_all(photo))
+            chosen.append(choose(known, picture.shape[:2], most, rng, found, self._min_face_px))
         number = np.repeat(np.arange(len(group)), [len(each.kind) for each in chosen])
         kinds = np.concatenate([each.kind for each in chosen])
         begun = [sum(map(len, tables)) for tables in rows]
@@ -247,9 +250,10 @@ def _table(network: str, chosen: Chosen, known: Known, width: int) -> NDArray[np
     table = np.zeros((len(chosen.kind), WIDTH), np.float32)
     rows = chosen.face >= 0
     regions, faces = chosen.regions[rows], known.faces[chosen.face[rows]]
+    there = mirrored_regions(regions, width)
     table[rows, :4] = offsets(network, regions, faces)
-    table[rows, 4:8] = offsets(network, mirrored(regions, width), mirrored(faces, width))
+    table[rows, 4:8] = offsets(network, there, mirrored(faces, width))
     points = known.points[chosen.face[rows]]
-    seen = positions(regions, points), positions(mirrored(regions, width), mirrored_points(points, width))
+    seen = positions(regions, points), positions(there, mirrored_points(points, width))
     table[rows, 8:] = np.nan_to_num(np.concatenate(seen, 1).reshape(-1, 20), nan=0.0)
     return table

@@ -59,10 +59,21 @@ def positions(regions: Floats, points: Floats) -> Floats:
     return found
 
 
-def mirrored(regions: Floats, width: int) -> Floats:
-    """Regions [n, 4] as they are in the mirror image of a photo of this width."""
-    left, top, right, bottom = regions.T
+def mirrored(boxes: Floats, width: int) -> Floats:
+    """Boxes [n, 4] as they are in the mirror image of a photo of this width."""
+    left, top, right, bottom = boxes.T
     return np.stack([width - right, top, width - left, bottom], 1)
+
+
+def mirrored_regions(regions: Floats, width: int) -> Floats:
+    """Regions [n, 4] in the mirror image of a photo of this width, for which the detector would cut the mirrored crops.
+
+    A crop is cut at whole pixels, at or to the left of the edges of its region (`boxes.pixels`). The mirrored region
+    would lie to the left of the mirrored crop instead; so only the whole pixels are mirrored, the fractions stay.
+    """
+    whole = np.floor(regions)
+    found: Floats = mirrored(whole, width) + (regions - whole)
+    return found
 
 
 def mirrored_points(points: Floats, width: int) -> Floats:
