@@ -22,6 +22,7 @@ WHOLE = (  # a whole run, export or cascade in the test's own process, or a brow
     "tests/browser/",
     "tests/prep/test_mtcnn.py",
     "tests/prep/test_train_detector.py",
+    "tests/prep/test_detector_learns.py",
     "tests/prep/test_align_cli.py",
     "tests/prep/test_glyphs.py",
     "tests/embed/test_cli.py",

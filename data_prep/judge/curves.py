@@ -71,20 +71,35 @@ def area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
 
 
 class SizeRow(NamedTuple):
-    """Faces of one size: heights in pixels from `low` up to below `high`, how many there are, and how many found."""
+    """Faces of one size.
+
+    Attributes:
+        low: least height in pixels.
+        high: height that they stay below; None: any.
+        faces: number of known ones.
+        found: number of those found at no more than each of `FALSE_ALARMS` per photo, of faces of all sizes.
+    """
 
     low: int
     high: int | None
     faces: int
-    found: int
+    found: tuple[int, ...]
 
 
-def by_height(heights: NDArray[np.float64], found: NDArray[np.bool_]) -> list[SizeRow]:
-    """Known faces [F] by their heights; sizes that no face has are left out."""
+def by_height(heights: NDArray[np.float64], scores: NDArray[np.float64], curve: Curve) -> list[SizeRow]:
+    """Known faces [F] by their heights; sizes that no face has are left out.
+
+    Args:
+        heights: in pixels, [F].
+        scores: that they are found with, [F]; -inf where they are not found.
+        curve: of all faces.
+    """
+    least = [curve.threshold(each) for each in FALSE_ALARMS]
+    found = np.array([scores >= (np.inf if each is None else each) for each in least])  # [FALSE_ALARMS, F]
     ends = (*HEIGHTS_PX[1:], None)
     rows = []
     for low, high in zip(HEIGHTS_PX, ends, strict=True):
         mine = (heights >= low) & (heights < (high or np.inf))
         if mine.any():
-            rows.append(SizeRow(low, high, int(mine.sum()), int(found[mine].sum())))
+            rows.append(SizeRow(low, high, int(mine.sum()), tuple(found[:, mine].sum(1).tolist())))
     return rows

@@ -30,7 +30,7 @@ class Figures:
         precision: average precision at an overlap of a half.
         threshold: least score at one false alarm per photo.
         missed: of each photo the known faces that were not found at that score, bool [n].
-        sizes: recall at that score, by height.
+        sizes: how many faces are found, by height.
         points: errors of the five points at any score; None where none are known.
         wider: WIDER FACE's average precision by subset; None for other sets.
         fddb: FDDB's discrete curve; None for other sets.
@@ -54,13 +54,12 @@ def figures_of(faces: FaceList, search: Search, subsets: Subsets) -> Figures:
     curve = curve_of(matches)
     threshold = curve.threshold(ONE)
     threshold = np.inf if threshold is None else threshold
-    missed = [~each.photo.ignored for each in found]
-    hits = np.flatnonzero((matches.face >= 0) & (matches.scores >= threshold))
-    for photo, face in zip(matches.photo[hits], matches.face[hits], strict=True):
-        missed[photo][face] = False
-    counted = [each.photo.boxes[~each.photo.ignored].astype(np.float64) for each in found]
-    boxes = np.concatenate([np.empty((0, 4)), *counted])
-    was_found = [~lost[~each.photo.ignored] for each, lost in zip(found, missed, strict=True)]
+    scores = [np.full(len(each.photo.boxes), -np.inf) for each in found]  # that each known face is found with
+    for hit in np.flatnonzero(matches.face >= 0):
+        scores[matches.photo[hit]][matches.face[hit]] = matches.scores[hit]
+    missed = [~each.photo.ignored & (mine < threshold) for each, mine in zip(found, scores, strict=True)]
+    counted = np.concatenate([np.empty(0, bool), *(~each.photo.ignored for each in found)])
+    boxes = np.concatenate([np.empty((0, 4)), *(each.photo.boxes.astype(np.float64) for each in found)])[counted]
     wider = None
     if faces.name == "wider":
         wider = {name: wider_precision(found, mine) for name, mine in counted_faces(found, subsets).items()}
@@ -70,7 +69,7 @@ def figures_of(faces: FaceList, search: Search, subsets: Subsets) -> Figures:
         average_precision(curve),
         float(threshold),
         missed,
-        by_height(boxes[:, 3] - boxes[:, 1], np.concatenate([np.empty(0, bool), *was_found])),
+        by_height(boxes[:, 3] - boxes[:, 1], np.concatenate([np.empty(0), *scores])[counted], curve),
         point_errors(found, matches),
         wider,
         _fddb(faces, found),
@@ -95,7 +94,15 @@ def summary(figures: Figures) -> dict[str, Any]:
         "recall_at_false_alarms_per_photo": {f"{each:g}": curve.recall(each) for each in FALSE_ALARMS},
         "threshold_at_one": figures.threshold,
         "recall_by_height_px": [
-            {"from": row.low, "below": row.high, "faces": row.faces, "recall": row.found / row.faces}
+            {
+                "from": row.low,
+                "below": row.high,
+                "faces": row.faces,
+                "recall": row.found[FALSE_ALARMS.index(ONE)] / row.faces,
+                "recall_at_false_alarms_per_photo": {
+                    f"{each:g}": found / row.faces for each, found in zip(FALSE_ALARMS, row.found, strict=True)
+                },
+            }
             for row in figures.sizes
         ],
         "points": None

@@ -31,9 +31,12 @@ _QUALITY = 85  # of JPEG
 def tables_of(figures: Figures) -> list[Table]:
     """The figures as tables."""
     curve = figures.curve
-    heads = ["false alarms per photo", *(f"{each:g}" for each in FALSE_ALARMS)]
-    cells = [_percent(curve.recall(each)) for each in FALSE_ALARMS]
-    recall = _table("Recall", heads, [["recall %", *cells]])
+    heads = ["height in pixels", "faces", *(f"{each:g}" for each in FALSE_ALARMS)]
+    rows = [["all", f"{curve.faces:,}", *(_percent(curve.recall(each)) for each in FALSE_ALARMS)]]
+    for size in figures.sizes:
+        name = f"{size.low} to {size.high}" if size.high else f"{size.low} or more"
+        rows.append([name, f"{size.faces:,}", *(_percent(found / size.faces) for found in size.found)])
+    recall = _table("Recall %, by false alarms per photo", heads, rows)
     recall.notes.append(
         f"Average precision {_percent(figures.precision)} %, {curve.faces:,} faces, {curve.photos:,} photos."
     )
@@ -45,13 +48,6 @@ def tables_of(figures: Figures) -> list[Table]:
         shares = [_percent(roc.recall(each / roc.photos)) for each in fddb.FALSE_ALARMS]
         heads = ["false alarms", *(f"{each:,}" for each in fddb.FALSE_ALARMS)]
         tables.append(_table("FDDB, discrete score", heads, [["recall %", *shares]]))
-    if figures.sizes:
-        names = [f"{row.low} to {row.high}" if row.high else f"{row.low} or more" for row in figures.sizes]
-        found = ["found %", *(_percent(row.found / row.faces) for row in figures.sizes)]
-        known = ["faces", *(f"{row.faces:,}" for row in figures.sizes)]
-        tables.append(
-            _table(f"By height in pixels, at {ONE:g} false alarm per photo", ["height", *names], [found, known])
-        )
     if (points := figures.points) is not None:
         heads = ["error / width, %", "mean", "median", *points.points]
         errors = [points.mean, points.median, *points.points.values()]

@@ -53,3 +53,20 @@ def write_plain_set(directory: Path, photos: int, seed: int = 0, size: tuple[int
             lines.append(f"{number:04d}.png" + "," * (len(EDGES) + len(POINTS)))
     (directory / "faces.csv").write_text("\n".join(lines) + "\n")
     return directory
+
+
+def write_plain_celeba(root: Path, photos: int, seed: int = 0, size: tuple[int, int] = (120, 160)) -> Path:
+    """Photos of two faces in CelebA's layout, whose lists have the first face alone."""
+    base = root / "img_celeba"
+    base.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    boxes, points = [str(photos), "image_id x_1 y_1 width height"], [str(photos), "lefteye_x and others"]
+    for number in range(photos):
+        picture, found = plain_photo(rng, size, 2)
+        cv2.imwrite(str(base / f"{number:06d}.png"), picture)
+        corner, sides = found[0, :2], found[0, 2:] - found[0, :2]
+        boxes.append(f"{number:06d}.png " + " ".join(f"{each:.2f}" for each in [*corner, *sides]))
+        points.append(f"{number:06d}.png " + " ".join(f"{each:.2f}" for each in (corner + PLACES * sides).ravel()))
+    (root / "list_bbox_celeba.txt").write_text("\n".join(boxes) + "\n")
+    (root / "list_landmarks_celeba.txt").write_text("\n".join(points) + "\n")
+    return root

@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,17 +19,20 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.mtcnn.cascade import Detector
 from data_prep.mtcnn.onnx_files import export_networks
+from data_prep.mtcnn.training.choice import wanted
 from data_prep.mtcnn.training.config import DetectorRecipe, load_recipe
-from data_prep.mtcnn.training.crops import Crops
+from data_prep.mtcnn.training.crops import Crops, read_part
 from data_prep.mtcnn.training.job import _check, train_detector
+from data_prep.mtcnn.training.losses import LANDMARK
 from data_prep.mtcnn.training.photos import open_photos
 from data_prep.mtcnn.training.stage import NAMES, Stage
+from data_prep.mtcnn.training.targets import TargetTable
 from data_prep.mtcnn.weights import Networks, open_networks, read_networks, write_networks
 from dist_train.errors import UserError
 from dist_train.runtime.ranks import ALONE
 from dist_train.train.loop import Loop
 from tests.docs.pages import ROOT
-from tests.prep.plain_faces import plain_photo, write_plain_set
+from tests.prep.plain_faces import plain_photo, write_plain_celeba, write_plain_set
 from tests.ranks import ranks_here, run_ranks
 
 STEPS = 6
@@ -114,6 +120,37 @@ def test_a_training_killed_in_crops_and_in_steps_goes_on_bit_for_bit(
     assert read_networks(recipe.out / "detector.safetensors").thresholds == pytest.approx(
         read_networks(trained.out / "detector.safetensors").thresholds, rel=1e-12
     )
+
+
+KILLED_IN_RNET = """
+import os, signal, sys
+from pathlib import Path
+from data_prep.mtcnn.training.config import load_recipe
+from data_prep.mtcnn.training.job import train_detector
+from dist_train.train.loop import Loop
+step, steps = Loop.train_step, []
+def step_and_die(self, batch):
+    steps.append(self.step)
+    if steps.count(3) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+Loop.train_step = step_and_die
+train_detector(load_recipe(Path(sys.argv[1]), []))
+"""
+
+
+def test_a_process_killed_in_its_steps_leaves_what_goes_on_bit_for_bit(
+    trained: DetectorRecipe, photos: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_in(tmp_path / "out", photos)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_RNET, path], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (recipe.out / "rnet" / "run" / "checkpoints").is_dir()
+    assert train_detector(recipe) == 0
+    theirs, mine = (load_file(each.out / "detector.safetensors") for each in (trained, recipe))
+    assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
 
 
 def test_a_signal_ends_it_with_status_130_and_a_checkpoint_and_it_goes_on(
@@ -266,6 +303,38 @@ def test_photos_that_cannot_be_read_are_passed_over_and_too_many_of_them_are_not
         crops("most").make(ALONE, lambda: False, 1)
 
 
+@pytest.mark.parametrize("network", ["pnet", "rnet"])
+def test_photos_with_one_marked_face_give_landmark_faces_alone_and_are_not_held_out(
+    photos: Path, tmp_path: Path, network: str
+) -> None:
+    celeba = write_plain_celeba(tmp_path / "celeba", 9, size=(90, 100))
+    known = open_photos([photos, celeba], 0, 0.4, 500, 20)
+    whole = [number for number in range(19) if known.marks_all(number)]
+    assert whole == list(range(10)), "the table marks all faces"
+    assert (len(known.heldout), sorted(known.heldout + known.training)) == (4, list(range(19)))
+    assert set(known.heldout) < set(whole)
+    found = np.array([[10.0, 10, 50, 50], [30, 20, 80, 70], [0, 0, 90, 90]])  # of which some show an unmarked face
+
+    def made(name: str) -> list[int]:
+        propose = None if network == "pnet" else lambda pictures: [found for _ in pictures]
+        crops = Crops(tmp_path / name, network, known, seed=0, crops=21, min_face_px=20, propose=propose)
+        assert crops.make(ALONE, lambda: False, 1)
+        TargetTable(tmp_path / name, wanted(21))
+        return [shard.samples for shard in read_part(tmp_path / name / "part-00000.json").shards]
+
+    both = made("both")
+    known.training = [number for number in known.training if number in whole]
+    plain = made("plain")
+    assert both[:LANDMARK] == plain[:LANDMARK]
+    assert 40 < both[LANDMARK] - plain[LANDMARK] <= 9 * wanted(21)[LANDMARK]
+
+
+def test_sets_that_mark_one_face_a_photo_are_not_learnt_from_alone(tmp_path: Path) -> None:
+    celeba = write_plain_celeba(tmp_path, 3, size=(90, 100))
+    with pytest.raises(UserError, match=r"list_bbox_celeba.txt: 0 photos in which all faces are marked.*WIDER FACE"):
+        open_photos([celeba], 0, 0.4, 500, 20)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("detector_*.yaml")), ids=lambda path: path.stem)
 def test_recipes_that_come_along_are_read(path: Path) -> None:
     recipe = load_recipe(path, ["pnet.steps=700"])
@@ -283,6 +352,11 @@ def test_onnx_files_answer_as_the_networks_do(tmp_path: Path) -> None:
     networks = open_networks()
     paths = export_networks(networks, tmp_path / "own.safetensors")
     assert [path.name for path in paths] == [f"own-{name}.onnx" for name in NAMES]
+    check_onnx(paths, networks)
+
+
+def check_onnx(paths: Sequence[Path], networks: Networks) -> None:
+    """See that the files of the three networks answer as these do."""
     for path, network, size in zip(paths, networks[:3], [(38, 52), (24, 24), (48, 48)], strict=True):
         pictures = torch.randn(3, 4, *size)
         with torch.no_grad():

@@ -59,9 +59,14 @@ class Chosen(NamedTuple):
     face: NDArray[np.int64]
 
 
-def wanted(crops: int) -> list[int]:
-    """How many regions of each kind a photo gives at most, of `crops` in all."""
-    return [max(1, crops * share // sum(SHARES)) for share in SHARES]
+def wanted(crops: int, marks_all: bool = True) -> list[int]:
+    """How many regions of each kind a photo gives at most, of `crops` in all.
+
+    A photo in which not all faces are marked gives landmark faces alone, as CelebA's do in the paper (section III.A):
+    what is no marked face may be another one there, and no background.
+    """
+    most = [max(1, crops * share // sum(SHARES)) for share in SHARES]
+    return most if marks_all else [0] * LANDMARK + most[LANDMARK:]
 
 
 def choose(

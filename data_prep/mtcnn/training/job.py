@@ -83,6 +83,9 @@ def _run(recipe: DetectorRecipe, ranks: Ranks) -> int:
         if ranks.rank == 0:
             logger.info("%s is there already; for another one name another directory: out=PATH", target)
         return 0
+    if ranks.rank == 0:
+        for each in photos.lists:
+            each.tell()
     trained: dict[str, Trained] = {}
     for name in NAMES:
         directory = recipe.out / name

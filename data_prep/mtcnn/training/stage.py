@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_prep.faces.listed import OUTSIDE, said
 from data_prep.mtcnn.cascade import Detector
 from data_prep.mtcnn.faces import Picture
 from data_prep.mtcnn.networks import ONet, PNet, RNet
@@ -126,7 +127,12 @@ class Stage:
             min_face_px=recipe.min_face_px,
             propose=self._proposals(),
         )
-        return crops.make(self._ranks, stopped, self._threads)
+        made = crops.make(self._ranks, stopped, self._threads)
+        if made and self.name == NAMES[0]:  # which opens all photos, but for those of parts that were there already
+            outside = sum(sum(each.values()) for each in self._ranks.gather(self._photos.outside))
+            if outside and self._ranks.rank == 0:
+                logger.info("odd faces: %s", said({OUTSIDE: outside}))
+        return made
 
     def _proposals(self) -> Callable[[Sequence[Picture]], list[Floats]] | None:
         """What the networks before find in pictures; None where there are none."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.mtcnn.training.crops import PHOTOS, WIDTH
@@ -25,20 +26,18 @@ class TargetTable:
     """
 
     def __init__(self, directory: Path, crops: list[int]) -> None:
-        rows: list[Tensor] = []
-        starts: list[int] = []
-        count = 0
+        paths: list[tuple[Path, int]] = []
         firsts, capacities = [], []  # of each kind: its first part among those of all kinds, and labels of a part
         for kind, most in zip(KINDS, crops, strict=True):
             parts = load_manifest(directory / kind).num_classes // (PHOTOS * most)
-            firsts.append(len(starts))
+            firsts.append(len(paths))
             capacities.append(PHOTOS * most)
-            for number in range(parts):
-                table = _read(directory / kind / f"part-{number:05d}.npy", PHOTOS * most)
-                starts.append(count)
-                count += len(table)
-                rows.append(torch.from_numpy(table))
-        self._rows, self._starts = torch.cat(rows), torch.tensor(starts)
+            paths += [(directory / kind / f"part-{number:05d}.npy", PHOTOS * most) for number in range(parts)]
+        starts = np.cumsum([0, *(len(_mapped(path, most)) for path, most in paths)])
+        rows = np.empty((starts[-1], WIDTH), np.float32)  # all at once: joined of parts, it would take twice the memory
+        for (path, most), start, end in zip(paths, starts[:-1], starts[1:], strict=True):
+            rows[start:end] = _mapped(path, most)
+        self._rows, self._starts = torch.from_numpy(rows), torch.from_numpy(starts[:-1])
         self._firsts, self._capacities = torch.tensor(firsts), torch.tensor(capacities)
         sizes = [load_manifest(directory / kind).num_classes for kind in KINDS]
         self._labels_before = torch.tensor([0, *sizes[:-1]]).cumsum(0)
@@ -59,11 +58,11 @@ class TargetTable:
         return Targets(kind, boxes, torch.where(mirror[:, None], found[:, 18:], found[:, 8:18]))
 
 
-def _read(path: Path, most: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _mapped(path: Path, most: int) -> NDArray[np.float32]:
     try:
         table = map_array(path, "r")
     except (OSError, ValueError) as error:
         raise WorkError(f"{path}: cannot be read: {error}; remove the crops, and they are made again") from error
     if table.dtype != np.float32 or table.ndim != 2 or table.shape[1] != WIDTH or len(table) > most:
         raise WorkError(f"{path}: {table.dtype} {list(table.shape)}, expected float32 [n <= {most}, {WIDTH}]")
-    return np.array(table)
+    return table
