@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --only device,head-correct --out out/gpu.jsonl
     python benchmarks/gpu.py --device cpu --small                   # a trial without a GPU, in seconds
 
-Needs torch >= 2.9 and this file's repository. A part that needs a library that is not there is skipped, and its line
+Needs torch >= 2.11 and this file's repository. A part that needs a library that is not there is skipped, and its line
 says which. Each result is a JSON line, printed and appended to `--out` at once; a plot, profiles and errors lie beside
 it. Parts run one after the other in a process of their own; one that ends it, or takes longer than its share of the
 minutes, costs its own results alone. The status is 1 where a part failed or found a wrong result.
@@ -27,7 +27,7 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository need not be installed
 
-from benchmarks.gpu_parts.parts import PARTS, share_s  # noqa: E402 - found by the path above
+from benchmarks.gpu_parts.parts import PARTS, PHOTOS, photos_in, share_s  # noqa: E402 - found by the path above
 
 START_S = 90.0  # most for a process to import torch and to open the device
 SLACK_S = 10.0  # that a part may take beyond its share, since it looks at the clock between two measurements
@@ -72,6 +72,10 @@ def read_options() -> argparse.Namespace:
     options.parts = [name for name in options.only.split(",") if name]
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"--only: unknown parts {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+    if not options.parts:
+        parser.error(f"--only {options.only!r}: names no part; expected some of {', '.join(PARTS)}")
+    if options.photos is not None and next(photos_in(options.photos), None) is None:
+        parser.error(f"--photos {options.photos}: no folder with {', '.join(PHOTOS)}; name one, or leave it out")
     if not 0 < options.minutes <= 24 * 60:
         parser.error(f"--minutes: {options.minutes}, expected more than 0 and at most {24 * 60}")
     if options.until is None:

@@ -47,23 +47,27 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Count one operation."""
         out = func(*args, **(kwargs or {}))
-        namespace, name = func._schema.name.split("::")
-        if namespace == "aten" and not func.is_view and name not in _FREE:
-            self.bytes += self._moved(name, args, kwargs or {}, out)
+        self.bytes += moved(func, args, kwargs or {}, out)
+        name = func._schema.name.removeprefix("aten::")
         if name in _PRODUCTS:
             left, right = args[_PRODUCTS[name] : _PRODUCTS[name] + 2]
             self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
         return out
 
-    def _moved(self, name: str, args: tuple, kwargs: dict, out: Any) -> int:
-        written = _bytes(out)
-        if name in ("index_select", "index", "gather"):  # only what is picked is read
-            return 2 * written
-        if name in ("index_copy_", "index_put_", "_index_put_impl_", "scatter_"):  # only what is put is touched
-            return 2 * _bytes(args[-2] if name.endswith("put_") or name == "_index_put_impl_" else args[-1])
-        if name == "index_add_":
-            return 3 * _bytes(args[3])
-        if name in ("copy_", "fill_", "zero_", "random_", "normal_"):  # the old values are not read
-            return written + _bytes(args[1:])
-        read = _bytes(args) + _bytes({key: value for key, value in kwargs.items() if key != "out"})
-        return read + written
+
+def moved(func: Any, args: tuple, kwargs: dict, out: Any) -> int:
+    """Bytes that an operation reads and writes."""
+    namespace, name = func._schema.name.split("::")
+    if namespace != "aten" or func.is_view or name in _FREE:
+        return 0
+    written = _bytes(out)
+    if name in ("index_select", "index", "gather"):  # only what is picked is read
+        return 2 * written
+    if name in ("index_copy_", "index_put_", "_index_put_impl_", "scatter_"):  # only what is put is touched
+        return 2 * _bytes(args[-2] if name.endswith("put_") or name == "_index_put_impl_" else args[-1])
+    if name == "index_add_":
+        return 3 * _bytes(args[3])
+    if name in ("copy_", "fill_", "zero_", "random_", "normal_"):  # the old values are not read
+        return written + _bytes(args[1:])
+    read = _bytes(args) + _bytes({key: value for key, value in kwargs.items() if key != "out"})
+    return read + written

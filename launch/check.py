@@ -212,7 +212,8 @@ def _about_memory(config: RunConfig, identities: int | None, sizes: Mapping[int,
         + " (`headcount launch plan` tells more):"
     )
     for name, gpu in GPUS.items():
-        job = dataclasses.replace(setup, gpu=gpu, memory_gib=gpu.memory_gib)
+        half = gpu.in_half(config.train.precision)
+        job = dataclasses.replace(setup, gpu=gpu, memory_gib=gpu.memory_gib, half=half)
         room = largest(job)
         needs = ""
         if identities:
@@ -247,7 +248,7 @@ def plan_setup(config: RunConfig, head: HeadConfig, identities: int, image_size:
         image_size=image_size,
         batch=config.train.global_batch_size // (gpus * accumulation),
         accumulation=accumulation,
-        half=config.train.precision != "float32",
+        half=gpu.in_half(config.train.precision),
         strategy=config.train.strategy,
         moments=2 if config.optimizer.name == "adamw" else 1,
         head=head,

@@ -60,8 +60,8 @@ def plan(
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="side of a picture in pixels")] = 112,
     images: Annotated[str | None, typer.Option(help="pictures of the set; by default 20 for each identity")] = None,
     precision: Annotated[
-        str, typer.Option(help="arithmetic of the backbone, as train.precision: bfloat16, float16 or float32")
-    ] = "bfloat16",
+        str, typer.Option(help="arithmetic of the backbone, as train.precision: auto, bfloat16, float16 or float32")
+    ] = "auto",
     arithmetic: Annotated[
         str, typer.Option(help="operands of the head's products: auto, float32, tf32 or bfloat16")
     ] = "auto",
@@ -88,9 +88,13 @@ def plan(
     """
     classes = whole_number("--identities", identities)
     _one_of("--gpu", gpu, GPUS)
-    _one_of("--precision", precision, ("bfloat16", "float16", "float32"))
+    _one_of("--precision", precision, ("auto", "bfloat16", "float16", "float32"))
     _one_of("--arithmetic", arithmetic, ("auto", "float32", "tf32", "bfloat16"))
     _one_of("--strategy", strategy, ("ddp", "zero1", "zero2", "zero3"))
+    for option, number in (("--network", network), ("--gpu-memory", gpu_memory_gib)):
+        if number is not None and not math.isfinite(number):
+            raise UserError(f"{option} {number}: expected a finite number")
+    _check_backbone(gpu, gpus, strategy, precision)
     try:
         names = {spec.short_name: name for name, spec in BACKBONES.items()}
         section = backbone_section({"name": names.get(backbone, backbone), "embedding_dim": embedding_dim})
@@ -122,7 +126,7 @@ def plan(
         image_size=image_size,
         batch=batch,
         accumulation=accumulation,
-        half=precision != "float32",
+        half=GPUS[gpu].in_half(precision),
         strategy=strategy,
         moments=1,
         head=head,
@@ -234,6 +238,16 @@ def _levels(setup: Setup) -> list[str]:
 
 def _lines(parts: dict[str, Any], unit: float, form: str) -> list[str]:
     return [f"{form.format(value / unit)}  {name}" for name, value in parts.items()]
+
+
+def _check_backbone(gpu: str, gpus: int, strategy: str, precision: str) -> None:
+    """Raise UserError where a run refuses what is planned, or its speed is that of an emulation."""
+    if strategy != "ddp" and gpus == 1:
+        raise UserError(f"--strategy {strategy} --gpus 1: splits over GPUs, but there is one; use ddp")
+    if strategy != "ddp" and precision == "float16":
+        raise UserError(f"--strategy {strategy} --precision float16: float16 goes with ddp only; use bfloat16 or ddp")
+    if precision == "bfloat16" and not GPUS[gpu].bfloat16:
+        raise UserError(f"--precision bfloat16 --gpu {gpu}: this GPU has no bfloat16; expected auto, float16, float32")
 
 
 def _one_of(option: str, text: str, known: Iterable[str]) -> None:

@@ -85,6 +85,9 @@ def _ways_to_speed(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "head.optimizer=rowwise_adagrad", _with_head(setup, optimizer="rowwise_adagrad")
     if setup.operands != "bfloat16" and setup.gpu.bfloat16:
         yield "head.arithmetic=bfloat16", _with_head(setup, arithmetic="bfloat16")
+    if not setup.half and (setup.gpu.bfloat16 or setup.strategy == "ddp"):  # ZeRO takes no float16
+        kind = "bfloat16" if setup.gpu.bfloat16 else "float16"
+        yield f"train.precision={kind}", dataclasses.replace(setup, half=True)
     budget = head.logits_budget("cuda") >> 20
     while budget < 65536:  # doubled until the plan changes
         budget *= 2
@@ -101,7 +104,7 @@ def other_sizes(setup: Setup) -> Iterator[str]:
     """Half, twice and four times the GPUs: images/s, and how much of a GPU's speed is left."""
     each = images_per_second(setup) / setup.gpus
     for gpus in (setup.gpus // 2, setup.gpus * 2, setup.gpus * 4):
-        if gpus < 1:
+        if gpus < (1 if setup.strategy == "ddp" else 2):  # ZeRO splits over GPUs
             continue
         other = dataclasses.replace(setup, gpus=gpus)
         rate = images_per_second(other)

@@ -49,6 +49,10 @@ class Gpu:
             raise ValueError(f"this GPU has no {arithmetic}; expected {', '.join(k for k, v in known.items() if v)}")
         return rate
 
+    def in_half(self, precision: str) -> bool:
+        """Whether a backbone computes in 16 bits on it, under a `train.precision`."""
+        return self.bfloat16 if precision == "auto" else precision != "float32"
+
 
 # Data sheets: NVIDIA "V100 Tensor Core GPU" (2020), "A100 80GB" (2021), "H100 Tensor Core GPU" (2023), "H200" (2024),
 # "HGX B200" (2025: 2.25 and 1.1 PFLOPS dense, 180 GB, 8 TB/s, NVLink 5 with 1.8 TB/s in both directions); AMD

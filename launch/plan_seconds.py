@@ -3,24 +3,27 @@
 import math
 
 from launch.plan_hardware import Gpu
-from launch.plan_model import (
+from launch.plan_head import (
     HeadShape,
-    Setup,
+    drawn_classes,
     head_flops,
-    head_shape,
+    head_products,
     head_traffic,
     kernel_traffic,
-    network_bytes,
+    product_flops,
 )
+from launch.plan_model import Setup, head_shape, network_bytes
 
 # Reached shares of the peak figures. Large float32 products come to about three quarters of the data sheet
 # and streaming kernels to about four fifths of the bandwidth; convolutions of this field's widths to less than half.
 HEAD_FLOPS_SHARE = 0.75
 BANDWIDTH_SHARE = 0.8
 CONV_FLOPS_SHARE = 0.45
-# The head's products in 16 bits, one with exponentials behind it and two of the library. Measured on an H100: 566 of
-# 989 TFLOP/s at 8,192 pictures, 156,000 classes and 512 numbers.
-KERNEL_FLOPS_SHARE = 0.57
+# The head's products in 16 bits: those of the kernel, with exponentials behind them, and those of the library. Measured
+# on an H100: 363 and 788 of 989 TFLOP/s at 8,192 pictures, 156,250 classes and 512 numbers (the profile of the head in
+# benchmarks/gpu_h100.jsonl).
+KERNEL_FLOPS_SHARE = 0.367
+LIBRARY_FLOPS_SHARE = 0.796
 LINK_SHARE = 0.7
 # Reads and writes of the saved activations in a whole step: convolutions, two passes of each BatchNorm forward and two
 # backward, PReLU, shortcuts, all their gradients. The value is fitted to one published figure, arcface_torch with R50
@@ -31,6 +34,9 @@ LATENCY_S = 50e-6  # latency of a collective on many GPUs
 PCIE_GB_S = 20.0  # host to GPU, PCIe 4.0 x16 in practice
 HOST_ROWS_GB_S = 8.0  # one thread's copy of scattered rows in host memory
 DISK_ROWS_GB_S = 2.0  # one thread's copy of scattered rows from NVMe through the page cache
+# One thread's draw of a class and its way to the GPU: the mean of what `choice_ms` of four lines of
+# benchmarks/gpu_h100.jsonl comes to (10 and 30 million identities at rate 0.1), which are from 34 to 54 ns.
+DRAW_S = 42e-9
 
 
 def head_seconds(shape: HeadShape, gpu: Gpu, arithmetic: str) -> dict[str, float]:
@@ -51,10 +57,11 @@ def head_seconds(shape: HeadShape, gpu: Gpu, arithmetic: str) -> dict[str, float
             "head, products": head_flops(shape) / (HEAD_FLOPS_SHARE * rate),
             "head, rows and logits": head_traffic(shape) / bandwidth,
         }
-    return {
-        "head, products": head_flops(shape) / (KERNEL_FLOPS_SHARE * rate),
-        "head, rows and logits": kernel_traffic(shape) / bandwidth,
-    }
+    made, flops, weights = head_products(shape), product_flops(shape), shape.logits_bytes / bandwidth
+    kernel, library = (flops / (share * rate) for share in (KERNEL_FLOPS_SHARE, LIBRARY_FLOPS_SHARE))
+    # A product of narrow centers waits for the weights that it writes or reads.
+    products = made.formed * max(kernel, weights) + made.searched * kernel + made.multiplied * max(library, weights)
+    return {"head, products": products, "head, rows and logits": kernel_traffic(shape) / bandwidth}
 
 
 def exchange_seconds(setup: Setup, received: int) -> dict[str, float]:
@@ -71,23 +78,26 @@ def exchange_seconds(setup: Setup, received: int) -> dict[str, float]:
 
 def step_seconds(setup: Setup) -> dict[str, float]:
     """Seconds of a step, by part; the step takes the sum."""
-    times, parts = setup.accumulation, work_seconds(setup)
-    passes = times * (parts["forward"] + parts["backward"])
-    return {
-        "backbone": passes + parts["update"],
-        **{name: seconds for name, seconds in parts.items() if name.startswith("head")},
-        "exchange of embeddings": parts["exchange of embeddings"],
+    times, work = setup.accumulation, work_seconds(setup)
+    passes = times * (work["forward"] + work["backward"])
+    parts = {
+        "backbone": passes + work["update"],
+        **{name: seconds for name, seconds in work.items() if name.startswith("head")},
+        "exchange of embeddings": work["exchange of embeddings"],
         # It overlaps the last backward pass; the step waits for the rest, and for weights that others have updated.
-        "exchange of gradients": max(0.0, parts["gradient exchange"] - parts["backward"]) + parts["weights gathered"],
-        "rows from host or disk": parts["rows waited for"],
+        "exchange of gradients": max(0.0, work["gradient exchange"] - work["backward"]) + work["weights gathered"],
+        "rows from host or disk": work["rows waited for"],
     }
+    # The host draws a step's classes while the GPU is at the step before, and neither begins another step before that.
+    return parts | {"draw of classes": max(0.0, work["classes drawn"] - math.fsum(parts.values()))}
 
 
 def work_seconds(setup: Setup) -> dict[str, float]:
     """Seconds of work in a step, by part, whether something else hides it or not.
 
     `forward` and `backward` are one pass of the backbone; all else is of the whole step. A gradient takes as long as
-    two forward passes. `rows waited for` is no work, but what other work does not hide of `rows moved`.
+    two forward passes. `rows waited for` is no work, but what other work does not hide of `rows moved`; `classes drawn`
+    is the host's.
     """
     gpu, backbone, times = setup.gpu, setup.backbone, setup.accumulation
     shape = head_shape(setup)
@@ -112,6 +122,7 @@ def work_seconds(setup: Setup) -> dict[str, float]:
         "weights gathered": max(exchange_seconds(setup, gathered).values()),
         "rows moved": a_row * shape.moved,
         "rows waited for": rows_wait(shape, a_row, each / 3, each * 2 / 3 + math.fsum(head.values()) / times),
+        "classes drawn": DRAW_S * drawn_classes(shape),
     }
 
 

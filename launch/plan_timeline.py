@@ -8,9 +8,9 @@ from dist_train.errors import UserError
 from dist_train.runtime.written import write_text
 from launch.plan_advice import advice, other_sizes
 from launch.plan_model import Setup, network_bytes
-from launch.plan_seconds import exchange_seconds, images_per_second, work_seconds
+from launch.plan_seconds import exchange_seconds, images_per_second, step_seconds, work_seconds
 
-LANES = ("backbone", "head", "within a machine", "between machines", "host")
+LANES = ("backbone", "head", "within a machine", "between machines", "host, rows", "host, classes")
 MOST_PASSES = 4  # of a step that are drawn one by one; of more, those between the first and the last are drawn as one
 
 
@@ -35,7 +35,8 @@ def spans(setup: Setup) -> list[Span]:
 
     A pass is a forward pass of the backbone, the exchange of embeddings, the head, the backward pass. Gradients are
     exchanged under the last backward pass. Rows from elsewhere go and come under the forward pass, of several passes
-    under all of them, as far as that is long enough: what is left stands at the beginning.
+    under all of them, as far as that is long enough: what is left stands at the beginning. The host draws the classes
+    of the next step under all of this one, which waits for the rest of the draw at its beginning, too.
     """
     return list(_spans(setup))
 
@@ -49,9 +50,11 @@ def _spans(setup: Setup) -> Iterator[Span]:
     embeddings = sum(parts.values()) - gradients - gathered
     if setup.strategy == "zero3":
         gradients, gathered = gradients + gathered, 0
-    now = work["rows waited for"]
+    now = work["rows waited for"] + step_seconds(setup)["draw of classes"]
     if work["rows moved"]:
-        yield Span("host", "rows", 0.0, work["rows moved"])
+        yield Span("host, rows", "rows", 0.0, work["rows moved"])
+    if work["classes drawn"]:
+        yield Span("host, classes", "classes of the next step", 0.0, work["classes drawn"])
     groups = [1] * times if times <= MOST_PASSES else [1, times - 2, 1]
     for number, passes in enumerate(groups):
         many = f" of {passes} passes" if passes > 1 else ""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_parts.bench import Bench
+from benchmarks.gpu_parts.parts import photos_in
 from data_prep.drawn.photo import PhotoSpec, draw_photo
 from data_prep.mtcnn.cascade import Detector
 from data_prep.mtcnn.faces import Faces, Picture
@@ -40,9 +41,11 @@ def run(bench: Bench) -> None:
 def pictures(bench: Bench) -> list[Picture]:
     """The photos of the folder that was named, or drawn ones."""
     if bench.photos is not None:
-        paths = sorted(path for path in bench.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        read = (cv2.imread(str(path)) for path in paths)
-        return [cv2.cvtColor(each, cv2.COLOR_BGR2RGB) for each in itertools.islice(read, 256) if each is not None]
+        read = (cv2.imread(str(path)) for path in sorted(photos_in(bench.photos)))
+        found = (cv2.cvtColor(each, cv2.COLOR_BGR2RGB) for each in read if each is not None)
+        if photos := list(itertools.islice(found, 256)):
+            return photos
+        raise ValueError(f"--photos {bench.photos}: none of its files can be read as a photo")
     spec = PhotoSpec() if bench.small else PhotoSpec(640, 480, 24, 300, 6)
     return [draw_photo(spec, number).pixels for number in range(3 if bench.small else 64)]
 

@@ -1,6 +1,8 @@
 """The parts by name, in the order of their worth; without torch, which they import when they run."""
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -20,8 +22,8 @@ class Part(NamedTuple):
     cuda: bool = False
 
 
-HEAD = ("numpy", "pydantic", "cv2")
-PROGRAM = (*HEAD, "yaml", "pyarrow", "psutil", "safetensors", "fsspec")
+HEAD = ("numpy", "pydantic")
+PROGRAM = (*HEAD, "cv2", "yaml", "pyarrow", "psutil", "safetensors", "fsspec")
 
 PARTS = {
     "device": Part("device", 10),
@@ -30,7 +32,7 @@ PARTS = {
     "head": Part("head_speed", 75, HEAD),
     "backbone": Part("backbone", 50, PROGRAM),
     "waits": Part("waits", 15, PROGRAM, cuda=True),
-    "detector": Part("detector", 25, (*HEAD, "torchvision", "safetensors")),
+    "detector": Part("detector", 25, (*HEAD, "cv2", "torchvision", "safetensors")),
     "profile": Part("profile", 20, PROGRAM),
     "storage": Part("storage", 25, HEAD),
     "input": Part("inputs", 25, ("numpy", "cv2")),
@@ -44,3 +46,11 @@ def share_s(parts: list[str], until: float) -> float:
     weights = [PARTS[name].weight for name in parts]
     left = max(0.0, until - time.time())
     return min(left, 1.5 * left * weights[0] / sum(weights))
+
+
+PHOTOS = (".jpg", ".jpeg", ".png")
+
+
+def photos_in(folder: Path) -> Iterator[Path]:
+    """The files of a folder, and of those within it, that are named as photos are."""
+    return (path for path in folder.rglob("*") if path.suffix.lower() in PHOTOS)

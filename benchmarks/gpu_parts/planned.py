@@ -8,7 +8,8 @@ from benchmarks.gpu_parts.bench import Bench
 from dist_train.backbones.config import BackboneConfig
 from dist_train.head import HeadConfig
 from launch.plan_hardware import GPUS, BackboneCost, Gpu, backbone_cost
-from launch.plan_model import HeadShape, Setup, head_memory
+from launch.plan_head import HeadShape, head_memory
+from launch.plan_model import Setup
 from launch.plan_seconds import step_seconds
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from dist_train.errors import UserError
 from dist_train.runtime.matmul import add_matmul, matmul
 
 _TF32_CUT = 13  # bits of a float32's fraction that tf32 has not
@@ -25,14 +26,20 @@ class Arithmetic:
 
     Attributes:
         name: the format.
+
+    Raises:
+        UserError: the GPU does not multiply in that format.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
+        # The two came with the same GPUs. An emulation has the values, but costs more than float32.
+        able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         if name == "auto":
-            name = (
-                "bfloat16"
-                if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-                else "float32"
+            name = "bfloat16" if able and device.type == "cuda" else "float32"
+        if name != "float32" and not able:
+            raise UserError(
+                f"head.arithmetic={name}: {torch.cuda.get_device_name(device)} does not multiply in it; "
+                "expected auto or float32"
             )
         self.name = name
 

@@ -42,8 +42,9 @@ class KernelWeights:
         self.queries = queries.to(dtype)
         self.lifts = lifts
         self._targets = places.by_sample(len(queries))
-        chip, width = capability(queries.device), queries.shape[1]
-        self._tiles = weights_tiles(logits.k, places.labels, lifts is not None, width, chip)
+        (samples, width), chip = queries.shape, capability(queries.device)
+        threshold = logits.threshold is not None
+        self._tiles = weights_tiles(logits.k, places.labels, lifts is not None, width, chip, threshold, samples)
 
     @property
     def fixed(self) -> bool:

@@ -40,6 +40,7 @@ class RowUpdate:
         self.width = width
         self.normalised = normalised
         self.workspace = Workspace(store.device)
+        self._fused = updates_fused(store.device)
         self._squares: Tensor | None = None
         self._proceed: Tensor | None = None
 
@@ -67,8 +68,7 @@ class RowUpdate:
 
     def _apply_one(self, step: Step, lr: float) -> None:
         lease = self._tentative(step.rows.lease)
-        fused = updates_fused(self.store.device)
-        unread = fused and not step.weights.reads_rows and not step.further  # the kernel reads rows by itself
+        unread = self._fused and not step.weights.reads_rows and not step.further  # the kernel reads rows by itself
         for start, stop in step.weights.spans(0, lease.count):
             shape = ((stop - start) * step.rows.k, self.width)
             gradient = self.workspace.get("gradient", shape)
@@ -96,7 +96,7 @@ class RowUpdate:
 
     def _tentative(self, lease: Lease) -> Lease:
         """The lease, or one whose writes follow `proceed`; the kernel looks at it by itself."""
-        if self._proceed is None or updates_fused(self.store.device):
+        if self._proceed is None or self._fused:
             return lease
         return Tentative(lease, self._proceed)
 
@@ -136,7 +136,7 @@ class RowUpdate:
             gradient: [n·K, D]; scratch afterwards.
             lr: learning rate.
         """
-        if updates_fused(self.store.device):
+        if self._fused:
             self._write_fused(lease, start, stop, gradient, lr)
             return
         rows = stored.view(-1, self.width)

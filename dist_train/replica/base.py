@@ -181,7 +181,7 @@ def count_of(scalars: Mapping[str, Tensor], is_late: bool) -> Tensor:
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of the backbone's arithmetic that a recipe's `train.precision` means on `device`."""
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     dtype: torch.dtype = getattr(torch, precision)
     return dtype

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, TypeVar, cast
 
-import cv2
 import torch
 import torch.distributed as dist
 
@@ -156,6 +155,8 @@ def join_ranks(device: str, threads: int | None, timeout_s: float = TIMEOUT_S) -
         UserError: `cuda` without a GPU for this rank, or an environment that describes no job.
         WorkError: the other ranks did not come.
     """
+    import cv2  # a head alone needs ranks, and no pictures
+
     here = read_membership(os.environ)
     rank, world_size, local_rank, local_world = here
     gpus = torch.cuda.device_count()

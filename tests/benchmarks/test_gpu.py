@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_parts import inputs, storage
+from benchmarks.gpu_parts import backbone, detector, head_correct, inputs, storage
 from benchmarks.gpu_parts.bench import Bench
+from benchmarks.gpu_parts.head_correct import Case, errors, shrunk
 from benchmarks.gpu_parts.parts import PARTS, share_s
 from benchmarks.gpu_parts.program import Steps, random_batch, synthetic
 from dist_train.errors import NonFiniteError
@@ -29,7 +30,7 @@ SCRIPT = Path(gpu.__file__)
 @pytest.mark.job
 def test_parts_give_results_on_a_cpu_and_name_what_they_lack(tmp_path):
     out = tmp_path / "out" / "gpu.jsonl"
-    parts = set(PARTS) - {"head-correct", "storage"}  # half of the time, and what tests/head and its stores show
+    parts = set(PARTS) - {"head-correct"}  # which has a test of its own
     command = [sys.executable, SCRIPT, "--device", "cpu", "--small", "--out", out, "--only", ",".join(sorted(parts))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)  # the script finds the repository itself
@@ -42,6 +43,64 @@ def test_parts_give_results_on_a_cpu_and_name_what_they_lack(tmp_path):
     assert {line["part"] for line in lines if line.get("skipped") == "needs a GPU"} == {"waits", "input", "compile"}
     assert out.with_suffix(".png").exists()
     assert "Self CPU" in out.with_name("gpu-profile-head-1000000-1.txt").read_text()
+
+
+BARE = """
+import importlib, sys
+from tests.launch.without import Hiding
+hidden = frozenset(sys.argv[1].split(","))
+assert not hidden & sys.modules.keys()
+sys.meta_path[:] = [Hiding(hidden, tuple(sys.meta_path))]
+for part in sys.argv[2:]:
+    importlib.import_module("benchmarks.gpu_parts." + part)
+"""
+
+
+@pytest.mark.job
+def test_parts_of_the_head_need_torch_numpy_and_pydantic_alone():
+    of_head = [PARTS[name] for name in ("head-correct", "head", "storage")]
+    assert {part.needs for part in of_head} == {("numpy", "pydantic")}
+    others = {needed for part in PARTS.values() for needed in part.needs} - set(of_head[0].needs)
+    assert "cv2" in others
+    command = [sys.executable, "-c", BARE, ",".join(others), *(part.module for part in of_head)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=gpu.ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.job
+def test_a_machine_without_a_gpu_is_named_in_the_line_of_each_part(tmp_path):
+    command = [sys.executable, SCRIPT, "--only", "head-correct,onnx", "--out", tmp_path / "gpu.jsonl"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["part"] for line in found] == ["head-correct", "onnx"]
+    assert {line["error"] for line in found} == {f"torch {torch.__version__} finds no GPU"}
+
+
+def test_every_form_of_the_head_is_found_right(tmp_path):
+    bench, lines = small_bench(tmp_path)
+    head_correct.run(bench)
+    wrong = [line for line in lines if not line["ok"]]
+    assert not wrong
+    assert [line["cases"] for line in lines if "cases" in line] == [len(head_correct.CASES)] * 3
+
+
+@pytest.mark.parametrize(
+    ("case", "arithmetic"),
+    [
+        (Case({"sample_rate": 0.3, "optimizer": "rowwise_adagrad", "optimizer_eps": 1e-3}), "float32"),
+        (Case({"margin": "arcface", "scale": 8.0}, labels=3), "tf32"),
+        (Case({"margin": "adaface", "storage": "host"}), "bfloat16"),
+    ],
+)
+def test_a_head_that_takes_other_steps_is_found_wrong(case, arithmetic, tmp_path, monkeypatch):
+    bench, _ = small_bench(tmp_path)
+    found = errors(bench, shrunk(case), arithmetic)
+    assert found["ok"], found
+    right = head_correct.Head.step
+    monkeypatch.setattr(head_correct.Head, "step", lambda head, lr: right(head, 1.2 * lr))
+    assert not errors(bench, shrunk(case), arithmetic)["ok"]
 
 
 FAKE = """
@@ -95,7 +154,10 @@ def test_a_part_may_not_take_more_than_is_left_nor_much_more_than_its_weight():
     ("arguments", "message"),
     [
         (["--only", "device,gnu"], "--only: unknown parts gnu; expected some of device, "),
+        (["--only", ","], "--only ',': names no part; expected some of device, "),
         (["--minutes", "0"], "--minutes: 0.0, expected more than 0"),
+        (["--photos", "/nowhere/at/all"], "--photos /nowhere/at/all: no folder with .jpg, .jpeg, .png"),
+        (["--photos", str(SCRIPT.parent)], "benchmarks: no folder with .jpg, .jpeg, .png"),
     ],
 )
 def test_options_that_cannot_be_are_refused(arguments, message, monkeypatch, capsys):
@@ -198,3 +260,18 @@ def test_a_decoder_that_does_not_smooth_colours_is_right_and_one_that_swaps_them
     assert right["ok"]
     assert right["noise_off_levels"] > 3, "or the picture of noise would do"
     assert not wrong["ok"]
+
+
+def test_a_folder_whose_photos_cannot_be_read_is_no_set_of_photos(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    bench, _ = small_bench(tmp_path)
+    bench.photos = tmp_path
+    with pytest.raises(ValueError, match="none of its files can be read"):
+        detector.pictures(bench)
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((20, 30, 3), np.uint8))
+    assert [photo.shape for photo in detector.pictures(bench)] == [(20, 30, 3)]
+
+
+def test_a_published_figure_stands_beside_the_network_that_it_is_of():
+    assert list(backbone.PUBLISHED) == ["iresnet50"]
+    assert all("R50" in name for name in backbone.PUBLISHED["iresnet50"])

@@ -54,7 +54,7 @@ class Ledger:
     def _see(self, func, args, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:
-            self._add(storage, self._part_of(func._schema.name.removeprefix("aten::"), args, tensor, _asking()))
+            self._add(storage, self._part_of(func._schema.name.removeprefix("aten::"), args, tensor, asking()))
 
     def _add(self, storage: UntypedStorage, part: str) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -69,7 +69,7 @@ class Ledger:
         self.now[part] -= size
 
 
-def _asking() -> str:
+def asking() -> str:
     """The innermost frame of the product's code below `dist_train`, but for its tools in `runtime`."""
     frame = sys._getframe(1)
     while frame is not None:

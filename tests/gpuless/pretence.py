@@ -36,6 +36,7 @@ class Pretence(FakeTensorMode):
         waits: operations whose result the host read, in order.
         watchers: called with each operation, its arguments and its result.
         launched: times that each Triton kernel was.
+        moved: bytes that each of them would read and write.
     """
 
     def __init__(self, share: float = 0.5) -> None:
@@ -44,6 +45,7 @@ class Pretence(FakeTensorMode):
         self.waits: list[str] = []
         self.watchers: list = []
         self.launched: Counter[str] = Counter()
+        self.moved: Counter[str] = Counter()
 
     avoid_device_init = True  # also where a test lets `torch.cuda.is_available` say yes
 
@@ -115,7 +117,7 @@ def pretence(share: float = 0.5) -> Iterator[Pretence]:
             stack.enter_context(mock.patch(target, value))
         made = Pretence(share)
         for target, looks in _KERNELS.items():
-            stack.enter_context(mock.patch(target, _Kernel(pkgutil.resolve_name(target), looks, made.launched)))
+            stack.enter_context(mock.patch(target, _Kernel(pkgutil.resolve_name(target), looks, made)))
         yield stack.enter_context(made)
 
 
@@ -199,13 +201,14 @@ class _Kernel:
 
     Args:
         kernel: whose place it takes.
-        looks: called with the arguments by their names in the kernel, whose declarations say types and shapes.
-        launched: counts.
+        looks: called with the arguments by their names in the kernel, whose declarations say types and shapes; gives
+            the bytes that it would move.
+        made: counts.
     """
 
-    def __init__(self, kernel, looks, launched: Counter[str]) -> None:
+    def __init__(self, kernel, looks, made: Pretence) -> None:
         self._name, self._names = kernel.__name__, kernel.arg_names
-        self._looks, self._launched = looks, launched
+        self._looks, self._made = looks, made
 
     def __getitem__(self, grid):
         def launch(*args, num_warps, num_stages=None, **constants):
@@ -215,13 +218,14 @@ class _Kernel:
             assert all(size > 0 for size in grid)
             strided = [n for n, each in vars(given).items() if isinstance(each, Tensor) and not each.is_contiguous()]
             assert not strided, f"{strided} have gaps, which the kernel does not know"
-            self._looks(given)
-            self._launched[self._name] += 1
+            self._made.moved[self._name] += self._looks(given)
+            self._made.launched[self._name] += 1
 
         return launch
 
 
-def _weights(given: SimpleNamespace) -> None:
+def _weights(given: SimpleNamespace) -> int:
+    """Centers come from memory once: tiles of the batch share them in the cache."""
     rows, samples, width = given.classes_total * given.K, given.samples_total, given.width
     tiles = -(-given.classes_total * given.KP // given.BLOCK_N)
     _is(given.centers, torch.bfloat16, rows, width)
@@ -236,9 +240,13 @@ def _weights(given: SimpleNamespace) -> None:
     if not given.LARGEST:
         _is(given.relative_to, torch.float32, samples)
         _is(given.out, torch.bfloat16, rows, samples)
+    written = [given.totals] if given.LARGEST else [given.totals, given.out]
+    read = [given.centers, given.queries, given.targets, *([given.inverse] if given.NORMALISED else [])]
+    return sum(each.nbytes for each in (*read, *written))
 
 
-def _update(given: SimpleNamespace) -> None:
+def _update(given: SimpleNamespace) -> int:
+    """Rows and state are read and written, each once."""
     table = tuple(given.centers.shape)
     assert table[1:] == (given.K * given.width,)
     stored = torch.bfloat16 if given.BFLOAT16 else torch.float32
@@ -259,6 +267,8 @@ def _update(given: SimpleNamespace) -> None:
         _is(given.squares, torch.float32, count)
     if given.ASKED:
         _is(given.proceed, torch.bool)
+    states = {"sgd": [], "adamw": [given.first_state, given.second_state]}.get(given.OPTIMIZER, [given.first_state])
+    return given.gradient.nbytes + 2 * count * sum(each.nbytes // table[0] for each in (given.centers, *states))
 
 
 def _is(tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
@@ -279,6 +289,7 @@ _STAND_INS = {
     "torch._subclasses.fake_tensor.init_gpu_context": lambda *device: None,
     "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
     "torch.cuda.is_bf16_supported": lambda **options: True,
+    "dist_train.head.kernels.triton_runs": lambda: True,
     "torch.cuda.get_device_capability": lambda *args: (9, 0),
     "dist_train.head.storage.ThreadPoolExecutor": _AtOnce,
     "dist_train.head.open_rows.fill_normal": lambda *args: None,  # in thousands of small operations

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.job  # seconds each
 
 RANKS, CPU = 64, torch.device("cpu")
 IDENTITIES = 1000  # 16 on each of 62 ranks, 8 on the next one, none on the last
-SOME = (0, 31, 63)
+SOME = (0, 31, 62, 63)  # full ones, the one that is partly full, the empty one
 PICTURES = 5  # of a pass: no tensor of the network has as many numbers as those that the head exchanges
 HEAD = ("labels gathered", "embeddings gathered", "softmax statistics", "embeddings' gradient")
 

@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.traffic import moved
 from data_prep.mtcnn.cascade import Detector
 from dist_train.evaluate.config import EvaluateConfig
 from dist_train.evaluate.embeddings import embed_pictures
 from dist_train.evaluate.suite import evaluate_backbone
+from dist_train.head.margins.table import MARGINS
 from dist_train.runtime.ranks import Ranks
 from launch.check import plan_setup
+from launch.plan_head import head_products, kernel_traffic
 from launch.plan_model import gpu_memory, head_shape
-from tests.gpuless.ledger import Ledger
+from tests.gpuless.ledger import Ledger, asking
 from tests.gpuless.pretence import GPU, pretended_gpu
 from tests.gpuless.program import batch, program, recipe, step
 
@@ -127,6 +130,56 @@ def test_planned_memory_by_part_and_in_all_is_that_of_a_step_on_a_gpu(name):
     assert ("weights_kernel" in launched) == head_shape(setup).kernels
     assert {each.dtype for each in trained.backbone.parameters()} == {torch.float32}
     assert trained.head._store.tables["centers"].dtype == getattr(torch, config.head.dtype)
+
+
+MOVED = {
+    "a tenth": {"sample_rate": 0.1},
+    "all rows": {},
+    "bfloat16 rows": {"sample_rate": 0.1, "dtype": "bfloat16", "optimizer": "rowwise_adagrad", "centers_per_class": 2},
+    "all rows in bfloat16": {"dtype": "bfloat16", "scale": 96.0},
+    "weights formed twice": {"sample_rate": 0.1, "logits_budget_mb": 32},
+    "plain softmax": {"margin": "softmax", "momentum": 0.0},
+    "lifted negatives": {"margin": "curricularface", "optimizer": "adamw"},
+}
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("name", MOVED)
+def test_planned_traffic_of_the_kernels_is_what_they_and_the_products_around_them_are_given(name, passes):
+    config = recipe(
+        backbone={"name": "nano", "embedding_dim": 128},
+        head=MOVED[name],
+        train={"global_batch_size": 512 * passes, "micro_batch_size": 512},
+    )
+    around = []
+
+    def watch(func, args, kwargs, out):
+        if asking().startswith("head/") and func is not torch.ops.aten.index_put_.default:  # made of an `index_add_`
+            around.append(moved(func, args, kwargs, out))
+
+    with pretended_gpu() as gpu:
+        trained, _ = program(config, ALONE, 400_000, 32)
+        step(trained, batch(512 * passes, 32, GPU).chunk(passes), 0)
+        gpu.moved.clear()
+        gpu.watchers.append(watch)
+        step(trained, batch(512 * passes, 32, GPU).chunk(passes), 1)
+    shape = head_shape(plan_setup(config, config.head, 400_000, 32, gpus=1))
+    products = head_products(shape)
+    planned = kernel_traffic(shape) + (products.formed + products.multiplied) * shape.logits_bytes
+    assert planned == pytest.approx(sum(around) + gpu.moved.total(), rel=0.05)
+
+
+OF_ANY_SET = [{"margin": name} for name, spec in MARGINS.items() if not spec.needs_class_counts]
+
+
+@pytest.mark.parametrize("margin", [*OF_ANY_SET, {"scale": 64.5}, {"scale": 65.0}])
+def test_a_product_for_the_largest_logit_is_planned_where_the_kernel_makes_one(margin):
+    config = small(head=margin | {"filter_eps": 0.0})
+    with pretended_gpu() as gpu:
+        trained, _ = program(config, ALONE, 500, 32)
+        step(trained, [batch(8, 32, GPU)], 0)
+    products = head_products(head_shape(plan_setup(config, config.head, 500, 32, gpus=1)))
+    assert gpu.launched["weights_kernel"] == products.formed + products.searched
 
 
 def small(**changes):

@@ -1,4 +1,4 @@
-"""The head's kernels compiled for GPUs without a GPU: registers, spills and shared memory of every variant.
+"""The head's kernels compiled for GPUs without a GPU: registers, spills and shared memory of their variants.
 
     python -m tests.head.compiled            all variants for all chips, in two processes; `make gpu-kernels`
     python -m tests.head.compiled --chip 90
@@ -35,7 +35,7 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Most shared memory that a block may have on A100, H100 and B200 (CUDA C++ Programming Guide, technical
 specifications per compute capability)."""
 
-CLASSES, DIM, SAMPLES = 64, 512, 32
+CLASSES = 64
 HEADS: dict[str, dict[str, Any]] = {
     "arcface, momentum": {},
     "arcface, momentum, 3 centers": {"centers_per_class": 3},
@@ -57,8 +57,30 @@ HEADS: dict[str, dict[str, Any]] = {
     "softmax, rowwise_adagrad": {"margin": "softmax", "optimizer": "rowwise_adagrad", "sample_rate": 0.5},
     "arcface, rowwise_adagrad, bfloat16": {"optimizer": "rowwise_adagrad", "dtype": "bfloat16", "sample_rate": 0.5},
     "softmax, 16 centers, adamw": {"margin": "softmax", "centers_per_class": 16, "optimizer": "adamw"},
+    "64 labels": {"labels": 64},
+    "64 labels, 33 samples": {"labels": 64, "samples": 33},
+    "64 labels, threshold, 2 centers, 33 samples, 100 numbers": {
+        "labels": 64, "interclass_threshold": 0.3, "centers_per_class": 2, "samples": 33, "dim": 100,
+    },
+    "threshold, 33 samples, 37 rows at a time": {"interclass_threshold": 0.3, "samples": 33, "block_rows": 37},
+    "2 centers, 33 samples": {"centers_per_class": 2, "samples": 33},
+    "100 numbers, adamw": {"dim": 100, "optimizer": "adamw"},
+    "33 samples, 100 numbers": {"samples": 33, "dim": 100},
+    "curricularface, 33 samples": {"margin": "curricularface", "samples": 33},
+    "curricularface, threshold, 2 centers, 100 numbers": {
+        "margin": "curricularface", "interclass_threshold": 0.3, "centers_per_class": 2, "dim": 100,
+    },
+    "softmax, 2 centers, 33 samples": {"margin": "softmax", "centers_per_class": 2, "samples": 33},
+    "4,096 numbers, adamw, bfloat16": {"dim": 4096, "optimizer": "adamw", "dtype": "bfloat16"},
+    **{
+        f"a large seed, bfloat16, {name}": {"seed": 1 << 30, "dtype": "bfloat16"} | optimizer
+        for name, optimizer in {
+            "momentum": {}, "sgd": {"momentum": 0.0}, "rowwise_adagrad": {"optimizer": "rowwise_adagrad"},
+            "adamw": {"optimizer": "adamw"},
+        }.items()
+    },
 }  # fmt: skip
-"""Settings by what is special about them, `labels` a sample among them; each optimizer with tables of either type."""
+"""Settings by what is special about them, with those of `launches_of`; each optimizer with tables of either type."""
 
 
 class Launch(NamedTuple):
@@ -136,8 +158,19 @@ def type_of(value: Any) -> str:
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
-def launches_of(chip: int, labels: int = 1, **settings: Any) -> list[Launch]:
-    """What a head would launch in a step on a chip of compute capability `chip` / 10."""
+def launches_of(
+    chip: int, labels: int = 1, samples: int = 32, dim: int = 512, seed: int = 0, **settings: Any
+) -> list[Launch]:
+    """What a head would launch in a step on a chip of compute capability `chip` / 10.
+
+    Args:
+        chip: its capability.
+        labels: of a sample.
+        samples: G.
+        dim: numbers of an embedding.
+        seed: of the head; its roundings' key has 64 bits with a large one and 32 with a small one.
+        settings: keys of the `head` section.
+    """
     found: list[Launch] = []
     weights, update = (_Recorder(name, found) for name in KERNELS)
     with (
@@ -148,9 +181,9 @@ def launches_of(chip: int, labels: int = 1, **settings: Any) -> list[Launch]:
         patch.object(fused_update, "update_kernel", update),
     ):
         config = HeadConfig(arithmetic="bfloat16", **settings)
-        head = Head(config, CLASSES, DIM, group=None, rank=0, world_size=1, device=torch.device("cpu"), seed=1 << 30)
-        chosen = torch.arange(SAMPLES * labels).view(SAMPLES, labels) % CLASSES
-        embeddings = torch.randn(SAMPLES, DIM, requires_grad=True)
+        head = Head(config, CLASSES, dim, group=None, rank=0, world_size=1, device=torch.device("cpu"), seed=seed)
+        chosen = torch.arange(samples * labels).view(samples, labels) % CLASSES
+        embeddings = torch.randn(samples, dim, requires_grad=True)
         head(embeddings, chosen if labels > 1 else chosen[:, 0]).backward()
         head.step(0.1, measure=True, proceed=torch.tensor(True))
         head.close()

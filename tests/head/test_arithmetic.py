@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dist_train.errors import UserError
 from dist_train.head import HeadConfig
 from dist_train.head.arithmetic import Arithmetic
 from tests.head.reference import solve
@@ -29,6 +30,18 @@ def test_operands_are_rounded_to_the_nearest_number_of_the_format(name, side):
 
 def test_the_format_is_float32_where_no_gpu_computes_and_nothing_else_is_asked():
     assert Arithmetic("auto", CPU).name == "float32"
+
+
+def test_a_format_that_the_gpu_does_not_multiply_in_is_refused_and_auto_takes_float32(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    assert {Arithmetic(name, gpu).name for name in ("auto", "float32")} == {"float32"}
+    for name in ("tf32", "bfloat16"):
+        with pytest.raises(UserError, match=f"head.arithmetic={name}: Tesla T4 .* expected auto or float32"):
+            Arithmetic(name, gpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert [Arithmetic(name, gpu).name for name in ("auto", "tf32")] == ["bfloat16", "tf32"]
 
 
 def errors(settings: dict, classes: int) -> tuple[float, float, float]:

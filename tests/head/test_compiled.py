@@ -2,6 +2,7 @@
 
 import pytest
 
+from dist_train.head.kernels.weights import weights_kernel
 from tests.head.compiled import SHARED_BYTES, Resources, compiled, faults, variants
 
 
@@ -14,8 +15,14 @@ def test_every_optimizer_with_tables_of_either_type_and_every_form_of_weights_is
     weights = [made for kernel, made in launches if kernel == "weights"]
     for name in ("LIFTED", "THRESHOLD", "LARGEST", "NORMALISED"):
         assert {made[name] for made in weights} == {False, True}
-    assert {made["K"] for made in weights} == {1, 3, 16}
-    assert {made["LABELS"] for made in weights} == {1, 4, 8}
+    assert {made["K"] for made in weights} == {1, 2, 3, 16}
+    assert {made["LABELS"] for made in weights} == {1, 4, 8, 64}
+    keys = {dict(launch.signature)["key"] for launch in variants(90) if launch.kernel == "update"}
+    assert keys == {"i32", "i64"}
+    names = [parameter.name for parameter in weights_kernel.params]
+    for name in ("width", "samples_total", "inverse", "out"):
+        place = names.index(name)
+        assert {place in launch.aligned for launch in variants(90) if launch.kernel == "weights"} == {False, True}
 
 
 def test_spills_too_much_shared_memory_and_products_without_tensor_cores_are_refused():

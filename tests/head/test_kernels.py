@@ -3,12 +3,16 @@
 Every case is worked off in two processes, each of which interprets; see `interpreted`.
 """
 
+from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+from dist_train.head import Head, HeadConfig, kernels
+from tests.gpuless.pretence import GPU, pretended_gpu
 from tests.head import test_head_steps, test_several_labels, test_sharded_head
 from tests.head.interpreted import OPTIMIZERS, work
 from tests.ranks import run_ranks
@@ -132,3 +136,34 @@ def test_what_bfloat16_holds_stays_as_it_is(found):
     centers, moments = found["kept"]
     assert (centers == 1).all()
     assert not moments.any()
+
+
+class NoCompiler:
+    """Triton's way to the driver on a machine that cannot build it."""
+
+    asked = 0
+
+    @property
+    def active(self):
+        self.asked += 1
+        raise RuntimeError("Failed to find C compiler.")
+
+
+@pytest.mark.parametrize("arithmetic", ["bfloat16", "float32"])
+def test_where_triton_cannot_build_a_head_on_a_gpu_takes_torchs_operators_and_says_once_what_to_install(
+    monkeypatch, caplog, arithmetic
+):
+    missing, unasked = NoCompiler(), cache(kernels.triton_runs.__wrapped__)
+    monkeypatch.setattr("triton.runtime.driver", missing)
+    with pretended_gpu() as gpu, patch.object(kernels, "triton_runs", unasked):
+        for _ in range(2):
+            config = HeadConfig(arithmetic=arithmetic)
+            head = Head(config, 40, 16, group=None, rank=0, world_size=1, device=GPU, seed=0)
+            assert missing.asked == 1, "when a head is opened, and never again"
+            head(torch.randn(8, 16, device=GPU, requires_grad=True), torch.arange(8)).backward()
+            head.step(0.1, proceed=torch.ones((), dtype=torch.bool, device=GPU))
+            head.close()
+    assert not gpu.launched
+    (said,) = caplog.messages
+    assert "RuntimeError: Failed to find C compiler." in said
+    assert "apt install gcc python3-dev" in said

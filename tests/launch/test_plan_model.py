@@ -13,17 +13,8 @@ from dist_train.head import Head, HeadConfig
 from dist_train.head.storage import StagedLease
 from dist_train.runtime.torch_names import ALL_GATHER, REDUCE_SCATTER
 from launch.plan_hardware import GPUS, backbone_cost
-from launch.plan_model import (
-    HeadShape,
-    Setup,
-    disk_bytes,
-    gpu_memory,
-    head_flops,
-    head_memory,
-    head_traffic,
-    host_memory,
-    network_bytes,
-)
+from launch.plan_head import HeadShape, head_flops, head_memory, head_traffic
+from launch.plan_model import Setup, disk_bytes, gpu_memory, host_memory, network_bytes
 from launch.plan_seconds import images_per_second, step_seconds
 from tests.ranks import run_ranks
 

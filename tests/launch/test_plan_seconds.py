@@ -1,17 +1,25 @@
 """Seconds of a planned step, its timeline and its advice."""
 
 import dataclasses
+import itertools
+import json
 import math
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from dist_train.head import HeadConfig
 from launch.plan_advice import advice, other_sizes
 from launch.plan_hardware import GPUS
-from launch.plan_model import HeadShape, head_flops, head_shape, kernel_traffic
+from launch.plan_head import HeadShape, head_flops, kernel_traffic
+from launch.plan_model import head_shape
 from launch.plan_seconds import (
+    BANDWIDTH_SHARE,
+    DRAW_S,
+    KERNEL_FLOPS_SHARE,
+    LIBRARY_FLOPS_SHARE,
     exchange_seconds,
     head_seconds,
     images_per_second,
@@ -40,7 +48,14 @@ JOBS = {
     "three passes": large(accumulation=3),
     "nine passes, rows on the host": large(accumulation=9, head=HeadConfig(sample_rate=0.1, storage="host")),
     "one pass, rows on the host": large(head=HeadConfig(sample_rate=0.1, storage="host")),
+    "a draw longer than the rest": large(gpus=8, accumulation=3, batch=16),
 }
+
+
+def stored_lines():
+    """What one H100 gave."""
+    path = Path(__file__).parents[2] / "benchmarks/gpu_h100.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_kernels_form_weights_of_16_bits_and_move_rows():
@@ -49,11 +64,65 @@ def test_kernels_form_weights_of_16_bits_and_move_rows():
     assert shape.logits_bytes == 2 * 500 * 256
     # Rows gathered 4 + 4, their norms 4, operands 4 + 2 + 2 x 2; gradient 2 x 4; row and momentum 2 x 8.
     assert kernel_traffic(shape) == 500 * 64 * (8 + 4 + 10 + 8 + 16)
-    twice = dataclasses.replace(shape, samples=512)
-    assert kernel_traffic(twice) == kernel_traffic(shape)
     short = dataclasses.replace(shape, config=HeadConfig(sample_rate=0.5, logits_budget_mb=1), samples=4096)
     assert head_flops(short) == 4 * 2 * 500 * 64 * 4096
     assert kernel_traffic(short) > kernel_traffic(shape)
+
+
+def test_products_of_narrow_centers_take_as_long_as_the_weights_that_they_write_and_read():
+    h100, seconds = GPUS["h100"], {}
+    for dim in (128, 512):
+        shape = HeadShape(HeadConfig(sample_rate=0.1), 1_562_500, dim, samples=8192, operands="bfloat16")
+        assert shape.passes_kept == 0
+        seconds[dim] = head_seconds(shape, h100, "bfloat16")["head, products"]
+    weights = 2 * 156_250 * 8192 / (BANDWIDTH_SHARE * 3350e9)  # a product's, written once or read once
+    assert seconds[128] == pytest.approx(4 * weights)
+    flops = 2 * 156_250 * 512 * 8192
+    assert seconds[512] == pytest.approx(2 * flops * (1 / KERNEL_FLOPS_SHARE + 1 / LIBRARY_FLOPS_SHARE) / 989e12)
+    assert seconds[512] / seconds[128] < 3, "in place of 4"
+
+
+def test_rates_of_the_heads_products_are_those_of_the_stored_profile():
+    (line,) = (each for each in stored_lines() if each["case"] == "head, 1.56 M, rate 0.1, G 8192")
+    shape = HeadShape(HeadConfig(sample_rate=0.1, logits_budget_mb=4096), 1_562_500, 512, 8192, operands="bfloat16")
+    kernel, library = line["ms_a_step"]["weights_kernel"], line["ms_a_step"]["aten::mm"]
+    found = head_seconds(shape, GPUS["h100"], "bfloat16")
+    assert found["head, products"] == pytest.approx(1e-3 * (kernel + library), rel=0.01)
+    assert math.fsum(found.values()) == pytest.approx(1e-3 * line["device_ms"], rel=0.1)
+    once = dataclasses.replace(shape, config=HeadConfig(sample_rate=0.1, logits_budget_mb=2048))
+    twice = head_seconds(once, GPUS["h100"], "bfloat16")["head, products"]
+    assert twice == pytest.approx(1e-3 * (2 * kernel + library), rel=0.01)
+
+
+def test_a_margin_whose_logits_may_leave_a_float32_forms_them_once_more():
+    plain, lifted, tf32 = (
+        head_shape(large(head=HeadConfig(sample_rate=0.1, logits_budget_mb=4096, **settings)))
+        for settings in ({}, {"margin": "curricularface"}, {"margin": "curricularface", "arithmetic": "tf32"})
+    )
+    assert 3 * head_flops(lifted) == 4 * head_flops(plain)
+    products = [head_seconds(shape, GPUS["h100"], "bfloat16")["head, products"] for shape in (plain, lifted)]
+    assert products[1] - products[0] == pytest.approx(head_flops(plain) / 3 / (KERNEL_FLOPS_SHARE * 989e12))
+    assert not tf32.kernels
+    assert head_flops(tf32) == 4 * 2 * 156_250 * 512 * 8192, "no kernel, and 4 bytes a logit do not fit"
+
+
+def test_a_step_is_no_shorter_than_the_hosts_draw_of_its_classes():
+    hidden, bound, every = large(), large(gpus=8, batch=16), large(gpus=8, head=HeadConfig())
+    assert step_seconds(hidden)["draw of classes"] == 0 < work_seconds(hidden)["classes drawn"]
+    assert math.fsum(step_seconds(bound).values()) == pytest.approx(1_250_000 * DRAW_S)
+    assert work_seconds(every)["classes drawn"] == 0, "a head that takes all draws none"
+    most = large(gpus=8, head=HeadConfig(sample_rate=0.9))
+    assert work_seconds(most)["classes drawn"] == pytest.approx(1_250_000 * DRAW_S), "it draws those that stay out"
+
+
+def test_the_time_of_a_draw_is_that_of_the_stored_lines():
+    large_draws = [
+        1e-3 * line["choice_ms"] / (0.1 * 1e6 * float(line["case"].split(" M")[0]))
+        for line in stored_lines()
+        if line["part"] == "head" and "rate 0.1" in line["case"] and line["case"].startswith(("10 M", "30 M"))
+    ]
+    assert len(large_draws) == 4
+    assert pytest.approx(sum(large_draws) / 4, rel=0.01) == DRAW_S
 
 
 def test_a_head_takes_the_rate_of_its_arithmetic_and_a_gpu_without_it_is_refused():
@@ -133,6 +202,21 @@ def test_advice_gives_what_gains_most_first_and_what_it_says_is_planned():
     sampled = dataclasses.replace(job, head=HeadConfig(sample_rate=0.1))
     assert any(f"head.sample_rate=0.1: {images_per_second(sampled):,.0f}" in line for line in advice(job))
     assert [line.split(" ")[0] for line in other_sizes(job)] == ["32", "128", "256"]
+
+
+def test_sixteen_bits_are_advised_where_a_run_takes_them():
+    """By the kind that the GPU has; float16 goes with ddp only."""
+    found = {}
+    for gpu, strategy in itertools.product(("v100", "a100"), ("ddp", "zero1")):
+        lines = advice(setup(gpu=GPUS[gpu], half=False, strategy=strategy))
+        found[gpu, strategy] = [line.partition(":")[0] for line in lines if line.startswith("train.precision")]
+    of_a100 = ["train.precision=bfloat16"]
+    assert list(found.values()) == [["train.precision=float16"], [], of_a100, of_a100]
+
+
+def test_one_gpu_is_no_other_size_of_a_job_that_splits_over_gpus():
+    first = [next(other_sizes(setup(gpus=2, strategy=strategy))) for strategy in ("ddp", "zero2")]
+    assert [line.partition(":")[0] for line in first] == ["1 GPU", "4 GPUs"]
 
 
 def test_weights_that_others_have_updated_are_waited_for_and_those_of_stage_3_come_under_the_backbone():

@@ -10,6 +10,7 @@ from torch import nn
 from dist_train.backbones import BackboneConfig, build_backbone, recompute_activations
 from dist_train.backbones.iresnet import IResNet
 from dist_train.config import OptimizerConfig
+from dist_train.replica.base import compute_dtype
 from dist_train.replica.groups import build_backbone_optimizer
 from tests.sets import write_set
 from tests.single import losses, trainer
@@ -54,6 +55,15 @@ def test_float16_learns_as_float32_and_an_overflow_halves_its_scale_and_nothing_
     assert scaler.get_scale() == 2.0**39
     assert all(torch.equal(value, before[name]) for name, value in half.program.backbone.state_dict().items())
     assert torch.equal(half.program.head.class_centers(), centers)
+
+
+def test_the_precision_auto_is_no_bfloat16_that_a_gpu_emulates(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert compute_dtype("auto", device) == torch.float32
+    assert compute_dtype("bfloat16", device) == torch.bfloat16
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert compute_dtype("auto", device) == torch.bfloat16
 
 
 def test_a_resumed_float16_run_has_the_scale_and_its_count_of_good_steps(tmp_path, tiny_set, monkeypatch):

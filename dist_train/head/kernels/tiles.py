@@ -32,7 +32,9 @@ _NARROW = _ROOMY._replace(samples=64)
 _SMALL = _NARROW._replace(rows=64)
 
 
-def weights_tiles(centers: int, labels: int, lifted: bool, width: int, capability: int) -> Tiles:
+def weights_tiles(
+    centers: int, labels: int, lifted: bool, width: int, capability: int, threshold: bool = False, samples: int = 16
+) -> Tiles:
     """Sizes with which `weights_kernel` spills no register, as `tests/head/compiled.py` shows.
 
     Args:
@@ -41,12 +43,14 @@ def weights_tiles(centers: int, labels: int, lifted: bool, width: int, capabilit
         lifted: the margin lifts hard negatives.
         width: numbers of a center; rows that no 16 numbers divide are loaded through registers.
         capability: of the device to compute, times 10.
+        threshold: negatives beyond one are left out.
+        samples: G; rows of weights that no 16 samples divide are written number by number.
     """
-    burdens = (centers > 1) + (labels > 1) + (labels > 4) + lifted + (width % 16 != 0)
     blackwell = capability >= 100  # its epilogue takes more registers
-    if blackwell and labels > 1 and burdens > 1:
+    burdens = (centers > 1) + (labels > 1) + lifted + (width % 16 != 0) + (samples % 16 != 0)
+    if (width % 16 and samples % 16) or (blackwell and labels > 1 and burdens > 1):
         return _SMALL
-    if burdens > 1 or (blackwell and lifted):
+    if burdens > 1 or (blackwell and (lifted or (threshold and labels > 1))):
         return _NARROW
     return _ROOMY if burdens or capability != 90 else _FASTEST
 

@@ -74,7 +74,7 @@ def weights_kernel(
         counts = counts & tl.reshape(center == nearest[:, None, :], (BLOCK_N, BLOCK_G))
     if THRESHOLD:
         counts = counts & (logits <= threshold)
-    for label in tl.static_range(LABELS):
+    for label in range(LABELS):  # not unrolled: 64 labels would spill kilobytes, and compile for a minute
         target = tl.load(targets + label * samples_total + near)
         counts = counts & ((first + row // KP)[:, None] != target[None, :])
     if LIFTED:
