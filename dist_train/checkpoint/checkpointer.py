@@ -93,6 +93,7 @@ class Checkpointer:
         self._parts, self._ranks = parts, ranks
         self._on_commit = on_commit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-removal")
         self._pending: PendingSave | None = None
         self.lost: str | None = None
 
@@ -176,7 +177,7 @@ class Checkpointer:
         if save.score is not None:  # only now, since a save that is cut off must not be taken for the best
             write_best(self._run_dir, save.step, save.score)
         try:
-            self._thread.submit(remove_pruned, prune(self._run_dir, self._keep))
+            self._remover.submit(remove_pruned, prune(self._run_dir, self._keep))
         except OSError as error:
             logger.warning("old checkpoints of %s cannot be removed: %s", self._run_dir, error)
         if self._on_commit is not None:
@@ -239,5 +240,9 @@ class Checkpointer:
                 logger.warning("checkpoint %s has no %s: begun anew at this step", checkpoint, name)
 
     def close(self) -> None:
-        """Begin no more saves; safe to repeat. One under way is not waited for: its directory is not counted."""
+        """Begin no more saves; safe to repeat. One under way is not waited for: its directory is not counted.
+
+        Removals of old checkpoints are not waited for either, but by the end of the process.
+        """
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._remover.shutdown(wait=False)

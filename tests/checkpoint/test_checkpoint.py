@@ -84,9 +84,9 @@ def test_old_checkpoints_are_removed_while_training_goes_on(tmp_path, tiny_set, 
     run_dir = train(tmp_path, tiny_set, checkpoint__keep=1)
     assert [path.name[-1] for path in committed_checkpoints(run_dir)] == ["6"]
     for thread in threading.enumerate():
-        if thread.name == "checkpoint_0":
+        if thread.name == "checkpoint-removal_0":
             thread.join(10)
-    assert threads == ["checkpoint_0"] * 2
+    assert threads == ["checkpoint-removal_0"] * 2
     assert os.listdir(run_dir / "checkpoints") == ["step-00000006"]
 
 
