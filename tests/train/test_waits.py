@@ -13,7 +13,6 @@ import torch
 from dist_train.train.contrast import Contrast
 from tests.contrast.runs import contrast_recipe
 from tests.contrast.runs import opened as opened_contrast
-from tests.sets import write_set
 from tests.single import ALONE, trainer
 from tests.waits import NEAR, Waits
 
@@ -41,14 +40,6 @@ CASES = {
         "objectives__consistency": {"samples": "unlabelled"},
     },
 }
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("set", "other"):
-        write_set(folder / name)
-    return folder
 
 
 def opened(tmp_path, sets, device, case, **rank):

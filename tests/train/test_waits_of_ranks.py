@@ -1,20 +1,8 @@
 """As `test_waits`, where two ranks exchange what they have."""
 
-import pytest
-
 from tests.ranks import ranks_here, run_ranks
-from tests.sets import write_set
 from tests.train.test_waits import CASES, opened, waits_of_a_step
 from tests.waits import NEAR
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("set", "other"):
-        write_set(folder / name)
-    return folder
-
 
 GLOO = "getattr(dist, REDUCE_SCATTER)"  # which it makes of other exchanges, and a copy in memory of its own
 
