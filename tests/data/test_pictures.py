@@ -87,6 +87,7 @@ def no_decoder(monkeypatch):
     def never(*_):
         raise AssertionError("it was decoded")
 
+    Image.init()  # imports what Pillow has not yet; one of its modules makes an image of its own
     monkeypatch.setattr(cv2, "imdecode", never)
     monkeypatch.setattr(Image.Image, "load", never)
 
